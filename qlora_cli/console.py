@@ -1,0 +1,77 @@
+"""The one place that prints: results and tables to stdout, notes to stderr, JSON where it is asked for."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from qlora_cli.errors import QloraError
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def note(text: str) -> None:
+    """One calm line about what happens, to stderr."""
+    err.print(Text(text))
+
+
+def warn(text: str) -> None:
+    """One line that the user should read, to stderr."""
+    err.print(Text("warning: ", style="yellow").append(text, style="default"))
+
+
+def show_error(error: QloraError) -> None:
+    """Each problem on one line, its hint on the next, to stderr."""
+    for problem in error.problems:
+        place = f"{problem.place}: " if problem.place else ""
+        err.print(Text("error: ", style="bold red").append(place + problem.text, style="default"))
+        if problem.hint:
+            err.print(Text("hint: ", style="cyan").append(problem.hint, style="default"))
+
+
+def result(text: str | Text) -> None:
+    """One line of what the command made or found, to stdout."""
+    out.print(text if isinstance(text, Text) else Text(text))
+
+
+def data(value: Any) -> None:
+    """`value` as JSON on stdout, for `--json`; NaN and infinities are refused."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "") -> None:
+    """A table on stdout. Columns after the first are right-aligned when they start with a digit in every row."""
+    rows = [list(row) for row in rows]
+    view = Table(
+        title=title or None,
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        pad_edge=False,
+        padding=(0, 3, 0, 0),
+    )
+    for index, column in enumerate(columns):
+        cells = [row[index].lstrip("+-") for row in rows]
+        is_numeric = index > 0 and bool(cells) and all(cell[:1].isdigit() or cell == "" for cell in cells)
+        view.add_column(
+            column, header_style="bold", justify="right" if is_numeric else "left", overflow="fold"
+        )
+    for row in rows:
+        view.add_row(*map(Text, row))
+    out.print(view)
+
+
+def facts(pairs: Mapping[str, str], *, title: str = "") -> None:
+    """Label and value, one pair a line, aligned, on stdout."""
+    if title:
+        out.print(Text(title, style="bold"))
+    width = max(map(len, pairs), default=0)
+    for label, value in pairs.items():
+        out.print(Text(f"  {label:<{width}}  ", style="dim").append(value, style="default"))

@@ -1,0 +1,308 @@
+"""Every recipe key, once: its name, type, range, unit, default and source.
+
+Names are those of the Hugging Face stack wherever one exists. A recipe is frozen after it is read. Sections
+import no ML library, so `qlora validate` needs none.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """A frozen group of recipe keys that refuses unknown ones."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+def _as_source(value: Any) -> Any:
+    """The shorthand `train: data.jsonl` stands for `train: [{path: data.jsonl}]`."""
+    if isinstance(value, str):
+        return ({"path": value},)
+    if isinstance(value, dict):
+        return (value,)
+    if isinstance(value, list):
+        return tuple({"path": item} if isinstance(item, str) else item for item in value)
+    return value
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _as_float(value: Any) -> Any:
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    return float(value) if is_whole else value
+
+
+Number = Annotated[float, BeforeValidator(_as_float), Field(allow_inf_nan=False)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+
+
+class ModelSection(Section):
+    """The pretrained model that stays frozen."""
+
+    base_model: str = Field(min_length=1)
+    """Hub id or local folder of the base model."""
+
+    revision: str | None = None
+    """Branch, tag or commit on the Hub. A commit hash makes the run repeatable."""
+
+    trust_remote_code: bool = False
+    """Run Python code that the model repository ships. Only for repositories whose code you have read."""
+
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Precision of the 16-bit parts and of the computation on dequantized weights. `auto`: bfloat16 where the
+    GPU has it, else float16; float32 on CPU."""
+
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] = "sdpa"
+    """Attention kernel, as in `from_pretrained`."""
+
+    chat_template: str | None = None
+    """Jinja file that replaces the tokenizer's chat template."""
+
+
+class QuantizationSection(Section):
+    """Storage of the frozen weights by bitsandbytes (QLoRA, arXiv:2305.14314). Leave the section out for 16-bit LoRA."""
+
+    quant_type: Literal["nf4", "fp4", "int8"] = "nf4"
+    """nf4: 16 levels at the quantiles of a normal distribution, blocks of 64 (section 3 of the paper). fp4: 4-bit
+    float. int8: LLM.int8() (arXiv:2208.07339)."""
+
+    double_quant: bool | None = None
+    """Quantize the block constants too: 0.127 instead of 0.5 bit per parameter. On for nf4 and fp4 unless set to
+    false; int8 has none."""
+
+    skip_modules: Names = ()
+    """Modules left in 16 bit beside the output head, by the last part of their name, e.g. `[down_proj]`."""
+
+
+class LoraSection(Section):
+    """Low-rank adapters on the frozen base model (Hu et al. 2021, arXiv:2106.09685)."""
+
+    r: int = Field(16, ge=1, le=4096)
+    """Inner dimension of the update B @ A. Adapter size grows linearly with it."""
+
+    lora_alpha: Number = Field(32.0, gt=0)
+    """The update is scaled by lora_alpha / r (by lora_alpha / sqrt(r) with `use_rslora`)."""
+
+    lora_dropout: Number = Field(0.05, ge=0, lt=1)
+    """Probability of zeroing an input element of the adapter while training."""
+
+    target_modules: Literal["all-linear"] | Names = "all-linear"
+    """Modules that get an adapter: every linear layer except the output head, or a list of names."""
+
+    modules_to_save: Names = ()
+    """Modules trained in full and saved with the adapter, e.g. `[embed_tokens]`."""
+
+    use_dora: bool = False
+    """Weight-decomposed adaptation: learn the columns' magnitude apart (arXiv:2402.09353)."""
+
+    use_rslora: bool = False
+    """Scale by lora_alpha / sqrt(r), stable at high rank (arXiv:2312.03732)."""
+
+    init_lora_weights: Literal["default", "gaussian", "loftq", "pissa"] = "default"
+    """How A and B start. default: B = 0. loftq: B @ A makes up for the quantization error (arXiv:2310.08659).
+    pissa: B @ A is the principal part of the weight, the base keeps the rest (arXiv:2404.02948)."""
+
+    autocast_adapter_dtype: bool = True
+    """Keep adapter weights in float32 and compute with them in the model's dtype, as PEFT does. false: store them
+    in the model's dtype, as the QLoRA paper does; half the adapter memory, coarser updates."""
+
+
+class SourceSection(Section):
+    """One dataset: a file, a folder or a Hub dataset."""
+
+    path: str = Field(min_length=1)
+    """File (.json, .jsonl, .csv, .parquet, .arrow), folder saved by `datasets`, or Hub dataset id."""
+
+    subset: str | None = None
+    """Configuration name of a Hub dataset."""
+
+    split: str | None = None
+    """Split of a Hub dataset or of a saved DatasetDict; `train` when not given."""
+
+    revision: str | None = None
+    """Branch, tag or commit of a Hub dataset."""
+
+    format: Literal["alpaca", "messages", "sharegpt", "prompt_completion", "text"] | None = None
+    """Layout of a row; detected from the column names when not given."""
+
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Format field -> column of this dataset, e.g. `{instruction: question, output: answer}`."""
+
+    weight: Number = Field(1.0, gt=0, le=1000)
+    """How often each row is seen in an epoch: 2 repeats the source twice, 0.5 takes a random half of its rows."""
+
+
+Sources = Annotated[tuple[SourceSection, ...], BeforeValidator(_as_source), Field(min_length=1)]
+
+
+class DataSection(Section):
+    """Rows in, token rows out."""
+
+    train: Sources
+    """Training data: a path, a source, or a list of them."""
+
+    eval: Sources | None = None
+    """Held-out data, in the same forms."""
+
+    eval_fraction: Number | None = Field(None, gt=0, lt=1)
+    """Share of the training rows held out for evaluation, chosen by `training.seed`."""
+
+    max_length: int = Field(2048, ge=8, le=1_048_576)
+    """Longest row in tokens; with packing, the length of every packed row."""
+
+    packing: bool = True
+    """Put several documents into one row of `max_length` tokens; none attends to another."""
+
+    truncation: Literal["refuse", "drop"] = "refuse"
+    """What happens to documents longer than `max_length`: refuse to start, or leave them out and say how many."""
+
+
+class TrainingSection(Section):
+    """The optimization. Defaults follow the QLoRA paper (appendix B) and current practice for 7B models."""
+
+    learning_rate: Number = Field(2e-4, gt=0, le=1)
+    """Peak learning rate."""
+
+    weight_decay: Number = Field(0.01, ge=0, le=1)
+    """Decoupled weight decay of AdamW."""
+
+    lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
+    """Shape of the learning rate after the warm-up."""
+
+    warmup_ratio: Number = Field(0.03, ge=0, le=1)
+    """Share of the steps in which the learning rate rises from 0."""
+
+    max_grad_norm: Number = Field(0.3, ge=0)
+    """Gradients are scaled down to this L2 norm; 0 turns clipping off."""
+
+    num_train_epochs: Number | None = Field(None, gt=0)
+    """Passes over the training rows; 3 when neither this nor `max_steps` is given."""
+
+    max_steps: int | None = Field(None, ge=1)
+    """Optimizer steps, instead of `num_train_epochs`."""
+
+    per_device_train_batch_size: int = Field(4, ge=1)
+    """Rows in one forward pass on each device."""
+
+    gradient_accumulation_steps: int = Field(4, ge=1)
+    """Forward passes that add up to one optimizer step."""
+
+    gradient_checkpointing: bool = True
+    """Recompute activations in the backward pass: far less memory, about a third more time."""
+
+    optim: Literal[
+        "paged_adamw_8bit", "adamw_8bit", "paged_adamw_32bit", "adamw_torch", "adamw_torch_fused"
+    ] = "paged_adamw_8bit"
+    """Optimizer. Paged ones move their state to CPU memory when the GPU is full; on CPU they run unpaged."""
+
+    adam_beta1: Number = Field(0.9, ge=0, lt=1)
+    """Decay of the first moment."""
+
+    adam_beta2: Number = Field(0.999, ge=0, lt=1)
+    """Decay of the second moment."""
+
+    adam_epsilon: Number = Field(1e-8, gt=0)
+    """Added to the denominator of the update."""
+
+    seed: int = Field(42, ge=0, le=2**32 - 1)
+    """Seed of weights, dropout, data order and splits."""
+
+    logging_steps: int = Field(1, ge=1)
+    """Optimizer steps between two lines of metrics.jsonl."""
+
+    save_strategy: Literal["epoch", "steps", "no"] = "epoch"
+    """When checkpoints are written. The last step and a stop by signal always write one."""
+
+    save_steps: int | None = Field(None, ge=1)
+    """Optimizer steps between two checkpoints, with `save_strategy: steps`."""
+
+    save_total_limit: int = Field(2, ge=1)
+    """Checkpoints kept; older ones are deleted after a newer one is whole."""
+
+
+class TaskSection(Section):
+    """A generation task: prompts with known answers."""
+
+    path: str = Field(min_length=1)
+    """Data in any format that `data.train` reads; the last assistant turn (or completion) is the answer."""
+
+    name: str | None = None
+    """Name in tables; the file's stem when not given."""
+
+    format: Literal["alpaca", "messages", "sharegpt", "prompt_completion"] | None = None
+    """Layout of a row; detected from the column names when not given."""
+
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Format field -> column, as in a data source."""
+
+    metrics: Annotated[
+        tuple[Literal["exact_match", "number_match", "contains", "rouge_l"], ...], BeforeValidator(_as_tuple)
+    ] = Field(("exact_match",), min_length=1)
+    """How an answer is scored; each is a mean over the examples."""
+
+    max_new_tokens: int = Field(256, ge=1)
+    """Longest answer in tokens."""
+
+    limit: int | None = Field(None, ge=1)
+    """Only the first so many examples."""
+
+
+class EvalSection(Section):
+    """Measurement on held-out data."""
+
+    eval_strategy: Literal["epoch", "steps", "no"] | None = None
+    """When the eval loss is measured while training; `epoch` where there is eval data, else never."""
+
+    eval_steps: int | None = Field(None, ge=1)
+    """Optimizer steps between two measurements, with `eval_strategy: steps`."""
+
+    per_device_eval_batch_size: int = Field(8, ge=1)
+    """Rows, or prompts, in one forward pass."""
+
+    tasks: Annotated[tuple[TaskSection, ...], BeforeValidator(_as_tuple)] = ()
+    """Generation tasks that `qlora eval` runs."""
+
+
+class TrackingSection(Section):
+    """Where metrics go beside metrics.jsonl."""
+
+    report_to: Annotated[
+        tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...], BeforeValidator(_as_tuple)
+    ] = ()
+    """Experiment trackers; each must be installed (`pip install 'qlora[track]'`)."""
+
+    project: str | None = None
+    """Project (W&B, Trackio) or experiment (MLflow) that the run belongs to."""
+
+
+class Recipe(Section):
+    """One fine-tuning run."""
+
+    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the run and of its directory `runs/<name>`; the recipe's file name when not given."""
+
+    model: ModelSection
+    """The pretrained model that stays frozen."""
+
+    quantization: QuantizationSection | None = None
+    """Storage of the frozen weights; leave it out for 16-bit LoRA, write `quantization: {}` for NF4."""
+
+    lora: LoraSection = LoraSection()
+    """The adapter that is trained."""
+
+    data: DataSection
+    """What it is trained on."""
+
+    training: TrainingSection = TrainingSection()
+    """How it is trained."""
+
+    eval: EvalSection = EvalSection()
+    """How it is measured."""
+
+    tracking: TrackingSection = TrackingSection()
+    """Where its metrics go."""
