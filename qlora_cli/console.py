@@ -60,9 +60,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str =
     for index, column in enumerate(columns):
         cells = [row[index].lstrip("+-") for row in rows]
         is_numeric = index > 0 and bool(cells) and all(cell[:1].isdigit() or cell == "" for cell in cells)
-        view.add_column(
-            column, header_style="bold", justify="right" if is_numeric else "left", overflow="fold"
-        )
+        view.add_column(column, header_style="bold", justify="right" if is_numeric else "left", overflow="fold")
     for row in rows:
         view.add_row(*map(Text, row))
     out.print(view)

@@ -195,9 +195,9 @@ class TrainingSection(Section):
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass: far less memory, about a third more time."""
 
-    optim: Literal[
-        "paged_adamw_8bit", "adamw_8bit", "paged_adamw_32bit", "adamw_torch", "adamw_torch_fused"
-    ] = "paged_adamw_8bit"
+    optim: Literal["paged_adamw_8bit", "adamw_8bit", "paged_adamw_32bit", "adamw_torch", "adamw_torch_fused"] = (
+        "paged_adamw_8bit"
+    )
     """Optimizer. Paged ones move their state to CPU memory when the GPU is full; on CPU they run unpaged."""
 
     adam_beta1: Number = Field(0.9, ge=0, lt=1)

@@ -1,0 +1,50 @@
+"""Work-arounds for faults of the libraries below us. Each says what breaks, where, and when it can go."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def keep_four_bit_weights_unpacked(model: nn.Module) -> None:
+    """Stop bitsandbytes from repacking 4-bit weights in place on CPUs with AVX512-BF16.
+
+    What breaks: at the first forward pass without gradients `Linear4bit` replaces its packed weight by a layout
+    for one CPU kernel. From then on `dequantize_4bit` returns garbage (a merged identity adapter ended at a KL
+    divergence of 2.44) and a later training step leaves most adapters without a gradient, without an error.
+    Seen in: bitsandbytes 0.50.2. Can go when: `dequantize_4bit` and backward accept the packed layout.
+    """
+    import bitsandbytes as bnb
+
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+@contextmanager
+def adapter_dtypes_kept(model: nn.Module) -> Iterator[None]:
+    """Keep trainable parameters as they are while an `SFTTrainer` is built.
+
+    What breaks: on a quantized base `SFTTrainer.__init__` casts every adapter weight to bfloat16, which rounds
+    initial values that PiSSA and LoftQ computed in float32 and overrides the recipe's choice of dtype.
+    Seen in: trl 1.16.0 (`sft_trainer.py`, "converted to bf16"). Can go when: it honours `autocast_adapter_dtype`.
+    """
+    kept = {name: parameter.data for name, parameter in model.named_parameters() if parameter.requires_grad}
+    yield
+    for name, parameter in model.named_parameters():
+        if name in kept:
+            parameter.data = kept[name]
+
+
+def send_no_telemetry() -> None:
+    """Keep the libraries from reporting usage over the network; a tool for private data sends nothing.
+
+    What breaks: `SFTTrainer` sends a telemetry request at construction. Seen in: trl 1.16.0. Can go when: it
+    asks first. A value that the user set stays.
+    """
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

@@ -1,0 +1,113 @@
+"""LoRA adapters on the frozen base: attached new, or loaded from a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
+from transformers import PreTrainedModel
+
+from qlora_cli.errors import IdentityError, RecipeError
+from qlora_cli.model.base import is_linear, linear_names
+from qlora_cli.recipe.schema import LoraSection
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+# A learned magnitude is near 1 and moves by less than bfloat16 can hold, so it is always kept in float32.
+MAGNITUDE_KEY = "lora_magnitude_vector"
+
+
+def attach_adapter(base: PreTrainedModel, lora: LoraSection) -> PeftModel:
+    """Put a new adapter on `base`; only the adapter (and `modules_to_save`) can be trained.
+
+    The adapter starts as PEFT's default or Gaussian init says; `initial_values` does LoftQ and PiSSA.
+
+    Raises:
+        RecipeError: if a target matches no linear module, or a module to save does not exist.
+    """
+    _check_targets(base, lora)
+    model = get_peft_model(base, lora_config(lora), autocast_adapter_dtype=lora.autocast_adapter_dtype)
+    adapter_dtype = torch.float32 if lora.autocast_adapter_dtype else base.dtype
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.float32 if MAGNITUDE_KEY in name else adapter_dtype)
+    return model
+
+
+def lora_config(lora: LoraSection) -> LoraConfig:
+    """PEFT's configuration of the adapter.
+
+    LoftQ and PiSSA set A and B after the adapter is made, so the configuration that is saved with it says
+    nothing of them: PEFT would otherwise repeat the init, and change the base, whenever the adapter is loaded.
+    """
+    targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.r,
+        lora_alpha=lora.lora_alpha,
+        lora_dropout=lora.lora_dropout,
+        target_modules=targets,
+        modules_to_save=list(lora.modules_to_save) or None,
+        use_dora=lora.use_dora,
+        use_rslora=lora.use_rslora,
+        init_lora_weights="gaussian" if lora.init_lora_weights == "gaussian" else True,
+    )
+
+
+def _check_targets(base: PreTrainedModel, lora: LoraSection) -> None:
+    names = {name for name, _ in base.named_modules()}
+    targets = () if isinstance(lora.target_modules, str) else lora.target_modules
+    linear = {name for name, module in base.named_modules() if is_linear(module)}
+    for target in targets:
+        if not _matches(target, linear):
+            raise RecipeError(
+                f"lora.target_modules: '{target}' matches no linear module of the base model",
+                hint=f"its linear modules are {', '.join(linear_names(base))}",
+            )
+    for saved in lora.modules_to_save:
+        if not _matches(saved, names):
+            raise RecipeError(
+                f"lora.modules_to_save: '{saved}' matches no module of the base model",
+                hint="`embed_tokens` and `lm_head` are the usual ones",
+            )
+
+
+def _matches(target: str, names: set[str]) -> bool:
+    """Whether `target` is one of the names or their last parts, which is how PEFT reads a list.
+
+    >>> _matches("q_proj", {"layers.0.q_proj"}), _matches("proj", {"layers.0.q_proj"})
+    (True, False)
+    """
+    return any(name == target or name.endswith(f".{target}") for name in names)
+
+
+def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
+    """The adapter in `folder` on `base`, in the dtype it was stored in, ready for inference.
+
+    Raises:
+        IdentityError: if the folder holds no adapter, or one that does not fit the base.
+    """
+    weights = folder / ADAPTER_WEIGHTS
+    if not weights.is_file():
+        raise IdentityError(
+            f"'{folder}' holds no {ADAPTER_WEIGHTS}", hint="name a run directory or a PEFT adapter folder"
+        )
+    try:
+        model = PeftModel.from_pretrained(base, str(folder), autocast_adapter_dtype=False)
+    except (RuntimeError, ValueError) as fault:
+        raise IdentityError(
+            f"the adapter in '{folder}' does not fit the base model: {' '.join(str(fault).split())[:300]}",
+            hint="an adapter belongs to the base model that it was trained on",
+        ) from fault
+    stored = {_plain_key(name): tensor.dtype for name, tensor in load_file(weights).items()}
+    for name, parameter in model.named_parameters():
+        dtype = stored.get(_plain_key(name.replace(".default", "")))
+        if dtype is not None:
+            parameter.data = parameter.data.to(base.dtype if "modules_to_save" in name else dtype)
+    return model.eval()
+
+
+def _plain_key(name: str) -> str:
+    return name.removesuffix(".weight").replace(".modules_to_save", "")

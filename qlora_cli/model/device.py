@@ -1,0 +1,52 @@
+"""Where a model runs and in which precision."""
+
+from __future__ import annotations
+
+import torch
+
+from qlora_cli.errors import RecipeError
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+def pick_device() -> torch.device:
+    """The current CUDA device where there is one, else the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype that `model.dtype` stands for on `device`.
+
+    Args:
+        name: a key of `DTYPES`, or "auto": bfloat16 on GPUs that compute in it (compute capability 8.0 and
+            later), float16 on older ones, float32 on CPU.
+        device: where the model will run.
+
+    Raises:
+        RecipeError: if the device cannot compute in that dtype.
+    """
+    if name == "auto":
+        if device.type == "cpu":
+            return torch.float32
+        return torch.bfloat16 if _computes_in_bfloat16(device) else torch.float16
+    dtype = DTYPES[name]
+    if dtype is torch.float16 and device.type == "cpu":
+        raise RecipeError(
+            "model.dtype is float16, but this machine has no GPU and float16 training needs one",
+            hint="--set model.dtype=auto",
+        )
+    if dtype is torch.bfloat16 and device.type == "cuda" and not _computes_in_bfloat16(device):
+        raise RecipeError(
+            f"model.dtype is bfloat16, but {torch.cuda.get_device_name(device)} does not compute in it",
+            hint="--set model.dtype=float16",
+        )
+    return dtype
+
+
+def _computes_in_bfloat16(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """`bfloat16` for torch.bfloat16."""
+    return str(dtype).removeprefix("torch.")

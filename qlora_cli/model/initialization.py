@@ -1,0 +1,111 @@
+"""LoftQ and PiSSA: adapters that start from the base's own weights instead of from zero.
+
+Both work on the weights as they were before quantization. PEFT refuses PiSSA on quantized weights, needs a GPU
+for LoftQ, and leaves lora_alpha / r out of it; here both run on any device, with the scaling.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import bitsandbytes as bnb
+import torch
+from peft import PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from safetensors import safe_open
+
+from qlora_cli.errors import RecipeError
+from qlora_cli.model.adapter import attach_adapter, lora_config
+from qlora_cli.model.base import load_base
+from qlora_cli.model.fingerprint import base_folder
+from qlora_cli.recipe.schema import LoraSection, ModelSection
+
+PISSA_POWER_ITERATIONS = 16
+
+AdapterValues = dict[str, tuple[torch.Tensor, torch.Tensor]]
+"""Module name -> (A of shape [r, in_features], B of shape [out_features, r])."""
+
+
+def split_principal(model: ModelSection, lora: LoraSection, residual_folder: Path) -> AdapterValues:
+    """PiSSA (arXiv:2404.02948): take the r principal directions out of every target weight.
+
+    W = scaling * B @ A + W_residual, computed in 16 bit or more. The residual model is saved to
+    `residual_folder`; it is the base that gets quantized and that the run stands on from then on.
+    """
+    base = load_base(model, None)
+    attach_adapter(base, lora).unload()
+    config = lora_config(lora)
+    config.init_lora_weights = f"pissa_niter_{PISSA_POWER_ITERATIONS}"
+    tuned = get_peft_model(base, config)
+    values = {
+        name: (layer.lora_A["default"].weight.detach().cpu(), layer.lora_B["default"].weight.detach().cpu())
+        for name, layer in _lora_layers(tuned)
+    }
+    tuned.unload().save_pretrained(residual_folder)
+    return values
+
+
+def quantization_error_values(tuned: PeftModel, model: ModelSection) -> AdapterValues:
+    """LoftQ (arXiv:2310.08659, one step from the plain quantization): B @ A makes up for W - dequantize(Q(W)).
+
+    The base stays the plain quantized one, so the adapter can be loaded onto it by anything. Weights are read
+    one at a time from the base's safetensors.
+
+    Raises:
+        RecipeError: if the weights of a target are not in the base's files under its name.
+    """
+    original = _OriginalWeights(base_folder(model))
+    values = {}
+    for name, layer in _lora_layers(tuned):
+        weight = layer.get_base_layer().weight
+        if not isinstance(weight, bnb.nn.Params4bit):
+            continue
+        stored = bnb.functional.dequantize_4bit(weight.data, weight.quant_state).float()
+        wanted = original.read(name).to(stored)
+        if wanted.shape != stored.shape:
+            wanted = wanted.T  # GPT-2's Conv1D keeps [in_features, out_features]
+        values[name] = _best_rank_r((wanted - stored) / layer.scaling["default"], layer.r["default"])
+    return values
+
+
+def _best_rank_r(matrix: torch.Tensor, r: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A [r, in] and B [out, r] whose product is the closest matrix of rank r (Eckart-Young)."""
+    U, S, Vh = torch.linalg.svd(matrix, full_matrices=False)
+    root = S[:r].sqrt()
+    return root[:, None] * Vh[:r], U[:, :r] * root
+
+
+def set_adapter_values(tuned: PeftModel, values: AdapterValues) -> None:
+    """Write A and B into the adapter's parameters, in their dtype."""
+    with torch.no_grad():
+        for name, layer in _lora_layers(tuned):
+            if name in values:
+                a, b = values[name]
+                layer.lora_A["default"].weight.copy_(a)
+                layer.lora_B["default"].weight.copy_(b)
+
+
+def _lora_layers(tuned: PeftModel) -> list[tuple[str, LoraLayer]]:
+    return [(name, module) for name, module in tuned.base_model.model.named_modules() if isinstance(module, LoraLayer)]
+
+
+class _OriginalWeights:
+    """Weights by module name out of a folder of safetensors files, read one at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._files: dict[str, Path] = {}
+        for path in sorted(folder.glob("*.safetensors")):
+            with safe_open(path, framework="pt") as file:
+                self._files |= dict.fromkeys(file.keys(), path)
+
+    def read(self, module_name: str) -> torch.Tensor:
+        # Some bases are stored without the prefix of the class that holds their head: GPT-2's "transformer.".
+        for key in (f"{module_name}.weight", f"{module_name.partition('.')[2]}.weight"):
+            if key in self._files:
+                with safe_open(self._files[key], framework="pt") as file:
+                    return file.get_tensor(key)
+        raise RecipeError(
+            f"lora.init_lora_weights is loftq, but '{self._folder}' has no weight named '{module_name}.weight'",
+            hint="use `init_lora_weights: default` for this base model",
+        )

@@ -1,0 +1,136 @@
+"""The run directory: the names of its parts, who may write to it, and which runs there are."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from qlora_cli.errors import ArgumentError, RunInUseError
+
+RUNS_FOLDER = Path("runs")
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """One run's folder. After training it is the only interface between commands."""
+
+    path: Path
+
+    @property
+    def recipe_path(self) -> Path:
+        """The recipe as resolved, every default written out."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def manifest_path(self) -> Path:
+        """Fingerprints, versions, hardware, seeds, status."""
+        return self.path / "manifest.json"
+
+    @property
+    def metrics_path(self) -> Path:
+        """One JSON object a line for each logged step and each evaluation."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def log_path(self) -> Path:
+        """What the libraries said."""
+        return self.path / "log.txt"
+
+    @property
+    def checkpoints_path(self) -> Path:
+        """Whole checkpoints, `step-000050` and so on."""
+        return self.path / "checkpoints"
+
+    @property
+    def adapter_path(self) -> Path:
+        """The finished PEFT adapter."""
+        return self.path / "adapter"
+
+    @property
+    def residual_path(self) -> Path:
+        """The base that is left after PiSSA took out its principal part."""
+        return self.path / "residual"
+
+    @property
+    def eval_path(self) -> Path:
+        """Results of `qlora eval`."""
+        return self.path / "eval"
+
+    @property
+    def merged_path(self) -> Path:
+        """The merged model."""
+        return self.path / "merged"
+
+    @property
+    def is_started(self) -> bool:
+        """Whether a run was ever begun here."""
+        return self.recipe_path.is_file()
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run's adapter is there."""
+        return (self.adapter_path / "adapter_config.json").is_file()
+
+    @contextmanager
+    def claimed(self) -> Iterator[RunDirectory]:
+        """Hold the directory for this process; a dead process holds nothing.
+
+        Raises:
+            RunInUseError: if another process holds it, with that process's id.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("a+") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                holder = lock.read().strip() or "unknown"
+                raise RunInUseError(
+                    f"process {holder} is writing to run directory '{self.path}'",
+                    hint=f"wait for it, stop it with `kill {holder}`, or choose another --run-dir",
+                ) from None
+            lock.truncate(0)
+            lock.write(f"{os.getpid()}\n")
+            lock.flush()
+            yield self
+
+    def clear(self) -> None:
+        """Delete what an earlier run left, all but the lock."""
+        for entry in self.path.iterdir():
+            if entry.name == ".lock":
+                continue
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+
+
+def list_runs(folder: Path = RUNS_FOLDER) -> list[RunDirectory]:
+    """Every run below `folder`, the one whose metrics or recipe changed last first."""
+    runs = [RunDirectory(path) for path in folder.iterdir()] if folder.is_dir() else []
+    return sorted(filter(lambda run: run.is_started, runs), key=_last_change, reverse=True)
+
+
+def _last_change(run: RunDirectory) -> float:
+    paths = (run.metrics_path, run.recipe_path)
+    return max(path.stat().st_mtime for path in paths if path.exists())
+
+
+def latest_run(folder: Path = RUNS_FOLDER) -> RunDirectory:
+    """The run that changed last.
+
+    Raises:
+        ArgumentError: if there is none.
+    """
+    runs = list_runs(folder)
+    if not runs:
+        raise ArgumentError(
+            f"there is no run in '{folder}'",
+            hint="train one with `qlora train RECIPE`, or name a run directory",
+        )
+    return runs[0]

@@ -1,0 +1,50 @@
+"""manifest.json: what a run stands on, so that a later command can tell whether it still does."""
+
+from __future__ import annotations
+
+import json
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from qlora_cli.errors import IdentityError
+from qlora_cli.run.directory import RunDirectory
+from qlora_cli.run.files import write_json
+
+LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "trl", "datasets", "accelerate", "tokenizers")
+
+
+def library_versions() -> dict[str, str]:
+    """Version of Python, of this project and of each library that shapes a run."""
+    versions = {"python": platform.python_version(), "qlora": metadata.version("qlora")}
+    return versions | {name: metadata.version(name) for name in LIBRARIES}
+
+
+def read_manifest(run: RunDirectory) -> dict[str, Any]:
+    """The manifest of a run.
+
+    Raises:
+        IdentityError: if it is missing or no JSON object.
+    """
+    return read_json_object(run.manifest_path, hint="this run directory is damaged; train again")
+
+
+def read_json_object(path: Path, *, hint: str) -> dict[str, Any]:
+    """The JSON object in a file that this project wrote.
+
+    Raises:
+        IdentityError: if the file is missing or holds something else.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as fault:
+        raise IdentityError(f"cannot be read: {fault}", place=str(path), hint=hint) from fault
+    if not isinstance(value, dict):
+        raise IdentityError(f"must hold a JSON object, not {type(value).__name__}", place=str(path), hint=hint)
+    return value
+
+
+def write_manifest(run: RunDirectory, manifest: dict[str, Any]) -> None:
+    """Replace the run's manifest."""
+    write_json(run.manifest_path, manifest)

@@ -1,0 +1,39 @@
+"""metrics.jsonl: one line a step, readable while the run goes on, without doubles after a resume."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from qlora_cli.run.files import write_text
+
+
+def append_metrics(path: Path, values: dict[str, Any]) -> None:
+    """Add one line. A value that is not finite is written as null, which JSON can hold."""
+    finite = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()
+    }
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(finite, allow_nan=False) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All lines; a last line cut short by a crash is left out."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    values = []
+    for number, line in enumerate(lines):
+        try:
+            values.append(json.loads(line))
+        except ValueError:
+            if number != len(lines) - 1:
+                raise
+    return values
+
+
+def forget_after(path: Path, step: int) -> None:
+    """Drop the lines of steps that a resumed run will do again."""
+    if path.exists():
+        kept = [values for values in read_metrics(path) if values["step"] <= step]
+        write_text(path, "".join(json.dumps(values) + "\n" for values in kept))
