@@ -1,0 +1,62 @@
+"""The arithmetic of a merge: one frozen weight and one low-rank update in, one weight out.
+
+Shape letters: O = output features, I = input features, R = rank of the update.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class LowRankUpdate:
+    """What an adapter adds to one weight matrix."""
+
+    A_RI: torch.Tensor
+    """Down projection."""
+
+    B_OR: torch.Tensor
+    """Up projection; zero before training."""
+
+    scaling: float
+    """lora_alpha / r, or lora_alpha / sqrt(r) for rsLoRA (arXiv:2312.03732)."""
+
+    magnitude: torch.Tensor | None = None
+    """DoRA's learned length of each output row, [O] (arXiv:2402.09353); None for plain LoRA."""
+
+
+def merged_weight(base_weight_OI: torch.Tensor, update: LowRankUpdate) -> torch.Tensor:
+    """The weight that does in one product what base and adapter do in three.
+
+    LoRA (arXiv:2106.09685): W' = W + scaling * B @ A. DoRA (arXiv:2402.09353, equation 5) then sets the length of
+    each row, that is of all weights into one output feature: W' = m * (W + scaling * B @ A) / ||W + scaling * B @ A||.
+
+    Everything is summed in float32: bfloat16 keeps 8 significand bits, and a trained update is often smaller than
+    the last of them.
+
+    Args:
+        base_weight_OI: the frozen weight, dequantized, as `nn.Linear` stores it.
+        update: the adapter's part; on any device and in any floating dtype.
+
+    Returns:
+        Float32 tensor [O, I] on the base weight's device; the argument is left as it was.
+
+    Raises:
+        ValueError: if the shapes do not belong together.
+
+    >>> update = LowRankUpdate(torch.tensor([[1.0, 0.0]]), torch.tensor([[3.0], [0.0]]), scaling=2.0)
+    >>> merged_weight(torch.eye(2), update).tolist()
+    [[7.0, 0.0], [0.0, 1.0]]
+    """
+    A_RI, B_OR = update.A_RI.to(base_weight_OI.device), update.B_OR.to(base_weight_OI.device)
+    if (B_OR.shape[0], A_RI.shape[1]) != base_weight_OI.shape or B_OR.shape[1] != A_RI.shape[0]:
+        raise ValueError(
+            f"B {list(B_OR.shape)} @ A {list(A_RI.shape)} does not fit a weight {list(base_weight_OI.shape)}"
+        )
+    weight_OI = torch.addmm(base_weight_OI.float(), B_OR.float(), A_RI.float(), alpha=update.scaling)
+    if update.magnitude is None:
+        return weight_OI
+    magnitude_O = update.magnitude.to(weight_OI.device).float()
+    return weight_OI * (magnitude_O / torch.linalg.norm(weight_OI, dim=1))[:, None]
