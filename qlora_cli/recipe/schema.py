@@ -65,7 +65,7 @@ class ModelSection(Section):
 
 
 class QuantizationSection(Section):
-    """Storage of the frozen weights by bitsandbytes (QLoRA, arXiv:2305.14314). Leave the section out for 16-bit LoRA."""
+    """Storage of the frozen weights by bitsandbytes (QLoRA, arXiv:2305.14314). Leave it out for 16-bit LoRA."""
 
     quant_type: Literal["nf4", "fp4", "int8"] = "nf4"
     """nf4: 16 levels at the quantiles of a normal distribution, blocks of 64 (section 3 of the paper). fp4: 4-bit
@@ -85,7 +85,7 @@ class LoraSection(Section):
     r: int = Field(16, ge=1, le=4096)
     """Inner dimension of the update B @ A. Adapter size grows linearly with it."""
 
-    lora_alpha: Number = Field(32.0, gt=0)
+    lora_alpha: Number = Field(32.0, gt=0, le=65_536)
     """The update is scaled by lora_alpha / r (by lora_alpha / sqrt(r) with `use_rslora`)."""
 
     lora_dropout: Number = Field(0.05, ge=0, lt=1)
@@ -174,22 +174,22 @@ class TrainingSection(Section):
     lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
     """Shape of the learning rate after the warm-up."""
 
-    warmup_ratio: Number = Field(0.03, ge=0, le=1)
+    warmup_ratio: Number = Field(0.03, ge=0, lt=1)
     """Share of the steps in which the learning rate rises from 0."""
 
-    max_grad_norm: Number = Field(0.3, ge=0)
+    max_grad_norm: Number = Field(0.3, ge=0, le=1_000_000)
     """Gradients are scaled down to this L2 norm; 0 turns clipping off."""
 
-    num_train_epochs: Number | None = Field(None, gt=0)
+    num_train_epochs: Number | None = Field(None, gt=0, le=10_000)
     """Passes over the training rows; 3 when neither this nor `max_steps` is given."""
 
-    max_steps: int | None = Field(None, ge=1)
+    max_steps: int | None = Field(None, ge=1, le=1_000_000_000)
     """Optimizer steps, instead of `num_train_epochs`."""
 
-    per_device_train_batch_size: int = Field(4, ge=1)
+    per_device_train_batch_size: int = Field(4, ge=1, le=65_536)
     """Rows in one forward pass on each device."""
 
-    gradient_accumulation_steps: int = Field(4, ge=1)
+    gradient_accumulation_steps: int = Field(4, ge=1, le=65_536)
     """Forward passes that add up to one optimizer step."""
 
     gradient_checkpointing: bool = True
@@ -206,22 +206,22 @@ class TrainingSection(Section):
     adam_beta2: Number = Field(0.999, ge=0, lt=1)
     """Decay of the second moment."""
 
-    adam_epsilon: Number = Field(1e-8, gt=0)
+    adam_epsilon: Number = Field(1e-8, gt=0, le=1)
     """Added to the denominator of the update."""
 
     seed: int = Field(42, ge=0, le=2**32 - 1)
     """Seed of weights, dropout, data order and splits."""
 
-    logging_steps: int = Field(1, ge=1)
+    logging_steps: int = Field(1, ge=1, le=1_000_000_000)
     """Optimizer steps between two lines of metrics.jsonl."""
 
     save_strategy: Literal["epoch", "steps", "no"] = "epoch"
     """When checkpoints are written. The last step and a stop by signal always write one."""
 
-    save_steps: int | None = Field(None, ge=1)
+    save_steps: int | None = Field(None, ge=1, le=1_000_000_000)
     """Optimizer steps between two checkpoints, with `save_strategy: steps`."""
 
-    save_total_limit: int = Field(2, ge=1)
+    save_total_limit: int = Field(2, ge=1, le=100_000)
     """Checkpoints kept; older ones are deleted after a newer one is whole."""
 
 
@@ -245,10 +245,10 @@ class TaskSection(Section):
     ] = Field(("exact_match",), min_length=1)
     """How an answer is scored; each is a mean over the examples."""
 
-    max_new_tokens: int = Field(256, ge=1)
+    max_new_tokens: int = Field(256, ge=1, le=1_048_576)
     """Longest answer in tokens."""
 
-    limit: int | None = Field(None, ge=1)
+    limit: int | None = Field(None, ge=1, le=1_000_000_000)
     """Only the first so many examples."""
 
 
@@ -258,10 +258,10 @@ class EvalSection(Section):
     eval_strategy: Literal["epoch", "steps", "no"] | None = None
     """When the eval loss is measured while training; `epoch` where there is eval data, else never."""
 
-    eval_steps: int | None = Field(None, ge=1)
+    eval_steps: int | None = Field(None, ge=1, le=1_000_000_000)
     """Optimizer steps between two measurements, with `eval_strategy: steps`."""
 
-    per_device_eval_batch_size: int = Field(8, ge=1)
+    per_device_eval_batch_size: int = Field(8, ge=1, le=65_536)
     """Rows, or prompts, in one forward pass."""
 
     tasks: Annotated[tuple[TaskSection, ...], BeforeValidator(_as_tuple)] = ()

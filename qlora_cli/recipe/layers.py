@@ -1,0 +1,133 @@
+"""A recipe file and the parts that it extends, laid over one another."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+
+from qlora_cli.recipe.shipped import shipped_root
+from qlora_cli.recipe.tree import Node, Place, PlacedProblem, Unreadable, merge, problem_at
+from qlora_cli.recipe.yaml_text import MAX_TEXT_BYTES, parse_yaml
+
+
+class _UnusableFileError(Exception):
+    """A file that cannot be laid over others at all; carries the problems that say why."""
+
+    def __init__(self, *problems: PlacedProblem) -> None:
+        super().__init__()
+        self.problems = problems
+
+
+@dataclass
+class Layers:
+    """Reads recipe files, each once, and collects what is wrong with them."""
+
+    problems: list[PlacedProblem] = field(default_factory=list)
+    is_whole: bool = True
+    """False once a file could not be used; its keys would then wrongly look missing."""
+    _read: dict[str, Node] = field(default_factory=dict)
+
+    def load(self, path: Path, chain: tuple[Path, ...] = (), named_at: Place | None = None) -> Node:
+        """The tree of `path` laid over those of its `extends`; an empty one where the file cannot be used.
+
+        Args:
+            path: file to read, as places should show it.
+            chain: the files that led here, outermost first.
+            named_at: where the innermost of them names this one.
+        """
+        identity = os.path.realpath(path)
+        try:
+            if identity in [os.path.realpath(outer) for outer in chain]:
+                circle = " -> ".join(str(file) for file in (*chain, path))
+                text = f"'extends' goes in a circle: {circle}"
+                raise _UnusableFileError(problem_at(named_at or Place(str(path), 1), text, "take one of them out"))
+            if identity not in self._read:
+                self._read[identity] = self._load_new(path, chain, named_at)
+            return self._read[identity]
+        except _UnusableFileError as unusable:
+            self.problems += unusable.problems
+            self.is_whole = False
+            return Node({}, Place(str(path), 1))
+
+    def _load_new(self, path: Path, chain: tuple[Path, ...], named_at: Place | None) -> Node:
+        parsed = parse_yaml(_read_text(path, named_at), str(path))
+        keys = parsed.root.value if parsed.root else None
+        if not isinstance(keys, dict):
+            raise _UnusableFileError(*(parsed.problems or [_not_a_recipe(path, parsed.root)]))
+        self.problems += parsed.problems
+        tree = Node({}, Place(str(path), 1))
+        for target in self._targets(keys.get("extends")):
+            part = self.load(_locate(path, str(target.value)), (*chain, path), target.place)
+            tree = merge(tree, part)
+        own_keys = {key: child for key, child in keys.items() if key != "extends"}
+        return merge(tree, Node(own_keys, Place(str(path), 1)))
+
+    def _targets(self, extends: Node | None) -> list[Node]:
+        """The paths that an `extends` key names, each with its place."""
+        if extends is None:
+            return []
+        items = extends.value if isinstance(extends.value, list) else [extends]
+        targets = []
+        for item in items:
+            if isinstance(item.value, str) and item.value:
+                targets.append(item)
+                continue
+            self.is_whole = False
+            if not isinstance(item.value, Unreadable):
+                text = f"extends must be a path or a list of paths, not {item.plain()!r}"
+                hint = "for example `extends: configs/models/llama-3.1-8b.yaml`"
+                self.problems.append(problem_at(item.place, text, hint))
+        return targets
+
+
+def _read_text(path: Path, named_at: Place | None) -> str:
+    """The text of a recipe file; faults of the file itself stand where `extends` names it."""
+    place = named_at or Place(str(path), 0)
+    name = f"'{path}' in 'extends'" if named_at else "this recipe"
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        raise _UnusableFileError(problem_at(place, f"{name} does not exist", _close_files(path))) from None
+    except IsADirectoryError:
+        raise _UnusableFileError(problem_at(place, f"{name} is a folder", "name a .yaml file in it")) from None
+    except OSError as error:
+        text = f"{name} cannot be read: {error.strerror}"
+        raise _UnusableFileError(problem_at(place, text, "check its path and permissions")) from None
+    if len(raw) > MAX_TEXT_BYTES:
+        text = f"{name} has {len(raw):,} bytes; at most {MAX_TEXT_BYTES:,} are read"
+        raise _UnusableFileError(problem_at(place, text, "name a recipe, not a data file"))
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        text = f"byte 0x{raw[error.start]:02x} is not UTF-8 text"
+        raise _UnusableFileError(problem_at(Place(str(path), line), text, "save the file as UTF-8")) from None
+
+
+def _not_a_recipe(path: Path, root: Node | None) -> PlacedProblem:
+    if root is None:
+        return problem_at(Place(str(path), 1), "the file is empty", "start from `qlora init`")
+    seen = "a list" if isinstance(root.value, list) else f"'{root.value}'"
+    text = f"a recipe must be a mapping of sections, not {seen}"
+    return problem_at(root.place, text, "write `model:`, `data:` and so on at the start of their lines")
+
+
+def _locate(naming_file: Path, target: str) -> Path:
+    """The file that `target` means: relative to the naming file, else a part of qlora's own `configs/`."""
+    beside = Path(os.path.normpath(naming_file.parent / Path(target).expanduser()))
+    if os.path.exists(beside) or Path(target).parts[0] != "configs" or (naming_file.parent / "configs").is_dir():
+        return beside
+    return Path(os.path.normpath(shipped_root() / target))
+
+
+def _close_files(path: Path) -> str:
+    """A hint that names the files most like the missing `path`."""
+    if not path.parent.is_dir():
+        return f"there is no folder '{path.parent}'"
+    names = [file.name for file in path.parent.iterdir() if file.suffix in (".yaml", ".yml")]
+    close = get_close_matches(path.name, names, n=3, cutoff=0.5)
+    if close:
+        return "did you mean " + " or ".join(f"'{path.parent / name}'" for name in close) + "?"
+    return f"the recipes in '{path.parent}' are {', '.join(sorted(names))}" if names else "write one with `qlora init`"

@@ -1,0 +1,106 @@
+"""Recipe values before they are checked: a tree in which every value knows where it was written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qlora_cli.errors import Problem
+
+
+@dataclass(frozen=True, order=True)
+class Place:
+    """Where a value was written: a line of a file, or a command-line option (line 0)."""
+
+    file: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}" if self.line else self.file
+
+
+PlacedProblem = tuple[Place, Problem]
+
+
+def problem_at(place: Place, text: str, hint: str = "") -> PlacedProblem:
+    """A problem together with the place it sorts by."""
+    return place, Problem(text, str(place), hint)
+
+
+class Unreadable:
+    """Stands for a value whose fault is already reported, so that nothing further is said of it."""
+
+
+UNREADABLE = Unreadable()
+Value = dict[str, "Node"] | list["Node"] | str | int | float | bool | None | Unreadable
+Part = str | int
+"""One step of a path: a key of a mapping, or an index of a list."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A value and its place: the line of its key, or of its own start in a list."""
+
+    value: Value
+    place: Place
+
+    def plain(self) -> Any:
+        """The value as plain dicts, lists and scalars.
+
+        >>> here = Place("a.yaml", 1)
+        >>> Node({"r": Node(8, here)}, here).plain()
+        {'r': 8}
+        """
+        if isinstance(self.value, dict):
+            return {key: child.plain() for key, child in self.value.items()}
+        if isinstance(self.value, list):
+            return [child.plain() for child in self.value]
+        return self.value
+
+    def child(self, part: Part) -> Node | None:
+        """The value under a key or an index; None where there is none."""
+        if isinstance(self.value, dict) and isinstance(part, str):
+            return self.value.get(part)
+        if isinstance(self.value, list) and isinstance(part, int) and part < len(self.value):
+            return self.value[part]
+        return None
+
+
+def find(root: Node, path: Sequence[Part]) -> Node:
+    """The node at `path`, or the nearest one above it that exists."""
+    node = root
+    for part in path:
+        below = node.child(part)
+        if below is None:
+            return node
+        node = below
+    return node
+
+
+def merge(lower: Node, upper: Node) -> Node:
+    """`upper` laid over `lower`: mappings merge key by key, anything else replaces; each value keeps its place.
+
+    >>> a, b = Place("a.yaml", 1), Place("b.yaml", 1)
+    >>> lower = Node({"r": Node(8, a), "bias": Node("none", a)}, a)
+    >>> merge(lower, Node({"r": Node(16, b)}, b)).plain()
+    {'r': 16, 'bias': 'none'}
+    """
+    if not isinstance(lower.value, dict) or not isinstance(upper.value, dict):
+        return upper
+    merged = dict(lower.value)
+    for key, child in upper.value.items():
+        merged[key] = merge(merged[key], child) if key in merged else child
+    return Node(merged, upper.place)
+
+
+def path_text(path: Sequence[Part]) -> str:
+    """A path as users write it.
+
+    >>> path_text(("data", "train", 0, "path"))
+    'data.train[0].path'
+    """
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}"
+    return text.removeprefix(".")
