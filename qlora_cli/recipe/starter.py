@@ -1,0 +1,79 @@
+"""The commented recipe that `qlora init` writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+from qlora_cli.errors import ArgumentError
+from qlora_cli.recipe.reader import NAME_PATTERN
+
+TEMPLATE = """\
+# A QLoRA run: 4-bit base model, 16-bit adapter. `qlora validate {file}` checks it, `qlora train {file}` runs it.
+# Keys that are left out have defaults; `qlora schema` describes every key.
+name: {name}                   # the run goes to runs/{name}
+
+model:
+  base_model: {base}  # Hub id or local folder
+
+quantization:                  # leave this section out for 16-bit LoRA
+  quant_type: nf4              # the paper's 4-bit type (arXiv:2305.14314); int8 loses less and takes twice as much
+  double_quant: true           # saves 0.37 bit per parameter, about 0.3 GB at 7B
+
+lora:
+  r: 16                        # 16 is enough for most tasks; more rank means more memory and more to overfit
+  lora_alpha: 32               # the update is scaled by lora_alpha / r
+  lora_dropout: 0.05           # 0.05 to 0.1 helps on small data
+  target_modules: all-linear   # the paper needs all linear layers to match full fine-tuning
+
+data:
+  train: {data}  # alpaca, messages, sharegpt, prompt/completion or text
+  eval_fraction: 0.05          # held out, to see overfitting
+  max_length: 2048             # in tokens; halve it first when memory runs out
+  packing: true                # fills rows with several documents, none of which sees another
+
+training:
+  num_train_epochs: 3          # 1 is often enough above 10,000 rows
+  learning_rate: 2.0e-4        # the paper's value up to 13B; 1e-4 above
+  per_device_train_batch_size: 4
+  gradient_accumulation_steps: 4   # 4 x 4 = 16 rows a step; out of memory: 2 x 8 is the same step
+  lr_scheduler_type: cosine
+  warmup_ratio: 0.03           # share of the steps
+  optim: paged_adamw_8bit      # its state moves to CPU memory when the GPU is full
+
+tracking:
+  report_to: []                # metrics.jsonl is always written; add tensorboard, wandb, mlflow or trackio
+"""
+
+
+def write_starter(out: Path, base_model: str, data: str, *, overwrite: bool) -> None:
+    """Write a starter recipe to `out`.
+
+    Args:
+        out: file to write; its stem names the run.
+        base_model: Hub id or local folder.
+        data: path or Hub id of the training data.
+        overwrite: replace a file that exists.
+
+    Raises:
+        ArgumentError: if `out` exists, cannot be written, or its stem cannot name a run.
+    """
+    if not NAME_PATTERN.fullmatch(out.stem):
+        hint = "use letters, digits, '.', '_' and '-', for example `--out chat.yaml`"
+        raise ArgumentError(f"the file name '{out.stem}' cannot name the run", hint=hint)
+    text = TEMPLATE.format(file=out, name=_quoted(out.stem), base=_quoted(base_model), data=_quoted(data))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with out.open("w" if overwrite else "x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        hint = "choose another --out, or write over it with --force"
+        raise ArgumentError(f"'{out}' is there already", hint=hint) from None
+    except OSError as error:
+        raise ArgumentError(f"'{out}' cannot be written: {error.strerror}", hint="choose another --out") from None
+
+
+def _quoted(text: str) -> str:
+    """`text` as one YAML scalar on one line, in quotes where it needs them."""
+    return yaml.safe_dump(text, width=10**6, allow_unicode=True).removesuffix("...\n").strip()

@@ -1,0 +1,36 @@
+"""A recipe in four lines, for people."""
+
+from __future__ import annotations
+
+from qlora_cli.recipe.schema import LoraSection, QuantizationSection, Recipe, TrainingSection
+
+
+def summarize(recipe: Recipe) -> dict[str, str]:
+    """Label and value of what a reader wants to see first."""
+    sources = [source.path for source in recipe.data.train]
+    return {
+        "run": recipe.name,
+        "base": recipe.model.base_model,
+        "method": f"{_method(recipe.quantization, recipe.lora)}, r {recipe.lora.r}",
+        "data": ", ".join(sources) + f", max_length {recipe.data.max_length}",
+        "training": _length(recipe.training),
+    }
+
+
+def _method(quantization: QuantizationSection | None, lora: LoraSection) -> str:
+    adapter = "DoRA" if lora.use_dora else "LoRA"
+    if quantization is None:
+        return f"{adapter} on the 16-bit base"
+    if quantization.quant_type == "int8":
+        return f"{adapter} on the int8 base"
+    constants = "" if quantization.double_quant is False else " with double quantization"
+    return f"Q{adapter} on the {quantization.quant_type} base{constants}"
+
+
+def _length(training: TrainingSection) -> str:
+    rows = training.per_device_train_batch_size * training.gradient_accumulation_steps
+    if training.max_steps is not None:
+        length = f"{training.max_steps} steps"
+    else:
+        length = f"{training.num_train_epochs or 3:g} epochs"
+    return f"{length} of {rows} rows a step, {training.optim}, learning rate {training.learning_rate:g}"
