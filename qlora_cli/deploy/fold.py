@@ -99,8 +99,9 @@ def _update(layer: LoraLayer) -> LowRankUpdate:
 
 
 def _bias(module: nn.Module, prefix: str) -> NamedTensors:
-    if getattr(module, "bias", None) is not None:
-        yield f"{prefix}bias", module.bias
+    bias = getattr(module, "bias", None)
+    if isinstance(bias, torch.Tensor):
+        yield f"{prefix}bias", bias
 
 
 def _is_quantized(module: nn.Module) -> bool:
@@ -116,7 +117,7 @@ def _weight_oi(module: nn.Module) -> torch.Tensor:
         row_scale_O = module.state.SCB if module.weight.SCB is None else module.weight.SCB
         weight_OI = module.weight.data * (row_scale_O[:, None].float() / INT8_MAX)
     else:
-        weight_OI = _as_stored(module.weight.data, module)
+        weight_OI = _as_stored(module.get_parameter("weight"), module)
     return weight_OI.float()
 
 

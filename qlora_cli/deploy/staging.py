@@ -25,6 +25,7 @@ def staged_folder(out: Path, *, force: bool) -> Iterator[Path]:
     Raises:
         ArgumentError: if `out` is in the way.
     """
+    out = out.absolute()  # "." has no name to stage beside
     refuse_occupied(out, force=force)
     out.parent.mkdir(parents=True, exist_ok=True)
     stage = out.with_name(f".{out.name}.staging-{os.getpid()}")

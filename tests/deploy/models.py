@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
@@ -15,8 +17,14 @@ from transformers import (
 )
 
 from qlora_cli.compat import keep_four_bit_weights_unpacked
+from qlora_cli.model.fingerprint import fingerprint_base
+from qlora_cli.model.tiny_tokenizer import train_tokenizer
+from qlora_cli.recipe.reader import dump_recipe
+from qlora_cli.recipe.schema import Recipe
+from qlora_cli.run.directory import RunDirectory
+from qlora_cli.run.manifest import write_manifest
 
-VOCABULARY = 128
+VOCABULARY = 264  # 256 bytes, 4 special tokens, 4 merges
 QUANTIZATIONS = {
     "none": None,
     "nf4": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True),
@@ -34,20 +42,54 @@ def save_llama(folder, *, tie_word_embeddings):
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=1,
-        max_position_embeddings=64,
+        max_position_embeddings=256,
         initializer_range=0.2,
+        bos_token_id=0,
+        eos_token_id=3,
         tie_word_embeddings=tie_word_embeddings,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
+    save_tokenizer(folder)
     return folder
+
+
+def save_tokenizer(folder):
+    """About one token a byte, ChatML turns."""
+    train_tokenizer(["a small corpus"], VOCABULARY, max_length=256).save_pretrained(folder)
+
+
+def save_run(folder, base_folder, *, quantization="nf4", is_inert=False, **adapter_settings):
+    """A finished run directory: recipe, manifest and an adapter whose B is not zero."""
+    data = folder / "eval.jsonl"
+    folder.mkdir(parents=True, exist_ok=True)
+    data.write_text("".join(json.dumps({"instruction": f"Count to {n}.", "output": "1 2 3"}) + "\n" for n in range(4)))
+    sections = {
+        "name": "tiny",
+        "model": {"base_model": str(base_folder)},
+        "data": {"train": str(data), "packing": False},
+    }
+    if quantization != "none":
+        sections["quantization"] = {"quant_type": quantization}
+    recipe = Recipe.model_validate(sections)
+    run = RunDirectory(folder)
+    run.recipe_path.write_text(dump_recipe(recipe))
+    write_manifest(run, {"base": {"fingerprint": fingerprint_base(recipe.model)}})
+    tuned = with_adapter(load_base(base_folder, quantization), **adapter_settings)
+    if is_inert:
+        tuned.load_state_dict(
+            {name: value * 0 for name, value in tuned.state_dict().items() if "lora_B" in name}, strict=False
+        )
+    tuned.save_pretrained(run.adapter_path)
+    return run
 
 
 def save_gpt2(folder):
     torch.manual_seed(1)
     config = GPT2Config(
-        vocab_size=VOCABULARY, n_positions=64, n_embd=64, n_layer=2, n_head=2, bos_token_id=1, eos_token_id=2
+        vocab_size=VOCABULARY, n_positions=256, n_embd=64, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=3
     )
     GPT2LMHeadModel(config).save_pretrained(folder)
+    save_tokenizer(folder)
     return folder
 
 

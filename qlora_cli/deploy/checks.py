@@ -1,0 +1,86 @@
+"""Merges that must not happen, and why."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from peft import PeftModel
+from peft.utils.other import ModulesToSaveWrapper
+
+from qlora_cli.errors import ArgumentError, IdentityError, NumericError
+from qlora_cli.model.fingerprint import base_folder
+from qlora_cli.model.tuned import TunedSource
+from qlora_cli.run.manifest import read_json_object
+
+MERGE_RECORD = "qlora_merge.json"
+"""What a merged model folder says of its making."""
+
+Onto = Literal["dequantized", "original"]
+
+
+def refuse_no_adapter(source: TunedSource) -> None:
+    """Refuse a folder that holds a model and no adapter.
+
+    Raises:
+        ArgumentError: if there is nothing to merge.
+    """
+    if source.adapter is None:
+        raise ArgumentError(
+            f"'{source.folder}' is a model without an adapter: there is nothing to merge",
+            hint="name a run directory or a PEFT adapter folder",
+        )
+
+
+def refuse_second_merge(source: TunedSource, adapter_sha256: str) -> None:
+    """Refuse a base that already contains this adapter: its update would count twice.
+
+    Raises:
+        IdentityError: if the base folder's record names the same adapter weights.
+    """
+    record_path = base_folder(source.model) / MERGE_RECORD
+    if not record_path.is_file():
+        return
+    record = read_json_object(record_path, hint="merge that model again")
+    if record.get("adapter_sha256") == adapter_sha256:
+        raise IdentityError(
+            f"this adapter is already merged into the base model '{source.model.base_model}'",
+            place=str(record_path),
+            hint=f"use '{source.model.base_model}' as it is, or merge onto the base that the adapter was trained on",
+        )
+
+
+def refuse_inert(tuned: PeftModel, source: TunedSource) -> None:
+    """Refuse an adapter that changes nothing: every B is zero and no module was trained in full.
+
+    That is an adapter as it was before its first step, so the fault is in the training: a numeric failure.
+
+    Raises:
+        NumericError: if merging would give back the base.
+    """
+    has_trained_modules = any(isinstance(module, ModulesToSaveWrapper) for module in tuned.modules())
+    zero_at_start = [
+        parameter
+        for name, parameter in tuned.named_parameters()
+        if "lora_B" in name or "lora_embedding_A" in name  # the factor that starts at zero
+    ]
+    if not has_trained_modules and not any(torch.count_nonzero(weight) for weight in zero_at_start):
+        raise NumericError(
+            f"the adapter in '{source.adapter}' is inert: all {len(zero_at_start)} of its B matrices are zero, "
+            "so the merged model would be the base",
+            hint="train it: the first step with a learning rate above 0 moves B",
+        )
+
+
+def refuse_loftq_onto_original(source: TunedSource, onto: Onto) -> None:
+    """Refuse to add an update that makes up for quantization error to a base that has none.
+
+    Raises:
+        ArgumentError: for a run with LoftQ init and `onto` "original".
+    """
+    if onto == "original" and source.recipe and source.recipe.lora.init_lora_weights == "loftq":
+        raise ArgumentError(
+            "--onto original does not go with lora.init_lora_weights loftq: the adapter makes up for the error "
+            "of the quantized base, which the original does not have",
+            hint="leave --onto out; it merges onto the dequantized base",
+        )

@@ -1,0 +1,177 @@
+"""`qlora merge`: fold an adapter into its base, prove that nothing was lost, and write a plain model folder."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from qlora_cli.data.rendering import Renderer
+from qlora_cli.deploy.checks import (
+    MERGE_RECORD,
+    Onto,
+    refuse_inert,
+    refuse_loftq_onto_original,
+    refuse_no_adapter,
+    refuse_second_merge,
+)
+from qlora_cli.deploy.fold import fold_adapter
+from qlora_cli.deploy.model_folder import save_model_folder
+from qlora_cli.deploy.probes import probe_rows
+from qlora_cli.deploy.record import Merged, MergedDtype, describe_onto, merge_record
+from qlora_cli.deploy.staging import staged_folder
+from qlora_cli.deploy.verify import (
+    MAX_KL_ORIGINAL,
+    MAX_KL_ROUNDED,
+    MAX_KL_SAME_NUMBERS,
+    Agreement,
+    compare,
+    record_logits,
+    refuse_disagreement,
+)
+from qlora_cli.errors import ArgumentError
+from qlora_cli.model.adapter import ADAPTER_WEIGHTS, load_adapter
+from qlora_cli.model.base import load_base
+from qlora_cli.model.device import DTYPES, pick_device
+from qlora_cli.model.tuned import TunedSource, find_tuned, load_tuned
+from qlora_cli.recipe.schema import ModelSection
+from qlora_cli.run.files import sha256_file, write_json
+
+ROOM_FOR_ACTIVATIONS = 1.2
+"""Free GPU memory that verification wants, as a multiple of the merged weights."""
+
+
+@dataclass(frozen=True)
+class MergeOptions:
+    """How to merge."""
+
+    onto: Onto = "dequantized"
+    """dequantized: the weights that training saw. original: the base as it was before quantization."""
+
+    dtype: MergedDtype = "bfloat16"
+    force: bool = False
+    """Replace a model folder that is already there."""
+
+    max_kl: float | None = None
+    """Bound on the mean KL in nats per token, instead of the documented one."""
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """What the tuned model said before it was folded."""
+
+    rows: list[list[int]]
+    logits: list[torch.Tensor]
+    effect: Agreement
+    is_float32: bool
+    num_parameters: int
+
+
+def merge_run(path: Path | None, out: Path | None, options: MergeOptions) -> Merged:
+    """Merge the run or adapter at `path` into `out`, verified; `out` appears whole or not at all.
+
+    Args:
+        path: run directory or PEFT adapter folder; the latest run when None.
+        out: folder for the merged model; `<run>/merged` when None.
+        options: onto what, in which precision.
+
+    Raises:
+        ArgumentError: if there is nothing to merge or `out` is taken.
+        IdentityError: if the base is not the one of training, or contains the adapter already.
+        NumericError: if the adapter is inert, or the merged model is not the trained one.
+    """
+    source = find_tuned(path)
+    out = out or default_out(source)
+    adapter_sha256 = adapter_identity(source)
+    refuse_second_merge(source, adapter_sha256)
+    refuse_loftq_onto_original(source, options.onto)
+    with staged_folder(out, force=options.force) as stage:
+        reference = _write_merged(source, options, stage)
+        gc.collect()  # the tuned model holds reference cycles; its memory is needed for the merged one
+        agreement = compare(
+            reference.logits, record_logits(_reload(stage, source.model, options.dtype), reference.rows)
+        )
+        merged = Merged(
+            path=out,
+            onto=options.onto,
+            onto_in_words=describe_onto(source, options.onto),
+            dtype=options.dtype,
+            num_parameters=reference.num_parameters,
+            effect=reference.effect,
+            agreement=agreement,
+            max_kl=_bound(source, options, reference) if options.max_kl is None else options.max_kl,
+        )
+        refuse_disagreement(agreement, merged.max_kl)
+        write_json(stage / MERGE_RECORD, merge_record(source, merged, adapter_sha256))
+    return merged
+
+
+def default_out(source: TunedSource) -> Path:
+    """`<run>/merged` for a run's final adapter.
+
+    Raises:
+        ArgumentError: for an adapter that is no run's final one.
+    """
+    refuse_no_adapter(source)
+    if source.run is None or source.adapter != source.run.adapter_path:
+        raise ArgumentError(
+            f"'{source.folder}' is not a run directory, so the merged model has no default place",
+            hint="name a folder with --out",
+        )
+    return source.run.merged_path
+
+
+def adapter_identity(source: TunedSource) -> str:
+    """SHA-256 of the adapter's weights.
+
+    Raises:
+        ArgumentError: if the source has no adapter.
+    """
+    refuse_no_adapter(source)
+    assert source.adapter is not None
+    return sha256_file(source.adapter / ADAPTER_WEIGHTS)
+
+
+def _write_merged(source: TunedSource, options: MergeOptions, stage: Path) -> _Reference:
+    """Record what the tuned model says, fold it, save it; every model is let go on return."""
+    tuned = load_tuned(source.folder)
+    refuse_inert(tuned.model, source)
+    renderer = Renderer(tuned.tokenizer)
+    rows = probe_rows(source.recipe, renderer)
+    logits = record_logits(tuned.model, rows)
+    with tuned.model.disable_adapter():
+        effect = compare(logits, record_logits(tuned.model, rows))
+    to_fold = tuned.model if options.onto == "dequantized" else _on_original(source, options.dtype)
+    plain = fold_adapter(to_fold, DTYPES[options.dtype])
+    save_model_folder(plain, tuned.tokenizer, renderer, stage)
+    return _Reference(rows, logits, effect, tuned.model.dtype is torch.float32, plain.num_parameters())
+
+
+def _on_original(source: TunedSource, dtype: MergedDtype) -> PeftModel:
+    assert source.adapter is not None
+    model = source.model.model_copy(update={"dtype": dtype, "attn_implementation": "sdpa"})
+    base = load_base(model, None, source=source.base_source, device=torch.device("cpu"))
+    return load_adapter(base, source.adapter)
+
+
+def _reload(folder: Path, base: ModelSection, dtype: MergedDtype) -> PreTrainedModel:
+    """The model as it stands on disk, on the GPU where it fits there."""
+    device = pick_device()
+    num_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    if device.type == "cuda" and torch.cuda.mem_get_info(device)[0] < ROOM_FOR_ACTIVATIONS * num_bytes:
+        device = torch.device("cpu")
+    model = ModelSection(base_model=str(folder), dtype=dtype, trust_remote_code=base.trust_remote_code)
+    return load_base(model, None, device=device).eval()
+
+
+def _bound(source: TunedSource, options: MergeOptions, reference: _Reference) -> float:
+    """The documented bound on the mean KL."""
+    if options.onto == "original" and source.quantization is not None:
+        return MAX_KL_ORIGINAL
+    is_int8 = source.quantization is not None and source.quantization.quant_type == "int8"
+    is_exact = reference.is_float32 and options.dtype == "float32" and not is_int8
+    return MAX_KL_SAME_NUMBERS if is_exact else MAX_KL_ROUNDED

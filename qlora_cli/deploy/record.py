@@ -1,0 +1,73 @@
+"""What a merge says of itself: the line on the screen and the record in the folder."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from qlora_cli.deploy.checks import Onto
+from qlora_cli.deploy.verify import Agreement
+from qlora_cli.model.fingerprint import fingerprint_base
+from qlora_cli.model.tuned import TunedSource
+from qlora_cli.recipe.schema import ModelSection
+from qlora_cli.run.manifest import library_versions
+
+MergedDtype = Literal["bfloat16", "float32"]
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A merged model folder and how well it agrees with base and adapter."""
+
+    path: Path
+    onto: Onto
+    onto_in_words: str
+    """What the update was added to, and why."""
+
+    dtype: MergedDtype
+    num_parameters: int
+    effect: Agreement
+    """What the adapter does: adapter on against adapter off."""
+
+    agreement: Agreement
+    """What the merge costs: adapter on against the merged model."""
+
+    max_kl: float
+    """Bound on the mean KL that it was held to, in nats per token."""
+
+
+def describe_onto(source: TunedSource, onto: Onto) -> str:
+    """One line: what the adapter is added to, and why.
+
+    >>> from qlora_cli.recipe.schema import QuantizationSection
+    >>> source = TunedSource(Path("runs/a"), ModelSection(base_model="base"), QuantizationSection())
+    >>> describe_onto(source, "dequantized")
+    'merged onto the dequantized NF4 base, the weights that training saw'
+    """
+    if source.quantization is None and source.recipe is None:
+        return "merged onto the base as it is: an adapter folder does not say whether its base was quantized"
+    if source.quantization is None:
+        return "merged onto the base as it is, the weights that training saw"
+    kind = source.quantization.quant_type.upper()
+    if onto == "original":
+        return f"merged onto the original base, not the {kind} one that training saw: the figures show the price"
+    return f"merged onto the dequantized {kind} base, the weights that training saw"
+
+
+def merge_record(source: TunedSource, merged: Merged, adapter_sha256: str) -> dict[str, Any]:
+    """The content of qlora_merge.json."""
+    stood_on = source.model if source.base_source is None else ModelSection(base_model=source.base_source)
+    return {
+        "base_model": source.model.base_model,
+        "base_revision": source.model.revision,
+        "base_fingerprint": fingerprint_base(stood_on),
+        "quantization": source.quantization and source.quantization.model_dump(),
+        "adapter_sha256": adapter_sha256,
+        "onto": merged.onto,
+        "dtype": merged.dtype,
+        "max_kl": merged.max_kl,
+        "agreement": asdict(merged.agreement),
+        "effect_of_adapter": asdict(merged.effect),
+        "versions": library_versions(),
+    }
