@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -73,3 +77,33 @@ def facts(pairs: Mapping[str, str], *, title: str = "") -> None:
     width = max(map(len, pairs), default=0)
     for label, value in pairs.items():
         out.print(Text(f"  {label:<{width}}  ", style="dim").append(value, style="default"))
+
+
+NOISY_LIBRARIES = ("accelerate", "bitsandbytes", "datasets", "huggingface_hub", "peft", "torch", "transformers", "trl")
+
+
+@contextmanager
+def library_noise_to(log_path: Path | None) -> Iterator[None]:
+    """Send what the libraries log and warn into a file, or nowhere, instead of onto the screen.
+
+    Args:
+        log_path: appended to; None drops all below an error.
+    """
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    from transformers.utils import logging as transformers_logging  # heavy, so only where a model is used
+
+    transformers_logging.disable_progress_bar()
+    handler = logging.NullHandler() if log_path is None else logging.FileHandler(log_path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    loggers = [logging.getLogger(name) for name in (*NOISY_LIBRARIES, "py.warnings")]
+    before = [(logger, logger.handlers, logger.propagate) for logger in loggers]
+    logging.captureWarnings(True)
+    for logger in loggers:
+        logger.handlers, logger.propagate = [handler], False
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        for logger, handlers, propagate in before:
+            logger.handlers, logger.propagate = handlers, propagate
+        handler.close()

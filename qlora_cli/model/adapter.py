@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from qlora_cli.errors import IdentityError, RecipeError
@@ -107,6 +108,34 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
         if dtype is not None:
             parameter.data = parameter.data.to(base.dtype if "modules_to_save" in name else dtype)
     return model.eval()
+
+
+def save_adapter(model: PeftModel, folder: Path) -> None:
+    """Write the adapter as a PEFT folder, every tensor in the dtype it was trained in."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / ADAPTER_WEIGHTS)
+    config = copy.copy(model.peft_config["default"])
+    config.inference_mode = True
+    config.save_pretrained(folder)
+
+
+def set_adapter_tensors(model: PeftModel, tensors: dict[str, torch.Tensor]) -> None:
+    """Copy tensors that `save_adapter` wrote into the model's adapter.
+
+    Raises:
+        IdentityError: if a name, shape or dtype differs, so that nothing would be the same to the bit.
+    """
+    expected = get_peft_model_state_dict(model, save_embedding_layers=False)
+    described = {name: (tensor.shape, tensor.dtype) for name, tensor in expected.items()}
+    if described != {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}:
+        raise IdentityError(
+            "the checkpoint's adapter does not have the names, shapes and dtypes that the recipe gives",
+            hint="resume with the recipe of the run directory, on the kind of device it was started on",
+        )
+    with torch.no_grad():
+        for name, tensor in expected.items():
+            tensor.copy_(tensors[name])
 
 
 def _plain_key(name: str) -> str:

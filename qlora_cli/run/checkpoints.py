@@ -6,7 +6,6 @@ A checkpoint is a folder `checkpoints/step-000050`. While it is written it has a
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,12 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from qlora_cli.errors import IdentityError
-from qlora_cli.run.files import fsync, sha256_file, write_json
+from qlora_cli.run.files import delete_folder, replaced_folder, sha256_file, write_json
 from qlora_cli.run.manifest import read_json_object
 
 SEAL_NAME = "checkpoint.json"
-STAGING_PREFIX = ".staging-"
-RETIRED_PREFIX = ".retired-"
 
 
 @dataclass(frozen=True)
@@ -57,40 +54,14 @@ def staged_checkpoint(folder: Path, step: int, facts: dict[str, Any]) -> Iterato
         step: optimizer steps done.
         facts: what else the seal should say, such as the recipe's fingerprint.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    stage = folder / f"{STAGING_PREFIX}{os.getpid()}-step-{step:06d}"
-    shutil.rmtree(stage, ignore_errors=True)
-    stage.mkdir()
-    try:
+    with replaced_folder(folder / f"step-{step:06d}") as stage:
         yield stage
-        _seal(stage, step, facts)
-        final = folder / f"step-{step:06d}"
-        if final.exists():
-            _retire(final)
-        os.rename(stage, final)
-        fsync(folder)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
-
-
-def _seal(stage: Path, step: int, facts: dict[str, Any]) -> None:
-    hashes = {}
-    for path in sorted(_files(stage)):
-        hashes[str(path.relative_to(stage))] = sha256_file(path)
-        fsync(path)
-    write_json(stage / SEAL_NAME, {"step": step, **facts, "sha256": hashes})
+        hashes = {str(path.relative_to(stage)): sha256_file(path) for path in sorted(_files(stage))}
+        write_json(stage / SEAL_NAME, {"step": step, **facts, "sha256": hashes})
 
 
 def _files(folder: Path) -> Iterator[Path]:
     return (path for path in folder.rglob("*") if path.is_file() and path.name != SEAL_NAME)
-
-
-def _retire(path: Path) -> None:
-    """Take a checkpoint out of sight in one rename, then delete it."""
-    retired = path.with_name(f"{RETIRED_PREFIX}{path.name}")
-    shutil.rmtree(retired, ignore_errors=True)
-    os.rename(path, retired)
-    shutil.rmtree(retired)
 
 
 def list_checkpoints(folder: Path) -> list[Checkpoint]:
@@ -117,7 +88,6 @@ def newest_whole(folder: Path) -> tuple[Checkpoint | None, list[tuple[Checkpoint
 def rotate_checkpoints(folder: Path, *, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints, and what a killed process left half done."""
     for checkpoint in list_checkpoints(folder)[:-keep]:
-        _retire(checkpoint.path)
-    for prefix in (STAGING_PREFIX, RETIRED_PREFIX):
-        for leftover in folder.glob(f"{prefix}*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+        delete_folder(checkpoint.path)
+    for leftover in folder.glob(".step-*"):
+        shutil.rmtree(leftover, ignore_errors=True)

@@ -1,10 +1,13 @@
-"""Writing files so that a reader sees the old content or the new, never half of one."""
+"""Writing files and folders so that a reader sees the old content or the new, never half of one."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,37 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Replace the file at `path` by `value` as JSON; NaN and infinities are refused."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextmanager
+def replaced_folder(out: Path) -> Iterator[Path]:
+    """A folder to write into; it becomes `out` in one rename when the block ends without an error.
+
+    Whatever ends the block early, what was written is removed and `out` stays as it was. While it is written
+    its name starts with a dot and `out`'s name, so that what a killed process left behind can be found.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    stage = out.with_name(f".{out.name}.staging-{os.getpid()}")
+    shutil.rmtree(stage, ignore_errors=True)
+    stage.mkdir()
+    try:
+        yield stage
+        for path in stage.rglob("*"):
+            fsync(path)
+        fsync(stage)
+        if out.exists():
+            delete_folder(out)
+        os.rename(stage, out)
+        fsync(out.parent)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def delete_folder(path: Path) -> None:
+    """Take a folder out of sight in one rename, then delete it."""
+    retired = path.with_name(f".{path.name}.retired-{os.getpid()}")
+    os.rename(path, retired)
+    shutil.rmtree(retired)
 
 
 def fsync(path: Path) -> None:

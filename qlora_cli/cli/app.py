@@ -1,0 +1,61 @@
+"""The `qlora` command: its commands, and the one frame that turns errors into lines and exit codes."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from qlora_cli import console
+from qlora_cli.cli import deployment, evaluation, inspection, recipes, training
+from qlora_cli.errors import QloraError
+
+app = typer.Typer(
+    name="qlora",
+    help="Fine-tune a language model on one GPU with QLoRA, and prove at every step that it is right.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(is_wanted: bool) -> None:
+    if is_wanted:
+        console.result(f"qlora {version('qlora')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    show_version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Options that come before the command."""
+    global _is_debugging
+    _is_debugging = debug
+
+
+_is_debugging = False
+
+for _group in (recipes, training, evaluation, deployment, inspection):
+    _group.register(app)
+
+
+def main() -> None:
+    """Run the command line and exit with the code that `errors.py` gives the failure."""
+    try:
+        app()
+    except QloraError as error:
+        if _is_debugging:
+            raise
+        console.show_error(error)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        console.note("stopped; nothing was half written")
+        sys.exit(128 + signal.SIGINT)

@@ -1,0 +1,47 @@
+"""`qlora runs` and `qlora doctor`: what is there and what works."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from qlora_cli import console
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def runs(as_json: AsJson = False) -> None:
+    """List the runs in ./runs, the latest first."""
+    from qlora_cli.run.overview import overview
+
+    rows = overview()
+    if as_json:
+        console.data([row.as_dict() for row in rows])
+    elif not rows:
+        console.note("there are no runs yet; start one with `qlora train RECIPE`")
+    else:
+        console.table(
+            ("run", "status", "base", "steps", "loss", "eval loss", "started"),
+            [row.cells() for row in rows],
+        )
+
+
+def doctor(as_json: AsJson = False) -> None:
+    """Show versions and devices, and try on this machine what training needs."""
+    from qlora_cli.plan.doctor import examine
+
+    with console.library_noise_to(None):
+        findings = examine()
+    if as_json:
+        console.data([finding.as_dict() for finding in findings])
+    else:
+        console.table(("", "what", "found"), [finding.cells() for finding in findings])
+    if not all(finding.is_fine for finding in findings):
+        raise typer.Exit(1)
+
+
+def register(app: typer.Typer) -> None:
+    """Add this file's commands to the app."""
+    app.command()(runs)
+    app.command()(doctor)

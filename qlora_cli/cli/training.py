@@ -1,0 +1,62 @@
+"""`qlora train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qlora_cli import console
+from qlora_cli.errors import ArgumentError
+
+
+def train(
+    recipe: Annotated[Path, typer.Argument(help="The recipe: a YAML file.", show_default=False)],
+    run_dir: Annotated[
+        Path | None, typer.Option(help="Where the run is written.", show_default="runs/<name of the recipe>")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override one key, e.g. training.max_steps=10."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest whole checkpoint.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Delete the run that is there and start over.")
+    ] = False,
+    stop_after: Annotated[
+        int | None, typer.Option(min=1, metavar="STEPS", help="Do so many steps, save a checkpoint and end.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Train the adapter that a recipe describes."""
+    if resume and overwrite:
+        raise ArgumentError("--resume and --overwrite exclude each other", hint="leave one of them out")
+    from qlora_cli.recipe.reader import load_recipe
+
+    loaded = load_recipe(recipe, overrides or ())
+
+    from qlora_cli.run.directory import RUNS_FOLDER, RunDirectory
+    from qlora_cli.train.session import Session, resume_command, train_recipe
+
+    run = RunDirectory(run_dir or RUNS_FOLDER / loaded.name)
+    result = train_recipe(loaded, run, Session(resume, overwrite, stop_after))
+    if as_json:
+        console.data(result.as_dict())
+        return
+    losses = f"loss {result.loss:.4f}" if result.loss is not None else "no step was done in this session"
+    if result.eval_loss is not None:
+        losses += f", eval loss {result.eval_loss:.4f}"
+    console.result(
+        f"trained {result.num_steps} of {result.max_steps} steps in {result.seconds:.0f} s: {losses}, "
+        f"peak memory {result.peak_memory_bytes / 2**30:.1f} GiB"
+    )
+    if result.is_finished:
+        console.result(f"adapter: {run.adapter_path}")
+    else:
+        console.result(f"go on with: {resume_command(run)}")
+
+
+def register(app: typer.Typer) -> None:
+    """Add this file's commands to the app."""
+    app.command()(train)

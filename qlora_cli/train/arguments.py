@@ -1,0 +1,81 @@
+"""From the recipe's words to the trainer's arguments, each key in one place."""
+
+from __future__ import annotations
+
+import torch
+from trl import SFTConfig
+
+from qlora_cli.recipe.schema import Recipe, TrainingSection
+from qlora_cli.run.directory import RunDirectory
+
+DEFAULT_EPOCHS = 3.0
+
+UNPAGED = {"paged_adamw_8bit": "adamw_8bit", "paged_adamw_32bit": "adamw_torch"}
+"""What runs where there is no GPU memory to page out of: the same update rule, the state in plain memory."""
+
+
+def trainer_arguments(recipe: Recipe, run: RunDirectory, dtype: torch.dtype, device: torch.device) -> SFTConfig:
+    """Arguments for `SFTTrainer`, with token rows made beforehand and checkpoints written by this project.
+
+    Args:
+        recipe: the run's recipe.
+        run: where checkpoints go.
+        dtype: what the model computes in; float32 adapters compute in it through autocast.
+        device: where the model is.
+    """
+    training = recipe.training
+    has_eval = recipe.data.eval is not None or recipe.data.eval_fraction is not None
+    computes_mixed = recipe.lora.autocast_adapter_dtype
+    return SFTConfig(
+        output_dir=str(run.checkpoints_path),
+        run_name=recipe.name,
+        learning_rate=training.learning_rate,
+        weight_decay=training.weight_decay,
+        lr_scheduler_type=training.lr_scheduler_type,
+        warmup_steps=training.warmup_ratio,  # transformers 5 reads a number below 1 as a share of all steps
+        max_grad_norm=training.max_grad_norm,
+        num_train_epochs=epochs(training),
+        max_steps=training.max_steps or -1,
+        per_device_train_batch_size=training.per_device_train_batch_size,
+        per_device_eval_batch_size=recipe.eval.per_device_eval_batch_size,
+        gradient_accumulation_steps=training.gradient_accumulation_steps,
+        gradient_checkpointing=training.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if training.gradient_checkpointing else None,
+        optim=optimizer_on(training.optim, device),
+        adam_beta1=training.adam_beta1,
+        adam_beta2=training.adam_beta2,
+        adam_epsilon=training.adam_epsilon,
+        bf16=computes_mixed and dtype is torch.bfloat16,
+        fp16=computes_mixed and dtype is torch.float16,
+        use_cpu=device.type == "cpu",
+        seed=training.seed,
+        data_seed=training.seed,
+        logging_steps=training.logging_steps,
+        logging_nan_inf_filter=False,  # it would write an average in place of a loss that is not finite
+        eval_strategy=recipe.eval.eval_strategy or ("epoch" if has_eval else "no"),
+        eval_steps=recipe.eval.eval_steps,
+        save_strategy=training.save_strategy,
+        save_steps=training.save_steps or 500,
+        report_to=list(recipe.tracking.report_to) or "none",
+        project=recipe.tracking.project or "qlora",
+        max_length=None,
+        packing=False,
+        remove_unused_columns=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        dataloader_pin_memory=device.type == "cuda",
+        disable_tqdm=True,
+    )
+
+
+def epochs(training: TrainingSection) -> float:
+    """Passes over the data; `max_steps`, where given, ends the run instead."""
+    return training.num_train_epochs or DEFAULT_EPOCHS
+
+
+def optimizer_on(name: str, device: torch.device) -> str:
+    """The optimizer that runs on `device`: paged ones need GPU memory to page out of.
+
+    >>> optimizer_on("paged_adamw_8bit", torch.device("cpu"))
+    'adamw_8bit'
+    """
+    return UNPAGED.get(name, name) if device.type == "cpu" else name

@@ -1,0 +1,89 @@
+"""The parts of a training session, put together: model with adapter, packed rows, trainer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
+
+from qlora_cli import console
+from qlora_cli.data.collator import Collator
+from qlora_cli.data.example import TokenRow
+from qlora_cli.data.packing import PackedRow, pack, unpacked
+from qlora_cli.data.prepare import PreparedData
+from qlora_cli.model.adapter import attach_adapter
+from qlora_cli.model.base import load_base
+from qlora_cli.model.device import dtype_name, pick_device, pick_dtype
+from qlora_cli.model.initialization import quantization_error_values, set_adapter_values, split_principal
+from qlora_cli.recipe.schema import Recipe
+from qlora_cli.run.directory import RunDirectory
+from qlora_cli.train.arguments import optimizer_on, trainer_arguments
+from qlora_cli.train.ground import Facts
+from qlora_cli.train.isolation import check_takes_positions, prove_isolation
+from qlora_cli.train.progress import ProgressCallback
+from qlora_cli.train.trainer import QloraTrainer, TrainerParts
+
+
+def make_model(recipe: Recipe, run: RunDirectory, *, is_resumed: bool) -> PeftModel:
+    """The quantized base with its adapter at the start of training; a resumed run fills in the values later."""
+    set_seed(recipe.training.seed)
+    init = recipe.lora.init_lora_weights
+    values = None
+    source = None
+    if init == "pissa":
+        source = str(run.residual_path)
+        if not is_resumed:
+            values = split_principal(recipe.model, recipe.lora, run.residual_path)
+    base = load_base(recipe.model, recipe.quantization, source=source)
+    model = attach_adapter(base, recipe.lora)
+    if init == "loftq" and not is_resumed:
+        values = quantization_error_values(model, recipe.model)
+    if values is not None:
+        set_adapter_values(model, values)
+    num_trained, num_total = model.get_nb_trainable_parameters()
+    console.note(
+        f"adapter: {num_trained:,} trained parameters, {num_trained / num_total:.2%} of the model, "
+        f"in {dtype_name(next(p.dtype for p in model.parameters() if p.requires_grad))}"
+    )
+    return model
+
+
+@dataclass(frozen=True)
+class Ingredients:
+    """What a trainer needs beside the recipe."""
+
+    model: PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    prepared: PreparedData
+    facts: Facts
+    stop: TrainerCallback
+
+
+def make_trainer(recipe: Recipe, run: RunDirectory, ingredients: Ingredients) -> QloraTrainer:
+    """A trainer over packed rows, after the proof that packed documents do not see each other."""
+    model, prepared = ingredients.model, ingredients.prepared
+    check_takes_positions(model)
+    has_varlen_kernel = recipe.model.attn_implementation.startswith("flash_attention")
+    collator = Collator(ingredients.tokenizer.pad_token_id, flatten=has_varlen_kernel)
+    train_rows, eval_rows = _rows(prepared.train, recipe), _rows(prepared.eval, recipe)
+    if recipe.data.packing:
+        isolation = prove_isolation(model, collator)
+        console.note(
+            f"packing: {len(prepared.train):,} documents in {len(train_rows):,} rows of {recipe.data.max_length}; "
+            f"replacing one document moves the next one's logits by {isolation.max_change:.1g}"
+        )
+    device = pick_device()
+    optimizer = optimizer_on(recipe.training.optim, device)
+    if optimizer != recipe.training.optim:
+        console.note(f"no GPU: {recipe.training.optim} runs unpaged, as {optimizer}")
+    arguments = trainer_arguments(recipe, run, pick_dtype(recipe.model.dtype, device), device)
+    progress = ProgressCallback(run.metrics_path, sum(len(row.input_ids) for row in prepared.train))
+    callbacks = [progress, ingredients.stop]
+    parts = TrainerParts(model, ingredients.tokenizer, collator, train_rows, eval_rows, callbacks)
+    seal = {f"{section}_fingerprint": values["fingerprint"] for section, values in ingredients.facts.items()}
+    return QloraTrainer(parts, arguments, run, save_total_limit=recipe.training.save_total_limit, seal=seal)
+
+
+def _rows(documents: list[TokenRow], recipe: Recipe) -> list[PackedRow]:
+    return pack(documents, recipe.data.max_length) if recipe.data.packing else unpacked(documents)

@@ -1,0 +1,115 @@
+"""What a run shows while it goes on: a bar in a terminal, a line now and then elsewhere, every step in metrics.jsonl."""
+
+from __future__ import annotations
+
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from qlora_cli import console
+from qlora_cli.run.metrics import append_metrics
+
+RECORDED = ("loss", "learning_rate", "grad_norm", "mean_token_accuracy", "eval_loss", "eval_perplexity")
+NUM_PLAIN_LINES = 20
+
+
+def peak_memory_bytes() -> int:
+    """Most memory held so far: allocated on the GPU, or resident in this process where there is none."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class ProgressCallback(TrainerCallback):
+    """Writes metrics.jsonl and shows loss, tokens/s, memory and time left.
+
+    Args:
+        metrics_path: the run's metrics.jsonl.
+        tokens_per_epoch: tokens of all documents that one pass reads, padding left out.
+    """
+
+    def __init__(self, metrics_path: Path, tokens_per_epoch: int) -> None:
+        self._metrics_path = metrics_path
+        self._tokens_per_epoch = tokens_per_epoch
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+        self._last_time = self._last_epoch = 0.0
+        self._shown = ""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        self._last_time, self._last_epoch = time.monotonic(), float(state.epoch or 0)
+        if console.err.is_terminal:
+            self._bar = Progress(
+                TextColumn("training"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[shown]}"),
+                TimeRemainingColumn(),
+                console=console.err,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task("training", total=state.max_steps, completed=state.global_step, shown="")
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, completed=state.global_step)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: object,
+    ) -> None:
+        values = {key: logs[key] for key in RECORDED if logs and key in logs}
+        if not values:
+            return
+        if "loss" in values:
+            values |= self._speed(state)
+        append_metrics(self._metrics_path, {"step": state.global_step, "epoch": state.epoch, **values})
+        self._show(state, values)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take the bar off the screen; also for a run that ends by an error."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _speed(self, state: TrainerState) -> dict[str, float | int]:
+        now, epoch = time.monotonic(), float(state.epoch or 0)
+        num_tokens = (epoch - self._last_epoch) * self._tokens_per_epoch
+        tokens_per_second = num_tokens / max(now - self._last_time, 1e-9)
+        self._last_time, self._last_epoch = now, epoch
+        return {"tokens_per_second": round(tokens_per_second, 1), "peak_memory_bytes": peak_memory_bytes()}
+
+    def _show(self, state: TrainerState, values: dict[str, Any]) -> None:
+        if "eval_loss" in values:
+            console.note(
+                f"step {state.global_step}: eval loss {values['eval_loss']:.4f}, "
+                f"perplexity {values['eval_perplexity']:.2f}"
+            )
+            self._last_time = time.monotonic()  # the next step's speed must not pay for the evaluation
+            return
+        shown = (
+            f"loss {values['loss']:.4f}  {values['tokens_per_second']:,.0f} tokens/s  "
+            f"{values['peak_memory_bytes'] / 2**30:.1f} GiB"
+        )
+        if self._bar is not None:
+            self._bar.update(self._task, shown=shown)
+        elif state.global_step % max(state.max_steps // NUM_PLAIN_LINES, 1) == 0 or state.global_step == 1:
+            console.note(f"step {state.global_step}/{state.max_steps}  {shown}")

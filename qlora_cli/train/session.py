@@ -1,0 +1,148 @@
+"""One training session: from a recipe to an adapter, or from a checkpoint on."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from qlora_cli import compat, console
+from qlora_cli.data.prepare import PreparedData, prepare_data
+from qlora_cli.data.preview import show_example
+from qlora_cli.data.rendering import Renderer
+from qlora_cli.errors import StoppedBySignal
+from qlora_cli.model.adapter import save_adapter
+from qlora_cli.model.tokenizer import load_tokenizer
+from qlora_cli.recipe.schema import Recipe
+from qlora_cli.run.checkpoints import Checkpoint
+from qlora_cli.run.directory import RunDirectory
+from qlora_cli.run.files import replaced_folder
+from qlora_cli.run.manifest import read_manifest, write_manifest
+from qlora_cli.train.assembly import Ingredients, make_model, make_trainer
+from qlora_cli.train.ground import circumstances, ground_facts
+from qlora_cli.train.progress import peak_memory_bytes
+from qlora_cli.train.resume import check_same_ground, find_resume_point, start_fresh
+from qlora_cli.train.signals import StopCallback, StopRequest
+from qlora_cli.train.tracking import prepare_trackers
+from qlora_cli.train.trainer import QloraTrainer
+
+
+@dataclass(frozen=True)
+class Session:
+    """How this session differs from a plain run from start to end."""
+
+    resume: bool = False
+    overwrite: bool = False
+    stop_after: int | None = None
+    """Optimizer steps to do now; the run can be resumed afterwards."""
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a session did."""
+
+    run: RunDirectory
+    num_steps: int
+    max_steps: int
+    loss: float | None
+    eval_loss: float | None
+    seconds: float
+    peak_memory_bytes: int
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every step of the recipe is done and the adapter is written."""
+        return self.num_steps >= self.max_steps
+
+    def as_dict(self) -> dict[str, Any]:
+        """The result as JSON holds it."""
+        return asdict(self) | {"run": str(self.run.path), "is_finished": self.is_finished}
+
+
+def train_recipe(recipe: Recipe, run: RunDirectory, session: Session) -> TrainingResult:
+    """Train as the recipe says, in a directory that nobody else writes to.
+
+    Raises:
+        QloraError: of the kind that fits, whenever the run cannot start or go on.
+        StoppedBySignal: after a signal, with a checkpoint saved.
+    """
+    compat.send_no_telemetry()
+    with run.claimed():
+        if session.resume:
+            checkpoint = find_resume_point(run, recipe)
+        else:
+            start_fresh(run, recipe, overwrite=session.overwrite)
+            checkpoint = None
+        with console.library_noise_to(run.log_path):
+            return _train(recipe, run, session, checkpoint)
+
+
+def _train(recipe: Recipe, run: RunDirectory, session: Session, checkpoint: Checkpoint | None) -> TrainingResult:
+    started = time.monotonic()
+    prepare_trackers(recipe.tracking, run)
+    tokenizer = load_tokenizer(recipe.model)
+    renderer = Renderer(tokenizer)
+    prepared = prepare_data(recipe.data, renderer, recipe.training.seed)
+    _show_data(prepared, tokenizer)
+    facts = ground_facts(recipe, prepared, renderer)
+    if checkpoint is None:
+        write_manifest(run, {"status": "started", **facts, **circumstances(recipe)})
+    else:
+        check_same_ground(run, facts)
+        console.note(f"resuming at step {checkpoint.step} from {checkpoint.path}")
+    request = StopRequest()
+    stop = StopCallback(request, session.stop_after)
+    model = make_model(recipe, run, is_resumed=checkpoint is not None)
+    trainer = make_trainer(recipe, run, Ingredients(model, tokenizer, prepared, facts, stop))
+    with request.listening():
+        trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
+    result = _result(trainer, run, time.monotonic() - started)
+    _conclude(result, trainer, request)
+    return result
+
+
+def _conclude(result: TrainingResult, trainer: QloraTrainer, request: StopRequest) -> None:
+    """Write the finished adapter, or say how to go on."""
+    run = result.run
+    if result.is_finished:
+        with replaced_folder(run.adapter_path) as folder:
+            save_adapter(trainer.model, folder)
+            trainer.processing_class.save_pretrained(folder)
+    status = {"status": "finished" if result.is_finished else "stopped", "num_steps": result.num_steps}
+    write_manifest(run, read_manifest(run) | status)
+    if request.signal_number is not None and not result.is_finished:
+        raise StoppedBySignal(
+            f"stopped at step {result.num_steps} of {result.max_steps}; the checkpoint is saved",
+            signal_number=request.signal_number,
+            hint=f"go on with `{resume_command(run)}`",
+        )
+
+
+def resume_command(run: RunDirectory) -> str:
+    """What to type to go on with a run."""
+    return f"qlora train {run.recipe_path} --run-dir {run.path} --resume"
+
+
+def _show_data(prepared: PreparedData, tokenizer: PreTrainedTokenizerBase) -> None:
+    console.note(prepared.summary())
+    first = prepared.train[0]
+    console.note(f"first example ({first.place}); what is trained is marked:")
+    console.err.print(show_example(first, tokenizer))
+
+
+def _result(trainer: QloraTrainer, run: RunDirectory, seconds: float) -> TrainingResult:
+    history = trainer.state.log_history
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    eval_losses = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
+    return TrainingResult(
+        run=run,
+        num_steps=trainer.state.global_step,
+        max_steps=trainer.state.max_steps,
+        loss=losses[-1] if losses and math.isfinite(losses[-1]) else None,
+        eval_loss=eval_losses[-1] if eval_losses else None,
+        seconds=seconds,
+        peak_memory_bytes=peak_memory_bytes(),
+    )

@@ -1,0 +1,73 @@
+"""Stopping on request: the first signal asks for a checkpoint and an end, the second leaves at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from qlora_cli import console
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+"""Ctrl-C, `kill`, a closed terminal, and the notice that Slurm sends before a job's time is up."""
+
+
+class StopRequest:
+    """Whether and why the run should end at the next step boundary."""
+
+    def __init__(self) -> None:
+        self.signal_number: int | None = None
+
+    @contextmanager
+    def listening(self) -> Iterator[StopRequest]:
+        """Take the stop signals while the block runs; what handled them before handles them after."""
+        before = {number: signal.signal(number, self._receive) for number in STOP_SIGNALS}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.signal_number is not None:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        self.signal_number = number
+        console.note(
+            f"{signal.Signals(number).name}: finishing this step and saving a checkpoint; again to leave at once"
+        )
+
+
+class StopCallback(TrainerCallback):
+    """Ends the run at a step boundary, with a checkpoint, and saves one at the last step too.
+
+    Args:
+        request: set by a signal.
+        stop_after: optimizer steps to do in this session; None for all of them.
+    """
+
+    def __init__(self, request: StopRequest, stop_after: int | None) -> None:
+        self._request = request
+        self._stop_after = stop_after
+        self._first_step = 0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        self._first_step = state.global_step
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        num_steps_done = state.global_step - self._first_step
+        is_enough = self._stop_after is not None and num_steps_done >= self._stop_after
+        if self._request.signal_number is not None or is_enough:
+            control.should_save = True
+            control.should_training_stop = True
+        if state.global_step >= state.max_steps:
+            control.should_save = True

@@ -1,0 +1,71 @@
+"""The run directory: one writer, the latest run, nothing deleted by accident."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qlora_cli.errors import ArgumentError, RunInUseError
+from qlora_cli.run.directory import RunDirectory, latest_run, list_runs
+
+
+def start(folder: Path, name: str, changed_at: float) -> RunDirectory:
+    run = RunDirectory(folder / name)
+    run.path.mkdir(parents=True)
+    run.recipe_path.write_text("name: x\n")
+    os.utime(run.recipe_path, (changed_at, changed_at))
+    return run
+
+
+def test_a_second_writer_is_refused_with_the_holders_process_id(tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys, pathlib, time\nfrom qlora_cli.run.directory import RunDirectory\n"
+            "with RunDirectory(pathlib.Path(sys.argv[1])).claimed():\n print('held', flush=True); time.sleep(60)",
+            str(run.path),
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(RunInUseError, match=f"process {holder.pid} ") as caught, run.claimed():
+            pass
+        assert caught.value.exit_code == 6
+    finally:
+        holder.kill()
+        holder.wait()
+    with run.claimed():  # a dead process holds nothing
+        pass
+
+
+def test_the_latest_run_is_the_one_that_changed_last(tmp_path):
+    start(tmp_path, "first", 100.0)
+    second = start(tmp_path, "second", 200.0)
+    (tmp_path / "no-run").mkdir()
+    assert latest_run(tmp_path) == second
+    assert [run.path.name for run in list_runs(tmp_path)] == ["second", "first"]
+
+
+def test_no_run_at_all_says_how_to_make_one(tmp_path):
+    with pytest.raises(ArgumentError, match="there is no run") as caught:
+        latest_run(tmp_path / "runs")
+    assert "qlora train" in caught.value.problems[0].hint
+
+
+def test_clearing_a_run_does_not_follow_links(tmp_path):
+    run = start(tmp_path, "run", 100.0)
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "file").write_text("keep")
+    (run.path / "link").symlink_to(precious)
+    run.clear()
+    assert (precious / "file").read_text() == "keep"
+    assert not run.is_started
