@@ -1,0 +1,51 @@
+# Two commands do all: `make demo` and `make test`. Everything is installed into .venv.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+# A CPU whose other core is busy loses seconds to OpenMP threads that spin while they wait.
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: help install install-dev demo test test-gpu check format bench-gpu clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: .venv/.installed ## make .venv with .venv/bin/qlora
+install-dev: .venv/.installed-dev ## the same, with what the tests and checks need
+
+.venv/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+	$(PIP) torch
+	$(PIP) --editable .
+	@touch $@
+
+.venv/.installed-dev: .venv/.installed
+	$(PIP) --editable '.[dev]'
+	@touch $@
+
+demo: install ## the main job on CPU: make a base, train, compare, merge, ask
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/data/demo.sh
+
+test: install-dev ## run the tests
+	$(BIN)/python -m pytest -m "not gpu"
+
+test-gpu: install-dev ## run the tests that need a CUDA GPU
+	$(BIN)/python -m pytest -m gpu
+
+check: install-dev ## lint, format and types, changing nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install-dev ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench-gpu: install ## tokens/s and peak memory of an 8B shape with random weights
+	$(BIN)/python benchmarks/gpu.py
+
+clean: ## delete .venv and caches, never runs/
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache build *.egg-info
