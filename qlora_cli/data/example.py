@@ -1,0 +1,55 @@
+"""What a row of data becomes before it is tokens: a conversation or plain text, with the place it came from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+Message = dict[str, Any]
+"""One turn as chat templates read it: `role`, `content`, and where they apply `tool_calls`, `name`, ..."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a row stands, as errors and previews name it.
+
+    >>> str(Place("train.jsonl", line=3, row=3)), str(Place("train.parquet", line=None, row=7))
+    ('train.jsonl:3', 'train.parquet#row 7')
+    """
+
+    file: str
+    """Path as the recipe gives it, or Hub id."""
+
+    line: int | None
+    """Line on which the row starts, from 1; None where the source has no lines."""
+
+    row: int
+    """Number of the row in its source, from 1."""
+
+    def __str__(self) -> str:
+        return f"{self.file}#row {self.row}" if self.line is None else f"{self.file}:{self.line}"
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Turns that the chat template renders; the assistant's are trained."""
+
+    messages: list[Message]
+    tools: list[dict[str, Any]] | None
+    """JSON schemas of the tools that the assistant may call."""
+
+    place: Place
+
+
+@dataclass(frozen=True)
+class PlainText:
+    """Text outside any chat template; `completion` is trained and an end-of-sequence token follows it."""
+
+    prompt: str
+    """Not trained; empty for running text."""
+
+    completion: str
+    place: Place
+
+
+Example = Conversation | PlainText

@@ -1,0 +1,34 @@
+"""One token row as a person reads it: what is trained in green, special tokens in bold."""
+
+from __future__ import annotations
+
+from itertools import groupby
+
+from rich.text import Text
+from transformers import PreTrainedTokenizerBase
+
+from qlora_cli.data.rendering import IGNORE_INDEX, TokenRow
+
+CONTEXT_STYLE = "dim"
+TRAINED_STYLE = "green"
+SPECIAL_STYLE = "bold"
+
+
+def show_example(row: TokenRow, tokenizer: PreTrainedTokenizerBase) -> Text:
+    """The row's text; trained tokens are green, the rest is dim, special tokens are bold.
+
+    Neighbours of one kind are decoded together: a character may be spread over several tokens.
+    """
+    special = tokenizer.added_tokens_decoder
+    text = Text()
+
+    def kind(at: int) -> tuple[bool, bool]:
+        return row.labels[at] != IGNORE_INDEX, row.input_ids[at] in special
+
+    for (is_trained, is_special), positions in groupby(range(len(row.input_ids)), key=kind):
+        piece = tokenizer.decode(
+            [row.input_ids[at] for at in positions], skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        style = TRAINED_STYLE if is_trained else CONTEXT_STYLE
+        text.append(piece, style=f"{SPECIAL_STYLE} {style}" if is_special else style)
+    return text
