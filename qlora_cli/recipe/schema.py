@@ -149,7 +149,7 @@ class DataSection(Section):
     eval: Sources | None = None
     """Held-out data, in the same forms."""
 
-    eval_fraction: Number | None = Field(None, gt=0, lt=1)
+    eval_fraction: Annotated[float, Field(gt=0, lt=1), BeforeValidator(_as_float)] | None = None
     """Share of the training rows held out for evaluation, chosen by `training.seed`."""
 
     max_length: int = Field(2048, ge=8, le=1_048_576)
@@ -180,7 +180,7 @@ class TrainingSection(Section):
     max_grad_norm: Number = Field(0.3, ge=0, le=1_000_000)
     """Gradients are scaled down to this L2 norm; 0 turns clipping off."""
 
-    num_train_epochs: Number | None = Field(None, gt=0, le=10_000)
+    num_train_epochs: Annotated[float, Field(gt=0, le=10_000), BeforeValidator(_as_float)] | None = None
     """Passes over the training rows; 3 when neither this nor `max_steps` is given."""
 
     max_steps: int | None = Field(None, ge=1, le=1_000_000_000)

@@ -63,7 +63,8 @@ def parse_yaml(text: str, file: str, *, is_option: bool = False) -> Parsed:
         what = " ".join(part for part in (error.context, error.problem) if part)
         is_unclosed = "<stream end>" in what or "end of stream" in what
         mark = error.context_mark if is_unclosed and error.context_mark else error.problem_mark
-        line = 0 if is_option or mark is None else mark.line + 1
+        last_line = text.rstrip().count("\n") + 1  # what ends too early is found missing after the last line
+        line = 0 if is_option or mark is None else min(mark.line + 1, last_line)
         return Parsed(None, [problem_at(Place(file, line), f"this is not YAML: {what}", _syntax_hint(what))])
     except yaml.reader.ReaderError as error:
         line = 0 if is_option else text.count("\n", 0, error.position) + 1
@@ -78,14 +79,25 @@ def parse_yaml(text: str, file: str, *, is_option: bool = False) -> Parsed:
     return Parsed(None if builder.is_exhausted else node, builder.problems)
 
 
+SYNTAX_HINTS = (
+    ("'\\t'", "indent with spaces, not tabs"),
+    (
+        "mapping values are not",
+        "write each setting as `key: value` on a line of its own; quote text that holds a colon",
+    ),
+    ("expected ':'", "write each setting as `key: value` on a line of its own; quote text that holds a colon"),
+    ("<stream end>", "close the bracket that opens there"),
+    ("end of stream", "close the quote that opens there"),
+    ("<block", "keys of one section start in the same column"),
+    ("undefined alias", "name the value that it stands for with `&` further up"),
+    ("single document", "take out the `---` line: a recipe is one document"),
+    ("", "put text that holds special characters in quotes"),
+)
+"""A part of PyYAML's message -> what to do; the first that fits."""
+
+
 def _syntax_hint(what: str) -> str:
-    if "'\\t'" in what:
-        return "indent with spaces, not tabs"
-    if "mapping values are not allowed" in what or "could not find expected ':'" in what:
-        return "write each setting as `key: value` on its own line, and quote text that holds a colon"
-    if "<block end>" in what or "<block mapping start>" in what:
-        return "keys of one section start in the same column"
-    return "" if "single document" not in what else "take out the `---` line: a recipe is one document"
+    return next(hint for part, hint in SYNTAX_HINTS if part in what)
 
 
 class _Builder:
