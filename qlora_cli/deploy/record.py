@@ -36,6 +36,13 @@ class Merged:
     max_kl: float
     """Bound on the mean KL that it was held to, in nats per token."""
 
+    def figures(self) -> dict[str, str]:
+        """Label and value, for people."""
+        return self.agreement.figures() | {
+            "mean KL allowed": f"{self.max_kl:.3g}",
+            "the adapter's own effect": f"mean KL {self.effect.mean_kl:.3g}, top-1 {self.effect.top1_agreement:.2%}",
+        }
+
 
 def describe_onto(source: TunedSource, onto: Onto) -> str:
     """One line: what the adapter is added to, and why.

@@ -48,6 +48,14 @@ class Agreement:
     top1_agreement: float
     """Share of positions at which both find the same token most likely."""
 
+    def figures(self) -> dict[str, str]:
+        """Label and value, for people."""
+        return {
+            "max logit difference": f"{self.max_logit_difference:.3g}",
+            "mean KL": f"{self.mean_kl:.3g} nats a token over {self.num_positions} positions",
+            "top-1 agreement": f"{self.top1_agreement:.2%}",
+        }
+
 
 @torch.no_grad()
 def record_logits(model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> list[torch.Tensor]:

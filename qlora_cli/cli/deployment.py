@@ -1,0 +1,143 @@
+"""`qlora merge`, `qlora export`, `qlora chat` and `qlora generate`: what a trained adapter is for."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from qlora_cli import console
+
+Run = Annotated[
+    Path | None,
+    typer.Argument(help="Run directory or PEFT adapter folder.", show_default="the latest run"),
+]
+Model = Annotated[
+    Path | None,
+    typer.Argument(help="Run directory, PEFT adapter folder or model folder.", show_default="the latest run"),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace a model folder that is there.")]
+Base = Annotated[bool, typer.Option("--base", help="Speak with the base model, without the adapter.")]
+System = Annotated[str, typer.Option(help="System prompt.", show_default="none")]
+TopP = Annotated[float, typer.Option(min=0.0, max=1.0, help="Sample from the tokens that make up this probability.")]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")]
+Seed = Annotated[int | None, typer.Option(min=0, help="Make sampling repeatable.", show_default="none")]
+
+
+def merge(
+    run: Run = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the merged model.", show_default="<run>/merged")] = None,
+    onto: Annotated[
+        Literal["dequantized", "original"],
+        typer.Option(help="The weights that training saw, or the base before quantization."),
+    ] = "dequantized",
+    dtype: Annotated[
+        Literal["bfloat16", "float32"], typer.Option(help="Precision of the merged weights.")
+    ] = "bfloat16",
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Fold an adapter into its base model and prove that nothing was lost."""
+    from qlora_cli.deploy.merge import MergeOptions, merge_run
+
+    with console.library_noise_to(None):
+        merged = merge_run(run, out, MergeOptions(onto=onto, dtype=dtype, force=force))
+    if as_json:
+        console.data(asdict(merged) | {"path": str(merged.path)})
+        return
+    console.result(merged.onto_in_words)
+    console.facts(
+        merged.figures() | {"parameters": f"{merged.num_parameters:,} in {merged.dtype}", "path": str(merged.path)}
+    )
+
+
+def export(
+    run: Run = None,
+    *,
+    out: Annotated[Path, typer.Option(help="Folder to make.", show_default=False)],
+    format: Annotated[Literal["hf"], typer.Option(help="hf: a folder that plain `transformers` loads.")] = "hf",
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write the tuned model for other tools to use."""
+    from qlora_cli.deploy.export import export_run
+
+    with console.library_noise_to(None):
+        exported = export_run(run, out, format=format, force=force)
+    if as_json:
+        console.data(asdict(exported) | {"path": str(exported.path)})
+        return
+    console.result("merged and exported" if exported.is_merged_anew else "exported the run's merged model")
+    console.facts(exported.agreement.figures() | {"path": str(exported.path)})
+
+
+def generate(
+    run: Model = None,
+    *,
+    prompt: Annotated[str, typer.Option(help="The user's turn.", show_default=False)],
+    system: System = "",
+    base: Base = False,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the most likely token.")] = 0.0,
+    top_p: TopP = 1.0,
+    max_new_tokens: MaxNewTokens = 512,
+    seed: Seed = None,
+    stream: Annotated[bool, typer.Option("--stream/--no-stream", help="Print while it is made.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Print one answer."""
+    from qlora_cli.serve.chat import ChatSession
+    from qlora_cli.serve.generation import SamplingOptions
+    from qlora_cli.serve.speaker import load_speaker
+
+    is_streamed = stream and not as_json
+    with console.library_noise_to(None):
+        options = SamplingOptions(temperature, top_p, max_new_tokens, seed)
+        session = ChatSession(load_speaker(run, is_base_wanted=base), options, system)
+        answer = session.ask(prompt, _print_piece if is_streamed else _keep_quiet)
+    if as_json:
+        console.data(asdict(answer))
+    else:
+        _print_piece("\n" if is_streamed else f"{answer.text}\n")
+    if answer.stopped_by == "interrupt":
+        raise KeyboardInterrupt
+
+
+def chat(
+    run: Model = None,
+    system: System = "",
+    base: Base = False,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the most likely token.")] = 0.7,
+    top_p: TopP = 1.0,
+    max_new_tokens: MaxNewTokens = 512,
+    seed: Seed = None,
+) -> None:
+    """Talk with a model in the terminal, or through a pipe."""
+    from qlora_cli.serve.chat import ChatSession, read_lines
+    from qlora_cli.serve.chat import chat as chat_on
+    from qlora_cli.serve.generation import SamplingOptions
+    from qlora_cli.serve.speaker import load_speaker
+
+    with console.library_noise_to(None):
+        options = SamplingOptions(temperature, top_p, max_new_tokens, seed)
+        session = ChatSession(load_speaker(run, is_base_wanted=base), options, system)
+        chat_on(session, read_lines(sys.stdin), _print_piece)
+
+
+def _print_piece(text: str) -> None:
+    """Part of an answer, exactly as it is: rich would expand tabs."""
+    console.out.file.write(text)
+    console.out.file.flush()
+
+
+def _keep_quiet(text: str) -> None:
+    """For an answer that is printed whole."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add this file's commands to the app."""
+    for command in (merge, export, chat, generate):
+        app.command()(command)

@@ -1,0 +1,107 @@
+"""`qlora export`: one folder to hand on, and the proof that tools without this project can use it."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from qlora_cli.data.rendering import Renderer
+from qlora_cli.deploy.checks import MERGE_RECORD
+from qlora_cli.deploy.merge import MergeOptions, adapter_identity, merge_run
+from qlora_cli.deploy.staging import staged_folder
+from qlora_cli.deploy.verify import MAX_KL_ROUNDED, Agreement, compare, record_logits, refuse_disagreement
+from qlora_cli.errors import IdentityError
+from qlora_cli.model.tuned import TunedSource, find_tuned, load_tuned
+from qlora_cli.run.manifest import read_json_object
+
+ExportFormat = Literal["hf"]
+
+PROOF_MESSAGES = [{"role": "user", "content": "Name three primary colours."}]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An exported folder and what plain `transformers` makes of it."""
+
+    path: Path
+    format: ExportFormat
+    is_merged_anew: bool
+    """False where the run's merged model was copied."""
+
+    agreement: Agreement
+    """Adapter on its base against the exported model, on one prompt that the exported tokenizer rendered."""
+
+
+def export_run(path: Path | None, out: Path, *, format: ExportFormat, force: bool) -> Exported:
+    """Write the tuned model of a run or adapter into `out` as plain `transformers` reads it, and prove it.
+
+    A merged model of the same adapter that lies in the run is copied; otherwise the adapter is merged first, in
+    bfloat16 onto the dequantized base.
+
+    Args:
+        path: run directory or PEFT adapter folder; the latest run when None.
+        out: folder to make.
+        format: "hf", a Hugging Face model folder.
+        force: replace a model folder that is already there.
+
+    Raises:
+        ArgumentError, IdentityError, NumericError: as `merge_run`.
+        IdentityError: also if the exported tokenizer renders another prompt.
+    """
+    source = find_tuned(path)
+    with staged_folder(out, force=force) as stage:
+        merged = _merged_before(source)
+        if merged is None:
+            merge_run(source.folder, stage, MergeOptions())
+        else:
+            shutil.copytree(merged, stage, dirs_exist_ok=True)
+        agreement = _prove(source, stage)
+    return Exported(out, format, merged is None, agreement)
+
+
+def _merged_before(source: TunedSource) -> Path | None:
+    """The run's merged model, where it was made from this very adapter."""
+    adapter_sha256 = adapter_identity(source)
+    if source.run is None or not (source.run.merged_path / MERGE_RECORD).is_file():
+        return None
+    record = _read_record(source.run.merged_path)
+    return source.run.merged_path if record.get("adapter_sha256") == adapter_sha256 else None
+
+
+def _prove(source: TunedSource, folder: Path) -> Agreement:
+    """Load `folder` with nothing but `transformers` and compare it with base and adapter."""
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=source.model.trust_remote_code)
+    prompt = tokenizer.apply_chat_template(PROOF_MESSAGES, add_generation_prompt=True, tokenize=False)
+    ids = tokenizer(prompt, add_special_tokens=False).input_ids
+    expected = _tuned_logits(source, prompt, ids)
+    gc.collect()  # the tuned model holds reference cycles; its memory is needed for the exported one
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=source.model.trust_remote_code).eval()
+    agreement = compare(expected, record_logits(model, [ids]))
+    # The bound that the merge was held to, which is a wide one for --onto original; a float32 merge is compared
+    # here across devices, so nothing tighter than rounding is asked.
+    refuse_disagreement(agreement, max(MAX_KL_ROUNDED, _read_record(folder)["max_kl"]))
+    return agreement
+
+
+def _tuned_logits(source: TunedSource, prompt: str, ids: list[int]) -> list[torch.Tensor]:
+    tuned = load_tuned(source.folder)
+    template = Renderer(tuned.tokenizer).template
+    trained_on = tuned.tokenizer.apply_chat_template(
+        PROOF_MESSAGES, chat_template=template, add_generation_prompt=True, tokenize=False
+    )
+    if prompt != trained_on or ids != tuned.tokenizer(prompt, add_special_tokens=False).input_ids:
+        raise IdentityError(
+            f"the exported tokenizer renders another prompt than training saw: {prompt!r}, not {trained_on!r}",
+            hint="merge again with `qlora merge --force`, then export",
+        )
+    return record_logits(tuned.model, [ids])
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    return read_json_object(folder / MERGE_RECORD, hint="merge again with `qlora merge --force`")

@@ -1,0 +1,101 @@
+"""A conversation in the terminal, or through a pipe: one line in, one answer out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TextIO
+
+from qlora_cli import console
+from qlora_cli.data.example import Message
+from qlora_cli.data.rendering import Renderer
+from qlora_cli.errors import QloraError
+from qlora_cli.model.tuned import Tuned
+from qlora_cli.serve.generation import Answer, OnText, SamplingOptions, generate_answer
+
+COMMANDS = "/reset forgets the conversation, /system TEXT sets the system prompt, /exit leaves; Ctrl-C ends an answer"
+
+
+class ChatSession:
+    """Turns so far, and the model that continues them."""
+
+    def __init__(self, tuned: Tuned, options: SamplingOptions, system: str = "") -> None:
+        self.turns: list[Message] = []
+        self.system = system
+        """System prompt; empty for none."""
+        self._tuned = tuned
+        self._renderer = Renderer(tuned.tokenizer)
+        self._options = options
+
+    def ask(self, text: str, on_text: OnText) -> Answer:
+        """The answer to a user's turn. Both turns join the conversation; neither does when the turn is refused.
+
+        Raises:
+            ArgumentError, DataError: as `generate_answer`.
+        """
+        question = {"role": "user", "content": text}
+        opening = [{"role": "system", "content": self.system}] if self.system else []
+        messages = [*opening, *self.turns, question]
+        answer = generate_answer(self._tuned, self._renderer, messages, self._options, on_text)
+        self.turns += [question, {"role": "assistant", "content": answer.text}]
+        return answer
+
+
+def chat(session: ChatSession, lines: Iterable[str], on_text: OnText) -> None:
+    """Answer each line until the lines end or one says /exit."""
+    for line in lines:
+        text = line.strip()
+        command, _, argument = text.partition(" ")
+        if command == "/exit":
+            return
+        if command in CHAT_COMMANDS:
+            console.note(CHAT_COMMANDS[command](session, argument.strip()))
+        elif text.startswith("/"):
+            console.note(f"there is no command {command}; {COMMANDS}")
+        elif text:
+            _answer(session, text, on_text)
+
+
+def _answer(session: ChatSession, text: str, on_text: OnText) -> None:
+    try:
+        answer = session.ask(text, on_text)
+    except QloraError as error:
+        console.show_error(error)
+        return
+    on_text("\n")
+    if answer.stopped_by == "length":
+        console.note(f"(stopped after {answer.num_new_tokens} tokens)")
+
+
+def _reset(session: ChatSession, _argument: str) -> str:
+    session.turns.clear()
+    return "the conversation starts over"
+
+
+def _set_system(session: ChatSession, argument: str) -> str:
+    session.turns.clear()
+    session.system = argument
+    return "the conversation starts over with that system prompt" if argument else "no system prompt from here on"
+
+
+CHAT_COMMANDS: dict[str, Callable[[ChatSession, str], str]] = {"/reset": _reset, "/system": _set_system}
+"""Command -> what it does and says."""
+
+
+def read_lines(stream: TextIO) -> Iterator[str]:
+    """Lines of a pipe as they come; from a terminal with a prompt, editing and history.
+
+    Ctrl-C at the prompt clears the line; the end of input (Ctrl-D) ends the lines.
+    """
+    if not stream.isatty():
+        yield from stream
+        return
+    import readline  # noqa: F401 - importing it gives `input` its line editing and history
+
+    console.note(COMMANDS)
+    while True:
+        try:
+            yield input("> ")
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            console.note("\n/exit leaves")

@@ -1,0 +1,158 @@
+"""One answer from a model: prompt in, text out while it is made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Literal
+
+import torch
+from transformers import GenerationConfig
+from transformers.generation.streamers import BaseStreamer
+
+from qlora_cli.data.example import Message
+from qlora_cli.data.rendering import Renderer
+from qlora_cli.errors import ArgumentError
+from qlora_cli.model.tuned import Tuned
+from qlora_cli.serve.decoding import StreamDecoder
+
+StopReason = Literal["end_of_turn", "length", "interrupt"]
+
+OnText = Callable[[str], None]
+"""Receives each piece of an answer as soon as it is certain."""
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How the next token is chosen."""
+
+    temperature: float = 0.0
+    """0 takes the most likely token; 1 samples from the model's own distribution."""
+
+    top_p: float = 1.0
+    """Sample from the most likely tokens that together have this probability (arXiv:1904.09751)."""
+
+    max_new_tokens: int = 512
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model said."""
+
+    text: str
+    num_prompt_tokens: int
+    num_new_tokens: int
+    """Tokens of the answer, the one that ends the turn included."""
+
+    seconds: float
+    stopped_by: StopReason
+
+
+class _AnswerStream(BaseStreamer):
+    """Receives the tokens from `generate` and passes their text on."""
+
+    def __init__(self, decoder: StreamDecoder, end_ids: frozenset[int], on_text: OnText) -> None:
+        self.ids: list[int] = []
+        self.text = ""
+        self._decoder = decoder
+        self._end_ids = end_ids
+        self._on_text = on_text
+        self._is_prompt = True
+
+    def put(self, value: torch.Tensor) -> None:
+        """The prompt first, then each new token, as `transformers` calls it."""
+        if self._is_prompt:
+            self._is_prompt = False
+            return
+        for token_id in value.flatten().tolist():
+            self.ids.append(token_id)
+            if token_id not in self._end_ids:
+                self._pass_on(self._decoder.push(token_id))
+
+    def end(self) -> None:
+        """Pass on what is left."""
+        self._pass_on(self._decoder.finish())
+
+    def _pass_on(self, text: str) -> None:
+        if text:
+            self.text += text
+            self._on_text(text)
+
+
+def generate_answer(
+    tuned: Tuned, renderer: Renderer, messages: Sequence[Message], options: SamplingOptions, on_text: OnText
+) -> Answer:
+    """The assistant's next turn, streamed to `on_text`. Ctrl-C ends the answer and keeps what was said.
+
+    The base's own sampling settings (its generation_config.json) play no part: the options say it all.
+
+    Args:
+        tuned: the model, in eval mode.
+        renderer: of the model's tokenizer.
+        messages: the conversation so far, ending with the user's turn.
+        options: how tokens are chosen.
+        on_text: called with each piece of text; the pieces together are `Answer.text`.
+
+    Raises:
+        ArgumentError: if the conversation fills the model's context.
+        DataError: if the chat template refuses the messages.
+    """
+    prompt_ids = renderer.prompt_ids(messages)
+    room = _room_for_answer(tuned, len(prompt_ids))
+    config = _generation_config(tuned, renderer, options, min(options.max_new_tokens, room))
+    stream = _AnswerStream(StreamDecoder(tuned.tokenizer), renderer.end_of_turn_ids, on_text)
+    if options.seed is not None:
+        torch.manual_seed(options.seed)
+    start = perf_counter()
+    stopped_by: StopReason = "length"
+    try:
+        _generate(tuned, prompt_ids, config, stream)
+    except KeyboardInterrupt:
+        stream.end()
+        stopped_by = "interrupt"
+    if stream.ids and stream.ids[-1] in renderer.end_of_turn_ids:
+        stopped_by = "end_of_turn"
+    return Answer(stream.text, len(prompt_ids), len(stream.ids), perf_counter() - start, stopped_by)
+
+
+def _generate(tuned: Tuned, prompt_ids: list[int], config: GenerationConfig, stream: _AnswerStream) -> None:
+    # `generate` fills what its argument leaves open from the model's own settings.
+    tuned.model.generation_config = config
+    input_ids = torch.tensor([prompt_ids], device=tuned.model.device)
+    tuned.model.generate(
+        input_ids=input_ids,
+        attention_mask=torch.ones_like(input_ids),
+        generation_config=config,
+        streamer=stream,
+    )
+
+
+def _room_for_answer(tuned: Tuned, num_prompt_tokens: int) -> int:
+    """Tokens between the prompt and the end of the model's context."""
+    context = getattr(tuned.model.config.get_text_config(), "max_position_embeddings", None)
+    if context is None:
+        return 1 << 30
+    if num_prompt_tokens >= context:
+        raise ArgumentError(
+            f"the conversation has {num_prompt_tokens} tokens and the model's context is {context}",
+            hint="start over with /reset, or shorten the prompt",
+        )
+    return context - num_prompt_tokens
+
+
+def _generation_config(
+    tuned: Tuned, renderer: Renderer, options: SamplingOptions, max_new_tokens: int
+) -> GenerationConfig:
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=options.temperature > 0,
+        eos_token_id=sorted(renderer.end_of_turn_ids),
+        pad_token_id=tuned.tokenizer.pad_token_id,
+    )
+    if options.temperature > 0:
+        config.temperature = options.temperature
+        config.top_p = options.top_p
+        config.top_k = 0  # the library's default of 50 would cut what top_p alone should
+    return config
