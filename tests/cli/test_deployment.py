@@ -1,0 +1,85 @@
+import json
+import subprocess
+import sys
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from qlora_cli.cli import deployment
+from qlora_cli.errors import ArgumentError
+from tests.deploy.models import save_llama, save_run
+
+SHORT = ["--max-new-tokens", "8"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli")
+    return save_run(folder / "run", save_llama(folder / "base", tie_word_embeddings=False))
+
+
+@pytest.fixture
+def app():
+    app = typer.Typer()
+    deployment.register(app)
+    return app
+
+
+def call(app, *arguments, stdin=None):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def test_merge_says_onto_what_how_well_and_where(app, run, tmp_path):
+    out = call(app, "merge", run.path, "--out", tmp_path / "out", "--dtype", "float32").stdout
+    assert out.startswith("merged onto the dequantized NF4 base, the weights that training saw\n")
+    assert "mean KL" in out
+    assert "top-1 agreement" in out
+    assert str(tmp_path / "out") in out
+
+
+def test_merge_json_holds_the_figures(app, run, tmp_path):
+    merged = json.loads(call(app, "merge", run.path, "--out", tmp_path / "out", "--json").stdout)
+    assert merged["path"] == str(tmp_path / "out")
+    assert 0 < merged["agreement"]["mean_kl"] < merged["max_kl"]
+
+
+def test_export_prints_what_plain_transformers_makes_of_it(app, run, tmp_path):
+    exported = json.loads(call(app, "export", run.path, "--out", tmp_path / "out", "--json").stdout)
+    assert exported["agreement"]["num_positions"] > 0
+    assert (tmp_path / "out" / "tokenizer.json").is_file()
+
+
+def test_export_knows_only_the_formats_it_writes(app, run, tmp_path):
+    result = CliRunner().invoke(app, ["export", str(run.path), "--out", str(tmp_path), "--format", "gguf"])
+    assert result.exit_code == 2
+
+
+def test_generate_prints_the_same_streamed_and_whole(app, run):
+    streamed = call(app, "generate", run.path, "--prompt", "hello", *SHORT).stdout
+    whole = call(app, "generate", run.path, "--prompt", "hello", *SHORT, "--no-stream").stdout
+    answer = json.loads(call(app, "generate", run.path, "--prompt", "hello", *SHORT, "--json").stdout)
+    assert streamed == whole == answer["text"] + "\n"
+
+
+def test_generate_base_leaves_the_adapter_out(app, run):
+    tuned = call(app, "generate", run.path, "--prompt", "hello", *SHORT).stdout
+    assert call(app, "generate", run.path, "--prompt", "hello", *SHORT, "--base").stdout != tuned
+
+
+def test_chat_answers_a_pipe(app, run):
+    piped = call(app, "chat", run.path, "--temperature", "0", *SHORT, stdin="hello\n/exit\nmore\n").stdout
+    assert piped == call(app, "generate", run.path, "--prompt", "hello", *SHORT).stdout
+
+
+def test_generate_names_what_a_folder_lacks(app, tmp_path):
+    with pytest.raises(ArgumentError, match="no run directory, no adapter folder and no model folder"):
+        call(app, "generate", tmp_path, "--prompt", "hello")
+
+
+def test_declaring_the_commands_imports_no_torch():
+    check = "import sys; import qlora_cli.cli.deployment; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
