@@ -102,11 +102,15 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
             f"the adapter in '{folder}' does not fit the base model: {' '.join(str(fault).split())[:300]}",
             hint="an adapter belongs to the base model that it was trained on",
         ) from fault
-    stored = {_plain_key(name): tensor.dtype for name, tensor in load_file(weights).items()}
+    stored = load_file(weights)
+    dtypes = {_plain_key(name): tensor.dtype for name, tensor in stored.items()}
     for name, parameter in model.named_parameters():
-        dtype = stored.get(_plain_key(name.replace(".default", "")))
+        dtype = dtypes.get(_plain_key(name.replace(".default", "")))
         if dtype is not None:
             parameter.data = parameter.data.to(base.dtype if "modules_to_save" in name else dtype)
+    with torch.no_grad():  # PEFT has read them into the base's dtype, which rounds
+        for name, tensor in get_peft_model_state_dict(model, save_embedding_layers=False).items():
+            tensor.copy_(stored[name])
     return model.eval()
 
 

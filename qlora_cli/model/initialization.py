@@ -13,6 +13,7 @@ import torch
 from peft import PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
+from transformers.pytorch_utils import Conv1D
 
 from qlora_cli.errors import RecipeError
 from qlora_cli.model.adapter import attach_adapter, lora_config
@@ -62,8 +63,8 @@ def quantization_error_values(tuned: PeftModel, model: ModelSection) -> AdapterV
             continue
         stored = bnb.functional.dequantize_4bit(weight.data, weight.quant_state).float()
         wanted = original.read(name).to(stored)
-        if wanted.shape != stored.shape:
-            wanted = wanted.T  # GPT-2's Conv1D keeps [in_features, out_features]
+        if layer.get_base_layer().source_cls is Conv1D:
+            wanted = wanted.T  # Conv1D keeps [in_features, out_features]
         values[name] = _best_rank_r((wanted - stored) / layer.scaling["default"], layer.r["default"])
     return values
 

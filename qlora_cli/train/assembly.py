@@ -9,9 +9,9 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
 
 from qlora_cli import console
 from qlora_cli.data.collator import Collator
-from qlora_cli.data.example import TokenRow
 from qlora_cli.data.packing import PackedRow, pack, unpacked
 from qlora_cli.data.prepare import PreparedData
+from qlora_cli.data.rendering import TokenRow
 from qlora_cli.model.adapter import attach_adapter
 from qlora_cli.model.base import load_base
 from qlora_cli.model.device import dtype_name, pick_device, pick_dtype

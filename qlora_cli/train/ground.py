@@ -8,9 +8,9 @@ import time
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from qlora_cli.data.prepare import PreparedData
-from qlora_cli.data.rendering import Renderer
 from qlora_cli.model.device import dtype_name, pick_device, pick_dtype
 from qlora_cli.model.fingerprint import fingerprint_base
 from qlora_cli.recipe.schema import Recipe
@@ -20,9 +20,8 @@ Facts = dict[str, dict[str, Any]]
 """Section of the manifest -> values; each section has a `fingerprint`."""
 
 
-def ground_facts(recipe: Recipe, prepared: PreparedData, renderer: Renderer) -> Facts:
+def ground_facts(recipe: Recipe, prepared: PreparedData, tokenizer: PreTrainedTokenizerBase) -> Facts:
     """Identity of base, tokenizer, template and data; a resumed run must find the same."""
-    tokenizer = renderer.tokenizer
     vocabulary = tokenizer.backend_tokenizer.to_str().encode()
     return {
         "base": {
@@ -31,7 +30,7 @@ def ground_facts(recipe: Recipe, prepared: PreparedData, renderer: Renderer) -> 
             "fingerprint": fingerprint_base(recipe.model),
         },
         "tokenizer": {"fingerprint": hashlib.sha256(vocabulary).hexdigest()},
-        "template": {"fingerprint": hashlib.sha256(renderer.template.encode()).hexdigest()},
+        "template": {"fingerprint": hashlib.sha256(tokenizer.chat_template.encode()).hexdigest()},
         "data": {
             "fingerprint": prepared.fingerprint,
             "num_train_rows": len(prepared.train),

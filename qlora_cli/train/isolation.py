@@ -63,8 +63,13 @@ def prove_isolation(model: PeftModel, collator: Collator) -> Isolation:
             inputs.pop("labels")
             logits.append(model(**inputs, use_cache=False).logits[0, PROBE_LENGTH : 2 * PROBE_LENGTH].float())
     model.train(was_training)
+    if not torch.stack(logits).isfinite().all():
+        raise NumericError(
+            "the base model's logits are not finite before the first step",
+            hint="look at model.dtype (float16 overflows where bfloat16 does not) and at the base's weights",
+        )
     max_change = (logits[0] - logits[1]).abs().max().item()
-    if not max_change <= TOLERANCE * logits[0].abs().max().item():
+    if max_change > TOLERANCE * logits[0].abs().max().item():
         raise NumericError(
             f"packed documents see each other: replacing one moved a logit of the next by {max_change:.3g}",
             hint="--set data.packing=false, or --set model.attn_implementation=sdpa",

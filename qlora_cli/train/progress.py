@@ -1,4 +1,4 @@
-"""What a run shows while it goes on: a bar in a terminal, a line now and then elsewhere, every step in metrics.jsonl."""
+"""What a run shows while it goes on: a bar in a terminal, else a line now and then; every step in metrics.jsonl."""
 
 from __future__ import annotations
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from qlora_cli import compat, console
 from qlora_cli.data.prepare import PreparedData, prepare_data
 from qlora_cli.data.preview import show_example
 from qlora_cli.data.rendering import Renderer
-from qlora_cli.errors import StoppedBySignal
+from qlora_cli.errors import ResourceError, StoppedBySignal
 from qlora_cli.model.adapter import save_adapter
 from qlora_cli.model.tokenizer import load_tokenizer
 from qlora_cli.recipe.schema import Recipe
@@ -85,9 +89,10 @@ def _train(recipe: Recipe, run: RunDirectory, session: Session, checkpoint: Chec
     prepare_trackers(recipe.tracking, run)
     tokenizer = load_tokenizer(recipe.model)
     renderer = Renderer(tokenizer)
+    tokenizer.chat_template = renderer.template  # saved with the adapter, so that inference prints the same
     prepared = prepare_data(recipe.data, renderer, recipe.training.seed)
     _show_data(prepared, tokenizer)
-    facts = ground_facts(recipe, prepared, renderer)
+    facts = ground_facts(recipe, prepared, tokenizer)
     if checkpoint is None:
         write_manifest(run, {"status": "started", **facts, **circumstances(recipe)})
     else:
@@ -97,11 +102,38 @@ def _train(recipe: Recipe, run: RunDirectory, session: Session, checkpoint: Chec
     stop = StopCallback(request, session.stop_after)
     model = make_model(recipe, run, is_resumed=checkpoint is not None)
     trainer = make_trainer(recipe, run, Ingredients(model, tokenizer, prepared, facts, stop))
-    with request.listening():
+    with request.listening(), _resource_faults(recipe, run):
         trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
     result = _result(trainer, run, time.monotonic() - started)
     _conclude(result, trainer, request)
     return result
+
+
+@contextmanager
+def _resource_faults(recipe: Recipe, run: RunDirectory) -> Iterator[None]:
+    """Say what to do when memory or disk runs out; the last whole checkpoint stays.
+
+    Raises:
+        ResourceError: in place of torch's and the system's own errors.
+    """
+    training = recipe.training
+    try:
+        yield
+    except torch.OutOfMemoryError as fault:
+        smaller = max(training.per_device_train_batch_size // 2, 1)
+        hint = (
+            f"--set training.per_device_train_batch_size={smaller} "
+            f"--set training.gradient_accumulation_steps={training.gradient_accumulation_steps * 2} with a new --run-dir"
+            if smaller < training.per_device_train_batch_size
+            else f"--set data.max_length={recipe.data.max_length // 2} with a new --run-dir"
+        )
+        raise ResourceError("out of GPU memory", place=str(run.path), hint=hint) from fault
+    except OSError as fault:
+        if fault.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ResourceError(
+            f"the disk is full: {fault}", place=str(run.path), hint=f"make room, then `{resume_command(run)}`"
+        ) from fault
 
 
 def _conclude(result: TrainingResult, trainer: QloraTrainer, request: StopRequest) -> None:
@@ -127,10 +159,15 @@ def resume_command(run: RunDirectory) -> str:
 
 
 def _show_data(prepared: PreparedData, tokenizer: PreTrainedTokenizerBase) -> None:
-    console.note(prepared.summary())
+    dropped = f", {prepared.num_rows_dropped:,} longer ones left out" if prepared.num_rows_dropped else ""
+    console.note(
+        f"data: {len(prepared.train):,} rows to train on, {len(prepared.eval):,} held out{dropped}; "
+        f"{prepared.num_tokens:,} tokens, {prepared.trained_share:.0%} of them trained"
+    )
     first = prepared.train[0]
-    console.note(f"first example ({first.place}); what is trained is marked:")
-    console.err.print(show_example(first, tokenizer))
+    has_colour = console.err.color_system is not None
+    console.note(f"first row ({first.place}), trained tokens {'in green' if has_colour else 'between ⟦ and ⟧'}:")
+    console.err.print(show_example(first, tokenizer, with_brackets=not has_colour))
 
 
 def _result(trainer: QloraTrainer, run: RunDirectory, seconds: float) -> TrainingResult:

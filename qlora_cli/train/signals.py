@@ -71,3 +71,12 @@ class StopCallback(TrainerCallback):
             control.should_training_stop = True
         if state.global_step >= state.max_steps:
             control.should_save = True
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        # The trainer takes a stop for the end of the epoch and would evaluate; whoever stops a run wants to leave.
+        is_mid_epoch = state.epoch is not None and not float(state.epoch).is_integer()
+        if control.should_training_stop and state.global_step < state.max_steps and is_mid_epoch:
+            control.should_evaluate = False
+            control.should_save = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,13 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import nn
-from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from trl import SFTConfig, SFTTrainer
 
 from qlora_cli import compat
 from qlora_cli.data.collator import Collator
+from qlora_cli.data.dataset import as_dataset
 from qlora_cli.data.packing import PackedRow
 from qlora_cli.errors import NumericError
 from qlora_cli.model.adapter import ADAPTER_WEIGHTS, save_adapter, set_adapter_tensors
@@ -32,20 +32,6 @@ from qlora_cli.train.state import (
     save_optimizer,
     save_state,
 )
-
-
-class PackedDataset(Dataset):
-    """Packed rows as the data loader wants them."""
-
-    def __init__(self, rows: list[PackedRow]) -> None:
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> dict[str, list[int]]:
-        row = self.rows[index]
-        return {"input_ids": row.input_ids, "labels": row.labels, "seq_lengths": row.seq_lengths}
 
 
 @dataclass(frozen=True)
@@ -84,8 +70,8 @@ class QloraTrainer(SFTTrainer):
             super().__init__(
                 model=parts.model,
                 args=arguments,
-                train_dataset=PackedDataset(parts.train_rows),
-                eval_dataset=PackedDataset(parts.eval_rows) if parts.eval_rows else None,
+                train_dataset=as_dataset(parts.train_rows),
+                eval_dataset=as_dataset(parts.eval_rows) if parts.eval_rows else None,
                 processing_class=parts.tokenizer,
                 data_collator=parts.collator,
                 callbacks=parts.callbacks,
@@ -125,28 +111,20 @@ class QloraTrainer(SFTTrainer):
         )
 
     def evaluate(
-        self,
-        eval_dataset: PackedDataset | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
+        self, eval_dataset: None = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Mean loss per trained token over the eval rows; the stock trainer would average batch means."""
-        dataset = eval_dataset or self.eval_dataset
-        score = score_rows(self.model, self._batches(dataset.rows))
+        score = score_rows(self.model, self._eval_batches())
         metrics = {f"{metric_key_prefix}_loss": score.loss, f"{metric_key_prefix}_perplexity": score.perplexity}
-        # SFTTrainer.log would mix the running averages of training into these.
-        Trainer.log(self, dict(metrics))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        Trainer.log(self, dict(metrics))  # SFTTrainer.log would mix training's running averages into these
+        self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _batches(self, rows: list[PackedRow]) -> Iterable[dict[str, torch.Tensor]]:
-        dataset, size = PackedDataset(rows), self.args.per_device_eval_batch_size
-        for start in range(0, len(dataset), size):
-            batch = self.data_collator([dataset[index] for index in range(start, min(start + size, len(dataset)))])
-            yield {
-                name: tensor.to(self.args.device) if torch.is_tensor(tensor) else tensor
-                for name, tensor in batch.items()
-            }
+    def _eval_batches(self) -> Iterator[dict[str, Any]]:
+        size = self.args.per_device_eval_batch_size
+        for start in range(0, len(self.eval_dataset), size):
+            stop = min(start + size, len(self.eval_dataset))
+            yield self.data_collator([self.eval_dataset[index] for index in range(start, stop)])
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         step = self.state.global_step

@@ -1,0 +1,201 @@
+"""Training from a recipe: it learns, it stops, and a resumed run is the uninterrupted one to the bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from qlora_cli.errors import ArgumentError, IdentityError, NumericError, StoppedBySignal
+from qlora_cli.run.checkpoints import list_checkpoints
+from qlora_cli.run.directory import RunDirectory
+from qlora_cli.run.manifest import read_manifest
+from qlora_cli.run.metrics import read_metrics
+from qlora_cli.train.session import Session, train_recipe
+
+BASES = {
+    "fp32": {},
+    "bf16": {"model": {"dtype": "bfloat16"}},
+    "bf16 adapter": {"model": {"dtype": "bfloat16"}, "lora": {"autocast_adapter_dtype": False}},
+    "nf4": {"quantization": {}},
+    "nf4 in bf16": {"quantization": {}, "model": {"dtype": "bfloat16"}},
+    "int8": {"quantization": {"quant_type": "int8"}},
+}
+
+
+def bytes_of(run: RunDirectory, step: int) -> dict[str, bytes]:
+    folder = run.checkpoints_path / f"step-{step:06d}"
+    names = (
+        "adapter_model.safetensors",
+        "optimizer.safetensors",
+        "optimizer.json",
+        "scheduler.json",
+        "random.safetensors",
+    )
+    return {name: (folder / name).read_bytes() for name in names}
+
+
+def stop_and_resume(recipe, path, steps: int) -> RunDirectory:
+    run = RunDirectory(path)
+    result = train_recipe(recipe, run, Session(stop_after=steps))
+    assert result.num_steps == steps
+    assert not run.is_finished
+    train_recipe(recipe, run, Session(resume=True))
+    return run
+
+
+@pytest.mark.parametrize("packing", [True, False], ids=["packed", "unpacked"])
+@pytest.mark.parametrize("base", BASES)
+def test_four_steps_and_four_after_a_resume_are_eight_straight_to_the_bit(small_recipe, tmp_path, base, packing):
+    recipe = small_recipe(**BASES[base], data={"packing": packing})
+    straight = RunDirectory(tmp_path / "straight")
+    train_recipe(recipe, straight, Session())
+    resumed = stop_and_resume(recipe, tmp_path / "resumed", steps=4)
+    assert bytes_of(straight, 8) == bytes_of(resumed, 8)
+    finals = [run.adapter_path / "adapter_model.safetensors" for run in (straight, resumed)]
+    assert finals[0].read_bytes() == finals[1].read_bytes()
+    losses = [[line.get("loss") for line in read_metrics(run.metrics_path)] for run in (straight, resumed)]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_8bit", "paged_adamw_32bit"])
+@pytest.mark.parametrize("steps", [3, 5], ids=["in an epoch", "in a later epoch"])
+def test_every_optimizer_resumes_to_the_bit(small_recipe, tmp_path, optim, steps):
+    recipe = small_recipe(quantization={}, training={"optim": optim}, lora={"r": 32})
+    straight = RunDirectory(tmp_path / "straight")
+    train_recipe(recipe, straight, Session())
+    resumed = stop_and_resume(recipe, tmp_path / "resumed", steps)
+    assert bytes_of(straight, 8) == bytes_of(resumed, 8)
+
+
+@pytest.mark.parametrize(
+    "lora", [{"init_lora_weights": "pissa"}, {"init_lora_weights": "loftq"}, {"use_dora": True}], ids=str
+)
+def test_every_kind_of_adapter_resumes_to_the_bit(small_recipe, tmp_path, lora):
+    recipe = small_recipe(quantization={}, lora=lora)
+    straight = RunDirectory(tmp_path / "straight")
+    train_recipe(recipe, straight, Session())
+    resumed = stop_and_resume(recipe, tmp_path / "resumed", 4)
+    assert bytes_of(straight, 8) == bytes_of(resumed, 8)
+
+
+def test_the_loss_falls_and_the_adapter_loads_with_plain_peft(small_recipe, tmp_path, tiny_base):
+    run = RunDirectory(tmp_path / "run")
+    result = train_recipe(small_recipe(training={"max_steps": 20}), run, Session())
+    lines = read_metrics(run.metrics_path)
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert losses[-1] < losses[0] - 0.5
+    assert result.eval_loss == [line["eval_loss"] for line in lines if "eval_loss" in line][-1]
+    assert {"tokens_per_second", "peak_memory_bytes", "learning_rate", "grad_norm"} <= lines[-2].keys()
+    PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_base), run.adapter_path)
+    assert read_manifest(run)["status"] == "finished"
+
+
+def test_no_file_of_a_run_is_a_pickle(small_recipe, tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    train_recipe(small_recipe(), run, Session())
+    suffixes = {path.suffix for path in run.path.rglob("*") if path.is_file()}
+    assert suffixes <= {".safetensors", ".json", ".jsonl", ".yaml", ".txt", ".jinja", ""}
+
+
+def test_checkpoints_come_every_save_steps_and_only_the_newest_stay(small_recipe, tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    training = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 2}
+    train_recipe(small_recipe(training=training), run, Session())
+    assert [checkpoint.step for checkpoint in list_checkpoints(run.checkpoints_path)] == [6, 8]
+
+
+def test_a_signal_ends_the_run_with_a_checkpoint_and_its_exit_code(small_recipe, tmp_path):
+    run = RunDirectory(tmp_path / "run")
+
+    def interrupt() -> None:
+        while not run.metrics_path.exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    recipe = small_recipe(training={"max_steps": 500})
+    with pytest.raises(StoppedBySignal, match="checkpoint is saved") as caught:
+        train_recipe(recipe, run, Session())
+    thread.join()
+    assert caught.value.exit_code == 130
+    [newest] = list_checkpoints(run.checkpoints_path)[-1:]
+    assert newest.problem() == ""
+    assert 0 < newest.step < 500
+    assert read_manifest(run)["status"] == "stopped"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_damaged_newest_checkpoint_falls_back_to_the_older_one(small_recipe, tmp_path):
+    recipe = small_recipe(training={"save_strategy": "steps", "save_steps": 2})
+    straight = RunDirectory(tmp_path / "straight")
+    train_recipe(recipe, straight, Session())
+    run = RunDirectory(tmp_path / "run")
+    train_recipe(recipe, run, Session(stop_after=6))
+    (run.checkpoints_path / "step-000006" / "optimizer.safetensors").write_bytes(b"")
+    train_recipe(recipe, run, Session(resume=True))
+    assert bytes_of(straight, 8) == bytes_of(run, 8)
+
+
+def test_a_run_is_neither_overwritten_nor_resumed_by_accident(small_recipe, tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    with pytest.raises(ArgumentError, match="there is no run"):
+        train_recipe(small_recipe(), run, Session(resume=True))
+    train_recipe(small_recipe(), run, Session())
+    with pytest.raises(ArgumentError, match="already holds a finished run"):
+        train_recipe(small_recipe(), run, Session())
+
+
+def test_a_changed_recipe_is_not_resumed_and_the_keys_are_named(small_recipe, tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    train_recipe(small_recipe(), run, Session(stop_after=2))
+    with pytest.raises(IdentityError, match=r"lora\.r: 4 -> 8") as caught:
+        train_recipe(small_recipe(lora={"r": 8}), run, Session(resume=True))
+    assert caught.value.exit_code == 3
+    train_recipe(small_recipe(training={"logging_steps": 2}), run, Session(resume=True))
+
+
+def test_changed_data_is_not_resumed(small_recipe, tmp_path):
+    data = tmp_path / "data.jsonl"
+    row = {"instruction": "say", "output": "yes"}
+    data.write_text("".join(json.dumps({**row, "output": f"yes {n}"}) + "\n" for n in range(20)))
+    recipe = small_recipe(data={"train": str(data)})
+    run = RunDirectory(tmp_path / "run")
+    train_recipe(recipe, run, Session(stop_after=2))
+    data.write_text(data.read_text().replace("yes 3", "no 3"))
+    with pytest.raises(IdentityError, match="the data has changed"):
+        train_recipe(recipe, run, Session(resume=True))
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(small_recipe, tiny_base, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(tiny_base)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[tokenizer.convert_tokens_to_ids("~")] = float("nan")
+    for saved in (model, tokenizer):
+        saved.save_pretrained(tmp_path / "base")
+    data = tmp_path / "data.jsonl"
+    rows = ({"instruction": "say", "output": "~" if number == 30 else str(number)} for number in range(40))
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = small_recipe(
+        model={"base_model": str(tmp_path / "base")},
+        data={"train": str(data), "eval_fraction": None, "packing": False},
+        training={"max_steps": 20, "save_strategy": "steps", "save_steps": 1},
+    )
+    run = RunDirectory(tmp_path / "run")
+    with pytest.raises(NumericError, match="loss of step .* is nan; stopped before the update") as caught:
+        train_recipe(recipe, run, Session())
+    assert caught.value.exit_code == 4
+    last = list_checkpoints(run.checkpoints_path)[-1]
+    assert f"step {last.step + 1} " in caught.value.problems[0].text
+    tensors = load_file(last.path / "adapter_model.safetensors")
+    assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
