@@ -17,6 +17,10 @@ from qlora_cli.data.traced_template import Span
 from qlora_cli.errors import DataError
 
 
+MAX_SPACES = 32
+"""Characters before a span that are looked at for spaces."""
+
+
 @dataclass(slots=True)
 class Encoded:
     """A text as tokens."""
@@ -44,6 +48,7 @@ class Encoder:
         """What the tokenizer puts before plain text by itself: the beginning-of-sequence token, or nothing."""
         newline, letter, both = (self._ids(text) for text in ("\n", "a", "\na"))
         self._newline_ids = newline
+        self._ids_of_spaces: dict[str, list[int]] = {}
         self._marks_word_starts = both != newline + letter  # SentencePiece: a text's first word gets a space
 
     def encode(self, texts: Sequence[str], spans: Sequence[Sequence[Span]]) -> list[Encoded]:
@@ -56,7 +61,7 @@ class Encoder:
         encodings = self._backend.encode_batch(list(texts), add_special_tokens=False)
         encoded = []
         for text, encoding, text_spans in zip(texts, encodings, spans, strict=True):
-            if any(_is_merged(encoding, text, start) for start, _ in text_spans):
+            if any(self._is_merged(encoding, text, start) for start, _ in text_spans):
                 encoded.append(self._encode_pieces(text, text_spans))
             else:
                 token_spans = [
@@ -65,6 +70,24 @@ class Encoder:
                 ]
                 encoded.append(Encoded(encoding.ids, token_spans))
         return encoded
+
+    def _is_merged(self, encoding: Encoding, text: str, start: int) -> bool:
+        """Whether what follows `start` changed the tokens before it."""
+        if start in (0, len(text)):
+            return False
+        token = encoding.char_to_token(start)
+        if token is not None and _first_character(encoding, token) < start:
+            return True
+        before = text[max(0, start - MAX_SPACES) : start]
+        spaces = before[len(before.rstrip()) :]
+        if spaces in ("", "\n"):
+            return False
+        # A word takes the last of the spaces before it ("a  b" is "a", " ", " b"; in GPT-2 also "\n\n" falls apart).
+        # No border between tokens shows that, and some tokenizers do not count such a space among a token's offsets.
+        if spaces not in self._ids_of_spaces:
+            self._ids_of_spaces[spaces] = self._ids(spaces)
+        ids = self._ids_of_spaces[spaces]
+        return token is None or encoding.ids[max(0, token - len(ids)) : token] != ids
 
     def _encode_pieces(self, text: str, spans: Sequence[Span]) -> Encoded:
         """Tokens of the text, cut at the start of each span."""
@@ -109,19 +132,6 @@ def _token_at(encoding: Encoding, character: int, num_characters: int) -> int:
         if token is not None:  # some tokenizers count the space before a word to no token
             return token + 1 if _first_character(encoding, token) < character else token
     return len(encoding.ids)
-
-
-def _is_merged(encoding: Encoding, text: str, start: int) -> bool:
-    """Whether a token may lie across the start of a span.
-
-    A space before it always may: tokenizers that trim offsets do not count the space in " word" as the token's.
-    """
-    if start == 0 or start == len(text):
-        return False
-    if text[start - 1] in " \t":
-        return True
-    token = encoding.char_to_token(start)
-    return token is not None and _first_character(encoding, token) < start
 
 
 def _first_character(encoding: Encoding, token: int) -> int:

@@ -111,6 +111,8 @@ class ChatMask:
             if index == len(messages) - 1:
                 end = len(trace.text)  # e.g. Phi-3 prints eos_token after its loop
             start += self._num_prompt_characters(trace.text[start:end], messages, index, tools)
+            # A closing space ("</s> ") only parts the turn from the next one, and merges into its first word.
+            end -= len(trace.text[start:end]) - len(trace.text[start:end].rstrip(" "))
             if end > start:
                 spans.append((start, end))
         if not trace.turns:
@@ -128,15 +130,18 @@ class ChatMask:
         prompt = self._generation_prompt(messages[:index], tools)
         if turn.startswith(prompt):
             return len(prompt)
-        # The turn begins otherwise, e.g. without the "<think>" that the prompt opens. An answer that happens to begin
-        # like the rest of the prompt must not count as prompt, so the answer is put out of the comparison.
+        # The turn begins otherwise, e.g. without the "<think>" that the prompt opens, or with a default system turn.
+        # An answer that happens to begin like the rest of the prompt must not count as prompt: it is put out.
+        if not messages[index].get("content"):
+            return common_prompt(prompt, turn)
         stood_in = [*messages]
-        if messages[index].get("content"):
-            stood_in[index] = {**messages[index], "content": STAND_IN}
-            trace = self.trace(stood_in, tools)
-            start, end = trace.turns.get(index, (0, 0))
-            return min(common_prompt(prompt, trace.text[start:end]), common_prompt(prompt, turn))
-        return common_prompt(prompt, turn)
+        stood_in[index] = {**messages[index], "content": STAND_IN}
+        trace = self.trace(stood_in, tools)
+        start, end = trace.turns.get(index, (0, 0))
+        head, answer, _ = trace.text[start:end].partition(STAND_IN)
+        if prompt and answer and prompt in head and turn.startswith(head):
+            return head.rindex(prompt) + len(prompt)
+        return min(common_prompt(prompt, trace.text[start:end]), common_prompt(prompt, turn))
 
     def _generation_prompt(self, messages: Sequence[Message], tools: Tools) -> str:
         """What the template prints after `messages` to make the assistant speak.
