@@ -20,6 +20,10 @@ CHATML = (
 )
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="write tests/golden anew")
+
+
 def byte_tokenizer(*special_tokens: str, eos_token: str = "<|im_end|>") -> PreTrainedTokenizerFast:
     """A tokenizer with one token a byte and the special tokens named, ChatML as its template."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

@@ -109,6 +109,8 @@ def source_error(name: str, fault: Exception) -> RecipeError:
         hint = "accept its licence on the Hub, then `hf auth login`, or set HF_TOKEN"
     elif "offline" in lowered or "couldn't connect" in lowered or "can't load" in lowered or "cannot find" in lowered:
         hint = "check the name for typing errors; offline, it must be a local folder or already in the Hub cache"
+    elif "attention implementation" in lowered or "flash" in lowered:
+        hint = "--set model.attn_implementation=eager, or install the kernel that it names"
     elif "safetensors" in lowered:
         hint = "only safetensors weights are read; convert the model, or choose a revision that has them"
     else:

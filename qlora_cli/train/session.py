@@ -120,13 +120,14 @@ def _resource_faults(recipe: Recipe, run: RunDirectory) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as fault:
-        smaller = max(training.per_device_train_batch_size // 2, 1)
-        hint = (
-            f"--set training.per_device_train_batch_size={smaller} "
-            f"--set training.gradient_accumulation_steps={training.gradient_accumulation_steps * 2} with a new --run-dir"
-            if smaller < training.per_device_train_batch_size
-            else f"--set data.max_length={recipe.data.max_length // 2} with a new --run-dir"
+        batch_size, accumulation = training.per_device_train_batch_size, training.gradient_accumulation_steps
+        smaller = (
+            f"--set training.per_device_train_batch_size={batch_size // 2} "
+            f"--set training.gradient_accumulation_steps={accumulation * 2}"
+            if batch_size > 1
+            else f"--set data.max_length={recipe.data.max_length // 2}"
         )
+        hint = f"start over with {smaller} and another --run-dir"
         raise ResourceError("out of GPU memory", place=str(run.path), hint=hint) from fault
     except OSError as fault:
         if fault.errno not in (errno.ENOSPC, errno.EDQUOT):

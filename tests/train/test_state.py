@@ -1,0 +1,61 @@
+"""State dicts come back to the bit, through JSON and safetensors."""
+
+from __future__ import annotations
+
+import random
+
+import bitsandbytes as bnb
+import numpy as np
+import pytest
+import torch
+
+from qlora_cli.train.state import (
+    load_optimizer,
+    load_state,
+    random_state,
+    restore_random_state,
+    save_optimizer,
+    save_state,
+)
+
+
+def stepped(optimizer_class):
+    torch.manual_seed(0)
+    parameters = [torch.nn.Parameter(torch.randn(128, 64)), torch.nn.Parameter(torch.randn(8))]
+    optimizer = optimizer_class(parameters, lr=1e-2)
+    for _ in range(3):
+        step(parameters, optimizer)
+    return parameters, optimizer
+
+
+def step(parameters, optimizer):
+    sum((parameter**3).sum() for parameter in parameters).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("optimizer_class", [torch.optim.AdamW, bnb.optim.AdamW8bit, bnb.optim.PagedAdamW32bit])
+def test_an_optimizer_that_was_saved_takes_the_same_next_steps(tmp_path, optimizer_class):
+    parameters, optimizer = stepped(optimizer_class)
+    save_optimizer(tmp_path, optimizer)
+    copies = [torch.nn.Parameter(parameter.detach().clone()) for parameter in parameters]
+    restored = optimizer_class(copies, lr=1e-2)
+    load_optimizer(tmp_path, restored)
+    for _ in range(3):
+        step(parameters, optimizer)
+        step(copies, restored)
+    assert all(torch.equal(one, other) for one, other in zip(parameters, copies, strict=True))
+
+
+def test_floats_survive_json_exactly(tmp_path):
+    save_state(tmp_path, "scheduler", {"last_lr": [0.1 + 0.2, 1e-308], "none": None})
+    assert load_state(tmp_path, "scheduler") == {"last_lr": [0.1 + 0.2, 1e-308], "none": None}
+
+
+def test_every_generator_goes_on_where_it_was(tmp_path):
+    save_state(tmp_path, "random", random_state())
+    drawn = (random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn(), torch.rand(3))
+    restore_random_state(load_state(tmp_path, "random"))
+    again = (random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn(), torch.rand(3))
+    assert drawn[:4] == again[:4]
+    assert torch.equal(drawn[4], again[4])
