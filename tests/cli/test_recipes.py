@@ -1,0 +1,172 @@
+"""`qlora init`, `recipes`, `validate` and `schema`, through the real command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from qlora_cli.cli import app
+from qlora_cli.recipe.reader import load_recipe
+from qlora_cli.recipe.shipped import list_shipped
+from tests.recipe.malformed import MALFORMED
+
+MINIMAL = "model: {base_model: some/base}\ndata: {train: rows.jsonl}\n"
+HEAVY = ("torch", "transformers", "datasets", "peft", "trl", "bitsandbytes", "numpy")
+
+
+@pytest.fixture
+def qlora(tmp_path, monkeypatch, capsys):
+    """Run the command line in an empty folder; give its exit code, stdout and stderr back."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["qlora", *arguments])
+        with pytest.raises(SystemExit) as exited:
+            app.main()
+        printed = capsys.readouterr()
+        return exited.value.code or 0, printed.out, printed.err
+
+    return run
+
+
+@pytest.mark.parametrize("case", MALFORMED)
+def test_a_malformed_recipe_ends_with_one_error_line_a_hint_and_exit_code_2(qlora, tmp_path, case):
+    text, line, fragment, hint = MALFORMED[case]
+    (tmp_path / "recipe.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    code, out, err = qlora("validate", "recipe.yaml")
+    assert (code, out) == (2, "")
+    error_line, hint_line = err.splitlines()
+    assert error_line.startswith(f"error: recipe.yaml:{line}: ")
+    assert fragment in error_line
+    assert hint_line.startswith("hint: ")
+    assert hint in hint_line
+
+
+def test_a_valid_recipe_is_said_to_be_valid_and_summed_up(qlora, tmp_path):
+    (tmp_path / "chat.yaml").write_text(MINIMAL)
+    code, out, _ = qlora("validate", "chat.yaml", "--set", "quantization={}", "--set", "lora.r=8")
+    assert code == 0
+    assert out.startswith("chat.yaml: valid\n")
+    for fact in ("chat", "some/base", "QLoRA on the nf4 base with double quantization, r 8", "3 epochs of 16 rows"):
+        assert fact in out
+
+
+def test_validate_json_lists_place_text_and_hint(qlora, tmp_path):
+    (tmp_path / "chat.yaml").write_text(MINIMAL + "lora: {rr: 1}\n")
+    code, out, _ = qlora("validate", "chat.yaml", "--json", "--set", "lora.lora_alpha=x")
+    problems = json.loads(out)["problems"]
+    assert code == 2
+    assert json.loads(out)["valid"] is False
+    assert [problem["place"] for problem in problems] == ["--set lora.lora_alpha=x", "chat.yaml:3"]
+    assert problems[1]["hint"] == "did you mean 'lora.r'?"
+
+
+def test_validate_json_of_a_valid_recipe(qlora, tmp_path):
+    (tmp_path / "chat.yaml").write_text(MINIMAL)
+    code, out, _ = qlora("validate", "chat.yaml", "--json")
+    assert (code, json.loads(out)) == (0, {"valid": True, "problems": []})
+
+
+def test_init_writes_a_commented_recipe_that_is_valid(qlora, tmp_path):
+    code, _, _ = qlora("init", "--base", "my: base", "--data", "rows #1.jsonl", "--out", "new/chat.yaml")
+    assert code == 0
+    recipe = load_recipe(tmp_path / "new" / "chat.yaml")
+    assert (recipe.name, recipe.model.base_model, recipe.data.train[0].path) == ("chat", "my: base", "rows #1.jsonl")
+    settings = [line for line in (tmp_path / "new" / "chat.yaml").read_text().splitlines() if line[:2] == "  "]
+    assert sum("#" in line for line in settings) >= len(settings) - 2
+
+
+def test_init_writes_the_defaults_of_the_schema(qlora, tmp_path):
+    qlora("init")
+    started = load_recipe(tmp_path / "recipe.yaml")
+    (tmp_path / "bare.yaml").write_text(MINIMAL)
+    assert (
+        started.training.model_copy(update={"num_train_epochs": None}) == load_recipe(tmp_path / "bare.yaml").training
+    )
+    assert started.lora == load_recipe(tmp_path / "bare.yaml").lora
+
+
+def test_init_does_not_write_over_a_file_unless_forced(qlora, tmp_path):
+    (tmp_path / "recipe.yaml").write_text("mine")
+    code, _, err = qlora("init")
+    assert code == 2
+    assert "--force" in err
+    assert (tmp_path / "recipe.yaml").read_text() == "mine"
+    assert qlora("init", "--force")[0] == 0
+    assert (tmp_path / "recipe.yaml").read_text() != "mine"
+
+
+def test_init_refuses_a_file_name_that_cannot_name_a_run(qlora, tmp_path):
+    assert qlora("init", "--out", "my recipe.yaml")[0] == 2
+    assert not (tmp_path / "my recipe.yaml").exists()
+
+
+def test_recipes_lists_every_shipped_recipe(qlora):
+    code, out, _ = qlora("recipes", "--json")
+    listed = json.loads(out)
+    assert code == 0
+    assert [recipe["name"] for recipe in listed] == [recipe.name for recipe in list_shipped()]
+    assert all(set(recipe) == {"name", "path", "purpose", "hardware", "time", "expected"} for recipe in listed)
+
+
+def test_recipes_shows_a_table(qlora, monkeypatch):
+    monkeypatch.setattr(app.console.out, "_width", 200)
+    code, out, _ = qlora("recipes")
+    assert code == 0
+    for column in ("recipe", "purpose", "hardware", "time", "guanaco", "48 GB GPU"):
+        assert column in out
+
+
+def test_a_printed_recipe_is_a_recipe(qlora, tmp_path):
+    _, out, _ = qlora("recipes", "qwen3-8b-12gb")
+    (tmp_path / "copy.yaml").write_text(out)
+    assert load_recipe(tmp_path / "copy.yaml").model.base_model == "Qwen/Qwen3-8B"
+
+
+def test_an_unknown_shipped_recipe_is_exit_code_2(qlora):
+    code, _, err = qlora("recipes", "lama")
+    assert code == 2
+    assert "guanaco" in err
+
+
+def test_schema_prints_json_schema(qlora):
+    code, out, _ = qlora("schema")
+    assert code == 0
+    assert json.loads(out)["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+
+
+def python_code(*arguments):
+    """A program that runs the command line and prints which heavy libraries it loaded."""
+    return (
+        "import sys; from qlora_cli.cli import app\n"
+        f"sys.argv = ['qlora', *{list(arguments)!r}]\n"
+        "try: app.main()\n"
+        "except SystemExit as exited: assert not exited.code, exited.code\n"
+        f"print('LOADED', [name for name in {HEAVY!r} if name in sys.modules])\n"
+    )
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("recipes",), ("schema",), ("validate", "chat.yaml")])
+def test_light_commands_load_no_heavy_library(tmp_path, arguments):
+    (tmp_path / "chat.yaml").write_text(MINIMAL)
+    command = [sys.executable, "-c", python_code(*arguments)]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert ran.stdout.splitlines()[-1] == "LOADED []"
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("validate", "chat.yaml")])
+def test_light_commands_answer_in_under_0_3_seconds(tmp_path, arguments):
+    (tmp_path / "chat.yaml").write_text(MINIMAL)
+    command = [sys.executable, "-c", python_code(*arguments)]
+    fastest = float("inf")
+    for _ in range(30):  # other processes on the machine slow most of them down; the best one counts
+        start = time.perf_counter()
+        subprocess.run(command, cwd=tmp_path, capture_output=True, check=True)
+        fastest = min(fastest, time.perf_counter() - start)
+        if fastest < 0.3:
+            break
+    assert fastest < 0.3
