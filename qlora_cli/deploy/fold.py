@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import bitsandbytes as bnb
 import torch
 from peft import PeftModel
 from peft.tuners.lora import Embedding as LoraEmbedding
@@ -19,11 +18,10 @@ from transformers.pytorch_utils import Conv1D
 
 from qlora_cli.deploy.weights import LowRankUpdate, merged_weight
 from qlora_cli.errors import ArgumentError
+from qlora_cli.model.quantized import dequantized_weight, is_quantized
 
 ADAPTER = "default"
 """The name that `PeftModel.from_pretrained` gives the one adapter it loads."""
-
-INT8_MAX = 127
 
 NamedTensors = Iterator[tuple[str, torch.Tensor]]
 
@@ -68,7 +66,7 @@ def _merged_tensors(module: nn.Module, prefix: str) -> NamedTensors:
         yield from _merged_tensors(module.modules_to_save[ADAPTER], prefix)
     elif isinstance(module, AuxiliaryTrainingWrapper):
         raise _unmergeable(prefix, type(module).__name__)
-    elif _is_quantized(module):
+    elif is_quantized(module):
         yield f"{prefix}weight", _as_stored(_weight_oi(module), module)
         yield from _bias(module, prefix)
     else:
@@ -80,7 +78,7 @@ def _merged_tensors(module: nn.Module, prefix: str) -> NamedTensors:
 
 def _folded_layer(layer: LoraLayer, prefix: str) -> NamedTensors:
     base_layer = layer.get_base_layer()
-    is_matrix = _is_quantized(base_layer) or isinstance(base_layer, nn.Linear | Conv1D | nn.Embedding)
+    is_matrix = is_quantized(base_layer) or isinstance(base_layer, nn.Linear | Conv1D | nn.Embedding)
     is_other_variant = ADAPTER in layer.lora_variant and not layer.use_dora[ADAPTER]
     if not is_matrix or is_other_variant or layer.lora_bias[ADAPTER]:
         raise _unmergeable(prefix, type(layer).__name__)
@@ -104,21 +102,11 @@ def _bias(module: nn.Module, prefix: str) -> NamedTensors:
         yield f"{prefix}bias", bias
 
 
-def _is_quantized(module: nn.Module) -> bool:
-    return isinstance(module, bnb.nn.Linear4bit | bnb.nn.Linear8bitLt)
-
-
 def _weight_oi(module: nn.Module) -> torch.Tensor:
-    """The weight [O, I] in float32, with the values that the forward pass multiplies by."""
-    if isinstance(module, bnb.nn.Linear4bit):
-        weight_OI = bnb.functional.dequantize_4bit(module.weight.data, module.weight.quant_state)
-    elif isinstance(module, bnb.nn.Linear8bitLt):
-        # The first forward pass moves the row scales from the parameter to the module's state.
-        row_scale_O = module.state.SCB if module.weight.SCB is None else module.weight.SCB
-        weight_OI = module.weight.data * (row_scale_O[:, None].float() / INT8_MAX)
-    else:
-        weight_OI = _as_stored(module.get_parameter("weight"), module)
-    return weight_OI.float()
+    """The weight [O, I] in float32."""
+    if is_quantized(module):
+        return dequantized_weight(module).float()
+    return _as_stored(module.get_parameter("weight"), module).float()
 
 
 def _as_stored(weight: torch.Tensor, module: nn.Module) -> torch.Tensor:

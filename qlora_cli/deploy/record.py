@@ -57,6 +57,8 @@ def describe_onto(source: TunedSource, onto: Onto) -> str:
     if source.quantization is None:
         return "merged onto the base as it is, the weights that training saw"
     kind = source.quantization.quant_type.upper()
+    if onto == "original" and source.base_source is not None:
+        return f"merged onto PiSSA's residual before it was quantized to {kind}: the figures show the price"
     if onto == "original":
         return f"merged onto the original base, not the {kind} one that training saw: the figures show the price"
     return f"merged onto the dequantized {kind} base, the weights that training saw"

@@ -40,9 +40,9 @@ def staged_folder(out: Path, *, force: bool) -> Iterator[Path]:
             os.rename(out, retired)
         os.rename(stage, out)
         fsync(out.parent)
+        shutil.rmtree(retired, ignore_errors=True)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
-        shutil.rmtree(retired, ignore_errors=True)
 
 
 def refuse_occupied(out: Path, *, force: bool) -> None:

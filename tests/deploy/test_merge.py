@@ -128,6 +128,13 @@ def test_an_inert_adapter_is_refused(tmp_path, llama_folder):
         merge_run(run.path, None, FLOAT32)
 
 
+def test_an_adapter_without_safetensors_is_refused(tmp_path, llama_folder):
+    run = save_run(tmp_path / "run", llama_folder)
+    (run.adapter_path / ADAPTER_WEIGHTS).unlink()
+    with pytest.raises(ArgumentError, match="holds no adapter_model.safetensors"):
+        merge_run(run.path, None, FLOAT32)
+
+
 def test_loftq_is_not_merged_onto_the_original(tmp_path, llama_folder):
     run = save_run(tmp_path / "run", llama_folder)
     text = run.recipe_path.read_text().replace("init_lora_weights: default", "init_lora_weights: loftq")
@@ -153,3 +160,11 @@ def test_verification_goes_on_without_the_data(tmp_path, llama_folder):
     run = save_run(tmp_path / "run", llama_folder)
     (run.path / "eval.jsonl").unlink()
     assert merge_run(run.path, None, FLOAT32).agreement.num_positions > 100
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_a_run_on_the_gpu_merges_within_its_bound(tmp_path, run):
+    assert load_tuned(run.path).model.device.type == "cuda"
+    merged = merge_run(run.path, tmp_path / "out", MergeOptions())
+    assert merged.agreement.mean_kl <= merged.max_kl < merged.effect.mean_kl
