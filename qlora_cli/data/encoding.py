@@ -16,7 +16,6 @@ from transformers import PreTrainedTokenizerBase
 from qlora_cli.data.traced_template import Span
 from qlora_cli.errors import DataError
 
-
 MAX_SPACES = 32
 """Characters before a span that are looked at for spaces."""
 

@@ -80,7 +80,9 @@ def unpacked(rows: Sequence[TokenRow]) -> list[PackedRow]:
 def _join(documents: Sequence[TokenRow]) -> PackedRow:
     packed = PackedRow([], [], [])
     for document in documents:
+        first = len(packed.input_ids)
         packed.input_ids += document.input_ids
-        packed.labels += [IGNORE_INDEX, *document.labels[1:]]
+        packed.labels += document.labels
+        packed.labels[first] = IGNORE_INDEX
         packed.seq_lengths.append(len(document.input_ids))
     return packed
