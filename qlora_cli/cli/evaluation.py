@@ -1,0 +1,89 @@
+"""`qlora tiny` and `qlora eval`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import Progress
+
+from qlora_cli import console
+
+
+def tiny(
+    out: Annotated[Path, typer.Argument(help="Folder to write the base model to.", show_default=False)],
+    corpus: Annotated[
+        list[Path] | None,
+        typer.Option(help="Text to learn from (.txt, .md, .json, .jsonl).", show_default="Python's help pages"),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=0, help="Optimizer steps.")] = 300,
+    hidden: Annotated[int, typer.Option(min=64, help="Width, a multiple of 64.")] = 128,
+    layers: Annotated[int, typer.Option(min=1, help="Transformer layers.")] = 4,
+    heads: Annotated[int, typer.Option(min=1, help="Attention heads.")] = 4,
+    vocab: Annotated[int, typer.Option(help="Most tokens that the tokenizer may learn.")] = 2048,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of weights and windows.")] = 42,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Make a small Llama-style base model and its tokenizer, without a network."""
+    from qlora_cli.model.tiny import TinyOptions, make_tiny_base
+
+    options = TinyOptions(tuple(corpus or ()), hidden, layers, heads, vocab, steps=steps, seed=seed)
+    with console.library_noise_to(None), Progress(console=console.err, transient=True) as bar:
+        shown = bar.add_task("training the base", total=steps)
+        summary = make_tiny_base(out, options, lambda step, loss: bar.update(shown, completed=step))
+    if as_json:
+        console.data(summary.as_dict())
+        return
+    console.result(f"wrote {summary.path}: {summary.num_parameters:,} parameters, {summary.vocab_size:,} tokens")
+    if summary.last_loss is not None:
+        console.result(
+            f"loss {summary.first_loss:.2f} -> {summary.last_loss:.2f} in {steps} steps, "
+            f"{summary.tokens_per_second:,.0f} tokens/s, corpus of {summary.num_corpus_tokens:,} tokens"
+        )
+
+
+def evaluate(
+    run: Annotated[
+        Path | None,
+        typer.Argument(help="Run directory or PEFT adapter folder.", show_default="the latest run"),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Rows to measure loss and perplexity on.", show_default="the recipe's eval rows"),
+    ] = None,
+    task: Annotated[
+        list[Path] | None,
+        typer.Option(help="File of prompts and answers; may be repeated.", show_default="the recipe's tasks"),
+    ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="exact_match, number_match, contains or rouge_l; may be repeated.", show_default="exact_match"
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Rows or prompts at once.", show_default="the recipe's, or 8")
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest answer.", show_default="the recipe's, or 256")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many questions of each task.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the measures as JSON.")] = False,
+) -> None:
+    """Measure a tuned model beside its base."""
+    from qlora_cli.evaluate.request import EvalRequest, measure, task_sections
+
+    sections = task_sections(task or (), metric or ())
+    with console.library_noise_to(None):
+        comparison = measure(run, EvalRequest(data, sections, batch_size, max_new_tokens, limit))
+    if as_json:
+        console.data(comparison.as_dict())
+    else:
+        console.table(("measure", "base", "tuned", "over"), comparison.table())
+
+
+def register(app: typer.Typer) -> None:
+    """Add this file's commands to the app."""
+    app.command()(tiny)
+    app.command("eval")(evaluate)

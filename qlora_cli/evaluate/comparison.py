@@ -1,0 +1,167 @@
+"""A tuned model beside its base: loss, perplexity and task scores, measured the same way on both."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+
+from qlora_cli.data.collator import Collator
+from qlora_cli.data.packing import unpacked
+from qlora_cli.data.rendering import Renderer, TokenRow
+from qlora_cli.evaluate.answers import AnswerOptions, generate_answers
+from qlora_cli.evaluate.metrics import METRICS
+from qlora_cli.evaluate.tasks import Task, score_answers
+from qlora_cli.model.scoring import Score, score_rows
+from qlora_cli.model.tuned import Tuned
+from qlora_cli.run.files import write_json, write_text
+
+OnAnswers = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What to measure on."""
+
+    rows: list[TokenRow]
+    """Held-out rows for loss and perplexity; empty to leave these out."""
+
+    tasks: list[Task]
+    batch_size: int = 8
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One figure for the base and for the tuned model."""
+
+    name: str
+    base: float | None
+    """None where there is no adapter, and so no base to compare with."""
+
+    tuned: float
+    count: int
+    """Tokens or questions that the figure is a mean over."""
+
+    def shown(self, value: float | None) -> str:
+        """`value` as tables show it: scores in percent, loss and perplexity as they are."""
+        if value is None:
+            return "-"
+        return f"{value:.3f}" if self.name in ("loss", "perplexity") else f"{value:.1%}"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one of the two models did."""
+
+    score: Score | None
+    """None where there are no rows."""
+
+    answers: list[list[str]]
+    """For each task, the answer to each question."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that was measured."""
+
+    evaluation: Evaluation
+    base: Measurement | None
+    """None where the model was loaded without an adapter."""
+
+    tuned: Measurement
+
+    @property
+    def measures(self) -> list[Measure]:
+        """Loss and perplexity, then every metric of every task."""
+        measures: list[Measure] = []
+        if self.tuned.score is not None:
+            base, tuned = self.base and self.base.score, self.tuned.score
+            measures = [
+                Measure("loss", base.loss if base else None, tuned.loss, tuned.num_tokens),
+                Measure("perplexity", base.perplexity if base else None, tuned.perplexity, tuned.num_tokens),
+            ]
+        for index, task in enumerate(self.evaluation.tasks):
+            after = score_answers(self.tuned.answers[index], task)
+            before = score_answers(self.base.answers[index], task) if self.base else {}
+            measures += [
+                Measure(f"{task.name} {metric}", before.get(metric), after[metric], len(task.questions))
+                for metric in task.metrics
+            ]
+        return measures
+
+    def table(self) -> list[tuple[str, str, str, str]]:
+        """Each measure as text: name, base, tuned, and what it is a mean over."""
+        return [(m.name, m.shown(m.base), m.shown(m.tuned), f"{m.count:,}") for m in self.measures]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The measures as JSON; a perplexity beyond a float becomes null."""
+        return {
+            "measures": [
+                {key: None if value == math.inf else value for key, value in asdict(measure).items()}
+                for measure in self.measures
+            ]
+        }
+
+
+def evaluate_run(tuned: Tuned, evaluation: Evaluation, on_answers: OnAnswers | None = None) -> Comparison:
+    """Measure the tuned model and, with its adapter switched off, its base.
+
+    Both are the same weights in memory, so the adapter is the only difference between them.
+
+    Args:
+        tuned: as loaded; a model without an adapter is measured alone.
+        evaluation: rows and tasks.
+        on_answers: called with a number of questions whenever so many more are answered.
+    """
+    base = None
+    if isinstance(tuned.model, PeftModel):
+        with tuned.model.disable_adapter():
+            base = _measure(tuned, evaluation, on_answers)
+    return Comparison(evaluation, base, _measure(tuned, evaluation, on_answers))
+
+
+def write_comparison(comparison: Comparison, folder: Path) -> None:
+    """Write `results.json`, and for each task `answers-<task>.jsonl` with every answer beside its reference."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, task in enumerate(comparison.evaluation.tasks):
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in _answer_rows(comparison, index)]
+        write_text(folder / f"answers-{task.name}.jsonl", "".join(lines))
+    write_json(folder / "results.json", comparison.as_dict())
+
+
+def _measure(tuned: Tuned, evaluation: Evaluation, on_answers: OnAnswers | None) -> Measurement:
+    end_of_turn_ids = Renderer(tuned.tokenizer).end_of_turn_ids
+    score = score_rows(tuned.model, _batches(tuned, evaluation)) if evaluation.rows else None
+    answers = []
+    for task in evaluation.tasks:
+        options = AnswerOptions(end_of_turn_ids, task.max_new_tokens, evaluation.batch_size)
+        prompts = [question.prompt_ids for question in task.questions]
+        answers.append(generate_answers(tuned.model, tuned.tokenizer, prompts, options, on_answers))
+    return Measurement(score, answers)
+
+
+def _batches(tuned: Tuned, evaluation: Evaluation) -> Iterator[dict[str, Any]]:
+    collator = Collator(tuned.tokenizer.pad_token_id)
+    rows = [asdict(row) for row in unpacked(evaluation.rows)]
+    for start in range(0, len(rows), evaluation.batch_size):
+        yield collator(rows[start : start + evaluation.batch_size])
+
+
+def _answer_rows(comparison: Comparison, index: int) -> Iterator[dict[str, Any]]:
+    """One row a question; `correct` is the tuned answer's score under each metric."""
+    task = comparison.evaluation.tasks[index]
+    base = comparison.base.answers[index] if comparison.base else [None] * len(task.questions)
+    tuned = comparison.tuned.answers[index]
+    for question, base_answer, tuned_answer in zip(task.questions, base, tuned, strict=True):
+        yield {
+            "prompt": question.prompt,
+            "reference": question.reference,
+            "base": base_answer,
+            "tuned": tuned_answer,
+            "correct": {name: METRICS[name](tuned_answer, question.reference) for name in task.metrics},
+        }

@@ -1,0 +1,104 @@
+"""`qlora eval` from its options to a result: the run's own held-out rows and tasks, or those that were named."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.progress import Progress
+
+from qlora_cli import console
+from qlora_cli.data.prepare import prepare_data, read_examples
+from qlora_cli.data.rendering import Renderer, TokenRow
+from qlora_cli.errors import ArgumentError
+from qlora_cli.evaluate.comparison import Comparison, Evaluation, evaluate_run, write_comparison
+from qlora_cli.evaluate.metrics import METRICS
+from qlora_cli.evaluate.tasks import load_task
+from qlora_cli.model.tuned import Tuned, load_tuned
+from qlora_cli.recipe.schema import SourceSection, TaskSection
+
+DEFAULT_BATCH_SIZE = 8
+
+
+@dataclass(frozen=True)
+class EvalRequest:
+    """Options of the command; None stands for what the run's recipe says."""
+
+    data: Path | None = None
+    """Held-out rows for loss and perplexity."""
+
+    tasks: tuple[TaskSection, ...] = ()
+    """Instead of the recipe's tasks."""
+
+    batch_size: int | None = None
+    max_new_tokens: int | None = None
+    limit: int | None = None
+    """Only the first so many questions of each task."""
+
+
+def task_sections(files: Sequence[Path], metrics: Sequence[str]) -> tuple[TaskSection, ...]:
+    """The command's tasks as a recipe would state them; every metric goes with every file.
+
+    Raises:
+        ArgumentError: for an unknown metric, or metrics without a file to score.
+    """
+    for metric in metrics:
+        if metric not in METRICS:
+            raise ArgumentError(f"unknown metric '{metric}'", hint=f"the metrics are {', '.join(METRICS)}")
+    if metrics and not files:
+        raise ArgumentError("--metric needs a --task", hint="add --task FILE")
+    chosen = {"metrics": tuple(metrics)} if metrics else {}
+    return tuple(TaskSection.model_validate({"path": str(file), **chosen}) for file in files)
+
+
+def measure(folder: Path | None, request: EvalRequest) -> Comparison:
+    """Load what lies in `folder` (the latest run when None), measure it, and write down the results of a run.
+
+    The results go to `<run>/eval/`, or `<folder>/eval/` for an adapter made elsewhere.
+    """
+    tuned = load_tuned(folder)
+    evaluation = prepare_evaluation(tuned, request)
+    num_questions = sum(len(task.questions) for task in evaluation.tasks)
+    with Progress(console=console.err, transient=True) as bar:
+        # Base and tuned model answer each question.
+        shown = bar.add_task("answering", total=2 * num_questions)
+        comparison = evaluate_run(tuned, evaluation, lambda num_answers: bar.advance(shown, num_answers))
+    run = tuned.source.run
+    write_comparison(comparison, run.eval_path if run else tuned.source.folder / "eval")
+    return comparison
+
+
+def prepare_evaluation(tuned: Tuned, request: EvalRequest) -> Evaluation:
+    """Read and render everything that is to be measured, before anything is computed.
+
+    Raises:
+        ArgumentError: if there is nothing to measure on.
+        DataError: if a file cannot be read.
+    """
+    renderer = Renderer(tuned.tokenizer)
+    recipe = tuned.source.recipe
+    sections = request.tasks or (recipe.eval.tasks if recipe else ())
+    changes = {"max_new_tokens": request.max_new_tokens, "limit": request.limit}
+    given = {name: value for name, value in changes.items() if value is not None}
+    tasks = [load_task(section.model_copy(update=given), renderer) for section in sections]
+    rows = _held_out_rows(tuned, request, renderer)
+    if not rows and not tasks:
+        raise ArgumentError(
+            f"there is nothing to measure '{tuned.source.folder}' on",
+            hint="name held-out rows with --data FILE, or a task with --task FILE",
+        )
+    default = recipe.eval.per_device_eval_batch_size if recipe else DEFAULT_BATCH_SIZE
+    return Evaluation(rows, tasks, request.batch_size or default)
+
+
+def _held_out_rows(tuned: Tuned, request: EvalRequest, renderer: Renderer) -> list[TokenRow]:
+    if request.data is not None:
+        rows = renderer.render(read_examples(SourceSection(path=str(request.data))))
+        if not any(row.num_trained_tokens for row in rows):
+            raise ArgumentError("no row holds an assistant's turn to measure the loss on", place=str(request.data))
+        return rows
+    recipe = tuned.source.recipe
+    if recipe is None or (recipe.data.eval is None and recipe.data.eval_fraction is None):
+        return []
+    return prepare_data(recipe.data, renderer, recipe.training.seed).eval
