@@ -94,4 +94,3 @@ def _slices(batch: Mapping[str, Any], vocab_size: int) -> Iterator[Mapping[str, 
     rows_at_once = max(1, MAX_LOGITS // (length * vocab_size))
     for start in range(0, num_rows, rows_at_once):
         yield {name: value[start : start + rows_at_once] for name, value in batch.items()}
-

@@ -163,7 +163,7 @@ def make_ticket(draw: random.Random) -> tuple[bool, dict]:
     body = [problem.format(product=product), impact, draw.choice(REFERENCES).format(order=order)]
     draw.shuffle(body)
     ticket = "\n".join(filter(None, [draw.choice(OPENINGS), " ".join(body), draw.choice(CLOSINGS)]))
-    answer = f"team: {team} | priority: {priority} | product: {product}"
+    answer = f"team: {team} | priority: {priority}"
     messages = [{"role": "user", "content": ticket}, {"role": "assistant", "content": answer}]
     return is_held_out(problem, impact), {"messages": messages}
 

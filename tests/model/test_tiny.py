@@ -14,7 +14,7 @@ from qlora_cli.model.tiny_corpus import python_help_topics, read_corpus
 def options(tmp_path_factory):
     corpus = tmp_path_factory.mktemp("corpus") / "words.txt"
     draw = random.Random(0)
-    words = "the lamp heater works and stops again near a warm quiet kitchen".split()
+    words = ["the", "lamp", "heater", "works", "and", "stops", "again", "near", "a", "warm", "quiet", "kitchen"]
     corpus.write_text("\n\n".join(" ".join(draw.choices(words, k=9)) for _ in range(200)))
     return TinyOptions(
         (corpus,), hidden_size=64, num_layers=2, num_heads=2, vocab_size=320, steps=30, batch_size=8, window_length=64
@@ -34,7 +34,9 @@ def test_the_loss_falls_clearly_below_that_of_a_uniform_guess(made):
 def test_plain_transformers_loads_model_tokenizer_and_template(made):
     model, tokenizer = AutoModelForCausalLM.from_pretrained(made.path), AutoTokenizer.from_pretrained(made.path)
     assert model.num_parameters() == made.num_parameters
-    text = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True)
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True
+    )
     assert text == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
 
 

@@ -1,0 +1,40 @@
+import pytest
+import torch
+
+from qlora_cli.evaluate.answers import AnswerOptions, generate_answers
+from qlora_cli.model.base import load_base
+from qlora_cli.model.tokenizer import load_tokenizer
+from qlora_cli.recipe.schema import ModelSection
+
+PROMPTS = [list(f"prompt number {n} {'long ' * n}".encode()) for n in range(9)]
+
+
+@pytest.fixture(scope="module")
+def base(tiny_base):
+    section = ModelSection(base_model=str(tiny_base), dtype="float32")
+    return load_base(section, None).eval(), load_tokenizer(section)
+
+
+@pytest.mark.parametrize("batch_size", [4, 8])
+def test_answers_do_not_depend_on_the_batch(base, batch_size):
+    alone = generate_answers(*base, PROMPTS, AnswerOptions({257}, max_new_tokens=12, batch_size=1))
+    together = generate_answers(*base, PROMPTS, AnswerOptions({257}, max_new_tokens=12, batch_size=batch_size))
+    assert len(set(alone)) > 1
+    assert together == alone
+
+
+def test_greedy_answers_are_the_most_likely_tokens_one_by_one(base):
+    model, tokenizer = base
+    input_ids = list(PROMPTS[3])
+    for _ in range(5):
+        with torch.no_grad():
+            input_ids.append(model(torch.tensor([input_ids])).logits[0, -1].argmax().item())
+    [answer] = generate_answers(model, tokenizer, [PROMPTS[3]], AnswerOptions(set(), max_new_tokens=5))
+    assert answer == tokenizer.decode(input_ids[len(PROMPTS[3]) :], skip_special_tokens=True)
+
+
+def test_an_answer_stops_before_the_end_of_turn(base):
+    model, tokenizer = base
+    with torch.no_grad():
+        first = model(torch.tensor([PROMPTS[0]])).logits[0, -1].argmax().item()
+    assert generate_answers(model, tokenizer, [PROMPTS[0]], AnswerOptions({first}, max_new_tokens=9)) == [""]
