@@ -6,7 +6,7 @@ from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qlora_cli.data.rendering import IGNORE_INDEX, TokenRow
+from qlora_cli.data.token_row import IGNORE_INDEX, TokenRow
 
 
 @dataclass(slots=True)

@@ -13,8 +13,9 @@ from functools import cached_property
 from qlora_cli.data.example import Example
 from qlora_cli.data.formats import resolve_format, to_example
 from qlora_cli.data.problems import RowProblems
-from qlora_cli.data.rendering import Renderer, TokenRow
+from qlora_cli.data.rendering import Renderer
 from qlora_cli.data.sources import read_rows
+from qlora_cli.data.token_row import TokenRow
 from qlora_cli.errors import DataError, Problem
 from qlora_cli.recipe.schema import DataSection, SourceSection
 

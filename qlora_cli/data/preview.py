@@ -7,7 +7,7 @@ from itertools import groupby
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from qlora_cli.data.rendering import IGNORE_INDEX, TokenRow
+from qlora_cli.data.token_row import IGNORE_INDEX, TokenRow
 
 CONTEXT_STYLE = "dim"
 TRAINED_STYLE = "green"

@@ -10,14 +10,14 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from qlora_cli.data.encoding import Encoder
-from qlora_cli.data.example import Example, Message, Place, PlainText
+from qlora_cli.data.example import Example, Message, PlainText
 from qlora_cli.data.mask import STAND_IN, ChatMask, Tools
 from qlora_cli.data.problems import RowProblems
+from qlora_cli.data.token_row import IGNORE_INDEX, TokenRow, mask_labels
 from qlora_cli.data.traced_template import Span
 from qlora_cli.errors import DataError
 
-IGNORE_INDEX = -100
-"""Label of a token that is not trained, as in `torch.nn.functional.cross_entropy`."""
+__all__ = ["IGNORE_INDEX", "Renderer", "TokenRow"]
 
 ALPACA_TEMPLATE = Path(__file__).parent / "templates" / "alpaca.jinja"
 
@@ -30,22 +30,6 @@ BATCH_ROWS = 2048
 _TOOLS_HINT = "use a base model or `model.chat_template` whose template prints tools, or leave such rows out"
 
 
-@dataclass(slots=True)
-class TokenRow:
-    """One document as tokens."""
-
-    input_ids: list[int]
-    labels: list[int]
-    """The token itself where it is trained, else IGNORE_INDEX; as long as `input_ids`, not shifted."""
-
-    place: Place
-
-    @property
-    def num_trained_tokens(self) -> int:
-        """Tokens that carry a label."""
-        return len(self.labels) - self.labels.count(IGNORE_INDEX)
-
-
 @dataclass(frozen=True)
 class _Text:
     """A rendered example before it is tokens."""
@@ -53,21 +37,6 @@ class _Text:
     text: str
     spans: list[Span]
     example: Example
-
-
-def mask_labels(input_ids: list[int], spans: Sequence[Span]) -> list[int]:
-    """Labels that teach the tokens inside the spans; never the first token, which nothing predicts.
-
-    >>> mask_labels([5, 6, 7, 8, 2], spans=[(3, 5)])
-    [-100, -100, -100, 8, 2]
-    >>> mask_labels([5, 6], spans=[(0, 2)])
-    [-100, 6]
-    """
-    labels = [IGNORE_INDEX] * len(input_ids)
-    for start, end in spans:
-        labels[start:end] = input_ids[start:end]
-    labels[:1] = [IGNORE_INDEX] * len(labels[:1])
-    return labels
 
 
 class Renderer:
@@ -95,7 +64,13 @@ class Renderer:
 
     def _own_template(self) -> str:
         if self._tokenizer.chat_template is not None:
-            return str(self._tokenizer.get_chat_template())
+            try:
+                return str(self._tokenizer.get_chat_template())
+            except ValueError as error:  # several named templates and none of them the default
+                raise DataError(
+                    f"the tokenizer has no default chat template: {str(error).splitlines()[0]}",
+                    hint="name the file of one in `model.chat_template`",
+                ) from error
         alpaca = ALPACA_TEMPLATE.read_text(encoding="utf-8")
         return "{{- bos_token -}}\n" + alpaca if self._encoder.prefix_ids else alpaca
 

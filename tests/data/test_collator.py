@@ -10,7 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from qlora_cli.data.collator import Collator
 from qlora_cli.data.example import Place
 from qlora_cli.data.packing import pack, unpacked
-from qlora_cli.data.rendering import IGNORE_INDEX, TokenRow
+from qlora_cli.data.token_row import IGNORE_INDEX, TokenRow
 
 NUM_TOKENS = 64
 LLAMA = LlamaConfig(

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from qlora_cli.data.example import Place
 from qlora_cli.data.packing import assign_bins, pack, unpacked
-from qlora_cli.data.rendering import IGNORE_INDEX, TokenRow
+from qlora_cli.data.token_row import IGNORE_INDEX, TokenRow
 
 LENGTHS = st.lists(st.integers(1, 64), max_size=80)
 
