@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
 
+from qlora_cli.recipe import schema as recipe_fields
 from qlora_cli.recipe.schema import Recipe
 from qlora_cli.recipe.tree import Part
 
@@ -20,6 +23,10 @@ def recipe_json_schema() -> JsonSchema:
     Keys that a part may bring are required only where nothing is extended.
     """
     schema = Recipe.model_json_schema()
+    for name, sentences in _sentences().items():
+        section = schema if name == Recipe.__name__ else schema["$defs"].get(name, {})
+        for key, sentence in sentences.items():
+            section["properties"][key]["description"] = sentence
     for key in ("train", "eval"):
         _accept_short_source(schema["$defs"]["DataSection"]["properties"][key])
     path = {"type": "string", "minLength": 1}
@@ -44,6 +51,21 @@ def recipe_json_schema() -> JsonSchema:
 
 
 _SECTIONS_WITH_REQUIRED = (("model", "ModelSection"), ("data", "DataSection"))
+
+
+def _sentences() -> dict[str, dict[str, str]]:
+    """Class -> field -> the text that stands under the field in schema.py, on one line."""
+    found: dict[str, dict[str, str]] = {}
+    for section in ast.parse(inspect.getsource(recipe_fields)).body:
+        if not isinstance(section, ast.ClassDef):
+            continue
+        sentences = found.setdefault(section.name, {})
+        for field, below in zip(section.body, section.body[1:], strict=False):
+            if not (isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)):
+                continue
+            if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+                sentences[field.target.id] = " ".join(str(below.value.value).split())
+    return found
 
 
 def _accept_short_source(field: JsonSchema) -> None:

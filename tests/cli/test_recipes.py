@@ -158,15 +158,23 @@ def test_light_commands_load_no_heavy_library(tmp_path, arguments):
     assert ran.stdout.splitlines()[-1] == "LOADED []"
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("validate", "chat.yaml")])
-def test_light_commands_answer_in_under_0_3_seconds(tmp_path, arguments):
-    (tmp_path / "chat.yaml").write_text(MINIMAL)
-    command = [sys.executable, "-c", python_code(*arguments)]
-    fastest = float("inf")
-    for _ in range(30):  # other processes on the machine slow most of them down; the best one counts
+def fastest(code, folder, is_enough):
+    """Seconds of the fastest of up to 15 runs: whatever else the machine does only slows them down."""
+    best = float("inf")
+    for _ in range(15):
         start = time.perf_counter()
-        subprocess.run(command, cwd=tmp_path, capture_output=True, check=True)
-        fastest = min(fastest, time.perf_counter() - start)
-        if fastest < 0.3:
+        subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, check=True)
+        best = min(best, time.perf_counter() - start)
+        if is_enough(best):
             break
-    assert fastest < 0.3
+    return best
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("validate", "chat.yaml")])
+def test_light_commands_answer_in_0_3_seconds_or_twice_what_their_libraries_take(tmp_path, arguments):
+    (tmp_path / "chat.yaml").write_text(MINIMAL)
+    seconds = fastest(python_code(*arguments), tmp_path, lambda best: best < 0.3)
+    if seconds >= 0.3:
+        # On a slow or busy machine the libraries alone take most of that; torch would make it five times as much.
+        libraries = "import typer, typer._adapters, pydantic.types, pydantic.json_schema, yaml, rich.table"
+        assert seconds < 2 * fastest(libraries, tmp_path, lambda best: False)
