@@ -6,9 +6,11 @@ import no ML library, so `qlora validate` needs none.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from qlora_cli.recipe.short_forms import Names, Number, as_float, as_source, as_tuple
 
 
 class Section(BaseModel):
@@ -17,30 +19,6 @@ class Section(BaseModel):
     # The sentences under the fields reach users through json_schema.py: pydantic's own use_attribute_docstrings
     # parses this file at each import, 25 of the 300 ms in which `qlora validate` must answer.
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-def _as_source(value: Any) -> Any:
-    """The shorthand `train: data.jsonl` stands for `train: [{path: data.jsonl}]`."""
-    if isinstance(value, str):
-        return ({"path": value},)
-    if isinstance(value, dict):
-        return (value,)
-    if isinstance(value, list):
-        return tuple({"path": item} if isinstance(item, str) else item for item in value)
-    return value
-
-
-def _as_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _as_float(value: Any) -> Any:
-    is_whole = isinstance(value, int) and not isinstance(value, bool)
-    return float(value) if is_whole else value
-
-
-Number = Annotated[float, BeforeValidator(_as_float), Field(allow_inf_nan=False)]
-Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 
 
 class ModelSection(Section):
@@ -139,7 +117,7 @@ class SourceSection(Section):
     """How often each row is seen in an epoch: 2 repeats the source twice, 0.5 takes a random half of its rows."""
 
 
-Sources = Annotated[tuple[SourceSection, ...], BeforeValidator(_as_source), Field(min_length=1)]
+Sources = Annotated[tuple[SourceSection, ...], BeforeValidator(as_source), Field(min_length=1)]
 
 
 class DataSection(Section):
@@ -151,7 +129,7 @@ class DataSection(Section):
     eval: Sources | None = None
     """Held-out data, in the same forms."""
 
-    eval_fraction: Annotated[float, Field(gt=0, lt=1), BeforeValidator(_as_float)] | None = None
+    eval_fraction: Annotated[float, Field(gt=0, lt=1), BeforeValidator(as_float)] | None = None
     """Share of the training rows held out for evaluation, chosen by `training.seed`."""
 
     max_length: int = Field(2048, ge=8, le=1_048_576)
@@ -182,7 +160,7 @@ class TrainingSection(Section):
     max_grad_norm: Number = Field(0.3, ge=0, le=1_000_000)
     """Gradients are scaled down to this L2 norm; 0 turns clipping off."""
 
-    num_train_epochs: Annotated[float, Field(gt=0, le=10_000), BeforeValidator(_as_float)] | None = None
+    num_train_epochs: Annotated[float, Field(gt=0, le=10_000), BeforeValidator(as_float)] | None = None
     """Passes over the training rows; 3 when neither this nor `max_steps` is given."""
 
     max_steps: int | None = Field(None, ge=1, le=1_000_000_000)
@@ -243,7 +221,7 @@ class TaskSection(Section):
     """Format field -> column, as in a data source."""
 
     metrics: Annotated[
-        tuple[Literal["exact_match", "number_match", "contains", "rouge_l"], ...], BeforeValidator(_as_tuple)
+        tuple[Literal["exact_match", "number_match", "contains", "rouge_l"], ...], BeforeValidator(as_tuple)
     ] = Field(("exact_match",), min_length=1)
     """How an answer is scored; each is a mean over the examples."""
 
@@ -266,7 +244,7 @@ class EvalSection(Section):
     per_device_eval_batch_size: int = Field(8, ge=1, le=65_536)
     """Rows, or prompts, in one forward pass."""
 
-    tasks: Annotated[tuple[TaskSection, ...], BeforeValidator(_as_tuple)] = ()
+    tasks: Annotated[tuple[TaskSection, ...], BeforeValidator(as_tuple)] = ()
     """Generation tasks that `qlora eval` runs."""
 
 
@@ -274,7 +252,7 @@ class TrackingSection(Section):
     """Where metrics go beside metrics.jsonl."""
 
     report_to: Annotated[
-        tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...], BeforeValidator(_as_tuple)
+        tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...], BeforeValidator(as_tuple)
     ] = ()
     """Experiment trackers; each must be installed (`pip install 'qlora[track]'`)."""
 

@@ -1,0 +1,33 @@
+"""Short forms that a recipe may use, turned into the one form that the schema holds."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+
+def as_source(value: Any) -> Any:
+    """The shorthand `train: data.jsonl` stands for `train: [{path: data.jsonl}]`."""
+    if isinstance(value, str):
+        return ({"path": value},)
+    if isinstance(value, dict):
+        return (value,)
+    if isinstance(value, list):
+        return tuple({"path": item} if isinstance(item, str) else item for item in value)
+    return value
+
+
+def as_tuple(value: Any) -> Any:
+    """YAML's list as the tuple that a frozen section holds."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def as_float(value: Any) -> Any:
+    """A whole number where a number is asked for: `2` stands for `2.0`; true and false do not."""
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    return float(value) if is_whole else value
+
+
+Number = Annotated[float, BeforeValidator(as_float), Field(allow_inf_nan=False)]
+Names = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
