@@ -27,7 +27,7 @@ install-dev: .venv/.installed-dev ## the same, with what the tests and checks ne
 	@touch $@
 
 demo: install ## the main job on CPU: make a base, train, compare, merge, ask
-	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/data/demo.sh
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/demo.sh
 
 test: install-dev ## run the tests
 	$(BIN)/python -m pytest -m "not gpu"

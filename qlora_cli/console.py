@@ -45,6 +45,12 @@ def result(text: str | Text) -> None:
     out.print(text if isinstance(text, Text) else Text(text))
 
 
+def piece(text: str) -> None:
+    """Part of an answer, at once and exactly as it is (rich would expand tabs), to stdout."""
+    out.file.write(text)
+    out.file.flush()
+
+
 def data(value: Any) -> None:
     """`value` as JSON on stdout, for `--json`; NaN and infinities are refused."""
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
@@ -64,7 +70,9 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str =
     for index, column in enumerate(columns):
         cells = [row[index].lstrip("+-") for row in rows]
         is_numeric = index > 0 and bool(cells) and all(cell[:1].isdigit() or cell == "" for cell in cells)
-        view.add_column(column, header_style="bold", justify="right" if is_numeric else "left", overflow="fold")
+        view.add_column(
+            column, header_style="bold", justify="right" if is_numeric else "left", overflow="fold", no_wrap=index == 0
+        )
     for row in rows:
         view.add_row(*map(Text, row))
     out.print(view)

@@ -24,6 +24,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write tests/golden anew")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests that are not marked `gpu` run on the CPU, also where there is a GPU."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def byte_tokenizer(*special_tokens: str, eos_token: str = "<|im_end|>") -> PreTrainedTokenizerFast:
     """A tokenizer with one token a byte and the special tokens named, ChatML as its template."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import sys
-from importlib.metadata import version
 from typing import Annotated
 
 import typer
@@ -25,6 +24,8 @@ app = typer.Typer(
 
 def _show_version(is_wanted: bool) -> None:
     if is_wanted:
+        from importlib.metadata import version  # 20 ms that no other command needs
+
         console.result(f"qlora {version('qlora')}")
         raise typer.Exit
 
@@ -36,12 +37,8 @@ def options(
         bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Options that come before the command."""
-    global _is_debugging
-    _is_debugging = debug
+    """Options that come before the command; `main` acts on --debug, since it outlives the command."""
 
-
-_is_debugging = False
 
 for _group in (recipes, training, evaluation, deployment, inspection):
     _group.register(app)
@@ -52,7 +49,7 @@ def main() -> None:
     try:
         app()
     except QloraError as error:
-        if _is_debugging:
+        if "--debug" in sys.argv:
             raise
         console.show_error(error)
         sys.exit(error.exit_code)

@@ -97,11 +97,11 @@ def generate(
     with console.library_noise_to(None):
         options = SamplingOptions(temperature, top_p, max_new_tokens, seed)
         session = ChatSession(load_speaker(run, is_base_wanted=base), options, system)
-        answer = session.ask(prompt, _print_piece if is_streamed else _keep_quiet)
+        answer = session.ask(prompt, console.piece if is_streamed else _keep_quiet)
     if as_json:
         console.data(asdict(answer))
     else:
-        _print_piece("\n" if is_streamed else f"{answer.text}\n")
+        console.piece("\n" if is_streamed else f"{answer.text}\n")
     if answer.stopped_by == "interrupt":
         raise KeyboardInterrupt
 
@@ -124,13 +124,7 @@ def chat(
     with console.library_noise_to(None):
         options = SamplingOptions(temperature, top_p, max_new_tokens, seed)
         session = ChatSession(load_speaker(run, is_base_wanted=base), options, system)
-        chat_on(session, read_lines(sys.stdin), _print_piece)
-
-
-def _print_piece(text: str) -> None:
-    """Part of an answer, exactly as it is: rich would expand tabs."""
-    console.out.file.write(text)
-    console.out.file.flush()
+        chat_on(session, read_lines(sys.stdin), console.piece)
 
 
 def _keep_quiet(text: str) -> None:

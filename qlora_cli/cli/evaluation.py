@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import Progress
 
 from qlora_cli import console
 
@@ -26,6 +25,8 @@ def tiny(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Make a small Llama-style base model and its tokenizer, without a network."""
+    from rich.progress import Progress
+
     from qlora_cli.model.tiny import TinyOptions, make_tiny_base
 
     options = TinyOptions(tuple(corpus or ()), hidden, layers, heads, vocab, steps=steps, seed=seed)

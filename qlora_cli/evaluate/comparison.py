@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from qlora_cli.data.rendering import Renderer, TokenRow
 from qlora_cli.evaluate.answers import AnswerOptions, generate_answers
 from qlora_cli.evaluate.metrics import METRICS
 from qlora_cli.evaluate.tasks import Task, score_answers
+from qlora_cli.model.base import load_base
 from qlora_cli.model.scoring import Score, score_rows
 from qlora_cli.model.tuned import Tuned
 from qlora_cli.run.files import write_json, write_text
@@ -111,7 +112,8 @@ class Comparison:
 def evaluate_run(tuned: Tuned, evaluation: Evaluation, on_answers: OnAnswers | None = None) -> Comparison:
     """Measure the tuned model and, with its adapter switched off, its base.
 
-    Both are the same weights in memory, so the adapter is the only difference between them.
+    Both are the same weights in memory, so the adapter is the only difference between them. After PiSSA the
+    weights in memory are the residual, which is nobody's base: the original base is then loaded beside them.
 
     Args:
         tuned: as loaded; a model without an adapter is measured alone.
@@ -119,7 +121,11 @@ def evaluate_run(tuned: Tuned, evaluation: Evaluation, on_answers: OnAnswers | N
         on_answers: called with a number of questions whenever so many more are answered.
     """
     base = None
-    if isinstance(tuned.model, PeftModel):
+    if tuned.source.base_source is not None:
+        original = load_base(tuned.source.model, tuned.source.quantization).eval()
+        base = _measure(replace(tuned, model=original), evaluation, on_answers)
+        del original
+    elif isinstance(tuned.model, PeftModel):
         with tuned.model.disable_adapter():
             base = _measure(tuned, evaluation, on_answers)
     return Comparison(evaluation, base, _measure(tuned, evaluation, on_answers))

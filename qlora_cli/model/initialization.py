@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from qlora_cli.errors import RecipeError
 from qlora_cli.model.adapter import attach_adapter, lora_config
 from qlora_cli.model.base import load_base
-from qlora_cli.model.fingerprint import base_folder
+from qlora_cli.model.fingerprint import base_folder, weight_files
 from qlora_cli.recipe.schema import LoraSection, ModelSection
 
 PISSA_POWER_ITERATIONS = 16
@@ -96,7 +96,7 @@ class _OriginalWeights:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._files: dict[str, Path] = {}
-        for path in sorted(folder.glob("*.safetensors")):
+        for path in weight_files(folder):
             with safe_open(path, framework="pt") as file:
                 self._files |= dict.fromkeys(file.keys(), path)
 

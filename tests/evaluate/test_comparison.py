@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -6,9 +7,11 @@ from qlora_cli.data.prepare import read_examples
 from qlora_cli.data.rendering import Renderer
 from qlora_cli.evaluate.comparison import Evaluation, evaluate_run, write_comparison
 from qlora_cli.evaluate.tasks import load_task
+from qlora_cli.model.adapter import attach_adapter
 from qlora_cli.model.base import load_base
+from qlora_cli.model.initialization import set_adapter_values, split_principal
 from qlora_cli.model.tuned import Tuned
-from qlora_cli.recipe.schema import ModelSection, QuantizationSection, SourceSection, TaskSection
+from qlora_cli.recipe.schema import LoraSection, ModelSection, QuantizationSection, SourceSection, TaskSection
 
 
 @pytest.fixture(scope="module")
@@ -51,3 +54,16 @@ def test_the_results_and_every_answer_are_written(comparison, tmp_path):
     assert answers[0]["prompt"] == "add 0 and 1"
     assert answers[0]["reference"] == "1"
     assert set(answers[0]["correct"]) == {"exact_match", "contains"}
+
+
+def test_after_pissa_the_base_column_is_the_original_base_not_the_residual(
+    tuned, evaluation, comparison, tiny_base, tmp_path
+):
+    model, lora = ModelSection(base_model=str(tiny_base)), LoraSection(r=4, init_lora_weights="pissa")
+    values = split_principal(model, lora, tmp_path / "residual")
+    residual = load_base(model, QuantizationSection(), source=str(tmp_path / "residual"))
+    adapted = attach_adapter(residual, lora).eval()
+    set_adapter_values(adapted, values)
+    source = replace(tuned.source, base_source=str(tmp_path / "residual"))
+    after_pissa = evaluate_run(Tuned(adapted, tuned.tokenizer, source), evaluation)
+    assert after_pissa.base.score.loss == pytest.approx(comparison.base.score.loss, rel=1e-6)

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# The main road on a CPU in a few minutes: a base, a run, a comparison, a merge, an answer.
+# `make demo` runs it with .venv/bin on the PATH.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+show() {
+  printf '\n$ %s\n' "$*"
+  "$@"
+}
+
+started=$SECONDS
+rm -rf runs/tiny-base
+show qlora tiny runs/tiny-base --corpus recipes/data/mailbox.txt --vocab 1024 --steps 200
+show qlora train recipes/smoke.yaml --overwrite
+show qlora eval runs/smoke
+show qlora merge runs/smoke --force
+show qlora generate runs/smoke --prompt \
+  "Hello, I was charged twice for the desk lamp this month. Please sort it out today, I need the money back. Nora"
+printf '\nThe demo took %d seconds. Its run is in runs/smoke.\n' $((SECONDS - started))
