@@ -64,6 +64,6 @@ def test_after_pissa_the_base_column_is_the_original_base_not_the_residual(
     residual = load_base(model, QuantizationSection(), source=str(tmp_path / "residual"))
     adapted = attach_adapter(residual, lora).eval()
     set_adapter_values(adapted, values)
-    source = replace(tuned.source, base_source=str(tmp_path / "residual"))
+    source = replace(tuned.source, quantization=QuantizationSection(), base_source=str(tmp_path / "residual"))
     after_pissa = evaluate_run(Tuned(adapted, tuned.tokenizer, source), evaluation)
     assert after_pissa.base.score.loss == pytest.approx(comparison.base.score.loss, rel=1e-6)
