@@ -8,7 +8,9 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from qlora_cli.model.generation_settings import generation_settings, only_these_settings
 
 
 @dataclass(frozen=True)
@@ -73,18 +75,12 @@ def _answer_batch(
     options: AnswerOptions,
 ) -> list[str]:
     input_ids_BL, attention_mask_BL = pad_left(prompts, tokenizer.pad_token_id)
-    # A fresh configuration: the one that a base ships may sample, penalize repetition or stop elsewhere.
-    greedy = GenerationConfig(
-        do_sample=False,
-        max_new_tokens=options.max_new_tokens,
-        eos_token_id=sorted(options.end_of_turn_ids),
-        pad_token_id=tokenizer.pad_token_id,
+    settings = generation_settings(
+        options.end_of_turn_ids, tokenizer.pad_token_id, max_new_tokens=options.max_new_tokens
     )
-    with torch.no_grad():
+    with torch.no_grad(), only_these_settings(model, settings):
         sequences = model.generate(
-            input_ids=input_ids_BL.to(model.device),
-            attention_mask=attention_mask_BL.to(model.device),
-            generation_config=greedy,
+            input_ids=input_ids_BL.to(model.device), attention_mask=attention_mask_BL.to(model.device)
         )
     generated_BG = sequences[:, input_ids_BL.shape[1] :].tolist()
     return [

@@ -14,6 +14,7 @@ from transformers.generation.streamers import BaseStreamer
 from qlora_cli.data.example import Message
 from qlora_cli.data.rendering import Renderer
 from qlora_cli.errors import ArgumentError
+from qlora_cli.model.generation_settings import generation_settings, only_these_settings
 from qlora_cli.model.tuned import Tuned
 from qlora_cli.serve.decoding import StreamDecoder
 
@@ -101,14 +102,20 @@ def generate_answer(
     """
     prompt_ids = renderer.prompt_ids(messages)
     room = _room_for_answer(tuned, len(prompt_ids))
-    config = _generation_config(tuned, renderer, options, min(options.max_new_tokens, room))
+    settings = generation_settings(
+        renderer.end_of_turn_ids,
+        tuned.tokenizer.pad_token_id,
+        max_new_tokens=min(options.max_new_tokens, room),
+        temperature=options.temperature,
+        top_p=options.top_p,
+    )
     stream = _AnswerStream(StreamDecoder(tuned.tokenizer), renderer.end_of_turn_ids, on_text)
     if options.seed is not None:
         torch.manual_seed(options.seed)
     start = perf_counter()
     stopped_by: StopReason = "length"
     try:
-        _generate(tuned, prompt_ids, config, stream)
+        _generate(tuned, prompt_ids, settings, stream)
     except KeyboardInterrupt:
         stream.end()
         stopped_by = "interrupt"
@@ -117,16 +124,10 @@ def generate_answer(
     return Answer(stream.text, len(prompt_ids), len(stream.ids), perf_counter() - start, stopped_by)
 
 
-def _generate(tuned: Tuned, prompt_ids: list[int], config: GenerationConfig, stream: _AnswerStream) -> None:
-    # `generate` fills what its argument leaves open from the model's own settings.
-    tuned.model.generation_config = config
+def _generate(tuned: Tuned, prompt_ids: list[int], settings: GenerationConfig, stream: _AnswerStream) -> None:
     input_ids = torch.tensor([prompt_ids], device=tuned.model.device)
-    tuned.model.generate(
-        input_ids=input_ids,
-        attention_mask=torch.ones_like(input_ids),
-        generation_config=config,
-        streamer=stream,
-    )
+    with only_these_settings(tuned.model, settings):
+        tuned.model.generate(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), streamer=stream)
 
 
 def _room_for_answer(tuned: Tuned, num_prompt_tokens: int) -> int:
@@ -140,19 +141,3 @@ def _room_for_answer(tuned: Tuned, num_prompt_tokens: int) -> int:
             hint="start over with /reset, or shorten the prompt",
         )
     return context - num_prompt_tokens
-
-
-def _generation_config(
-    tuned: Tuned, renderer: Renderer, options: SamplingOptions, max_new_tokens: int
-) -> GenerationConfig:
-    config = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        do_sample=options.temperature > 0,
-        eos_token_id=sorted(renderer.end_of_turn_ids),
-        pad_token_id=tuned.tokenizer.pad_token_id,
-    )
-    if options.temperature > 0:
-        config.temperature = options.temperature
-        config.top_p = options.top_p
-        config.top_k = 0  # the library's default of 50 would cut what top_p alone should
-    return config

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from qlora_cli.evaluate.answers import AnswerOptions, generate_answers
 from qlora_cli.model.base import load_base
@@ -38,3 +39,15 @@ def test_an_answer_stops_before_the_end_of_turn(base):
     with torch.no_grad():
         first = model(torch.tensor([PROMPTS[0]])).logits[0, -1].argmax().item()
     assert generate_answers(model, tokenizer, [PROMPTS[0]], AnswerOptions({first}, max_new_tokens=9)) == [""]
+
+
+def test_sampling_settings_that_a_base_ships_do_not_touch_an_answer(base):
+    model, tokenizer = base
+    options = AnswerOptions(set(), max_new_tokens=24)
+    plain = generate_answers(model, tokenizer, PROMPTS[:3], options)
+    shipped = model.generation_config
+    model.generation_config = GenerationConfig(repetition_penalty=5.0, do_sample=True, temperature=9.0)
+    try:
+        assert generate_answers(model, tokenizer, PROMPTS[:3], options) == plain
+    finally:
+        model.generation_config = shipped
