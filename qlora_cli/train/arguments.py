@@ -15,7 +15,7 @@ UNPAGED = {"paged_adamw_8bit": "adamw_8bit", "paged_adamw_32bit": "adamw_torch"}
 
 
 def trainer_arguments(recipe: Recipe, run: RunDirectory, dtype: torch.dtype, device: torch.device) -> SFTConfig:
-    """Arguments for `SFTTrainer`, with token rows made beforehand and checkpoints written by this project.
+    """Arguments for `SFTTrainer`, which gets token rows and leaves checkpoints to this project.
 
     Args:
         recipe: the run's recipe.
@@ -26,7 +26,7 @@ def trainer_arguments(recipe: Recipe, run: RunDirectory, dtype: torch.dtype, dev
     training = recipe.training
     has_eval = recipe.data.eval is not None or recipe.data.eval_fraction is not None
     computes_mixed = recipe.lora.autocast_adapter_dtype
-    return SFTConfig(
+    arguments = SFTConfig(
         output_dir=str(run.checkpoints_path),
         run_name=recipe.name,
         learning_rate=training.learning_rate,
@@ -65,6 +65,13 @@ def trainer_arguments(recipe: Recipe, run: RunDirectory, dtype: torch.dtype, dev
         dataloader_pin_memory=device.type == "cuda",
         disable_tqdm=True,
     )
+    return _on_one_gpu(arguments)
+
+
+def _on_one_gpu(arguments: SFTConfig) -> SFTConfig:
+    """With several GPUs in sight the trainer would wrap the model in DataParallel; the model is on one of them."""
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 def epochs(training: TrainingSection) -> float:

@@ -21,7 +21,6 @@ from qlora_cli.run.directory import RunDirectory
 from qlora_cli.train.arguments import optimizer_on, trainer_arguments
 from qlora_cli.train.ground import Facts
 from qlora_cli.train.isolation import check_takes_positions, prove_isolation
-from qlora_cli.train.progress import ProgressCallback
 from qlora_cli.train.trainer import QloraTrainer, TrainerParts
 
 
@@ -57,7 +56,7 @@ class Ingredients:
     tokenizer: PreTrainedTokenizerBase
     prepared: PreparedData
     facts: Facts
-    stop: TrainerCallback
+    callbacks: tuple[TrainerCallback, ...]
 
 
 def make_trainer(recipe: Recipe, run: RunDirectory, ingredients: Ingredients) -> QloraTrainer:
@@ -78,9 +77,7 @@ def make_trainer(recipe: Recipe, run: RunDirectory, ingredients: Ingredients) ->
     if optimizer != recipe.training.optim:
         console.note(f"no GPU: {recipe.training.optim} runs unpaged, as {optimizer}")
     arguments = trainer_arguments(recipe, run, pick_dtype(recipe.model.dtype, device), device)
-    progress = ProgressCallback(run.metrics_path, sum(len(row.input_ids) for row in prepared.train))
-    callbacks = [progress, ingredients.stop]
-    parts = TrainerParts(model, ingredients.tokenizer, collator, train_rows, eval_rows, callbacks)
+    parts = TrainerParts(model, ingredients.tokenizer, collator, train_rows, eval_rows, ingredients.callbacks)
     seal = {f"{section}_fingerprint": values["fingerprint"] for section, values in ingredients.facts.items()}
     return QloraTrainer(parts, arguments, run, save_total_limit=recipe.training.save_total_limit, seal=seal)
 

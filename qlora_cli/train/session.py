@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import math
+import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from qlora_cli import compat, console
 from qlora_cli.data.prepare import PreparedData, prepare_data
 from qlora_cli.data.preview import show_example
 from qlora_cli.data.rendering import Renderer
-from qlora_cli.errors import ResourceError, StoppedBySignal
+from qlora_cli.errors import ArgumentError, ResourceError, StoppedBySignal
 from qlora_cli.model.adapter import save_adapter
 from qlora_cli.model.tokenizer import load_tokenizer
 from qlora_cli.recipe.schema import Recipe
@@ -27,7 +28,7 @@ from qlora_cli.run.files import replaced_folder
 from qlora_cli.run.manifest import read_manifest, write_manifest
 from qlora_cli.train.assembly import Ingredients, make_model, make_trainer
 from qlora_cli.train.ground import circumstances, ground_facts
-from qlora_cli.train.progress import peak_memory_bytes
+from qlora_cli.train.progress import ProgressCallback, peak_memory_bytes
 from qlora_cli.train.resume import check_same_ground, find_resume_point, start_fresh
 from qlora_cli.train.signals import StopCallback, StopRequest
 from qlora_cli.train.tracking import prepare_trackers
@@ -73,6 +74,11 @@ def train_recipe(recipe: Recipe, run: RunDirectory, session: Session) -> Trainin
         QloraError: of the kind that fits, whenever the run cannot start or go on.
         StoppedBySignal: after a signal, with a checkpoint saved.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ArgumentError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, and a run trains in one process on one GPU",
+            hint="start it with `qlora train`, without torchrun or accelerate launch",
+        )
     compat.send_no_telemetry()
     with run.claimed():
         if session.resume:
@@ -99,10 +105,11 @@ def _train(recipe: Recipe, run: RunDirectory, session: Session, checkpoint: Chec
         check_same_ground(run, facts)
         console.note(f"resuming at step {checkpoint.step} from {checkpoint.path}")
     request = StopRequest()
-    stop = StopCallback(request, session.stop_after)
+    progress = ProgressCallback(run.metrics_path, prepared.num_tokens)
+    callbacks = (progress, StopCallback(request, session.stop_after))
     model = make_model(recipe, run, is_resumed=checkpoint is not None)
-    trainer = make_trainer(recipe, run, Ingredients(model, tokenizer, prepared, facts, stop))
-    with request.listening(), _resource_faults(recipe, run):
+    trainer = make_trainer(recipe, run, Ingredients(model, tokenizer, prepared, facts, callbacks))
+    with request.listening(), closing(progress), _resource_faults(recipe, run):
         trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
     result = _result(trainer, run, time.monotonic() - started)
     _conclude(result, trainer, request)

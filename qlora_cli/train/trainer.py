@@ -43,7 +43,7 @@ class TrainerParts:
     collator: Collator
     train_rows: list[PackedRow]
     eval_rows: list[PackedRow]
-    callbacks: list[TrainerCallback]
+    callbacks: tuple[TrainerCallback, ...]
 
 
 class QloraTrainer(SFTTrainer):
@@ -74,7 +74,7 @@ class QloraTrainer(SFTTrainer):
                 eval_dataset=as_dataset(parts.eval_rows) if parts.eval_rows else None,
                 processing_class=parts.tokenizer,
                 data_collator=parts.collator,
-                callbacks=parts.callbacks,
+                callbacks=list(parts.callbacks),
             )
         self.remove_callback(PrinterCallback)
         self._run = run
