@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from qlora_cli.errors import QloraError
+
+NUMBER = re.compile(r"[+-]?[\d.,]*%?|-")
+"""What stands right in a table: a number, a percentage, a dash or nothing."""
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -57,22 +61,13 @@ def data(value: Any) -> None:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "") -> None:
-    """A table on stdout. Columns after the first are right-aligned when they start with a digit in every row."""
+    """A table on stdout; a column of numbers stands right, and the first column is never broken."""
     rows = [list(row) for row in rows]
-    view = Table(
-        title=title or None,
-        title_justify="left",
-        title_style="bold",
-        box=None,
-        pad_edge=False,
-        padding=(0, 3, 0, 0),
-    )
+    view = Table(title=title or None, title_justify="left", box=None, pad_edge=False, padding=(0, 3, 0, 0))
     for index, column in enumerate(columns):
-        cells = [row[index].lstrip("+-") for row in rows]
-        is_numeric = index > 0 and bool(cells) and all(cell[:1].isdigit() or cell == "" for cell in cells)
-        view.add_column(
-            column, header_style="bold", justify="right" if is_numeric else "left", overflow="fold", no_wrap=index == 0
-        )
+        is_numeric = index > 0 and all(NUMBER.fullmatch(row[index]) for row in rows)
+        justify: Literal["left", "right"] = "right" if is_numeric else "left"
+        view.add_column(column, header_style="bold", justify=justify, overflow="fold", no_wrap=index == 0)
     for row in rows:
         view.add_row(*map(Text, row))
     out.print(view)
