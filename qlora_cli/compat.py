@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import nn
+    from torch.optim import Optimizer
 
 
 def keep_four_bit_weights_unpacked(model: nn.Module) -> None:
@@ -39,6 +40,26 @@ def adapter_dtypes_kept(model: nn.Module) -> Iterator[None]:
     for name, parameter in model.named_parameters():
         if name in kept:
             parameter.data = kept[name]
+
+
+def page_loaded_state(optimizer: Optimizer) -> None:
+    """Put the state of a paged optimizer back into paged memory after `load_state_dict`, values unchanged.
+
+    What breaks: a paged optimizer loads its state into plain GPU tensors. The numbers are right, but a resumed
+    run then holds in GPU memory what the uninterrupted one can move out of it, and fails where that one fits.
+    Seen in: bitsandbytes 0.50.2 (`Optimizer8bit.load_state_dict`). Can go when: it asks `get_state_buffer` for
+    the memory, as it does for new state. Without effect on other optimizers; on CPU nothing is paged.
+
+    Args:
+        optimizer: just loaded; also wrapped as accelerate wraps it.
+    """
+    paged: Any = getattr(optimizer, "optimizer", optimizer)
+    if not getattr(paged, "is_paged", False):
+        return
+    for parameter, values in paged.state.items():
+        for name in ("state1", "state2"):
+            if name in values:
+                values[name] = paged.get_state_buffer(parameter, dtype=values[name].dtype).copy_(values[name])
 
 
 def send_no_telemetry() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from qlora_cli import compat
 from qlora_cli.run.files import write_json
 
 TENSOR_KEY = "$tensor"
@@ -69,6 +70,7 @@ def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
     state = load_state(folder, "optimizer")
     state["state"] = {int(index): values for index, values in state["state"].items()}  # JSON keys are text
     optimizer.load_state_dict(state)
+    compat.page_loaded_state(optimizer)
 
 
 def random_state() -> dict[str, Any]:

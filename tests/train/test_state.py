@@ -47,6 +47,24 @@ def test_an_optimizer_that_was_saved_takes_the_same_next_steps(tmp_path, optimiz
     assert all(torch.equal(one, other) for one, other in zip(parameters, copies, strict=True))
 
 
+def test_state_that_was_loaded_lies_where_the_optimizer_allocates_it(tmp_path):
+    allocated = []
+
+    class Watched(bnb.optim.PagedAdamW32bit):
+        def get_state_buffer(self, p, dtype=torch.float32):
+            allocated.append(torch.full_like(p, float("nan"), dtype=dtype))
+            return allocated[-1]
+
+    parameters, optimizer = stepped(bnb.optim.PagedAdamW32bit)
+    save_optimizer(tmp_path, optimizer)
+    restored = Watched([torch.nn.Parameter(parameter.detach().clone()) for parameter in parameters], lr=1e-2)
+    load_optimizer(tmp_path, restored)
+    for saved, values in zip(optimizer.state.values(), restored.state.values(), strict=True):
+        for name in ("state1", "state2"):
+            assert any(values[name] is buffer for buffer in allocated)
+            assert torch.equal(values[name], saved[name])
+
+
 def test_floats_survive_json_exactly(tmp_path):
     save_state(tmp_path, "scheduler", {"last_lr": [0.1 + 0.2, 1e-308], "none": None})
     assert load_state(tmp_path, "scheduler") == {"last_lr": [0.1 + 0.2, 1e-308], "none": None}
