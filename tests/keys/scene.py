@@ -1,0 +1,57 @@
+"""A folder with everything that the values of recipe keys can name: bases, a Hub cache, data, parts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from tests.conftest import byte_tokenizer, tiny_llama
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+REMOTE_CODE = """from transformers import LlamaConfig, LlamaForCausalLM
+class MyConfig(LlamaConfig):
+    model_type = "mine"
+class MyModel(LlamaForCausalLM):
+    config_class = MyConfig
+"""
+
+
+def set_scene(folder: Path) -> None:
+    """Fill `folder` with bases, data and parts of recipes."""
+    snapshots = {f"hub/models--org--name/snapshots/{digit * 40}": seed for digit, seed in (("1", 1), ("2", 2))}
+    for name, seed in {"base": 0, "other-base": 3, "remote-base": 4, **snapshots}.items():
+        tokenizer = byte_tokenizer(f"<|tool-{seed}|>")
+        tiny_llama(len(tokenizer), seed=seed).save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    refs = folder / "hub/models--org--name/refs"
+    refs.mkdir()
+    for name, digit in (("main", "1"), ("one", "1"), ("two", "2")):
+        (refs / name).write_text(digit * 40)
+    config = json.loads((folder / "remote-base/config.json").read_text())
+    code = {"AutoConfig": "modeling_mine.MyConfig", "AutoModelForCausalLM": "modeling_mine.MyModel"}
+    config |= {"model_type": "mine", "auto_map": code, "architectures": ["MyModel"]}
+    (folder / "remote-base/config.json").write_text(json.dumps(config))
+    (folder / "remote-base/modeling_mine.py").write_text(REMOTE_CODE)
+    (folder / "shout.jinja").write_text(
+        "{% for message in messages %}{{ message['role'] | upper + message['content'] + eos_token }}{% endfor %}"
+    )
+    for name, r in (("small.yaml", 4), ("large.yaml", 8)):
+        (folder / name).write_text(f"lora: {{r: {r}}}\n")
+    sums = [{"instruction": f"{n}+1?", "output": str(n + 1)} for n in range(10, 22)]
+    write_jsonl(folder / "sums.jsonl", sums)
+    write_jsonl(folder / "others.jsonl", sums[:6])
+    write_jsonl(folder / "long.jsonl", [*sums, {"instruction": "?" * 80, "output": "no"}])
+    write_jsonl(folder / "pairs.jsonl", [{"ask": f"{n}?", "say": f"<{n}>"} for n in range(6)])
+    # A list of chat turns under the names of two formats, so that only `format` can tell them apart.
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
+    said = [{"from": "human", "value": "who"}, {"from": "gpt", "value": "me"}]
+    write_jsonl(folder / "both.jsonl", [{"messages": turns, "conversations": said}])
+    splits = {"train": datasets.Dataset.from_list(sums[:8]), "test": datasets.Dataset.from_list(sums[8:])}
+    datasets.DatasetDict(splits).save_to_disk(folder / "saved")

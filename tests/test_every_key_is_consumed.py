@@ -1,0 +1,249 @@
+"""Every key that a recipe may hold does something: two values of it lead to two different outcomes.
+
+`KEYS` names, for each key of the schema, values and an observer of `keys/observers.py`. Recipes go through the real
+reader. A key without a row fails; so does a row without a key.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from qlora_cli.errors import QloraError, RecipeError
+from qlora_cli.recipe.json_schema import all_keys
+from qlora_cli.recipe.reader import load_recipe
+from qlora_cli.recipe.schema import Recipe
+from tests.keys.observers import (
+    adapter,
+    batches,
+    default_run_directory,
+    eval_batch_sizes,
+    eval_tokens,
+    identity,
+    moments,
+    optimization,
+    optimizer_on_a_gpu,
+    recomputing_layers,
+    task_results,
+    tracker_project,
+    train_tokens,
+    trained,
+    weights,
+)
+from tests.keys.scene import set_scene
+
+BASIC = {
+    "name": "basic",
+    "model": {"base_model": "base"},
+    "lora": {"r": 4},
+    "data": {"train": {"path": "sums.jsonl"}, "max_length": 64},
+    "training": {
+        "max_steps": 2,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 1,
+        "optim": "adamw_torch",
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("scene")
+    set_scene(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def in_the_scene(scene, monkeypatch):
+    monkeypatch.chdir(scene)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(scene / "hub"))
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(scene / "modules"))
+
+    def recorded(path: str, **asked: Any) -> datasets.Dataset:
+        """In place of the download: rows that say what was asked for."""
+        return datasets.Dataset.from_list([{"instruction": path, "output": " ".join(map(str, asked.values()))}])
+
+    monkeypatch.setattr(datasets, "load_dataset", recorded)
+
+
+@dataclass(frozen=True)
+class Row:
+    """How one key shows."""
+
+    observe: Callable[[Recipe, Path], Any]
+    values: tuple[Any, ...]
+    """Any two of them are told apart."""
+
+    given: dict[str, Any] = field(default_factory=dict)
+    """Other keys of the recipe."""
+
+    may_refuse: bool = False
+    """Whether one of the values means that the run is refused."""
+
+
+HUB_DATA = {"data.train.path": "org/data"}
+HELD_OUT = {"data.eval.path": "others.jsonl"}
+HELD_OUT_HUB = {"data.eval.path": "org/data"}
+NF4 = {"quantization": {}}
+FOUR_STEPS = {"training.max_steps": 4}
+BY_EPOCHS = {"training.max_steps": None, "training.num_train_epochs": 1, "data.packing": False}
+TASK = {"eval.tasks": [{"path": "sums.jsonl", "max_new_tokens": 2}]}
+TASK_PAIRS = {"eval.tasks": [{"path": "pairs.jsonl", "max_new_tokens": 2}]}
+TASK_BOTH = {"eval.tasks": [{"path": "both.jsonl", "max_new_tokens": 2}]}
+COLUMNS = ({"instruction": "ask", "output": "say"}, {"instruction": "say", "output": "ask"})
+
+KEYS: dict[str, Row] = {
+    "extends": Row(adapter, (["small.yaml"], ["large.yaml"]), {"lora": None}),
+    "name": Row(default_run_directory, ("one", "two")),
+    "model.base_model": Row(identity, ("base", "other-base")),
+    "model.revision": Row(identity, ("one", "two"), {"model.base_model": "org/name"}),
+    "model.trust_remote_code": Row(weights, (False, True), {"model.base_model": "remote-base"}, may_refuse=True),
+    "model.dtype": Row(weights, ("float32", "bfloat16")),
+    "model.attn_implementation": Row(weights, ("sdpa", "eager")),
+    "model.chat_template": Row(train_tokens, (None, "shout.jinja")),
+    "quantization.quant_type": Row(weights, ("nf4", "fp4", "int8")),
+    "quantization.double_quant": Row(weights, (True, False)),
+    "quantization.skip_modules": Row(weights, ([], ["down_proj"])),
+    "lora.r": Row(adapter, (4, 8)),
+    "lora.lora_alpha": Row(adapter, (8, 16)),
+    "lora.lora_dropout": Row(adapter, (0.1, 0.2)),
+    "lora.target_modules": Row(adapter, ("all-linear", ["q_proj"])),
+    "lora.modules_to_save": Row(adapter, ([], ["embed_tokens"])),
+    "lora.use_dora": Row(adapter, (False, True)),
+    "lora.use_rslora": Row(adapter, (False, True)),
+    "lora.init_lora_weights": Row(adapter, ("default", "gaussian", "loftq", "pissa"), NF4),
+    "lora.autocast_adapter_dtype": Row(adapter, (False, True), {"model.dtype": "bfloat16"}),
+    "data.train.path": Row(train_tokens, ("sums.jsonl", "others.jsonl")),
+    "data.train.subset": Row(train_tokens, ("one", "two"), HUB_DATA),
+    "data.train.split": Row(train_tokens, ("train", "test"), {"data.train.path": "saved"}),
+    "data.train.revision": Row(train_tokens, ("one", "two"), HUB_DATA),
+    "data.train.format": Row(train_tokens, ("messages", "sharegpt"), {"data.train.path": "both.jsonl"}),
+    "data.train.columns": Row(train_tokens, COLUMNS, {"data.train.path": "pairs.jsonl"}),
+    "data.train.weight": Row(train_tokens, (0.5, 1, 2)),
+    "data.eval.path": Row(eval_tokens, ("sums.jsonl", "others.jsonl")),
+    "data.eval.subset": Row(eval_tokens, ("one", "two"), HELD_OUT_HUB),
+    "data.eval.split": Row(eval_tokens, ("train", "test"), {"data.eval.path": "saved"}),
+    "data.eval.revision": Row(eval_tokens, ("one", "two"), HELD_OUT_HUB),
+    "data.eval.format": Row(eval_tokens, ("messages", "sharegpt"), {"data.eval.path": "both.jsonl"}),
+    "data.eval.columns": Row(eval_tokens, COLUMNS, {"data.eval.path": "pairs.jsonl"}),
+    "data.eval_fraction": Row(eval_tokens, (0.2, 0.5)),
+    "data.max_length": Row(batches, (64, 128)),
+    "data.packing": Row(batches, (False, True)),
+    "data.truncation": Row(train_tokens, ("refuse", "drop"), {"data.train.path": "long.jsonl"}, may_refuse=True),
+    "training.learning_rate": Row(optimization, (1e-3, 2e-3)),
+    "training.weight_decay": Row(optimization, (0, 0.1)),
+    "training.lr_scheduler_type": Row(optimization, ("cosine", "linear", "constant", "constant_with_warmup")),
+    "training.warmup_ratio": Row(optimization, (0, 0.1, 0.5)),
+    "training.max_grad_norm": Row(moments, (0, 1e-3, 1e-2), {"training.max_steps": 1}),
+    "training.num_train_epochs": Row(trained, (1, 1.5), BY_EPOCHS),
+    "training.max_steps": Row(trained, (1, 2)),
+    "training.per_device_train_batch_size": Row(batches, (1, 2), {"data.packing": False}),
+    "training.gradient_accumulation_steps": Row(trained, (1, 2), BY_EPOCHS),
+    "training.gradient_checkpointing": Row(recomputing_layers, (False, True)),
+    "training.optim": Row(
+        optimizer_on_a_gpu,
+        ("paged_adamw_8bit", "adamw_8bit", "paged_adamw_32bit", "adamw_torch", "adamw_torch_fused"),
+    ),
+    "training.adam_beta1": Row(optimization, (0.8, 0.9)),
+    "training.adam_beta2": Row(optimization, (0.95, 0.999)),
+    "training.adam_epsilon": Row(optimization, (1e-8, 1e-6)),
+    "training.seed": Row(adapter, (1, 2)),
+    "training.logging_steps": Row(trained, (1, 2)),
+    "training.save_strategy": Row(
+        trained,
+        ("no", "steps", "epoch"),
+        {"training.max_steps": 7, "data.packing": False, "training.save_total_limit": 9},
+    ),
+    "training.save_steps": Row(trained, (1, 2), FOUR_STEPS | {"training.save_strategy": "steps"}),
+    "training.save_total_limit": Row(
+        trained, (1, 2), FOUR_STEPS | {"training.save_strategy": "steps", "training.save_steps": 1}
+    ),
+    "eval.eval_strategy": Row(trained, ("no", "steps", "epoch"), FOUR_STEPS | HELD_OUT),
+    "eval.eval_steps": Row(trained, (1, 2), HELD_OUT | {"eval.eval_strategy": "steps"}),
+    "eval.per_device_eval_batch_size": Row(eval_batch_sizes, (2, 3), HELD_OUT | {"data.packing": False}),
+    "eval.tasks.path": Row(task_results, ("sums.jsonl", "others.jsonl"), TASK | {"eval.tasks.name": "same"}),
+    "eval.tasks.name": Row(task_results, ("sums", "additions"), TASK),
+    "eval.tasks.format": Row(task_results, ("messages", "sharegpt"), TASK_BOTH),
+    "eval.tasks.columns": Row(task_results, COLUMNS, TASK_PAIRS),
+    "eval.tasks.metrics": Row(task_results, (["exact_match"], ["number_match"], ["exact_match", "contains"]), TASK),
+    "eval.tasks.max_new_tokens": Row(task_results, (1, 4), TASK),
+    "eval.tasks.limit": Row(task_results, (1, 2), TASK),
+    "tracking.report_to": Row(trained, ([], ["tensorboard"])),
+    "tracking.project": Row(tracker_project, ("one", "two"), {"tracking.report_to": ["trackio"]}),
+}
+
+ALSO_NEEDED = {"training.save_strategy": "training.save_steps", "eval.eval_strategy": "eval.eval_steps"}
+"""Key whose value `steps` needs another key, which no other value may have."""
+
+REFUSED = {"data.eval.weight": (1, 2, HELD_OUT)}
+"""Keys that can only be left as they are: the value that is accepted, and one that is refused."""
+
+
+def put(recipe: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key; on the way, a list stands for its first item."""
+    *path, last = key.split(".")
+    for part in path:
+        recipe = recipe.setdefault(part, {})
+        recipe = recipe[0] if isinstance(recipe, list) else recipe
+    recipe[last] = value
+    if value is None:
+        del recipe[last]
+
+
+def read(folder: Path, key: str, value: Any, given: dict[str, Any]) -> Recipe:
+    """The basic recipe with these keys, through the real reader; in the scene, since `extends` is relative."""
+    values = copy.deepcopy(BASIC)
+    for name, setting in {**given, key: value}.items():
+        put(values, name, copy.deepcopy(setting))
+    if value == "steps":
+        put(values, ALSO_NEEDED[key], 1)
+    path = folder / "recipe.yaml"
+    path.write_text(json.dumps(values))
+    return load_recipe(path)
+
+
+def test_the_table_covers_exactly_the_keys_of_the_schema():
+    keys = set(all_keys())
+    leaves = {key for key in keys if not any(other.startswith(f"{key}.") for other in keys)}
+    assert leaves == set(KEYS) | set(REFUSED)
+
+
+def observe(scene: Path, folder: Path, key: str, value: Any) -> Any:
+    row = KEYS[key]
+    recipe = read(scene, key, value, row.given)
+    folder.mkdir()
+    try:
+        return row.observe(recipe, folder)
+    except QloraError as refusal:
+        if row.may_refuse:
+            return str(refusal)
+        raise
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_every_value_of_a_key_has_another_outcome(scene, tmp_path, key):
+    outcomes = [observe(scene, tmp_path / str(number), key, value) for number, value in enumerate(KEYS[key].values)]
+    assert all(one != other for one, other in combinations(outcomes, 2))
+
+
+@pytest.mark.parametrize("key", {row.observe: key for key, row in KEYS.items()}.values())
+def test_every_observer_sees_the_same_twice(scene, tmp_path, key):
+    """Without this the test above would also pass on an outcome that is never twice the same."""
+    value = KEYS[key].values[0]
+    assert observe(scene, tmp_path / "one", key, value) == observe(scene, tmp_path / "two", key, value)
+
+
+@pytest.mark.parametrize("key", REFUSED)
+def test_a_key_that_would_do_nothing_is_refused(scene, key):
+    accepted, refused, given = REFUSED[key]
+    read(scene, key, accepted, given)
+    with pytest.raises(RecipeError, match=f"'{key.rpartition('.')[2]}' has no effect"):
+        read(scene, key, refused, given)
