@@ -69,3 +69,14 @@ def send_no_telemetry() -> None:
     asks first. A value that the user set stays.
     """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+
+def let_idle_threads_sleep() -> None:
+    """Make OpenMP threads sleep while they wait for each other; call it before torch is imported.
+
+    What breaks: where another process takes one of the cores, waiting threads spin on the others and a step on the
+    CPU takes many times as long (2 cores, one of them taken: 12 s instead of 2 s).
+    Seen in: torch 2.13 with GNU OpenMP. Can go when: torch's CPU build waits passively. A value that the user set
+    stays.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from qlora_cli import console
+from qlora_cli import compat, console
 from qlora_cli.cli import deployment, evaluation, inspection, recipes, training
 from qlora_cli.errors import QloraError
 
@@ -46,6 +46,7 @@ for _group in (recipes, training, evaluation, deployment, inspection):
 
 def main() -> None:
     """Run the command line and exit with the code that `errors.py` gives the failure."""
+    compat.let_idle_threads_sleep()
     try:
         app()
     except QloraError as error:
