@@ -1,0 +1,128 @@
+"""`qlora tiny` and `qlora eval` through the real command line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+TINY = ("--steps", 2, "--hidden", 64, "--layers", 1, "--heads", 1, "--vocab", 300)
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    path = tmp_path / "corpus.txt"
+    path.write_text("\n\n".join(f"The cat number {n} sat on the mat and looked at the other cats." for n in range(40)))
+    return path
+
+
+def test_tiny_makes_a_base_that_plain_transformers_loads(call, corpus, tmp_path):
+    ran = call("tiny", "base", "--corpus", corpus, *TINY, "--json")
+    assert ran.code == 0
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    assert ran.json["num_parameters"] == model.num_parameters()
+    assert ran.json["vocab_size"] == len(AutoTokenizer.from_pretrained(tmp_path / "base")) == model.config.vocab_size
+    assert (model.config.hidden_size, model.config.num_hidden_layers) == (64, 1)
+
+
+def test_tiny_says_where_and_how_large(call, corpus):
+    ran = call("tiny", "base", "--corpus", corpus, *TINY)
+    assert ran.out.startswith("wrote base: ")
+    assert "in 2 steps" in ran.out
+
+
+def test_tiny_with_another_seed_is_another_base(call, corpus, tmp_path):
+    for folder, seed in (("one", 1), ("two", 2), ("again", 1)):
+        assert call("tiny", folder, "--corpus", corpus, *TINY, "--seed", seed).code == 0
+    one, two, again = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two", "again"))
+    assert one == again != two
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragment"),
+    [(("--hidden", 100), "not a multiple of 64"), (("--vocab", 10), "--vocab is 10"), (("--heads", 3), "--heads is 3")],
+)
+def test_tiny_refuses_sizes_that_do_not_fit(call, corpus, tmp_path, arguments, fragment):
+    ran = call("tiny", "base", "--corpus", corpus, *arguments)
+    assert ran.code == 2
+    assert fragment in ran.err
+    assert not (tmp_path / "base").exists()
+
+
+def test_tiny_does_not_write_into_a_folder_that_holds_something(call, tmp_path):
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "mine").write_text("")
+    assert call("tiny", "base").code == 2
+    assert [path.name for path in (tmp_path / "base").iterdir()] == ["mine"]
+
+
+@pytest.fixture
+def finished(call, recipe_file):
+    assert call("train", recipe_file).code == 0
+    return recipe_file.parent / "runs/small"
+
+
+def test_eval_measures_the_latest_run_on_its_own_held_out_rows(call, finished):
+    ran = call("eval", "--json")
+    assert ran.code == 0
+    loss, perplexity = ran.json["measures"]
+    assert (loss["name"], perplexity["name"]) == ("loss", "perplexity")
+    assert loss["tuned"] < loss["base"]
+    assert json.loads((finished / "eval/results.json").read_text()) == ran.json
+
+
+def test_eval_prints_a_table_of_base_and_tuned(call, finished):
+    header, loss, perplexity = call("eval", finished).out.splitlines()
+    assert header.split() == ["measure", "base", "tuned", "over"]
+    assert (loss.split()[0], perplexity.split()[0]) == ("loss", "perplexity")
+    assert float(loss.split()[2]) < float(loss.split()[1])
+
+
+def test_eval_of_an_adapter_made_elsewhere_takes_data_and_tasks(call, finished, chat_data, tmp_path):
+    shutil.copytree(finished / "adapter", tmp_path / "adapter")
+    task = ("--task", chat_data, "--metric", "exact_match", "--metric", "contains", "--limit", 3, "--max-new-tokens", 2)
+    ran = call("eval", "adapter", "--data", chat_data, *task, "--json")
+    assert ran.code == 0
+    counts = {measure["name"]: measure["count"] for measure in ran.json["measures"]}
+    assert counts.keys() == {"loss", "perplexity", "sums exact_match", "sums contains"}
+    assert counts["sums contains"] == 3
+    answers = [json.loads(line) for line in (tmp_path / "adapter/eval/answers-sums.jsonl").read_text().splitlines()]
+    assert [answer["reference"] for answer in answers] == ["1", "3", "5"]
+
+
+def test_eval_of_an_adapter_made_elsewhere_needs_to_be_told_on_what(call, finished, tmp_path):
+    shutil.copytree(finished / "adapter", tmp_path / "adapter")
+    ran = call("eval", "adapter")
+    assert ran.code == 2
+    assert "--data FILE" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragment"),
+    [
+        (("nowhere",), "'nowhere' is no run directory"),
+        (("--metric", "bleu"), "unknown metric 'bleu'"),
+        (("--metric", "contains"), "--metric needs a --task"),
+        ((), "there is no run in 'runs'"),
+    ],
+)
+def test_eval_says_what_is_missing(call, arguments, fragment):
+    ran = call("eval", *arguments)
+    assert (ran.code, ran.out) == (2, "")
+    assert fragment in ran.err
+
+
+def test_eval_of_a_run_whose_base_has_changed_is_exit_code_3(call, finished, tiny_base, tmp_path):
+    shutil.copytree(tiny_base, tmp_path / "base")
+    recipe = finished / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace(str(tiny_base), str(tmp_path / "base")))
+    assert call("eval", finished).code == 0  # the same weights in another place
+    weights = tmp_path / "base/model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-3] ^= 1
+    weights.write_bytes(content)
+    ran = call("eval", finished)
+    assert ran.code == 3
+    assert "its weights have changed" in ran.err

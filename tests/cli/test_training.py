@@ -1,0 +1,153 @@
+"""`qlora train` through the real command line: results, refusals, exit codes, signals."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import time
+
+import pytest
+
+from qlora_cli.run.checkpoints import list_checkpoints
+from qlora_cli.run.directory import RunDirectory
+from qlora_cli.run.manifest import read_manifest
+from qlora_cli.run.metrics import read_metrics
+
+
+def test_json_is_all_that_stdout_holds_and_the_notes_go_to_stderr(call, recipe_file):
+    ran = call("train", recipe_file, "--json")
+    assert ran.code == 0
+    result = ran.json
+    assert (result["run"], result["num_steps"], result["max_steps"]) == ("runs/small", 4, 4)
+    assert result["is_finished"] is True
+    assert result["loss"] == read_metrics(RunDirectory(recipe_file.parent / "runs/small").metrics_path)[3]["loss"]
+    for note in ("43 rows to train on, 5 held out", "⟦1<|im_end|>", "trained parameters", "step 4/4", "eval loss"):
+        assert note in ran.err
+
+
+def test_without_json_a_person_reads_the_loss_and_where_the_adapter_is(call, recipe_file, tmp_path):
+    ran = call("train", recipe_file, "--run-dir", "elsewhere")
+    first, second = ran.out.splitlines()
+    steps, measured = first.split(": ")
+    assert re.fullmatch(r"trained 4 of 4 steps in \d+ s", steps)
+    assert re.fullmatch(r"loss \d\.\d{4}, eval loss \d\.\d{4}, peak memory \d+\.\d GiB", measured)
+    assert second == "adapter: elsewhere/adapter"
+    assert (tmp_path / "elsewhere/adapter/adapter_config.json").is_file()
+    assert not (tmp_path / "runs").exists()
+
+
+def test_set_overrides_a_key(call, recipe_file):
+    ran = call("train", recipe_file, "--set", "training.max_steps=1", "--set", "name=other", "--json")
+    assert (ran.json["run"], ran.json["max_steps"]) == ("runs/other", 1)
+
+
+def test_a_stopped_run_says_what_to_type_and_that_finishes_it(call, recipe_file):
+    ran = call("train", recipe_file, "--stop-after", 3)
+    assert ran.code == 0
+    assert "trained 3 of 4 steps" in ran.out
+    command = ran.out.splitlines()[-1].removeprefix("go on with: qlora ")
+    resumed = call(*command.split(), "--json")
+    assert resumed.json["is_finished"] is True
+    assert "resuming at step 3" in resumed.err
+    assert "step 4/4" in resumed.err
+    assert "step 3/4" not in resumed.err
+
+
+def test_a_finished_run_is_neither_overwritten_unasked_nor_kept_when_asked(call, recipe_file, tmp_path):
+    call("train", recipe_file, "--set", "training.max_steps=1")
+    again = call("train", recipe_file)
+    assert again.code == 2
+    assert again.out == ""
+    assert "already holds a finished run" in again.err
+    assert "--overwrite" in again.err
+    (tmp_path / "runs/small/stray").write_text("")
+    assert call("train", recipe_file, "--overwrite", "--json").json["num_steps"] == 4
+    assert not (tmp_path / "runs/small/stray").exists()
+
+
+def test_resume_and_overwrite_exclude_each_other(call, recipe_file, tmp_path):
+    ran = call("train", recipe_file, "--resume", "--overwrite")
+    assert ran.code == 2
+    assert "exclude each other" in ran.err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_there_is_nothing_to_resume_before_the_first_run(call, recipe_file):
+    ran = call("train", recipe_file, "--resume")
+    assert ran.code == 2
+    assert "there is no run in 'runs/small'" in ran.err
+
+
+def test_a_changed_recipe_is_not_resumed_and_the_exit_code_is_3(call, recipe_file):
+    call("train", recipe_file, "--stop-after", 1)
+    ran = call("train", recipe_file, "--resume", "--set", "lora.r=8")
+    assert ran.code == 3
+    assert "lora.r: 4 -> 8" in ran.err
+
+
+def test_a_run_directory_in_use_is_exit_code_6(call, recipe_file, tmp_path):
+    with RunDirectory(tmp_path / "runs/small").claimed():
+        ran = call("train", recipe_file)
+    assert ran.code == 6
+    assert "is writing to run directory" in ran.err
+
+
+def test_a_base_that_is_not_there_is_exit_code_2(call, recipe_file):
+    ran = call("train", recipe_file, "--set", "model.base_model=./nowhere")
+    assert ran.code == 2
+    assert "model.base_model './nowhere' cannot be loaded" in ran.err
+    assert "Traceback" not in ran.err
+
+
+def test_a_malformed_data_file_is_exit_code_2_with_its_line(call, recipe_file, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"instruction": "a", "output": "b"}\n{"instruction": \n')
+    ran = call("train", recipe_file, "--set", "data.train=rows.jsonl")
+    assert ran.code == 2
+    assert ran.err.startswith("error: rows.jsonl:2: ")
+    assert "Traceback" not in ran.err
+
+
+def stop_by(number: signal.Signals, start, recipe_file):
+    """Start a long run, send the signal once it has done steps, and give back the ended process and the run."""
+    run = RunDirectory(recipe_file.parent / "runs/small")
+    process = start("train", recipe_file, "--set", "training.max_steps=80")
+    deadline = time.monotonic() + 120
+    while not run.metrics_path.exists():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out, err, run
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_a_checkpoint_that_finishes_later_without_a_word_from_the_libraries(start, recipe_file):
+    code, out, err, run = stop_by(signal.SIGINT, start, recipe_file)
+    assert code == 130
+    assert out == ""
+    assert "SIGINT: finishing this step and saving a checkpoint" in err
+    assert "the checkpoint is saved" in err
+    assert "Traceback" not in err
+    newest = list_checkpoints(run.checkpoints_path)[-1]
+    assert newest.problem() == ""
+    assert read_manifest(run)["num_steps"] == newest.step
+    resumed = start("train", run.recipe_path, "--run-dir", run.path, "--resume", "--json")
+    out, err = resumed.communicate(timeout=120)
+    assert resumed.returncode == 0
+    assert json.loads(out)["is_finished"] is True
+    assert f"resuming at step {newest.step} " in err
+    assert [line["step"] for line in read_metrics(run.metrics_path) if "loss" in line] == list(range(1, 81))
+    for noise in ("Warning", "Loading weights", "it/s", "deprecated"):
+        assert noise not in err
+        assert noise not in out
+    assert "FutureWarning" in run.log_path.read_text()
+
+
+@pytest.mark.slow
+def test_a_plain_kill_saves_a_checkpoint_and_ends_with_143(start, recipe_file):
+    code, _, err, run = stop_by(signal.SIGTERM, start, recipe_file)
+    assert code == 143
+    assert "SIGTERM" in err
+    assert list_checkpoints(run.checkpoints_path)[-1].problem() == ""
