@@ -241,6 +241,11 @@ def test_every_observer_sees_the_same_twice(scene, tmp_path, key):
     assert observe(scene, tmp_path / "one", key, value) == observe(scene, tmp_path / "two", key, value)
 
 
+def test_a_revision_reaches_weights_tokenizer_and_fingerprint(scene, tmp_path):
+    one, two = (observe(scene, tmp_path / name, "model.revision", name) for name in ("one", "two"))
+    assert all(part != other for part, other in zip(one, two, strict=True))
+
+
 @pytest.mark.parametrize("key", REFUSED)
 def test_a_key_that_would_do_nothing_is_refused(scene, key):
     accepted, refused, given = REFUSED[key]

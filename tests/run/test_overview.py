@@ -1,0 +1,89 @@
+"""The table of runs tells how far each got, whatever is missing."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from qlora_cli.run.directory import RunDirectory
+from qlora_cli.run.manifest import write_manifest
+from qlora_cli.run.metrics import append_metrics
+from qlora_cli.run.overview import overview
+
+MANIFEST = {"status": "finished", "base": {"base_model": "org/base"}, "started_at": "2026-01-02T03:04:05Z"}
+
+
+def start(folder: Path, name: str, *lines: dict, manifest: dict | None = None, changed_at: float = 100.0) -> None:
+    run = RunDirectory(folder / name)
+    run.path.mkdir()
+    run.recipe_path.write_text("name: x\n")
+    if manifest is not None:
+        write_manifest(run, manifest)
+    for line in lines:
+        append_metrics(run.metrics_path, line)
+    for path in run.path.iterdir():
+        os.utime(path, (changed_at, changed_at))
+
+
+def test_a_run_shows_its_last_step_and_its_last_losses(tmp_path):
+    start(
+        tmp_path,
+        "run",
+        {"step": 1, "loss": 3.0},
+        {"step": 1, "eval_loss": 2.9},
+        {"step": 2, "loss": 2.5},
+        manifest=MANIFEST,
+    )
+    [row] = overview(tmp_path)
+    assert (row.num_steps, row.loss, row.eval_loss) == (2, 2.5, 2.9)
+    assert row.cells() == (
+        str(tmp_path / "run"),
+        "finished",
+        "org/base",
+        "2",
+        "2.5000",
+        "2.9000",
+        "2026-01-02T03:04:05Z",
+    )
+
+
+def test_a_run_that_ended_before_its_first_step_has_empty_losses(tmp_path):
+    start(tmp_path, "run", manifest={**MANIFEST, "status": "started"})
+    [row] = overview(tmp_path)
+    assert (row.status, row.num_steps, row.loss, row.eval_loss) == ("started", 0, None, None)
+    assert row.cells()[3:6] == ("0", "", "")
+
+
+def test_a_run_without_a_manifest_is_listed_as_not_started(tmp_path):
+    start(tmp_path, "run")
+    [row] = overview(tmp_path)
+    assert (row.status, row.base_model, row.started_at) == ("not started", "", "")
+
+
+def test_a_loss_that_was_not_finite_is_shown_as_empty(tmp_path):
+    start(tmp_path, "run", {"step": 1, "loss": float("nan")}, manifest=MANIFEST)
+    assert overview(tmp_path)[0].cells()[4] == ""
+
+
+def test_the_latest_run_comes_first_and_other_folders_do_not_count(tmp_path):
+    start(tmp_path, "old", changed_at=100.0)
+    start(tmp_path, "new", changed_at=200.0)
+    (tmp_path / "notes").mkdir()
+    assert [Path(row.run).name for row in overview(tmp_path)] == ["new", "old"]
+
+
+def test_without_a_folder_there_are_no_runs(tmp_path):
+    assert overview(tmp_path / "runs") == []
+
+
+def test_a_row_as_json_has_every_value(tmp_path):
+    start(tmp_path, "run", {"step": 3, "loss": 1.5}, manifest=MANIFEST)
+    assert overview(tmp_path)[0].as_dict() == {
+        "run": str(tmp_path / "run"),
+        "status": "finished",
+        "base_model": "org/base",
+        "num_steps": 3,
+        "loss": 1.5,
+        "eval_loss": None,
+        "started_at": "2026-01-02T03:04:05Z",
+    }
