@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from qlora_cli.model.tokenizer import load_tokenizer
 from qlora_cli.recipe.reader import load_recipe
 from qlora_cli.recipe.schema import ModelSection, QuantizationSection, Recipe
 from qlora_cli.run.directory import RunDirectory, latest_run
-from qlora_cli.run.manifest import read_manifest
+from qlora_cli.run.manifest import read_json_object, read_manifest
 
 
 @dataclass(frozen=True)
@@ -61,14 +60,22 @@ def find_tuned(path: Path | None) -> TunedSource:
     if run is not None:
         return _from_run(folder, run)
     if (folder / "adapter_config.json").is_file():
-        base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
-        return TunedSource(folder, ModelSection(base_model=base), adapter=folder)
+        return TunedSource(folder, _base_of_adapter(folder / "adapter_config.json"), adapter=folder)
     if (folder / "config.json").is_file():
         return TunedSource(folder, ModelSection(base_model=str(folder)))
     raise ArgumentError(
         f"'{folder}' is no run directory, no adapter folder and no model folder",
         hint="`qlora runs` lists the runs; an adapter folder has adapter_config.json, a model folder config.json",
     )
+
+
+def _base_of_adapter(config_path: Path) -> ModelSection:
+    """The base model that an adapter made elsewhere says it belongs to."""
+    hint = "write the Hub id or folder of the adapter's base as `base_model_name_or_path` in that file"
+    base_model = read_json_object(config_path, hint=hint).get("base_model_name_or_path")
+    if not isinstance(base_model, str) or not base_model:
+        raise IdentityError(f"names no base model, but {base_model!r}", place=str(config_path), hint=hint)
+    return ModelSection(base_model=base_model)
 
 
 def _run_around(folder: Path) -> RunDirectory | None:
