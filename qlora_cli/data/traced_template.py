@@ -20,8 +20,9 @@ from jinja2 import Template, nodes
 from jinja2.visitor import NodeTransformer
 
 # The environment that `apply_chat_template` renders with: sandbox, filters, extensions. It has no public name.
-from transformers.utils.chat_template_utils import _alias_reasoning_fields, _compile_jinja_template
+from transformers.utils.chat_template_utils import _compile_jinja_template
 
+from qlora_cli import compat
 from qlora_cli.data.example import Message
 
 Span = tuple[int, int]
@@ -129,7 +130,7 @@ class TracedTemplate:
             jinja2.TemplateError: what the template itself refuses.
         """
         # The same preparation as in apply_chat_template: keys that are None are absent, reasoning has one name.
-        chat = _alias_reasoning_fields(
+        chat = compat.alias_reasoning_fields(
             [{key: value for key, value in message.items() if value is not None} for message in messages]
         )
         self._index_of = {id(message): index for index, message in enumerate(chat)}

@@ -91,7 +91,7 @@ def merge_run(path: Path | None, out: Path | None, options: MergeOptions) -> Mer
     refuse_loftq_onto_original(source, options.onto)
     with staged_folder(out, force=options.force) as stage:
         reference = _write_merged(source, options, stage)
-        gc.collect()  # the tuned model holds reference cycles; its memory is needed for the merged one
+        _let_go_of_memory()
         agreement = compare(
             reference.logits, record_logits(_reload(stage, source.model, options.dtype), reference.rows)
         )
@@ -162,6 +162,13 @@ def _on_original(source: TunedSource, dtype: MergedDtype) -> PeftModel:
     model = source.model.model_copy(update={"dtype": dtype, "attn_implementation": "sdpa"})
     base = load_base(model, None, source=source.base_source, device=torch.device("cpu"))
     return load_adapter(base, source.adapter)
+
+
+def _let_go_of_memory() -> None:
+    """Free what the tuned model took: it holds reference cycles, and torch keeps freed GPU memory for itself."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _reload(folder: Path, base: ModelSection, dtype: MergedDtype) -> PreTrainedModel:

@@ -44,6 +44,7 @@ def examine() -> list[Finding]:
         Finding("model.dtype: auto means", dtype_name(pick_dtype("auto", device))),
         _try_nf4(device),
         _try_training_step(device),
+        _find_compiler(device),
         _describe_disk(),
         _describe_extras(),
         Finding("Hub", "offline (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") == "1" else "online"),
@@ -80,6 +81,14 @@ def _try_training_step(device: torch.device) -> Finding:
     moved = bool(trained.detach().abs().sum() > 0)
     paging = "paged" if getattr(optimizer.state[trained]["state1"], "is_paged", False) else "not paged: no GPU"
     return Finding("step through NF4, 8-bit AdamW", f"works ({paging})", has_gradient and moved)
+
+
+def _find_compiler(device: torch.device) -> Finding:
+    """On a GPU, trl computes the loss in a Triton kernel, which is compiled at the first step."""
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if device.type == "cpu":
+        return Finding("C compiler", compiler or "none; not needed on a CPU")
+    return Finding("C compiler", compiler or "none: install gcc and Python's headers", compiler is not None)
 
 
 def _describe_disk() -> Finding:

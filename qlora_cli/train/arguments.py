@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from trl import SFTConfig
 
+from qlora_cli.errors import RecipeError
 from qlora_cli.recipe.schema import Recipe, TrainingSection
 from qlora_cli.run.directory import RunDirectory
 
@@ -22,10 +23,13 @@ def trainer_arguments(recipe: Recipe, run: RunDirectory, dtype: torch.dtype, dev
         run: where checkpoints go.
         dtype: what the model computes in; float32 adapters compute in it through autocast.
         device: where the model is.
+
+    Raises:
+        RecipeError: for adapters in float16.
     """
     training = recipe.training
     has_eval = recipe.data.eval is not None or recipe.data.eval_fraction is not None
-    computes_mixed = recipe.lora.autocast_adapter_dtype
+    bf16, fp16 = _autocast(recipe.lora.autocast_adapter_dtype, dtype)
     arguments = SFTConfig(
         output_dir=str(run.checkpoints_path),
         run_name=recipe.name,
@@ -45,8 +49,8 @@ def trainer_arguments(recipe: Recipe, run: RunDirectory, dtype: torch.dtype, dev
         adam_beta1=training.adam_beta1,
         adam_beta2=training.adam_beta2,
         adam_epsilon=training.adam_epsilon,
-        bf16=computes_mixed and dtype is torch.bfloat16,
-        fp16=computes_mixed and dtype is torch.float16,
+        bf16=bf16,
+        fp16=fp16,
         use_cpu=device.type == "cpu",
         seed=training.seed,
         data_seed=training.seed,
@@ -66,6 +70,17 @@ def trainer_arguments(recipe: Recipe, run: RunDirectory, dtype: torch.dtype, dev
         disable_tqdm=True,
     )
     return _on_one_gpu(arguments)
+
+
+def _autocast(has_float32_adapter: bool, dtype: torch.dtype) -> tuple[bool, bool]:
+    """Whether float32 adapters compute in bfloat16, and whether in float16, by autocast."""
+    if dtype is torch.float16 and not has_float32_adapter:
+        raise RecipeError(
+            "lora.autocast_adapter_dtype is false, but the model computes in float16, whose loss scaler needs "
+            "float32 adapters",
+            hint="--set lora.autocast_adapter_dtype=true",
+        )
+    return has_float32_adapter and dtype is torch.bfloat16, has_float32_adapter and dtype is torch.float16
 
 
 def _on_one_gpu(arguments: SFTConfig) -> SFTConfig:

@@ -107,10 +107,11 @@ def _train(recipe: Recipe, run: RunDirectory, session: Session, checkpoint: Chec
     request = StopRequest()
     progress = ProgressCallback(run.metrics_path, prepared.num_tokens)
     callbacks = (progress, StopCallback(request, session.stop_after))
-    model = make_model(recipe, run, is_resumed=checkpoint is not None)
-    trainer = make_trainer(recipe, run, Ingredients(model, tokenizer, prepared, facts, callbacks))
-    with request.listening(), closing(progress), _resource_faults(recipe, run):
-        trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
+    with _resource_faults(recipe, run):
+        model = make_model(recipe, run, is_resumed=checkpoint is not None)
+        trainer = make_trainer(recipe, run, Ingredients(model, tokenizer, prepared, facts, callbacks))
+        with request.listening(), closing(progress):
+            trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
     result = _result(trainer, run, time.monotonic() - started)
     _conclude(result, trainer, request)
     return result

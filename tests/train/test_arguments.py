@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from qlora_cli.errors import RecipeError
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.train.arguments import optimizer_on, trainer_arguments
 
@@ -46,3 +47,8 @@ def test_paged_optimizers_stay_paged_on_a_gpu():
     assert optimizer_on("paged_adamw_8bit", torch.device("cuda")) == "paged_adamw_8bit"
     assert optimizer_on("paged_adamw_8bit", CPU) == "adamw_8bit"
     assert optimizer_on("adamw_torch", CPU) == "adamw_torch"
+
+
+def test_adapters_in_float16_are_refused_since_no_loss_scaler_takes_their_gradients(small_recipe, tmp_path):
+    with pytest.raises(RecipeError, match="autocast_adapter_dtype"):
+        arguments(small_recipe(lora={"autocast_adapter_dtype": False}), tmp_path, torch.float16)
