@@ -27,8 +27,8 @@ def test_results_go_to_stdout(capsys):
 
 def test_square_brackets_are_text_and_not_markup(capsys):
     console.result("[bold]data[/bold][0]")
-    console.note("runs[1]")
-    assert capsys.readouterr() == ("[bold]data[/bold][0]\n", "runs[1]\n")
+    console.note("[red]runs[/red][1]")
+    assert capsys.readouterr() == ("[bold]data[/bold][0]\n", "[red]runs[/red][1]\n")
 
 
 def test_a_long_line_is_not_broken(capsys):

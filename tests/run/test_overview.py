@@ -30,8 +30,9 @@ def test_a_run_shows_its_last_step_and_its_last_losses(tmp_path):
         tmp_path,
         "run",
         {"step": 1, "loss": 3.0},
-        {"step": 1, "eval_loss": 2.9},
+        {"step": 1, "eval_loss": 3.1},
         {"step": 2, "loss": 2.5},
+        {"step": 2, "eval_loss": 2.9},
         manifest=MANIFEST,
     )
     [row] = overview(tmp_path)
