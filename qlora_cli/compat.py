@@ -92,3 +92,12 @@ def let_idle_threads_sleep() -> None:
     stays.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def skip_pydantic_plugins() -> None:
+    """Keep pydantic from looking through every installed package for plugins, of which this project uses none.
+
+    What breaks: nothing, but it takes 20 ms of each start. Seen in: pydantic 2.14. Can go when: pydantic looks when
+    it needs one. A value that the user set stays.
+    """
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")

@@ -47,8 +47,9 @@ for _group in (recipes, training, evaluation, deployment, inspection):
 def main() -> None:
     """Run the command line and exit with the code that `errors.py` gives the failure."""
     compat.let_idle_threads_sleep()
+    compat.skip_pydantic_plugins()
     try:
-        app()
+        app(prog_name="qlora")
     except QloraError as error:
         if "--debug" in sys.argv:
             raise

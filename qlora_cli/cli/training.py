@@ -44,11 +44,16 @@ def train(
     if as_json:
         console.data(result.as_dict())
         return
-    losses = f"loss {result.loss:.4f}" if result.loss is not None else "no step was done in this session"
-    if result.eval_loss is not None:
-        losses += f", eval loss {result.eval_loss:.4f}"
+    losses = [
+        f"{name} {value:.4f}"
+        for name, value in (("loss", result.loss), ("eval loss", result.eval_loss))
+        if value is not None
+    ]
+    steps = (
+        f"{result.num_steps_now} steps in {result.seconds:.0f} s" if result.num_steps_now else "nothing was left to do"
+    )
     console.result(
-        f"trained {result.num_steps} of {result.max_steps} steps in {result.seconds:.0f} s: {losses}, "
+        f"{steps}, {result.num_steps} of {result.max_steps} are done: {', '.join(losses)}, "
         f"peak memory {result.peak_memory_bytes / 2**30:.1f} GiB"
     )
     if result.is_finished:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -42,8 +43,8 @@ def examine() -> list[Finding]:
         Finding("versions", versions),
         _describe_device(device),
         Finding("model.dtype: auto means", dtype_name(pick_dtype("auto", device))),
-        _try_nf4(device),
-        _try_training_step(device),
+        _trial("NF4 round trip", _try_nf4, device),
+        _trial("step through NF4, 8-bit AdamW", _try_training_step, device),
         _find_compiler(device),
         _describe_disk(),
         _describe_extras(),
@@ -59,16 +60,24 @@ def _describe_device(device: torch.device) -> Finding:
     return Finding("device", f"{properties.name}, {memory}, compute capability {properties.major}.{properties.minor}")
 
 
-def _try_nf4(device: torch.device) -> Finding:
+def _trial(what: str, run: Callable[[torch.device], tuple[str, bool]], device: torch.device) -> Finding:
+    """A trial's outcome; one that breaks is a finding too."""
+    try:
+        return Finding(what, *run(device))
+    except (RuntimeError, NotImplementedError, AttributeError, OSError) as fault:
+        return Finding(what, f"breaks: {' '.join(str(fault).split())[:200]}", is_fine=False)
+
+
+def _try_nf4(device: torch.device) -> tuple[str, bool]:
     """Quantize a normal matrix to NF4 and back; the mean error of NF4 on N(0, 1) in blocks of 64 is about 0.073."""
     torch.manual_seed(0)
     weight = torch.randn(256, 256, device=device)
     packed, state = bnb.functional.quantize_4bit(weight, quant_type="nf4", compress_statistics=True)
     error = (bnb.functional.dequantize_4bit(packed, state) - weight).abs().mean().item()
-    return Finding("NF4 round trip", f"mean error {error:.4f} on N(0, 1), expected 0.07", 0.06 < error < 0.09)
+    return f"mean error {error:.4f} on N(0, 1), expected 0.07", 0.06 < error < 0.09
 
 
-def _try_training_step(device: torch.device) -> Finding:
+def _try_training_step(device: torch.device) -> tuple[str, bool]:
     """One optimizer step through a frozen NF4 layer with the paged 8-bit optimizer."""
     torch.manual_seed(0)
     layer = bnb.nn.Linear4bit(64, 64, bias=False, compute_dtype=torch.float32, quant_type="nf4").to(device)
@@ -80,7 +89,8 @@ def _try_training_step(device: torch.device) -> Finding:
     optimizer.step()
     moved = bool(trained.detach().abs().sum() > 0)
     paging = "paged" if getattr(optimizer.state[trained]["state1"], "is_paged", False) else "not paged: no GPU"
-    return Finding("step through NF4, 8-bit AdamW", f"works ({paging})", has_gradient and moved)
+    works = has_gradient and moved
+    return f"{'works' if works else 'nothing moved'} ({paging})", works
 
 
 def _find_compiler(device: torch.device) -> Finding:

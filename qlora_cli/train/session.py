@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import math
 import os
 import time
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from qlora_cli.run.checkpoints import Checkpoint
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.files import replaced_folder
 from qlora_cli.run.manifest import read_manifest, write_manifest
+from qlora_cli.run.metrics import read_metrics
 from qlora_cli.train.assembly import Ingredients, make_model, make_trainer
 from qlora_cli.train.ground import circumstances, ground_facts
 from qlora_cli.train.progress import ProgressCallback, peak_memory_bytes
@@ -51,6 +51,11 @@ class TrainingResult:
 
     run: RunDirectory
     num_steps: int
+    """Steps done, those of earlier sessions included."""
+
+    num_steps_now: int
+    """Steps done in this session."""
+
     max_steps: int
     loss: float | None
     eval_loss: float | None
@@ -112,7 +117,8 @@ def _train(recipe: Recipe, run: RunDirectory, session: Session, checkpoint: Chec
         trainer = make_trainer(recipe, run, Ingredients(model, tokenizer, prepared, facts, callbacks))
         with request.listening(), closing(progress):
             trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
-    result = _result(trainer, run, time.monotonic() - started)
+    first_step = checkpoint.step if checkpoint else 0
+    result = _result(trainer, run, first_step, time.monotonic() - started)
     _conclude(result, trainer, request)
     return result
 
@@ -179,15 +185,16 @@ def _show_data(prepared: PreparedData, tokenizer: PreTrainedTokenizerBase) -> No
     console.err.print(show_example(first, tokenizer, with_brackets=not has_colour))
 
 
-def _result(trainer: QloraTrainer, run: RunDirectory, seconds: float) -> TrainingResult:
-    history = trainer.state.log_history
-    losses = [entry["loss"] for entry in history if "loss" in entry]
-    eval_losses = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
+def _result(trainer: QloraTrainer, run: RunDirectory, first_step: int, seconds: float) -> TrainingResult:
+    lines = read_metrics(run.metrics_path)
+    losses = [line["loss"] for line in lines if "loss" in line]
+    eval_losses = [line["eval_loss"] for line in lines if "eval_loss" in line]
     return TrainingResult(
         run=run,
         num_steps=trainer.state.global_step,
+        num_steps_now=trainer.state.global_step - first_step,
         max_steps=trainer.state.max_steps,
-        loss=losses[-1] if losses and math.isfinite(losses[-1]) else None,
+        loss=losses[-1] if losses else None,
         eval_loss=eval_losses[-1] if eval_losses else None,
         seconds=seconds,
         peak_memory_bytes=peak_memory_bytes(),

@@ -17,7 +17,7 @@ from pathlib import Path
 
 NUM_TRAIN, NUM_TEST, NUM_MAILBOX = 900, 150, 1500
 HELD_OUT_SHARE = 6
-SEED = 20
+SEED = 2026
 
 PRODUCTS = ("kettle", "toaster", "blender", "lamp", "heater", "fan", "radio", "camera", "printer", "scale")
 
