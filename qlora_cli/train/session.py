@@ -116,7 +116,10 @@ def _train(recipe: Recipe, run: RunDirectory, session: Session, checkpoint: Chec
         model = make_model(recipe, run, is_resumed=checkpoint is not None)
         trainer = make_trainer(recipe, run, Ingredients(model, tokenizer, prepared, facts, callbacks))
         with request.listening(), closing(progress):
-            trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
+            if checkpoint is None:
+                trainer.train()
+            elif not trainer.takes_over_finished(checkpoint.path):
+                trainer.train(resume_from_checkpoint=str(checkpoint.path))
     first_step = checkpoint.step if checkpoint else 0
     result = _result(trainer, run, first_step, time.monotonic() - started)
     _conclude(result, trainer, request)

@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import nn
-from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback
+from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from trl import SFTConfig, SFTTrainer
 
@@ -81,6 +81,18 @@ class QloraTrainer(SFTTrainer):
         self._save_total_limit = save_total_limit
         self._seal = seal
         self._saved_step: int | None = None
+
+    def takes_over_finished(self, checkpoint: Path) -> bool:
+        """Load a checkpoint whose run has no step left; False, with nothing loaded, where steps are left.
+
+        The stock loop, resumed at `max_steps` in mid-epoch, would do one step too many.
+        """
+        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        if state.global_step < state.max_steps:
+            return False
+        self.state = state
+        self._load_from_checkpoint(str(checkpoint))
+        return True
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, torch.Tensor], num_items_in_batch: torch.Tensor | int | None = None

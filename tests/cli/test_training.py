@@ -30,7 +30,7 @@ def test_without_json_a_person_reads_the_loss_and_where_the_adapter_is(call, rec
     ran = call("train", recipe_file, "--run-dir", "elsewhere")
     first, second = ran.out.splitlines()
     steps, measured = first.split(": ")
-    assert re.fullmatch(r"trained 4 of 4 steps in \d+ s", steps)
+    assert re.fullmatch(r"4 steps in \d+ s, 4 of 4 are done", steps)
     assert re.fullmatch(r"loss \d\.\d{4}, eval loss \d\.\d{4}, peak memory \d+\.\d GiB", measured)
     assert second == "adapter: elsewhere/adapter"
     assert (tmp_path / "elsewhere/adapter/adapter_config.json").is_file()
@@ -45,7 +45,7 @@ def test_set_overrides_a_key(call, recipe_file):
 def test_a_stopped_run_says_what_to_type_and_that_finishes_it(call, recipe_file):
     ran = call("train", recipe_file, "--stop-after", 3)
     assert ran.code == 0
-    assert "trained 3 of 4 steps" in ran.out
+    assert "3 of 4 are done" in ran.out
     command = ran.out.splitlines()[-1].removeprefix("go on with: qlora ")
     resumed = call(*command.split(), "--json")
     assert resumed.json["is_finished"] is True
@@ -151,3 +151,10 @@ def test_a_plain_kill_saves_a_checkpoint_and_ends_with_143(start, recipe_file):
     assert code == 143
     assert "SIGTERM" in err
     assert list_checkpoints(run.checkpoints_path)[-1].problem() == ""
+
+
+def test_a_resume_with_nothing_left_says_so_and_repeats_what_was_reached(call, recipe_file):
+    reached = call("train", recipe_file, "--json").json
+    again = call("train", recipe_file, "--resume")
+    assert "nothing was left to do, 4 of 4 are done" in again.out
+    assert f"eval loss {reached['eval_loss']:.4f}" in again.out

@@ -199,3 +199,16 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(small_recipe, tiny_ba
     assert f"step {last.step + 1} " in caught.value.problems[0].text
     tensors = load_file(last.path / "adapter_model.safetensors")
     assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
+
+
+@pytest.mark.parametrize("max_steps", [4, 6], ids=["in mid-epoch", "later"])
+def test_resuming_a_finished_run_does_no_step_too_many_and_gives_back_a_lost_adapter(small_recipe, tmp_path, max_steps):
+    run = RunDirectory(tmp_path / "run")
+    recipe = small_recipe(training={"max_steps": max_steps})
+    train_recipe(recipe, run, Session())
+    weights = run.adapter_path / "adapter_model.safetensors"
+    trained = weights.read_bytes()
+    weights.unlink()
+    result = train_recipe(recipe, run, Session(resume=True))
+    assert (result.num_steps, result.num_steps_now) == (max_steps, 0)
+    assert weights.read_bytes() == trained
