@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from qlora_cli.errors import ArgumentError
-from qlora_cli.run.files import fsync
+from qlora_cli.run.files import replaced_folder
 
 
 @contextmanager
@@ -27,22 +25,8 @@ def staged_folder(out: Path, *, force: bool) -> Iterator[Path]:
     """
     out = out.absolute()  # "." has no name to stage beside
     refuse_occupied(out, force=force)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    stage = out.with_name(f".{out.name}.staging-{os.getpid()}")
-    retired = out.with_name(f".{out.name}.retired-{os.getpid()}")
-    shutil.rmtree(stage, ignore_errors=True)
-    stage.mkdir()
-    try:
+    with replaced_folder(out) as stage:
         yield stage
-        for path in stage.iterdir():
-            fsync(path)
-        if out.exists():
-            os.rename(out, retired)
-        os.rename(stage, out)
-        fsync(out.parent)
-        shutil.rmtree(retired, ignore_errors=True)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
 
 
 def refuse_occupied(out: Path, *, force: bool) -> None:

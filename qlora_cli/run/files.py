@@ -42,10 +42,12 @@ def replaced_folder(out: Path) -> Iterator[Path]:
         for path in stage.rglob("*"):
             fsync(path)
         fsync(stage)
+        retired = out.with_name(f".{out.name}.retired-{os.getpid()}")
         if out.exists():
-            delete_folder(out)
+            os.rename(out, retired)
         os.rename(stage, out)
         fsync(out.parent)
+        shutil.rmtree(retired, ignore_errors=True)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
 
