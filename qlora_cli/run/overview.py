@@ -27,7 +27,8 @@ class RunOverview:
     def cells(self) -> tuple[str, ...]:
         """The line's cells as a person reads them."""
         losses = ["" if value is None else f"{value:.4f}" for value in (self.loss, self.eval_loss)]
-        return (self.run, self.status, self.base_model, str(self.num_steps), *losses, self.started_at)
+        base = Path(self.base_model).name if Path(self.base_model).is_absolute() else self.base_model
+        return (self.run, self.status, base, str(self.num_steps), *losses, self.started_at[:16].replace("T", " "))
 
     def as_dict(self) -> dict[str, Any]:
         """The line as JSON holds it."""

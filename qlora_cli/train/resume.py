@@ -6,11 +6,10 @@ from typing import Any
 
 from qlora_cli import console
 from qlora_cli.errors import ArgumentError, IdentityError
-from qlora_cli.recipe.reader import dump_recipe, load_recipe
+from qlora_cli.recipe.reader import load_recipe
 from qlora_cli.recipe.schema import Recipe
 from qlora_cli.run.checkpoints import Checkpoint, newest_whole
 from qlora_cli.run.directory import RunDirectory
-from qlora_cli.run.files import write_text
 from qlora_cli.run.manifest import read_manifest
 from qlora_cli.run.metrics import forget_after
 
@@ -26,21 +25,21 @@ MAY_CHANGE = (
 """Keys that do not touch what is computed; a trailing dot stands for a whole section."""
 
 
-def start_fresh(run: RunDirectory, recipe: Recipe, *, overwrite: bool) -> None:
-    """Make the directory ready for a new run.
+def clear_way(run: RunDirectory, *, overwrite: bool) -> None:
+    """Make sure that a new run can be written here; nothing is written yet.
 
     Raises:
         ArgumentError: if an earlier run is there and `overwrite` is not given.
     """
-    if run.is_started:
-        if not overwrite:
-            state = "a finished run" if run.is_finished else "an unfinished run"
-            raise ArgumentError(
-                f"run directory '{run.path}' already holds {state}",
-                hint="go on with --resume, start over with --overwrite, or choose another --run-dir",
-            )
-        run.clear()
-    write_text(run.recipe_path, dump_recipe(recipe))
+    if not run.is_started:
+        return
+    if not overwrite:
+        state = "a finished run" if run.is_finished else "an unfinished run"
+        raise ArgumentError(
+            f"run directory '{run.path}' already holds {state}",
+            hint="go on with --resume, start over with --overwrite, or choose another --run-dir",
+        )
+    run.clear()
 
 
 def find_resume_point(run: RunDirectory, recipe: Recipe) -> Checkpoint | None:

@@ -20,16 +20,17 @@ from qlora_cli.data.rendering import Renderer
 from qlora_cli.errors import ArgumentError, ResourceError, StoppedBySignal
 from qlora_cli.model.adapter import save_adapter
 from qlora_cli.model.tokenizer import load_tokenizer
+from qlora_cli.recipe.reader import dump_recipe
 from qlora_cli.recipe.schema import Recipe
 from qlora_cli.run.checkpoints import Checkpoint
 from qlora_cli.run.directory import RunDirectory
-from qlora_cli.run.files import replaced_folder
+from qlora_cli.run.files import replaced_folder, write_text
 from qlora_cli.run.manifest import read_manifest, write_manifest
 from qlora_cli.run.metrics import read_metrics
 from qlora_cli.train.assembly import Ingredients, make_model, make_trainer
 from qlora_cli.train.ground import circumstances, ground_facts
 from qlora_cli.train.progress import ProgressCallback, peak_memory_bytes
-from qlora_cli.train.resume import check_same_ground, find_resume_point, start_fresh
+from qlora_cli.train.resume import check_same_ground, clear_way, find_resume_point
 from qlora_cli.train.signals import StopCallback, StopRequest
 from qlora_cli.train.tracking import prepare_trackers
 from qlora_cli.train.trainer import QloraTrainer
@@ -89,7 +90,7 @@ def train_recipe(recipe: Recipe, run: RunDirectory, session: Session) -> Trainin
         if session.resume:
             checkpoint = find_resume_point(run, recipe)
         else:
-            start_fresh(run, recipe, overwrite=session.overwrite)
+            clear_way(run, overwrite=session.overwrite)
             checkpoint = None
         with console.library_noise_to(run.log_path):
             return _train(recipe, run, session, checkpoint)
@@ -104,9 +105,7 @@ def _train(recipe: Recipe, run: RunDirectory, session: Session, checkpoint: Chec
     prepared = prepare_data(recipe.data, renderer, recipe.training.seed)
     _show_data(prepared, tokenizer)
     facts = ground_facts(recipe, prepared, tokenizer)
-    if checkpoint is None:
-        write_manifest(run, {"status": "started", **facts, **circumstances(recipe)})
-    else:
+    if checkpoint is not None:
         check_same_ground(run, facts)
         console.note(f"resuming at step {checkpoint.step} from {checkpoint.path}")
     request = StopRequest()
@@ -117,6 +116,8 @@ def _train(recipe: Recipe, run: RunDirectory, session: Session, checkpoint: Chec
         trainer = make_trainer(recipe, run, Ingredients(model, tokenizer, prepared, facts, callbacks))
         with request.listening(), closing(progress):
             if checkpoint is None:
+                write_text(run.recipe_path, dump_recipe(recipe))
+                write_manifest(run, {"status": "started", **facts, **circumstances(recipe)})
                 trainer.train()
             elif not trainer.takes_over_finished(checkpoint.path):
                 trainer.train(resume_from_checkpoint=str(checkpoint.path))

@@ -14,7 +14,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from qlora_cli.errors import ArgumentError, IdentityError, NumericError, StoppedBySignal
+from qlora_cli.errors import ArgumentError, IdentityError, NumericError, RecipeError, StoppedBySignal
 from qlora_cli.run.checkpoints import list_checkpoints
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.manifest import read_manifest
@@ -212,3 +212,11 @@ def test_resuming_a_finished_run_does_no_step_too_many_and_gives_back_a_lost_ada
     result = train_recipe(recipe, run, Session(resume=True))
     assert (result.num_steps, result.num_steps_now) == (max_steps, 0)
     assert weights.read_bytes() == trained
+
+
+def test_a_start_that_fails_leaves_the_directory_free_for_the_next_one(small_recipe, tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    with pytest.raises(RecipeError, match="matches no linear module"):
+        train_recipe(small_recipe(lora={"target_modules": ("c_attn",)}), run, Session())
+    train_recipe(small_recipe(), run, Session())
+    assert run.is_finished
