@@ -44,7 +44,7 @@ def test_a_run_shows_its_last_step_and_its_last_losses(tmp_path):
         "2",
         "2.5000",
         "2.9000",
-        "2026-01-02T03:04:05Z",
+        "2026-01-02 03:04",
     )
 
 
