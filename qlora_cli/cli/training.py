@@ -37,7 +37,7 @@ def train(
     loaded = load_recipe(recipe, overrides or ())
 
     from qlora_cli.run.directory import RUNS_FOLDER, RunDirectory
-    from qlora_cli.train.session import Session, resume_command, train_recipe
+    from qlora_cli.train.session import Session, train_recipe
 
     run = RunDirectory(run_dir or RUNS_FOLDER / loaded.name)
     result = train_recipe(loaded, run, Session(resume, overwrite, stop_after))
@@ -59,7 +59,7 @@ def train(
     if result.is_finished:
         console.result(f"adapter: {run.adapter_path}")
     else:
-        console.result(f"go on with: {resume_command(run)}")
+        console.result(f"go on with: {run.resume_command}")
 
 
 def register(app: typer.Typer) -> None:

@@ -94,7 +94,7 @@ def _from_run(folder: Path, run: RunDirectory) -> TunedSource:
     if not (adapter / "adapter_config.json").is_file():
         raise ArgumentError(
             f"run '{run.path}' is not finished: it has no adapter yet",
-            hint=f"finish it with `qlora train {run.recipe_path} --run-dir {run.path} --resume`",
+            hint=f"finish it with `{run.resume_command}`",
         )
     residual = str(run.residual_path) if recipe.lora.init_lora_weights == "pissa" else None
     return TunedSource(folder, recipe.model, recipe.quantization, adapter, residual, run, recipe)

@@ -67,6 +67,11 @@ class RunDirectory:
         return self.path / "merged"
 
     @property
+    def resume_command(self) -> str:
+        """What to type to go on with the run."""
+        return f"qlora train {self.recipe_path} --run-dir {self.path} --resume"
+
+    @property
     def is_started(self) -> bool:
         """Whether a run was ever begun here."""
         return self.recipe_path.is_file()

@@ -57,8 +57,7 @@ def find_resume_point(run: RunDirectory, recipe: Recipe) -> Checkpoint | None:
         raise IdentityError(
             f"the recipe has changed since the run was started: {listed}",
             place=str(run.recipe_path),
-            hint=f"undo the change, resume with `qlora train {run.recipe_path} --run-dir {run.path} --resume`, "
-            "or start a new run with another --run-dir",
+            hint=f"undo the change, resume with `{run.resume_command}`, or start a new run with another --run-dir",
         )
     checkpoint, skipped = newest_whole(run.checkpoints_path)
     for damaged, problem in skipped:

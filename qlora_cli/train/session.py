@@ -151,7 +151,7 @@ def _resource_faults(recipe: Recipe, run: RunDirectory) -> Iterator[None]:
         if fault.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise ResourceError(
-            f"the disk is full: {fault}", place=str(run.path), hint=f"make room, then `{resume_command(run)}`"
+            f"the disk is full: {fault}", place=str(run.path), hint=f"make room, then `{run.resume_command}`"
         ) from fault
 
 
@@ -168,13 +168,8 @@ def _conclude(result: TrainingResult, trainer: QloraTrainer, request: StopReques
         raise StoppedBySignal(
             f"stopped at step {result.num_steps} of {result.max_steps}; the checkpoint is saved",
             signal_number=request.signal_number,
-            hint=f"go on with `{resume_command(run)}`",
+            hint=f"go on with `{run.resume_command}`",
         )
-
-
-def resume_command(run: RunDirectory) -> str:
-    """What to type to go on with a run."""
-    return f"qlora train {run.recipe_path} --run-dir {run.path} --resume"
 
 
 def _show_data(prepared: PreparedData, tokenizer: PreTrainedTokenizerBase) -> None:
