@@ -59,12 +59,12 @@ def data(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "") -> None:
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """A table on stdout; a column of numbers stands right, and the first column is never broken."""
     from rich.table import Table  # 6 ms that most commands do not need
 
     rows = [list(row) for row in rows]
-    view = Table(title=title or None, title_justify="left", box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    view = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
     for index, column in enumerate(columns):
         is_numeric = index > 0 and all(NUMBER.fullmatch(row[index]) for row in rows)
         justify: Literal["left", "right"] = "right" if is_numeric else "left"

@@ -19,16 +19,12 @@ def trainer_arguments(recipe: Recipe, run: RunDirectory, dtype: torch.dtype, dev
     """Arguments for `SFTTrainer`, which gets token rows and leaves checkpoints to this project.
 
     Args:
-        recipe: the run's recipe.
-        run: where checkpoints go.
         dtype: what the model computes in; float32 adapters compute in it through autocast.
-        device: where the model is.
 
     Raises:
         RecipeError: for adapters in float16.
     """
     training = recipe.training
-    has_eval = recipe.data.eval is not None or recipe.data.eval_fraction is not None
     bf16, fp16 = _autocast(recipe.lora.autocast_adapter_dtype, dtype)
     arguments = SFTConfig(
         output_dir=str(run.checkpoints_path),
@@ -56,7 +52,7 @@ def trainer_arguments(recipe: Recipe, run: RunDirectory, dtype: torch.dtype, dev
         data_seed=training.seed,
         logging_steps=training.logging_steps,
         logging_nan_inf_filter=False,  # it would write an average in place of a loss that is not finite
-        eval_strategy=recipe.eval.eval_strategy or ("epoch" if has_eval else "no"),
+        eval_strategy=_eval_strategy(recipe),
         eval_steps=recipe.eval.eval_steps,
         save_strategy=training.save_strategy,
         save_steps=training.save_steps or 500,
@@ -70,6 +66,12 @@ def trainer_arguments(recipe: Recipe, run: RunDirectory, dtype: torch.dtype, dev
         disable_tqdm=True,
     )
     return _on_one_gpu(arguments)
+
+
+def _eval_strategy(recipe: Recipe) -> str:
+    """What the recipe says; every epoch where it says nothing and holds rows out."""
+    has_eval = recipe.data.eval is not None or recipe.data.eval_fraction is not None
+    return recipe.eval.eval_strategy or ("epoch" if has_eval else "no")
 
 
 def _autocast(has_float32_adapter: bool, dtype: torch.dtype) -> tuple[bool, bool]:
