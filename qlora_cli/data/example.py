@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 Message = dict[str, Any]
 """One turn as chat templates read it: `role`, `content`, and where they apply `tool_calls`, `name`, ..."""
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """Where a row stands, as errors and previews name it.
 
     >>> str(Place("train.jsonl", line=3, row=3)), str(Place("train.parquet", line=None, row=7))
@@ -30,9 +29,24 @@ class Place:
         return f"{self.file}#row {self.row}" if self.line is None else f"{self.file}:{self.line}"
 
 
+Row = dict[str, Any]
+"""Column -> value, as the source holds it."""
+
+
+class RawRow(NamedTuple):
+    """A row before it is parsed, so that parsing can be spread over processes."""
+
+    place: Place
+    payload: bytes | Row
+    """One line of a JSON Lines file as it stands there; other kinds of source come parsed."""
+
+    offset: int = 0
+    """Of the line in its file, for messages that name a byte."""
+
+
 @dataclass(frozen=True)
 class Conversation:
-    """Turns that the chat template renders; the assistant's are trained."""
+    """Turns that the chat template renders; which of them are trained, `data.train_on` says."""
 
     messages: list[Message]
     tools: list[dict[str, Any]] | None

@@ -17,7 +17,7 @@ from qlora_cli.data.rendering import Renderer
 from qlora_cli.data.sources import read_rows
 from qlora_cli.data.token_row import TokenRow
 from qlora_cli.errors import DataError, Problem
-from qlora_cli.recipe.schema import DataSection, SourceSection
+from qlora_cli.recipe.data_schema import DataSection, SourceSection
 
 
 @dataclass(frozen=True)

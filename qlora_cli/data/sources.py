@@ -21,7 +21,7 @@ from qlora_cli.data.csv_rows import read_csv
 from qlora_cli.data.example import Place
 from qlora_cli.data.jsonl import read_json, read_jsonl
 from qlora_cli.errors import DataError
-from qlora_cli.recipe.schema import SourceSection
+from qlora_cli.recipe.data_schema import SourceSection
 
 Row = dict[str, Any]
 

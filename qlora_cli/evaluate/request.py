@@ -16,7 +16,8 @@ from qlora_cli.evaluate.comparison import Comparison, Evaluation, evaluate_run, 
 from qlora_cli.evaluate.metrics import METRICS
 from qlora_cli.evaluate.tasks import load_task
 from qlora_cli.model.tuned import Tuned, load_tuned
-from qlora_cli.recipe.schema import SourceSection, TaskSection
+from qlora_cli.recipe.data_schema import SourceSection
+from qlora_cli.recipe.schema import TaskSection
 
 DEFAULT_BATCH_SIZE = 8
 

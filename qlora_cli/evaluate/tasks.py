@@ -11,7 +11,8 @@ from qlora_cli.data.prepare import read_examples
 from qlora_cli.data.rendering import IGNORE_INDEX, Renderer
 from qlora_cli.errors import DataError
 from qlora_cli.evaluate.metrics import METRICS
-from qlora_cli.recipe.schema import SourceSection, TaskSection
+from qlora_cli.recipe.data_schema import SourceSection
+from qlora_cli.recipe.schema import TaskSection
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
 
-from qlora_cli.recipe import schema as recipe_fields
+from qlora_cli.recipe import data_schema
+from qlora_cli.recipe import schema as recipe_schema
 from qlora_cli.recipe.schema import Recipe
 from qlora_cli.recipe.tree import Part
 
@@ -54,9 +55,10 @@ _SECTIONS_WITH_REQUIRED = (("model", "ModelSection"), ("data", "DataSection"))
 
 
 def _sentences() -> dict[str, dict[str, str]]:
-    """Class -> field -> the text that stands under the field in schema.py, on one line."""
+    """Class -> field -> the text that stands under the field in its source, on one line."""
     found: dict[str, dict[str, str]] = {}
-    for section in ast.parse(inspect.getsource(recipe_fields)).body:
+    sections = (node for module in (data_schema, recipe_schema) for node in ast.parse(inspect.getsource(module)).body)
+    for section in sections:
         if not isinstance(section, ast.ClassDef):
             continue
         sentences = found.setdefault(section.name, {})

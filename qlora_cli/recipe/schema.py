@@ -8,17 +8,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 
-from qlora_cli.recipe.short_forms import Names, Number, as_float, as_source, as_tuple
-
-
-class Section(BaseModel):
-    """A frozen group of recipe keys that refuses unknown ones."""
-
-    # The sentences under the fields reach users through json_schema.py: pydantic's own use_attribute_docstrings
-    # parses this file at each import, 25 of the 300 ms in which `qlora validate` must answer.
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+from qlora_cli.recipe.data_schema import DataSection
+from qlora_cli.recipe.section import Section
+from qlora_cli.recipe.short_forms import Names, Number, as_float, as_tuple
 
 
 class ModelSection(Section):
@@ -90,56 +84,6 @@ class LoraSection(Section):
     autocast_adapter_dtype: bool = True
     """Keep adapter weights in float32 and compute with them in the model's dtype, as PEFT does. false: store them
     in the model's dtype, as the QLoRA paper does; half the adapter memory, coarser updates."""
-
-
-class SourceSection(Section):
-    """One dataset: a file, a folder or a Hub dataset."""
-
-    path: str = Field(min_length=1)
-    """File (.json, .jsonl, .csv, .parquet, .arrow), folder saved by `datasets`, or Hub dataset id."""
-
-    subset: str | None = None
-    """Configuration name of a Hub dataset."""
-
-    split: str | None = None
-    """Split of a Hub dataset or of a saved DatasetDict; `train` when not given."""
-
-    revision: str | None = None
-    """Branch, tag or commit of a Hub dataset."""
-
-    format: Literal["alpaca", "messages", "sharegpt", "prompt_completion", "text"] | None = None
-    """Layout of a row; detected from the column names when not given."""
-
-    columns: dict[str, str] = Field(default_factory=dict)
-    """Format field -> column of this dataset, e.g. `{instruction: question, output: answer}`."""
-
-    weight: Number = Field(1.0, gt=0, le=1000)
-    """How often each row is seen in an epoch: 2 repeats the source twice, 0.5 takes a random half of its rows."""
-
-
-Sources = Annotated[tuple[SourceSection, ...], BeforeValidator(as_source), Field(min_length=1)]
-
-
-class DataSection(Section):
-    """Rows in, token rows out."""
-
-    train: Sources
-    """Training data: a path, a source, or a list of them."""
-
-    eval: Sources | None = None
-    """Held-out data, in the same forms."""
-
-    eval_fraction: Annotated[float, Field(gt=0, lt=1), BeforeValidator(as_float)] | None = None
-    """Share of the training rows held out for evaluation, chosen by `training.seed`."""
-
-    max_length: int = Field(2048, ge=8, le=1_048_576)
-    """Longest row in tokens; with packing, the length of every packed row."""
-
-    packing: bool = True
-    """Put several documents into one row of `max_length` tokens; none attends to another."""
-
-    truncation: Literal["refuse", "drop"] = "refuse"
-    """What happens to documents longer than `max_length`: refuse to start, or leave them out and say how many."""
 
 
 class TrainingSection(Section):

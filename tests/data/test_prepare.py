@@ -10,7 +10,7 @@ import pytest
 from qlora_cli.data.prepare import prepare_data
 from qlora_cli.data.rendering import Renderer
 from qlora_cli.errors import DataError
-from qlora_cli.recipe.schema import DataSection
+from qlora_cli.recipe.data_schema import DataSection
 
 CHATML = """{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""

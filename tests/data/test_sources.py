@@ -13,7 +13,7 @@ import pytest
 from qlora_cli.data.prepare import read_examples
 from qlora_cli.data.sources import read_rows
 from qlora_cli.errors import DataError
-from qlora_cli.recipe.schema import SourceSection
+from qlora_cli.recipe.data_schema import SourceSection
 
 ROWS = [{"instruction": "Add 1 and 2.", "output": "3"}, {"instruction": "Grüße", "output": "你好 🙂"}]
 GOOD = b'{"instruction": "a", "output": "b"}\n'

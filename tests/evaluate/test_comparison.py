@@ -11,7 +11,8 @@ from qlora_cli.model.adapter import attach_adapter
 from qlora_cli.model.base import load_base
 from qlora_cli.model.initialization import set_adapter_values, split_principal
 from qlora_cli.model.tuned import Tuned
-from qlora_cli.recipe.schema import LoraSection, ModelSection, QuantizationSection, SourceSection, TaskSection
+from qlora_cli.recipe.data_schema import SourceSection
+from qlora_cli.recipe.schema import LoraSection, ModelSection, QuantizationSection, TaskSection
 
 
 @pytest.fixture(scope="module")
