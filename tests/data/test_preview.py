@@ -2,22 +2,61 @@
 
 from __future__ import annotations
 
+import pytest
+
 from qlora_cli.data.example import Conversation, Place
-from qlora_cli.data.preview import show_example
+from qlora_cli.data.preview import show_example, show_ids
 from qlora_cli.data.rendering import Renderer
 
 CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 PROMPT = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 
 
-def test_trained_text_is_green_and_the_whole_text_is_there(tokenizer_for):
+@pytest.fixture
+def example(tokenizer_for):
+    """A row whose answer ends with a trained line end, and its tokenizer."""
     tokenizer = tokenizer_for(CHATML + PROMPT)
     messages = [{"role": "user", "content": "Grüße 🙂"}, {"role": "assistant", "content": "你好"}]
     [row] = Renderer(tokenizer).render([Conversation(messages, None, Place("t", 1, 1))])
-    text = show_example(row, tokenizer)
-    whole = "<|im_start|>user\nGrüße 🙂<|im_end|>\n<|im_start|>assistant\n你好<|im_end|>\n"
-    assert text.plain == whole
-    green = "".join(text.plain[span.start : span.end] for span in text.spans if "green" in str(span.style))
-    bold = [text.plain[span.start : span.end] for span in text.spans if "bold" in str(span.style)]
-    assert green == "你好<|im_end|>\n"
-    assert bold == ["<|im_start|>", "<|im_end|>", "<|im_start|>", "<|im_end|>"]
+    return row, tokenizer
+
+
+def styled(text, style):
+    return [text.plain[span.start : span.end] for span in text.spans if style in str(span.style)]
+
+
+def test_trained_text_is_green_and_the_whole_text_is_there(example):
+    text = show_example(*example)
+    assert text.plain == "<|im_start|>user\nGrüße 🙂<|im_end|>\n<|im_start|>assistant\n你好<|im_end|>↵\n"
+    assert "".join(styled(text, "green")) == "你好<|im_end|>↵"
+    assert styled(text, "bold") == ["<|im_start|>", "<|im_end|>", "<|im_start|>", "<|im_end|>"]
+
+
+def test_brackets_stand_around_all_that_is_trained(example):
+    text = show_example(*example, with_brackets=True).plain
+    assert text.endswith("assistant\n⟦你好<|im_end|>↵⟧\n")
+    assert (text.count("⟦"), text.count("⟧")) == (1, 1)
+
+
+def test_ids_stand_one_a_line_with_position_and_what_they_are(example):
+    row, tokenizer = example
+    header, *lines = show_ids(row, tokenizer).plain.splitlines()
+    assert header.split() == ["position", "id", "token"]
+    assert [int(line.split()[0]) for line in lines] == list(range(len(row.input_ids)))
+    assert [int(line.split()[1]) for line in lines] == row.input_ids
+    assert [label if "trained" in line else -100 for line, label in zip(lines, row.labels, strict=True)] == row.labels
+    assert lines[-2].split()[2:] == ["trained", "special", "<|im_end|>"]
+    assert lines[-1].split()[2:] == ["trained", "↵"]
+
+
+def test_a_character_of_several_tokens_stands_at_the_last_of_them(example):
+    lines = show_ids(*example).plain.splitlines()
+    at = next(at for at, line in enumerate(lines) if line.endswith("🙂"))
+    assert [line.split()[-1] for line in lines[at - 3 : at]] == ["…", "…", "…"]
+
+
+def test_a_row_without_tokens_is_shown_as_nothing(example):
+    row, tokenizer = example
+    row.input_ids.clear()
+    assert show_example(row, tokenizer).plain == ""
+    assert show_ids(row, tokenizer).plain.split() == ["position", "id", "token"]
