@@ -108,6 +108,51 @@ def _eval_weight(written: Written) -> Iterator[Conflict]:
             yield Conflict((*path, "weight"), text, "take 'weight' out", ("data.eval",))
 
 
+def _mixing(written: Written) -> Iterator[Conflict]:
+    mix_by = _at(written, "data.mix_by")
+    if mix_by is None and _at(written, "data.stopping_strategy") is not None:
+        text = "'data.stopping_strategy' has no effect without 'data.mix_by'"
+        hint = "add `mix_by: rows` (or tokens), or take 'data.stopping_strategy' out"
+        yield _conflict("data.stopping_strategy", ("data.mix_by",), text, hint)
+    if mix_by is not None and _num_sources(written) == 1:
+        text = f"'data.mix_by: {mix_by}' has no effect on the single source of 'data.train': its share is the whole"
+        yield _conflict("data.mix_by", ("data.train",), text, "name a second source, or take 'data.mix_by' out")
+
+
+def _num_sources(written: Written) -> int:
+    """Training sources that are written; one may stand alone, without a list around it."""
+    train = _at(written, "data.train")
+    return len(train) if isinstance(train, list) else int(train is not None)
+
+
+def _answer_lengths(written: Written) -> Iterator[Conflict]:
+    fewest, most = _at(written, "data.clean.min_chars"), _at(written, "data.clean.max_chars")
+    if fewest is not None and most is not None and fewest > most:
+        text = f"'data.clean.min_chars: {fewest}' is more than 'data.clean.max_chars: {most}', so no answer fits"
+        yield _conflict("data.clean.min_chars", ("data.clean.max_chars",), text, "swap the two")
+
+
+UNCUT: dict[str, tuple[str, ...]] = {"cut_middle_turns": ("alpaca", "text"), "cut_prompt": ("text",)}
+"""Way of cutting -> formats in which it finds nothing to take out: one exchange alone, and text without a prompt."""
+
+
+def _truncation(written: Written) -> Iterator[Conflict]:
+    how = _at(written, "data.truncation")
+    sources = [source for key in ("data.train", "data.eval") for _, source in _sources(written, key)]
+    formats = sorted({str(source.get("format")) for source in sources})
+    if how in UNCUT and _all_sources_are_sections(written) and formats and set(formats) <= set(UNCUT[how]):
+        text = f"'data.truncation: {how}' finds nothing to take out of rows of 'format: {' / '.join(formats)}'"
+        hint = "write `truncation: cut_prompt`, or `drop`" if formats != ["text"] else "write `truncation: drop`"
+        yield _conflict("data.truncation", ("data.train", "data.eval"), text, hint)
+
+
+def _all_sources_are_sections(written: Written) -> bool:
+    """A source given as a mere path has no format written: what it holds shows only when it is read."""
+    values = (_at(written, "data.train"), _at(written, "data.eval"))
+    items = [item for value in values for item in (value if isinstance(value, list) else [value])]
+    return all(item is None or isinstance(item, dict) for item in items)
+
+
 def _quantization(written: Written) -> Iterator[Conflict]:
     if _at(written, "quantization.quant_type") == "int8" and _at(written, "quantization.double_quant"):
         text = "'quantization.double_quant: true' cannot work with 'quantization.quant_type: int8'"
@@ -199,6 +244,10 @@ def _local_files(written: Written) -> Iterator[Conflict]:
                 if source.get(name) is not None:
                     text = f"'{name}' has no effect on the local path '{where}' of '{key}'"
                     yield Conflict((*path, name), text, f"take '{name}' out", (f"{key}.path",))
+            if source.get("streaming") and (is_file or _is_local_folder(where)):
+                text = f"'streaming' has no effect on the local path '{where}' of '{key}'"
+                hint = "take 'streaming' out: files are always read row by row"
+                yield Conflict((*path, "streaming"), text, hint, (f"{key}.path",))
 
 
 def _is_local_folder(path: str) -> bool:
@@ -219,6 +268,9 @@ RULES: tuple[Callable[[Written], Iterator[Conflict]], ...] = (
     _warmup,
     _held_out_data,
     _eval_weight,
+    _mixing,
+    _answer_lengths,
+    _truncation,
     _quantization,
     _initial_weights,
     _precision,

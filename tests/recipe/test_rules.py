@@ -28,6 +28,35 @@ CONFLICTS: dict[str, tuple[list[str], list[str]]] = {
     "eval without data": (["eval.eval_strategy=epoch"], ["data.eval_fraction"]),
     "two held-out sets": (["data.eval=held.jsonl", "data.eval_fraction=0.1"], ["data.eval", "data.eval_fraction"]),
     "weighted held-out rows": (["data.eval={path: held.jsonl, weight: 2}"], ["weight"]),
+    "stopping strategy without mixing": (
+        ["data.train=[a.jsonl, b.jsonl]", "data.stopping_strategy=all_exhausted"],
+        ["data.stopping_strategy", "data.mix_by"],
+    ),
+    "mix of one source": (["data.mix_by=rows"], ["data.mix_by: rows", "data.train"]),
+    "mix of one source in a list": (
+        ["data.train=[{path: a.jsonl}]", "data.mix_by=tokens"],
+        ["data.mix_by", "data.train"],
+    ),
+    "answers longer than the longest": (
+        ["data.clean={min_chars: 9, max_chars: 8}"],
+        ["data.clean.min_chars: 9", "data.clean.max_chars: 8"],
+    ),
+    "turns of a row that has one": (
+        ["data.train={path: a.jsonl, format: alpaca}", "data.truncation=cut_middle_turns"],
+        ["data.truncation: cut_middle_turns", "format: alpaca"],
+    ),
+    "turns of running text": (
+        [
+            "data.train=[{path: a.jsonl, format: alpaca}, {path: b.jsonl, format: text}]",
+            "data.eval={path: c.jsonl, format: text}",
+            "data.truncation=cut_middle_turns",
+        ],
+        ["data.truncation: cut_middle_turns", "format: alpaca / text"],
+    ),
+    "prompt of running text": (
+        ["data.train={path: a.jsonl, format: text}", "data.truncation=cut_prompt"],
+        ["data.truncation: cut_prompt", "format: text"],
+    ),
     "warm-up of a constant": (
         ["training.lr_scheduler_type=constant", "training.warmup_ratio=0.03"],
         ["training.lr_scheduler_type", "training.warmup_ratio"],
@@ -77,6 +106,7 @@ CONFLICTS: dict[str, tuple[list[str], list[str]]] = {
     "split of a file": (["data.train=[{path: a.csv, split: test}]"], ["split"]),
     "revision of a file": (["data.eval={path: a.parquet, revision: main}"], ["revision"]),
     "revision of a folder": (["data.train={path: ./saved, revision: main}"], ["revision"]),
+    "streaming of a file": (["data.train={path: a.jsonl, streaming: true}"], ["streaming", "a.jsonl"]),
     "revision of a local base": (
         ["model.base_model=./base", "model.revision=main"],
         ["model.base_model", "model.revision"],
@@ -110,6 +140,20 @@ def test_a_conflict_is_refused_and_names_both_settings(recipe_path, case):
         ["data.eval=held.jsonl", "eval.eval_strategy=steps", "eval.eval_steps=5"],
         ["data.eval_fraction=0.1", "eval.eval_strategy=epoch"],
         ["data.eval={path: held.jsonl, weight: 1}"],
+        ["data.train=[a.jsonl, b.jsonl]", "data.mix_by=rows"],
+        [
+            "data.train=[a.jsonl, {path: b.jsonl, weight: 3}]",
+            "data.mix_by=tokens",
+            "data.stopping_strategy=all_exhausted",
+        ],
+        ["data.clean={min_chars: 8, max_chars: 8}"],
+        ["data.clean={min_chars: 8}"],
+        ["data.truncation=cut_middle_turns"],
+        ["data.train={path: a.jsonl, format: messages}", "data.truncation=cut_middle_turns"],
+        ["data.train={path: a.jsonl, format: alpaca}", "data.truncation=cut_prompt"],
+        ["data.train=[{path: a.jsonl, format: alpaca}, b.jsonl]", "data.truncation=cut_middle_turns"],
+        ["data.train={path: a.jsonl, format: text}", "data.eval=b.jsonl", "data.truncation=cut_prompt"],
+        ["data.train={path: a.jsonl, format: text}", "data.truncation=drop"],
         ["training.lr_scheduler_type=constant"],
         ["training.lr_scheduler_type=constant", "training.warmup_ratio=0"],
         ["training.lr_scheduler_type=constant_with_warmup", "training.warmup_ratio=0.1"],
@@ -123,6 +167,8 @@ def test_a_conflict_is_refused_and_names_both_settings(recipe_path, case):
         ["eval.tasks=[{path: a/t.jsonl}, {path: b/t.jsonl, name: u}]"],
         ["data.train={path: tatsu-lab/alpaca, split: train, subset: x, revision: main}"],
         ["data.train={path: ./saved, split: train}"],
+        ["data.train={path: org/rows, streaming: true}"],
+        ["data.train={path: a.jsonl, streaming: false}"],
         ["model.revision=main"],
     ],
 )
