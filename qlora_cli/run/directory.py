@@ -42,6 +42,11 @@ class RunDirectory:
         return self.path / "log.txt"
 
     @property
+    def data_path(self) -> Path:
+        """The data report, and the rows that were taken out."""
+        return self.path / "data"
+
+    @property
     def checkpoints_path(self) -> Path:
         """Whole checkpoints, `step-000050` and so on."""
         return self.path / "checkpoints"
