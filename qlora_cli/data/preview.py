@@ -2,15 +2,72 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
+
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
+from qlora_cli.data.causes import Rejection
+from qlora_cli.data.example import Place
 from qlora_cli.data.token_pieces import LINE_END, Piece, pieces_of, runs_of, visible
 from qlora_cli.data.token_row import TokenRow
 
 CONTEXT_STYLE = "dim"
 TRAINED_STYLE = "green"
 SPECIAL_STYLE = "bold"
+MARK_STYLE = "yellow"
+
+NUM_CHARS_AS_READ = 2000
+"""More of a row that cannot be rendered is not shown."""
+
+
+@dataclass(frozen=True)
+class ShownRow:
+    """One row of a recipe's data and what becomes of it."""
+
+    place: Place
+    row: TokenRow | None
+    """As it is trained on, or in full where it is only too long; None where it cannot be rendered or is taken out."""
+
+    rejection: Rejection | None = None
+    mark: str = ""
+    """What happens to the row, where it is not simply trained on."""
+
+    @property
+    def counts(self) -> str:
+        """Its tokens in words; empty where it has none."""
+        if self.row is None:
+            return ""
+        return f"{len(self.row.input_ids):,} tokens, {self.row.num_trained_tokens:,} of them trained"
+
+    @property
+    def as_read(self) -> str:
+        """A rejected row as it stands in its source, cut where it is very long."""
+        row = self.rejection.row if self.rejection else ""
+        text = row if isinstance(row, str) else json.dumps(row, ensure_ascii=False, indent=2, default=str)
+        num_more = len(text) - NUM_CHARS_AS_READ
+        return text if num_more <= 0 else f"{text[:NUM_CHARS_AS_READ]} … and {num_more:,} characters more"
+
+
+def show_row(
+    shown: ShownRow, tokenizer: PreTrainedTokenizerBase, *, with_ids: bool = False, with_brackets: bool = False
+) -> Text:
+    """A row under its place, its counts and what happens to it: as text, token by token, or as it was read."""
+    text = Text()
+    text.append(visible(str(shown.place)), style="bold")
+    text.append(f" · {shown.counts}" * bool(shown.counts))
+    text.append(f" · {shown.mark}" * bool(shown.mark), style=MARK_STYLE)
+    if shown.rejection is not None:
+        text.append(f"\n{visible(shown.rejection.text)}")
+        if shown.rejection.hint:
+            text.append("\nhint: ", style="cyan").append(visible(shown.rejection.hint))
+    text.append("\n")
+    if shown.row is None:
+        return text.append(visible(shown.as_read), style=CONTEXT_STYLE)
+    if with_ids:
+        return text.append(show_ids(shown.row, tokenizer))
+    return text.append(show_example(shown.row, tokenizer, with_brackets=with_brackets))
 
 
 def show_example(row: TokenRow, tokenizer: PreTrainedTokenizerBase, *, with_brackets: bool = False) -> Text:

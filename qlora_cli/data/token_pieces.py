@@ -89,7 +89,7 @@ def visible(text: str, *, is_each_seen: bool = False) -> str:
         is_each_seen: show spaces, tabs, line ends and all that does not print by a sign, too.
 
     >>> visible("a\\r\\n\\tb\\x1b[2J"), visible(" a b\\n\\u200b", is_each_seen=True)
-    ('a␍\\n\\tb␛[2J', '␣a␣b↵\\\\u200b')
+    ('a\\\\r\\n\\tb\\\\x1b[2J', '␣a␣b↵\\\\u200b')
     """
     if text.isprintable() and not is_each_seen:
         return text
@@ -99,16 +99,14 @@ def visible(text: str, *, is_each_seen: bool = False) -> str:
 def _harmless(char: str) -> str:
     if char in "\n\t":
         return char
-    if char < " " or char == "\x7f":
-        return chr(0x2421 if char == "\x7f" else 0x2400 + ord(char))  # Unicode's pictures of the control codes
-    if unicodedata.category(char) in ("Cc", "Cs") or char in CHANGES_DIRECTION:
-        return f"\\u{ord(char):04x}"
-    return char
+    return _escaped(char) if unicodedata.category(char) in ("Cc", "Cs") or char in CHANGES_DIRECTION else char
 
 
 def _seen(char: str) -> str:
     signs = {" ": "␣", "\n": LINE_END, "\t": "⇥"}
-    if char in signs:
-        return signs[char]
-    char = _harmless(char)
-    return char if char.isprintable() else f"\\u{ord(char):04x}"
+    return signs.get(char) or (char if char.isprintable() else _escaped(char))
+
+
+def _escaped(char: str) -> str:
+    """As Python writes it: `\\r`, `\\x1b`, `\\u202e`."""
+    return char.encode("unicode_escape").decode("ascii")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
+from qlora_cli.data.causes import Cause, Rejection
 from qlora_cli.data.example import Conversation, Place
-from qlora_cli.data.preview import show_example, show_ids
+from qlora_cli.data.preview import ShownRow, show_example, show_ids, show_row
 from qlora_cli.data.rendering import Renderer
 
 CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -60,3 +63,30 @@ def test_a_row_without_tokens_is_shown_as_nothing(example):
     row.input_ids.clear()
     assert show_example(row, tokenizer).plain == ""
     assert show_ids(row, tokenizer).plain.split() == ["position", "id", "token"]
+
+
+def rejection(row, hint="write one"):
+    place = Place("a.jsonl", 3, 3)
+    return ShownRow(place, None, Rejection(place, Cause.EMPTY_ANSWER, "no answer", hint, row), "not trained on")
+
+
+def test_an_example_is_headed_by_its_place_its_counts_and_what_becomes_of_it(example):
+    row, tokenizer = example
+    shown = ShownRow(Place("a.jsonl", 3, 3), row, mark="longer than max_length 8: refused")
+    heading, *body = show_row(shown, tokenizer).plain.splitlines()
+    num_trained = sum(label != -100 for label in row.labels)
+    assert heading == (
+        f"a.jsonl:3 · {len(row.input_ids)} tokens, {num_trained} of them trained · longer than max_length 8: refused"
+    )
+    assert body == show_example(row, tokenizer).plain.splitlines()
+
+
+def test_a_rejected_row_is_shown_with_why_and_as_it_was_read(example):
+    text = show_row(rejection({"output": "", "n": "Größe"}), example[1]).plain
+    assert text.splitlines()[:3] == ["a.jsonl:3 · not trained on", "no answer", "hint: write one"]
+    assert json.loads("".join(text.splitlines()[3:])) == {"output": "", "n": "Größe"}
+
+
+def test_a_rejected_row_is_cut_where_it_is_very_long_and_says_so(example):
+    text = show_row(rejection("x" * 5_002_000, hint=""), example[1]).plain
+    assert text.splitlines()[-1] == "x" * 2000 + " … and 5,000,000 characters more"

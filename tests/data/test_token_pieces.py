@@ -84,10 +84,10 @@ def test_bytes_that_are_no_character_are_shown_as_replaced_and_do_not_take_for_e
     ("text", "shown"),
     [
         ("plain 你好 🙂👩‍👩‍👧", "plain 你好 🙂👩‍👩‍👧"),  # the joiner in a family is no control character
-        ("\x1b[2J\x07\x7f\x85", "␛[2J␇␡\\u0085"),
+        ("\x1b[2J\x07\x7f\x85", "\\x1b[2J\\x07\\x7f\\x85"),
         ("a\u202egpj.exe", "a\\u202egpj.exe"),
         ("\ud800", "\\ud800"),
-        ("a\tb\nc\r\n", "a\tb\nc␍\n"),
+        ("a\tb\nc\r\n", "a\tb\nc\\r\n"),
     ],
 )
 def test_text_that_would_act_on_a_terminal_is_shown_by_signs(text, shown):
