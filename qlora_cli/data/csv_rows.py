@@ -7,52 +7,63 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from qlora_cli.data.example import Place
-from qlora_cli.data.problems import RowProblems
-from qlora_cli.data.text_files import read_text
+from qlora_cli.data.example import Place, RawRow, UnreadableRow
+from qlora_cli.data.text_files import empty_file, open_text
 from qlora_cli.errors import DataError
 
-MAX_FIELD_CHARS = 2**31 - 1  # the module's own limit, 128 KiB, is shorter than long documents
+MAX_FIELD_CHARS = 1 << 27
+"""The module's own limit, 128 KiB, is shorter than long documents. A quote that is never closed takes up the rest of
+the file, so there is one: 128 Mi characters."""
 
 
-def read_csv(path: Path) -> list[tuple[Place, dict[str, Any]]]:
-    """Rows as column -> text; a quoted field may hold line ends.
+def read_csv(path: Path) -> Iterator[RawRow]:
+    """Rows as column -> text; a quoted field may hold line ends. Rows that do not fit the header are unreadable.
 
     Raises:
-        DataError: a header or rows that do not fit, all of them (the first 20 in full).
+        DataError: a header or quoting that cannot be understood, or no rows.
     """
     csv.field_size_limit(MAX_FIELD_CHARS)
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
-    header: list[str] | None = None
-    rows: list[tuple[Place, dict[str, Any]]] = []
-    problems = RowProblems()
-    line = 1
-    try:
-        for fields in reader:
+    name = str(path)
+    header: list[str] = []
+    line, row = 1, 0
+    with open_text(path) as file:
+        reader = csv.reader(file, strict=True)
+        while (fields := _next_fields(reader, f"{path}:{line}")) is not None:
             if not fields:
                 pass
-            elif header is None:
+            elif not header:
                 header = fields
                 _check_header(header, f"{path}:{line}")
-            elif len(fields) != len(header):
-                problems.add(
-                    f"{len(fields)} fields where the header names {len(header)}",
-                    f"{path}:{line}",
-                    'put fields that hold commas or line ends in double quotes, and write " inside as ""',
-                )
             else:
-                place = Place(str(path), line, len(rows) + 1)
-                rows.append((place, dict(zip(header, fields, strict=True))))
+                row += 1
+                fits = len(fields) == len(header)
+                payload = dict(zip(header, fields, strict=True)) if fits else _unreadable(fields, len(header))
+                yield RawRow(Place(name, line, row), payload)
             line = reader.line_num + 1
+    if not header:
+        raise empty_file(path)
+    if not row:
+        raise DataError("the file has a header and no rows", place=f"{path}:1")
+
+
+def _next_fields(reader: Iterator[list[str]], place: str) -> list[str] | None:
+    try:
+        return next(reader, None)
     except csv.Error as error:
-        problems.add(f"broken CSV: {error}", f"{path}:{line}", "is a double quote never closed?")
-    if not rows:
-        problems.add("the file has a header and no rows", f"{path}:1")
-    problems.raise_if_any()
-    return rows
+        raise DataError(f"broken CSV: {error}", place=place, hint="is a double quote never closed?") from error
+
+
+def _unreadable(fields: Sequence[str], num_columns: int) -> UnreadableRow:
+    content = io.StringIO()
+    csv.writer(content, lineterminator="").writerow(fields)
+    return UnreadableRow(
+        f"{len(fields)} fields where the header names {num_columns}",
+        'put fields that hold commas or line ends in double quotes, and write " inside as ""',
+        content.getvalue(),
+    )
 
 
 def _check_header(header: list[str], place: str) -> None:
@@ -63,7 +74,7 @@ def _check_header(header: list[str], place: str) -> None:
         )
     duplicates = sorted({name for name in names if names.count(name) > 1})
     if duplicates:
-        raise DataError(f"column '{duplicates[0]}' stands twice in the header", place=place)
+        raise DataError(f"column {duplicates[0]!r} stands twice in the header", place=place)
     if len(header) == 1:
         for separator in (";", "\t"):
             if separator in header[0]:

@@ -33,15 +33,26 @@ Row = dict[str, Any]
 """Column -> value, as the source holds it."""
 
 
+class UnreadableRow(NamedTuple):
+    """A row that its reader could not take apart, though it could go on behind it."""
+
+    text: str
+    """What is wrong with it."""
+
+    hint: str
+    content: str
+    """The row as the file has it."""
+
+
 class RawRow(NamedTuple):
     """A row before it is parsed, so that parsing can be spread over processes."""
 
     place: Place
-    payload: bytes | Row
-    """One line of a JSON Lines file as it stands there; other kinds of source come parsed."""
+    payload: bytes | Row | UnreadableRow
+    """The JSON text of one row as it stands in its file; other kinds of source come parsed."""
 
     offset: int = 0
-    """Of the line in its file, for messages that name a byte."""
+    """Of a line in its file, for messages that name a byte."""
 
 
 @dataclass(frozen=True)

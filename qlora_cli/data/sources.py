@@ -1,64 +1,178 @@
-"""From a recipe's data source to rows, each with its place.
+"""From a recipe's data source to rows, each with its place. Memory does not grow with the number of rows.
 
-JSON, JSON Lines and CSV files are read by `jsonl` and `csv_rows`, with `file:line`; Parquet and Arrow files, folders
-saved by `datasets` and Hub datasets are read here. The one home of the `datasets` library.
+Reading has two steps, so that the second can be spread over processes: `read_raw` takes a source apart into rows,
+`parse_row` makes one row's text a dict. Each kind of file has its module: `jsonl`, `json_array`, `csv_rows` (these
+name lines) and `columnar`; `hub` reads what is not here.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
-import datasets
-import pyarrow
-import pyarrow.parquet
-from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
-
+from qlora_cli.data.causes import Cause, RowError
+from qlora_cli.data.columnar import is_saved_dataset, read_arrow, read_parquet, read_saved
 from qlora_cli.data.csv_rows import read_csv
-from qlora_cli.data.example import Place
-from qlora_cli.data.jsonl import read_json, read_jsonl
+from qlora_cli.data.example import Place, RawRow, Row, UnreadableRow
+from qlora_cli.data.hub import read_hub
+from qlora_cli.data.json_array import read_json
+from qlora_cli.data.jsonl import parse_line, read_jsonl
+from qlora_cli.data.problems import RowProblems
 from qlora_cli.errors import DataError
 from qlora_cli.recipe.data_schema import SourceSection
 
-Row = dict[str, Any]
+TEXT_SUFFIXES = (".json", ".jsonl", ".csv")
+FILE_READERS: dict[str, Callable[[Path], Iterator[RawRow]]] = {
+    ".json": read_json,
+    ".jsonl": read_jsonl,
+    ".csv": read_csv,
+    ".parquet": read_parquet,
+    ".arrow": read_arrow,
+}
+"""Suffix -> reader. The text kinds may also end in .gz."""
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
+_NOT_DATA = re.compile(r"[._].*|readme.*|licen[cs]e.*|.*\.md", re.IGNORECASE)
+"""Files of a folder that surely hold no rows: hidden ones and texts about the data."""
+
+_SPLITS = {"train": "train", "training": "train", "test": "test", "eval": "eval", "evaluation": "eval"}
+_SPLITS |= {"dev": "validation", "val": "validation", "valid": "validation", "validation": "validation"}
+"""Word in a file's name -> the split that it holds."""
 
 
-def read_rows(source: SourceSection) -> list[tuple[Place, Row]]:
-    """All rows of the source, in its order. A relative path starts at the current directory.
+def read_raw(source: SourceSection) -> Iterator[RawRow]:
+    """The rows of the source in its order, JSON not parsed yet. A relative path starts at the current directory.
 
     Raises:
-        DataError: a missing or malformed source; every bad row is named by its place.
+        DataError: from the first row on, a source that is missing or that cannot be read any further. Faults of a
+            single row wait for `parse_row`.
+    """
+    rows = _reader(source)
+    first = next(rows, None)
+    if first is None:
+        raise DataError("the source holds no rows", place=source.path)
+    yield first
+    yield from rows
+
+
+def parse_row(raw: RawRow) -> Row:
+    """The row as column -> value.
+
+    Raises:
+        RowError: if it is no JSON object, or its reader could not take it apart.
+    """
+    payload = raw.payload
+    if isinstance(payload, bytes):
+        return parse_line(payload, raw.place, raw.offset)
+    if isinstance(payload, UnreadableRow):
+        raise RowError(Cause.MALFORMED, payload.text, place=str(raw.place), hint=payload.hint)
+    return payload
+
+
+def read_rows(source: SourceSection) -> Iterator[tuple[Place, Row]]:
+    """The rows that can be read, parsed.
+
+    Raises:
+        DataError: as `read_raw`; and after the last row, every row that could not be read (the first 20 in full).
+    """
+    problems = RowProblems()
+    try:
+        for raw in read_raw(source):
+            try:
+                row = parse_row(raw)
+            except RowError as error:
+                problems.add_error(error)
+            else:
+                yield raw.place, row
+    except DataError as error:
+        problems.add_error(error)
+    problems.raise_if_any()
+
+
+def source_files(source: SourceSection) -> list[Path]:
+    """The files whose bytes make the source, in the order in which they are read; none for a Hub dataset.
+
+    Raises:
+        DataError: if the source is missing.
     """
     path = Path(source.path).expanduser()
     if path.is_dir():
-        _refuse_keys(source, "subset", "revision")
-        rows = read_folder(path, source.split)
-    elif path.exists():
-        _refuse_keys(source, "subset", "split", "revision")
-        rows = _file_reader(path)(path)
-    elif _HUB_ID.fullmatch(source.path) and _file_suffix(path) not in FILE_READERS:
-        rows = read_hub(source)
-    else:
-        raise _missing_file(path)
-    if not rows:
-        raise DataError("the source holds no rows", place=source.path)
-    return rows
+        saved = sorted(entry for entry in path.rglob("*") if entry.is_file())
+        return saved if is_saved_dataset(path) else _data_files(path)
+    if path.exists():
+        return [path]
+    if _is_hub_id(source.path):
+        return []
+    raise _missing_file(path)
+
+
+def _reader(source: SourceSection) -> Iterator[RawRow]:
+    path = Path(source.path).expanduser()
+    if path.exists():
+        _refuse_keys(source, "subset", "revision", "streaming")
+        if path.is_dir() and is_saved_dataset(path):
+            return read_saved(path, source.split)
+        _refuse_keys(source, "split")
+        files = _data_files(path) if path.is_dir() else [path]
+        readers = [_file_reader(file) for file in files]
+        return chain.from_iterable(read(file) for read, file in zip(readers, files, strict=True))
+    if _is_hub_id(source.path):
+        return read_hub(source)
+    raise _missing_file(path)
+
+
+def _is_hub_id(path: str) -> bool:
+    return _HUB_ID.fullmatch(path) is not None and _file_suffix(Path(path)) not in FILE_READERS
 
 
 def _refuse_keys(source: SourceSection, *keys: str) -> None:
     """Keys that only other kinds of source take."""
     for key in keys:
-        if getattr(source, key) is not None:
+        value = getattr(source, key)
+        if value:
             raise DataError(
-                f"`{key}: {getattr(source, key)}` is for Hub datasets, and this is a local path",
+                f"`{key}: {str(value).lower() if value is True else value}` is for Hub datasets, "
+                f"and this is a local path{', always read row by row' if key == 'streaming' else ''}",
                 place=source.path,
                 hint=f"leave `{key}` out",
             )
+
+
+def _data_files(folder: Path) -> list[Path]:
+    """The data files of a folder by name. A file that would be passed over is refused: its rows would be missed.
+
+    Raises:
+        DataError: if there is none, or a file or folder that is no data file, or files of several splits.
+    """
+    entries = sorted(entry for entry in folder.iterdir() if not _NOT_DATA.fullmatch(entry.name))
+    for entry in entries:
+        if entry.is_dir():
+            raise DataError(
+                f"the folder holds the folder '{entry.name}', which is not looked into",
+                place=str(folder),
+                hint=f"name the folder that holds the files, e.g. {entry}",
+            )
+        _file_reader(entry)
+    if not entries:
+        raise DataError(
+            "the folder holds no data file", place=str(folder), hint=f"put files there: {', '.join(FILE_READERS)}"
+        )
+    splits: dict[str, Path] = {}
+    for entry in entries:
+        for word in re.split(r"[^a-z]+", entry.name.lower()):
+            if word in _SPLITS:
+                splits.setdefault(_SPLITS[word], entry)
+    if len(splits) > 1:
+        names = " and ".join(f"'{entry.name}'" for entry in splits.values())
+        raise DataError(
+            f"the folder holds several splits: {names}",
+            place=str(folder),
+            hint=f"name the files of one of them, e.g. {next(iter(splits.values()))}",
+        )
+    return entries
 
 
 def _file_suffix(path: Path) -> str:
@@ -71,7 +185,7 @@ def _file_suffix(path: Path) -> str:
     return Path(name).suffix
 
 
-def _file_reader(path: Path) -> Callable[[Path], list[tuple[Place, Row]]]:
+def _file_reader(path: Path) -> Callable[[Path], Iterator[RawRow]]:
     suffix = _file_suffix(path)
     if suffix not in FILE_READERS:
         known = ", ".join(FILE_READERS)
@@ -99,102 +213,3 @@ def _missing_file(path: Path) -> DataError:
     else:
         hint = f"nothing of a like name in {folder.resolve()} (paths start at the current directory)"
     return DataError("no such file or folder", place=str(path), hint=hint)
-
-
-def read_parquet(path: Path) -> list[tuple[Place, Row]]:
-    """Rows of a Parquet file. Read straight from it: the builder of `datasets` first copies it into a cache."""
-    try:
-        table = pyarrow.parquet.read_table(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"not a Parquet file: {_first_line(error)}", place=str(path)) from error
-    return _placed(table.to_pylist(), str(path))
-
-
-def read_arrow(path: Path) -> list[tuple[Place, Row]]:
-    """Rows of an Arrow file as `datasets` writes it."""
-    try:
-        dataset = datasets.Dataset.from_file(str(path))
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"not an Arrow file of `datasets`: {_first_line(error)}", place=str(path)) from error
-    return _placed(dataset.to_list(), str(path))
-
-
-def read_folder(path: Path, split: str | None) -> list[tuple[Place, Row]]:
-    """Rows of a Dataset, or of one split of a DatasetDict, that `save_to_disk` wrote."""
-    if not ((path / "dataset_dict.json").is_file() or (path / "state.json").is_file()):
-        files = sorted(entry.name for entry in path.iterdir() if entry.is_file())
-        raise DataError(
-            "the folder is no dataset saved by `save_to_disk`",
-            place=str(path),
-            hint=f"name the files in it, e.g. {path / files[0]}" if files else "the folder holds no file",
-        )
-    try:
-        saved = datasets.load_from_disk(str(path))
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"the saved dataset cannot be read: {_first_line(error)}", place=str(path)) from error
-    if isinstance(saved, datasets.Dataset):
-        if split is not None:
-            raise DataError(
-                f"the saved dataset has no splits, `split: {split}` was asked for",
-                place=str(path),
-                hint="leave `split` out",
-            )
-        return _placed(saved.to_list(), str(path))
-    name = split or "train"
-    if name not in saved:
-        raise DataError(
-            f"no split '{name}'", place=str(path), hint=f"set `split` to one of: {', '.join(map(str, saved))}"
-        )
-    return _placed(saved[name].to_list(), f"{path}[{name}]")
-
-
-def read_hub(source: SourceSection) -> list[tuple[Place, Row]]:
-    """Rows of one split of a Hub dataset, downloaded or from the local cache."""
-    split = source.split or "train"
-    try:
-        dataset = datasets.load_dataset(source.path, name=source.subset, split=split, revision=source.revision)
-    except (DatasetNotFoundError, DatasetGenerationError, OSError, ValueError) as error:
-        # OSError covers no connection, offline mode and missing files; ValueError an unknown subset or split.
-        raise DataError(
-            f"not a file or folder here, and as a Hub dataset it does not load: {_first_line(error)}",
-            place=source.path,
-            hint="check the path (relative to the current directory), the dataset id, `subset`, `split`, "
-            "the network and HF_TOKEN",
-        ) from error
-    return _placed(dataset.to_list(), f"{source.path}[{split}]")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _placed(rows: list[Row], file: str) -> list[tuple[Place, Row]]:
-    """Rows with their places. One schema covers all rows of such a file, so a message without tool calls, or an
-    argument that only another row's call has, is stored as null; inside nested values those nulls are left out."""
-    return [
-        (Place(file, None, number), {key: _without_nulls(value) for key, value in row.items()})
-        for number, row in enumerate(rows, start=1)
-    ]
-
-
-def _without_nulls(value: Any) -> Any:
-    """
-    >>> _without_nulls([{"name": "f", "arguments": {"city": "Bonn", "zip": None}}])
-    [{'name': 'f', 'arguments': {'city': 'Bonn'}}]
-    """
-    if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list):
-        return [_without_nulls(item) for item in value]
-    return value
-
-
-TEXT_SUFFIXES = (".json", ".jsonl", ".csv")
-FILE_READERS: dict[str, Callable[[Path], list[tuple[Place, Row]]]] = {
-    ".json": read_json,
-    ".jsonl": read_jsonl,
-    ".csv": read_csv,
-    ".parquet": read_parquet,
-    ".arrow": read_arrow,
-}
-"""Suffix -> reader. The text kinds may also end in .gz."""

@@ -1,23 +1,29 @@
-"""Text of a data file: UTF-8 with or without BOM, plain or gzipped; faults name the line."""
+"""Bytes and text of a data file: UTF-8 with or without BOM, plain or gzipped; faults name the line."""
 
 from __future__ import annotations
 
 import gzip
+import io
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, cast
 
-from qlora_cli.errors import DataError
+from qlora_cli.errors import DataError, Problem
 
 UTF8_BOM = b"\xef\xbb\xbf"
 UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
+GZIP_MAGIC = b"\x1f\x8b"
 
 
 @contextmanager
-def _open_bytes(path: Path) -> Iterator[IO[bytes]]:
-    """The file's bytes, unpacked where its name ends in .gz."""
+def open_bytes(path: Path) -> Iterator[IO[bytes]]:
+    """The file's bytes, unpacked where its name ends in .gz.
+
+    Raises:
+        DataError: a file that cannot be read, or a broken gzip file, when its broken part is reached.
+    """
     is_gzip = path.suffix.lower() == ".gz"
     try:
         with cast("IO[bytes]", gzip.open(path, "rb")) if is_gzip else path.open("rb") as file:
@@ -30,44 +36,52 @@ def _open_bytes(path: Path) -> Iterator[IO[bytes]]:
         raise DataError(f"cannot be read: {error.strerror or error}", place=str(path)) from error
 
 
-def decode_utf8(raw: bytes, path: Path, *, line: int = 1, offset: int = 0) -> str:
-    """`raw` as text without BOM; `line` and `offset` are where it starts in the file.
+@contextmanager
+def open_text(path: Path) -> Iterator[IO[str]]:
+    """The file's text without BOM, line ends as they stand there.
 
     Raises:
-        DataError: at the line of the first byte that is not UTF-8, with its offset in the file.
+        DataError: as `open_bytes`, and at the line of the first byte that is not UTF-8.
     """
-    try:
-        return raw.removeprefix(UTF8_BOM).decode() if offset == 0 else raw.decode()
-    except UnicodeDecodeError as error:
-        num_bom_bytes = len(UTF8_BOM) if offset == 0 and raw.startswith(UTF8_BOM) else 0
-        position = error.start + num_bom_bytes
-        line += raw.count(b"\n", 0, position)
-        encoding = "UTF-16" if offset == 0 and raw.startswith(UTF16_BOMS) else "latin-1"
-        raise DataError(
-            f"byte 0x{raw[position]:02x} at offset {offset + position} is not UTF-8",
-            place=f"{path}:{line}",
-            hint=f"save the file as UTF-8, e.g. `iconv -f {encoding} -t UTF-8 {path.name} > utf8-{path.name}`",
-        ) from error
+    with open_bytes(path) as file:
+        try:
+            yield io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+        except UnicodeDecodeError as error:
+            raise _first_decoding_fault(path) from error
 
 
-def read_text(path: Path) -> str:
-    """The whole file as text.
-
-    Raises:
-        DataError: not UTF-8, not readable, or empty.
-    """
-    with _open_bytes(path) as file:
-        text = decode_utf8(file.read(), path)
-    if not text.strip():
-        raise DataError("the file is empty", place=f"{path}:1", hint="give a file with at least one row")
-    return text
-
-
-def read_lines(path: Path) -> Iterator[tuple[int, bytes, int]]:
-    """Each line that is not blank: its number from 1, its bytes, and its offset in the file."""
+def _first_decoding_fault(path: Path) -> DataError:
+    """The decoder knows the byte only within its piece of the file, so the file is read again up to it."""
     offset = 0
-    with _open_bytes(path) as file:
+    with open_bytes(path) as file:
         for line, raw in enumerate(file, start=1):
-            if raw.strip() and raw.strip() != UTF8_BOM:
-                yield line, raw, offset
+            try:
+                raw.decode()
+            except UnicodeDecodeError as error:
+                return DataError([decoding_problem(error, f"{path}:{line}", path.name, offset)])
             offset += len(raw)
+    return DataError("the file was changed while it was read", place=str(path))
+
+
+def decoding_problem(error: UnicodeDecodeError, place: str, name: str, offset: int) -> Problem:
+    """What to say of a line that is not UTF-8.
+
+    Args:
+        error: from decoding the whole line.
+        place: of the line.
+        name: of its file.
+        offset: of the line in its file.
+    """
+    raw = error.object
+    hint = f"save the file as UTF-8, e.g. `iconv -f latin-1 -t UTF-8 {name} > utf8-{name}`"
+    if offset == 0 and raw.startswith(UTF16_BOMS):
+        hint = hint.replace("latin-1", "UTF-16")
+    elif offset == 0 and raw.startswith(GZIP_MAGIC):
+        hint = f"the file is gzipped: name it {name}.gz"
+    text = f"byte 0x{raw[error.start]:02x} at offset {offset + error.start} is not UTF-8"
+    return Problem(text, place, hint)
+
+
+def empty_file(path: Path) -> DataError:
+    """The error for a file without any text."""
+    return DataError("the file is empty", place=f"{path}:1", hint="give a file with at least one row")

@@ -10,7 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from qlora_cli.data.prepare import read_examples
+from qlora_cli.data.reading import read_examples
 from qlora_cli.data.sources import read_rows
 from qlora_cli.errors import DataError
 from qlora_cli.recipe.data_schema import SourceSection
@@ -21,7 +21,7 @@ CHAT = b'{"messages": [{"role": "user", "content": "Hi"}, '
 
 
 def read(path, **keys):
-    return read_rows(SourceSection(path=str(path), **keys))
+    return list(read_rows(SourceSection(path=str(path), **keys)))
 
 
 def as_jsonl(rows):
@@ -200,10 +200,17 @@ def test_a_split_of_a_dataset_without_splits_is_refused(tmp_path):
         read(tmp_path / "saved", split="train")
 
 
-def test_a_folder_of_files_is_no_dataset(tmp_path):
-    (tmp_path / "a.jsonl").write_bytes(GOOD)
-    with pytest.raises(DataError, match=r"no dataset saved .*\nhint: name the files in it, e\.g\. .*a\.jsonl"):
-        read(tmp_path)
+def test_a_folder_of_data_files_is_read_in_the_order_of_their_names(tmp_path):
+    (tmp_path / "b.jsonl").write_bytes(as_jsonl(ROWS[:1]))
+    (tmp_path / "a.csv").write_bytes(b"text\nx\n")
+    (tmp_path / "c.json.gz").write_bytes(gzip.compress(json.dumps(ROWS[1:]).encode()))
+    (tmp_path / "README.md").write_text("about")
+    (tmp_path / ".cache").mkdir()
+    assert [(str(place), row) for place, row in read(tmp_path)] == [
+        (f"{tmp_path}/a.csv:2", {"text": "x"}),
+        (f"{tmp_path}/b.jsonl:1", ROWS[0]),
+        (f"{tmp_path}/c.json.gz:1", ROWS[1]),
+    ]
 
 
 def test_a_hub_id_that_does_not_load_says_where_it_looked(monkeypatch):
