@@ -11,8 +11,9 @@ from pathlib import Path
 
 from qlora_cli.data.causes import Cause, RowError
 from qlora_cli.data.example import Place, RawRow, Row
-from qlora_cli.data.strict_json import JsonError, decode_json, kind_of
+from qlora_cli.data.strict_json import JsonError, decode_json
 from qlora_cli.data.text_files import GZIP_MAGIC, UTF8_BOM, UTF16_BOMS, decoding_problem, empty_file, open_bytes
+from qlora_cli.data.values import kind_of
 from qlora_cli.errors import DataError
 
 _SPACE = " \t\r\n"

@@ -31,16 +31,6 @@ class JsonError(ValueError):
         self.hint = hint
 
 
-def kind_of(value: Any) -> str:
-    """The JSON name of the value's type, for error texts.
-
-    >>> kind_of(None), kind_of([1]), kind_of(2.5)
-    ('null', 'a list', 'a number')
-    """
-    names = {str: "a string", bool: "a boolean", int: "a number", float: "a number", list: "a list", dict: "an object"}
-    return "null" if value is None else names.get(type(value), type(value).__name__)
-
-
 class _ValueError(ValueError):
     """A value that Python's parser takes and this module does not."""
 

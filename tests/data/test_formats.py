@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qlora_cli.data.causes import Cause, RowError
 from qlora_cli.data.example import Conversation, Place, PlainText
 from qlora_cli.data.formats import FORMATS, detect_format, resolve_format, to_example
 from qlora_cli.errors import DataError
@@ -84,6 +85,88 @@ def test_prompt_and_completion_are_plain_text_or_messages():
     assert example == Conversation([HI, HELLO], None, PLACE)
 
 
+@pytest.mark.parametrize("answer", ["Hello", HELLO, [HELLO], {"from": "gpt", "value": "Hello"}])
+def test_a_prompt_of_messages_is_answered_by_words_or_messages(answer):
+    assert convert({"prompt": [HI], "completion": answer}, "prompt_completion").messages == [HI, HELLO]
+
+
+def test_only_the_completion_is_trained_and_what_a_message_says_itself_stands():
+    prompt = [HI, HELLO, HI, {**HELLO, "train": True}, HI, {**HELLO, "weight": 0}, HI]
+    messages = messages_of({"prompt": prompt, "completion": [HELLO]}, "prompt_completion")
+    assert [message.get("train") for message in messages] == [None, False, None, True, None, None, None, None]
+    assert messages[-1] == HELLO
+
+
+PAIR = {
+    "conversations": [
+        {"from": "human", "value": "Hi"},
+        {"from": "gpt", "value": "Hello"},
+        {"from": "human", "value": "?"},
+    ],
+    "chosen": {"from": "gpt", "value": "!"},
+    "rejected": {"from": "gpt", "value": "no"},
+}
+
+
+def test_a_preference_pair_is_trained_on_the_chosen_answer_where_the_recipe_says_so():
+    columns = {"completion": "chosen"}
+    assert resolve_format(None, columns, PAIR, PLACE) == "sharegpt"
+    assert convert(PAIR, "sharegpt", columns).messages == [
+        HI,
+        {**HELLO, "train": False},
+        {"role": "user", "content": "?"},
+        {"role": "assistant", "content": "!"},
+    ]
+
+
+def test_a_preference_pair_is_refused_with_what_to_type_otherwise():
+    with pytest.raises(RowError) as caught:
+        convert(PAIR, resolve_format(None, {}, PAIR, PLACE))
+    assert caught.value.cause is Cause.NO_ANSWER
+    assert caught.value.problems[0].hint.endswith("`columns: {completion: chosen}`")
+
+
+@pytest.mark.parametrize(
+    ("row", "field"),
+    [
+        ({"prompt": "Hi", "chosen": "Hello", "rejected": "no"}, "completion"),
+        ({"prompt": [HI], "chosen": [HELLO], "rejected": [HELLO]}, "completion"),
+        ({"chosen": [HI, HELLO], "rejected": [HI, HELLO]}, "messages"),
+    ],
+)
+def test_the_hint_for_preference_pairs_works(row, field):
+    with pytest.raises(DataError, match=rf"`columns: {{{field}: chosen}}`"):
+        resolve_format(None, {}, row, PLACE)
+    columns = {field: "chosen"}
+    example = convert(row, resolve_format(None, columns, row, PLACE), columns)
+    assert example in (Conversation([HI, HELLO], None, PLACE), PlainText("Hi", "Hello", PLACE))
+
+
+def test_a_column_named_completion_is_not_put_behind_messages_unasked():
+    assert messages_of({"messages": [HI, HELLO], "completion": "Bye"}, "messages") == [HI, HELLO]
+
+
+@pytest.mark.parametrize(
+    ("row", "layout", "cause"),
+    [
+        ({"messages": [HI]}, "messages", Cause.NO_ANSWER),
+        ({"messages": [HI, HELLO, HI]}, "messages", Cause.NO_ANSWER),
+        ({"messages": [HI, {**HELLO, "content": ""}]}, "messages", Cause.EMPTY_ANSWER),
+        ({"conversations": [{"from": "gpt", "value": " "}]}, "sharegpt", Cause.EMPTY_ANSWER),
+        ({"instruction": "a", "output": ""}, "alpaca", Cause.EMPTY_ANSWER),
+        ({"prompt": "a", "completion": "\n"}, "prompt_completion", Cause.EMPTY_ANSWER),
+        ({"text": ""}, "text", Cause.EMPTY_ANSWER),
+        ({"instruction": "", "output": "a"}, "alpaca", Cause.FORMAT),
+        ({"instruction": "a"}, "alpaca", Cause.FORMAT),
+        ({"messages": "Hi"}, "messages", Cause.FORMAT),
+    ],
+)
+def test_a_row_that_does_not_fit_is_counted_under_its_cause(row, layout, cause):
+    with pytest.raises(RowError) as caught:
+        convert(row, layout)
+    assert caught.value.cause is cause
+
+
 def test_text_has_no_prompt():
     assert convert({"text": "words"}, "text") == PlainText("", "words", PLACE)
 
@@ -144,7 +227,7 @@ BAD_MESSAGES = [
     ([HI, {**HELLO, "tool_calls": [{"id": 1}]}], "a tool call in message 2 of messages has no function name"),
     (
         [HI, {**HELLO, "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}],
-        "arguments of a tool call in message 2 of messages are no JSON",
+        "arguments of a tool call in message 2 of messages given as text must be JSON: broken JSON",
     ),
     (
         [HI, {**HELLO, "tool_calls": [{"function": {"name": "f", "arguments": [1]}}]}],
@@ -174,10 +257,15 @@ def test_bad_messages_are_refused_with_their_place(messages, fragment):
         ({"prompt": "Hi", "completion": ["a"]}, "prompt_completion", "completion must be a string, found a list"),
         ({"prompt": None, "completion": "a"}, "prompt_completion", "prompt must be a string, found null"),
         ({"prompt": "Hi", "completion": ""}, "prompt_completion", "completion is empty"),
-        ({"prompt": [HI, HELLO], "completion": [HELLO]}, "prompt_completion", "the prompt holds an assistant turn"),
+        (
+            {"prompt": [HI], "completion": [HI, HELLO]},
+            "prompt_completion",
+            "starts with the first message",
+        ),
+        ({"prompt": [HI], "completion": 3}, "prompt_completion", "message 1 of completion must be an object"),
         ({"text": ""}, "text", "text is empty"),
         ({"text": ["a"]}, "text", "text must be a string, found a list"),
-        ({"messages": [HI, HELLO], "tools": "{"}, "messages", "tools is a string that is no JSON"),
+        ({"messages": [HI, HELLO], "tools": "{"}, "messages", "tools given as text must be JSON"),
         ({"messages": [HI, HELLO], "tools": {"a": 1}}, "messages", "tools must be a list of JSON schemas"),
     ],
 )

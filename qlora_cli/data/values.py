@@ -1,0 +1,45 @@
+"""How error texts name values of the data: short, and on one line whatever they hold."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+MAX_CHARS = 60
+MAX_NAMES = 20
+
+
+def kind_of(value: Any) -> str:
+    """The JSON name of the value's type, for error texts.
+
+    >>> kind_of(None), kind_of([1]), kind_of(2.5)
+    ('null', 'a list', 'a number')
+    """
+    names = {str: "a string", bool: "a boolean", int: "a number", float: "a number", list: "a list", dict: "an object"}
+    return "null" if value is None else names.get(type(value), type(value).__name__)
+
+
+def shown(value: Any) -> str:
+    r"""The value as Python writes it, cut where it is long.
+
+    >>> print(shown("two\nlines"), shown("x" * 100)[-4:])
+    'two\nlines' x...
+    """
+    if isinstance(value, str):
+        value = value[: MAX_CHARS + 1]
+    text = repr(value)
+    return text if len(text) <= MAX_CHARS else text[:MAX_CHARS] + "..."
+
+
+def names_of(columns: Collection[str]) -> str:
+    r"""The columns of a row, some of them where there are many.
+
+    >>> print(names_of(["text", "two\nlines"]), "|", names_of([]))
+    text, 'two\nlines' | none
+    """
+    names = [
+        name if name.isprintable() and len(name) <= MAX_CHARS else shown(name) for name in list(columns)[:MAX_NAMES]
+    ]
+    if len(columns) > MAX_NAMES:
+        names.append(f"... and {len(columns) - MAX_NAMES:,} more")
+    return ", ".join(names) or "none"
