@@ -195,7 +195,7 @@ def short_path(path: str, width: int = LONGEST_PATH) -> str:
 
 
 def _counted(found: Finding) -> str:
-    return f"{found.what} ({rows_in_words(found.num_rows)})" if found.num_rows else found.what
+    return f"{found.what} ({rows_in_words(found.num_rows)})" if found.num_rows else visible(found.text)
 
 
 def _share(part: int, whole: int) -> str:

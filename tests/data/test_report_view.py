@@ -58,8 +58,8 @@ def test_what_can_be_trained_on_is_said_in_one_sentence():
 def test_what_cannot_be_trained_on_is_said_with_every_cause():
     report = replace(REPORT, findings=(LONG, EMPTY, DUPLICATE))
     assert verdict(report) == "not trainable: longer than max_length (12 rows); empty answer (1 row)"
-    whole = Finding("no end of turn", "refused", 0, "", "no token that ends a turn is trained")
-    assert verdict(replace(REPORT, findings=(whole,))) == "not trainable: no end of turn"
+    whole = Finding("the data as a whole", "refused", 0, "", "no row of data.train is left")
+    assert verdict(replace(REPORT, findings=(whole,))) == "not trainable: no row of data.train is left"
 
 
 def test_the_verdict_is_the_first_line_and_what_to_do_the_last(shown):
