@@ -80,23 +80,22 @@ class Cutter:
         return None
 
     def _most_kept(self, example: Example, spot: Spot, text: str, shortest: Cut) -> Cut:
-        """Keep about as much of one text as fits, to 1 % of `max_length`: the search is for characters, not tokens."""
-        fewest, fewest_tokens = NUM_KEPT_CHARS, len(shortest[1].input_ids)
-        low, best = fewest, shortest
-        high = len(text) - len(MARK)  # as long as the whole text, which does not fit
+        """Keep about as much of one text as fits, to 1 % of `max_length`: what is searched for is characters."""
+        best, low, low_tokens = shortest, NUM_KEPT_CHARS, len(shortest[1].input_ids)
+        high = len(text) - len(MARK)  # the whole text again, which does not fit
         chars_a_token = CHARS_A_TOKEN
         for _ in range(MAX_RENDERINGS):
-            room = self._max_length - len(best[1].input_ids)
+            room = self._max_length - low_tokens
             if room <= self._max_length // 100 or high - low <= 1:
                 break
-            guess = min(max(low + int((room - 1) * chars_a_token), low + 1), high - 1)
+            guess = min(max(low + int(room * chars_a_token), low + 1), high - 1)
             cut = self._rendered(_with_text(example, spot, without_middle(text, guess)))
             if cut is None:
                 break
-            num_more_tokens = len(cut[1].input_ids) - fewest_tokens
-            chars_a_token = (guess - fewest) / max(1, num_more_tokens)
+            num_tokens = len(cut[1].input_ids)
+            chars_a_token = (guess - low) / max(1, num_tokens - low_tokens)
             if self._fits(cut):
-                low, best = guess, cut
+                best, low, low_tokens = cut, guess, num_tokens
             else:
                 high = guess
         return best
