@@ -15,6 +15,7 @@ import pyarrow
 import pyarrow.parquet
 
 from qlora_cli.data.example import Place, RawRow, Row
+from qlora_cli.data.values import names_of
 from qlora_cli.errors import DataError
 
 BATCH_BYTES = 4 << 20
@@ -128,6 +129,8 @@ def _rows_of(part: pyarrow.Table | datasets.Dataset) -> list[Row]:
     """Rows as Python values. Broken offsets would be followed out of the file's memory, so they are looked at first."""
     table = part.data if isinstance(part, datasets.Dataset) else part
     table.validate(full=True)
+    if len(set(table.column_names)) < len(table.column_names):
+        raise ValueError(f"a column stands twice: {names_of(table.column_names)}")
     if isinstance(part, pyarrow.Table):
         if b"huggingface" not in (part.schema.metadata or {}):
             return list(part.to_pylist())

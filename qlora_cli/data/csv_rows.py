@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from qlora_cli.data.example import Place, RawRow, UnreadableRow
 from qlora_cli.data.text_files import empty_file, open_text
+from qlora_cli.data.values import shown
 from qlora_cli.errors import DataError
 
 MAX_FIELD_CHARS = 1 << 27
@@ -32,10 +34,10 @@ def read_csv(path: Path) -> Iterator[RawRow]:
     with open_text(path) as file:
         reader = csv.reader(file, strict=True)
         while (fields := _next_fields(reader, f"{path}:{line}")) is not None:
-            if not fields:
+            if not fields or (not header and fields[0].isspace() and len(fields) == 1):
                 pass
             elif not header:
-                header = fields
+                header = [name.strip() for name in fields]
                 _check_header(header, f"{path}:{line}")
             else:
                 row += 1
@@ -67,14 +69,13 @@ def _unreadable(fields: Sequence[str], num_columns: int) -> UnreadableRow:
 
 
 def _check_header(header: list[str], place: str) -> None:
-    names = [name.strip() for name in header]
-    if "" in names:
+    if "" in header:
         raise DataError(
-            f"column {names.index('') + 1} of the header has no name", place=place, hint="name every column"
+            f"column {header.index('') + 1} of the header has no name", place=place, hint="name every column"
         )
-    duplicates = sorted({name for name in names if names.count(name) > 1})
+    duplicates = sorted(name for name, count in Counter(header).items() if count > 1)
     if duplicates:
-        raise DataError(f"column {duplicates[0]!r} stands twice in the header", place=place)
+        raise DataError(f"column {shown(duplicates[0])} stands twice in the header", place=place)
     if len(header) == 1:
         for separator in (";", "\t"):
             if separator in header[0]:

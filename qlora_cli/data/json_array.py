@@ -24,6 +24,8 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 _MAX_TOKEN_CHARS = 16
 """Longer than `-Infinity` and `\\ud83d\\ude42`: what a cut can break, besides strings, stands this close to it."""
 
+_CUT_OFF = "is the file cut off?"
+
 # Only finds where a value ends; what it takes and training cannot is refused when the row is parsed.
 _FINDER = json.JSONDecoder(parse_int=float)
 
@@ -90,14 +92,16 @@ class _Window:
             try:
                 value, end = _FINDER.raw_decode(self.text, self.position)
             except json.JSONDecodeError as error:
-                is_cut = error.msg.startswith("Unterminated string") or error.pos > len(self.text) - _MAX_TOKEN_CHARS
-                if is_cut and self._grow():
+                is_unterminated = error.msg.startswith("Unterminated string")
+                is_near_end = error.pos > len(self.text) - _MAX_TOKEN_CHARS
+                if (is_unterminated or is_near_end) and self._grow():
                     continue
+                is_cut_off = is_unterminated or not self.text[error.pos :].strip()
                 line_start = self.text.rfind("\n", 0, error.pos) + 1
                 column = error.pos - line_start + 1 + (0 if line_start else self._column)
                 raise self.fault(
                     f"broken JSON: {error.msg} (column {column})",
-                    "JSON needs double quotes, no trailing comma and no comments",
+                    _CUT_OFF if is_cut_off else "JSON needs double quotes, no trailing comma and no comments",
                     at=error.pos,
                 ) from error
             except RecursionError as error:
@@ -151,14 +155,16 @@ def _array(text: _Window) -> Iterator[RawRow]:
     if text.next_char() == "]":
         raise text.fault("the array holds no rows")
     while True:
-        if text.next_char() == "]":
+        start = text.next_char()
+        if start == "]":
             raise text.fault("trailing comma before ]", "delete the last comma")
-        yield text.take_row()
+        if start:
+            yield text.take_row()
         separator = text.next_char()
         if separator == "]":
             break
         if not separator:
-            raise text.fault("the array never closes", "is the file cut off?")
+            raise text.fault("the array never closes", _CUT_OFF)
         if separator != ",":
             raise text.fault(f"expected , or ] after the row, found {separator!r}")
         text.position += 1
@@ -168,5 +174,9 @@ def _array(text: _Window) -> Iterator[RawRow]:
 
 
 def _objects(text: _Window) -> Iterator[RawRow]:
-    while text.next_char():
+    while start := text.next_char():
+        if start == ",":
+            raise text.fault(
+                "a comma between rows that are in no array", "put [ before the first row, ] behind the last"
+            )
         yield text.take_row()

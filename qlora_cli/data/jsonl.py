@@ -12,18 +12,19 @@ from pathlib import Path
 from qlora_cli.data.causes import Cause, RowError
 from qlora_cli.data.example import Place, RawRow, Row
 from qlora_cli.data.strict_json import JsonError, decode_json
-from qlora_cli.data.text_files import GZIP_MAGIC, UTF8_BOM, UTF16_BOMS, decoding_problem, empty_file, open_bytes
+from qlora_cli.data.text_files import UTF8_BOM, decoding_problem, empty_file, open_bytes
 from qlora_cli.data.values import kind_of
 from qlora_cli.errors import DataError
 
-_SPACE = " \t\r\n"
+_SPACE = " \t\r\n\ufeff"
+"""May stand before a row. Files that were put together by `cat` have their byte order marks inside."""
 
 
 def read_jsonl(path: Path) -> Iterator[RawRow]:
     """The lines that are not blank, not parsed yet: `parse_line` does that.
 
     Raises:
-        DataError: a file that is empty, cannot be read, or is of another kind by its first bytes.
+        DataError: a file that is empty, cannot be read, or holds an array.
     """
     name = str(path)
     offset = row = 0
@@ -32,7 +33,7 @@ def read_jsonl(path: Path) -> Iterator[RawRow]:
             if line == 1:
                 offset = len(UTF8_BOM) if raw.startswith(UTF8_BOM) else 0
                 raw = raw[offset:]
-                _refuse_other_kinds(raw, path)
+                _refuse_array(raw, path)
             if raw and not raw.isspace():
                 row += 1
                 yield RawRow(Place(name, line, row), raw, offset)
@@ -41,13 +42,8 @@ def read_jsonl(path: Path) -> Iterator[RawRow]:
         raise empty_file(path)
 
 
-def _refuse_other_kinds(raw: bytes, path: Path) -> None:
+def _refuse_array(raw: bytes, path: Path) -> None:
     """Else every line of such a file would be reported for itself."""
-    if raw.startswith((*UTF16_BOMS, GZIP_MAGIC)):
-        try:
-            raw.decode()
-        except UnicodeDecodeError as error:
-            raise DataError([decoding_problem(error, f"{path}:1", path.name, 0)]) from error
     if raw.strip() == b"[":
         raise DataError(
             "broken JSON: one line holds one row, and here it opens an array",
@@ -68,21 +64,21 @@ def parse_line(raw: bytes, place: Place, offset: int) -> Row:
         RowError: with the line of the fault, where the row is spread over several.
     """
     try:
-        text = raw.decode()
+        text = raw.rstrip().decode()
     except UnicodeDecodeError as error:
         problem = decoding_problem(error, str(place), Path(place.file).name, offset)
         raise RowError(Cause.MALFORMED, problem.text, place=problem.place, hint=problem.hint) from error
     try:
         value, end = decode_json(text, 0 if text[0] == "{" else len(text) - len(text.lstrip(_SPACE)))
     except JsonError as fault:
-        at = place._replace(line=(place.line or 1) + text.rstrip(_SPACE).count("\n", 0, fault.position))
+        at = place._replace(line=(place.line or 1) + text.count("\n", 0, fault.position))
         raise RowError(Cause.MALFORMED, fault.text, place=str(at), hint=fault.hint) from fault
     if type(value) is not dict:
         text = f"a row must be an object, found {kind_of(value)}"
         hint = "put one {...} on each line, or name the file .json"
         raise RowError(Cause.MALFORMED, text, place=str(place), hint=hint)
-    rest = text[end:].strip(_SPACE)
+    rest = text[end:]
     if rest:
         hint = "put one {...} on each line"
-        raise RowError(Cause.MALFORMED, f"text after the object: {rest[:20]!r}", place=str(place), hint=hint)
+        raise RowError(Cause.MALFORMED, f"text after the object: {rest.strip()[:20]!r}", place=str(place), hint=hint)
     return value

@@ -33,7 +33,8 @@ def text_of(content: Any, name: str, place: Place) -> str:
     for number, part in enumerate(content, start=1):
         text = part.get("text") if isinstance(part, dict) and part.get("type", "text") == "text" else part
         if not isinstance(text, str):
-            seen = f"type {shown(part['type'])}" if isinstance(part, dict) and "type" in part else kind_of(part)
+            is_other = isinstance(part, dict) and part.get("type", "text") != "text"
+            seen = f"type {shown(part['type'])}" if is_other else kind_of(text)
             raise row_error(
                 f"part {number} of {name} is not text but {seen}",
                 place,
@@ -53,8 +54,11 @@ def read_tools(value: Any, place: Place) -> list[dict[str, Any]] | None:
         value = read_json_text(value, "tools", place)
     if not value:
         return None
-    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
+    if not isinstance(value, list):
         raise row_error(f"tools must be a list of JSON schemas, found {kind_of(value)}", place)
+    for tool in value:
+        if not isinstance(tool, dict):
+            raise row_error(f"tools must be a list of JSON schemas, found {kind_of(tool)} in it", place)
     return value
 
 
@@ -67,7 +71,7 @@ def read_json_text(text: str, name: str, place: Place) -> Any:
     try:
         return load_json(text)
     except JsonError as error:
-        raise row_error(f"{name} given as text must be JSON: {error.text}", place, error.hint) from error
+        raise row_error(f"{name}: {error.text}", place, error.hint) from error
 
 
 def check_messages(value: Any, name: str, place: Place) -> list[Message]:
@@ -80,7 +84,11 @@ def check_messages(value: Any, name: str, place: Place) -> list[Message]:
         RowError: at the first message that is not one.
     """
     if not isinstance(value, list):
-        hint = "for running text set `format: text` and map its column to `text`" if isinstance(value, str) else ""
+        hint = ""
+        if isinstance(value, str):
+            hint = "for running text set `format: text` and map its column to `text`"
+            if value.lstrip().startswith("["):
+                hint = "write the list itself, not its JSON inside a string"
         raise row_error(f"{name} must be a list of messages, found {kind_of(value)}", place, hint)
     if not value:
         raise row_error(f"{name} holds no message", place)
@@ -125,7 +133,10 @@ def check_message(message: Any, name: str, place: Place) -> Message:
     role = message.get("role")
     if role not in ROLES:
         what = f"has the unknown role {shown(role)}" if "role" in message else "has no `role`"
-        raise row_error(f"{name} {what}", place, f"roles are: {', '.join(ROLES)}")
+        hint = f"roles are: {', '.join(ROLES)}"
+        if "from" in message and "value" in message:
+            hint = "for `from` and `value` set `format: sharegpt` and map the column to `conversations`"
+        raise row_error(f"{name} {what}", place, hint)
     checked = dict(message)
     _check_training(checked, name, place)
     calls = message.get("tool_calls")

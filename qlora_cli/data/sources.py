@@ -170,7 +170,7 @@ def _data_files(folder: Path) -> list[Path]:
         raise DataError(
             f"the folder holds several splits: {names}",
             place=str(folder),
-            hint=f"name the files of one of them, e.g. {next(iter(splits.values()))}",
+            hint=f"name the files of one of them, e.g. {splits.get('train', entries[0])}",
         )
     return entries
 
@@ -190,7 +190,7 @@ def _file_reader(path: Path) -> Callable[[Path], Iterator[RawRow]]:
     if suffix not in FILE_READERS:
         known = ", ".join(FILE_READERS)
         raise DataError(
-            f"unknown kind of data file {suffix or 'without suffix'!r}",
+            f"unknown kind of data file {suffix!r}" if suffix else "unknown kind of data file: its name has no suffix",
             place=str(path),
             hint=f"rename or convert it to one of: {known}",
         )

@@ -12,6 +12,8 @@ import math
 import re
 from typing import Any
 
+from qlora_cli.data.values import shown
+
 MAX_DEPTH = 100
 """Levels of lists and objects inside each other."""
 
@@ -40,7 +42,7 @@ def _refuse_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(row) < len(pairs):
         keys = [key for key, _ in pairs]
         duplicate = next(key for key in keys if keys.count(key) > 1)
-        raise _ValueError(f"key {duplicate!r} stands twice in one object")
+        raise _ValueError(f"key {shown(duplicate)} stands twice in one object")
     return row
 
 

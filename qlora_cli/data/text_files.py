@@ -7,14 +7,28 @@ import io
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import IO, cast
 
 from qlora_cli.errors import DataError, Problem
 
 UTF8_BOM = b"\xef\xbb\xbf"
-UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
+GZIP_FAULTS = (gzip.BadGzipFile, EOFError, zlib.error)
 GZIP_MAGIC = b"\x1f\x8b"
+
+_UTF_16 = ("UTF-16 text, not UTF-8", "save it as UTF-8, e.g. `iconv -f UTF-16 -t UTF-8 {name} > utf8-{name}`")
+_UTF_32 = ("UTF-32 text, not UTF-8", "save it as UTF-8, e.g. `iconv -f UTF-32 -t UTF-8 {name} > utf8-{name}`")
+OTHER_KINDS = {
+    b"\xff\xfe\x00\x00": _UTF_32,
+    b"\x00\x00\xfe\xff": _UTF_32,
+    b"\xff\xfe": _UTF_16,
+    b"\xfe\xff": _UTF_16,
+    GZIP_MAGIC: ("gzipped, and its name does not say so", "name it {name}.gz"),
+    b"PK\x03\x04": ("a zip archive (.zip, .xlsx)", "unpack it, or export the table as .csv"),
+    b"PAR1": ("a Parquet file", "let its name end in .parquet"),
+}
+"""First bytes -> what a file is that is named as text, and what to do. Else each of its lines would be reported."""
 
 
 @contextmanager
@@ -22,18 +36,43 @@ def open_bytes(path: Path) -> Iterator[IO[bytes]]:
     """The file's bytes, unpacked where its name ends in .gz.
 
     Raises:
-        DataError: a file that cannot be read, or a broken gzip file, when its broken part is reached.
+        DataError: a file that cannot be read, or is of another kind by its first bytes; a broken gzip file, when its
+            broken part is reached, at the line up to which it can be unpacked.
     """
     is_gzip = path.suffix.lower() == ".gz"
     try:
-        with cast("IO[bytes]", gzip.open(path, "rb")) if is_gzip else path.open("rb") as file:
+        with cast(BufferedReader, gzip.open(path, "rb")) if is_gzip else path.open("rb") as file:
+            _refuse_other_kinds(file.peek(4), path)
             yield file
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+    except GZIP_FAULTS as error:
         raise DataError(
-            f"not a whole gzip file ({error})", place=str(path), hint=f"check it with `gzip -t {path}`"
+            f"not a whole gzip file ({error})",
+            place=f"{path}:{_num_line_ends(path) + 1}",
+            hint=f"check it with `gzip -t {path}`",
         ) from error
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror or error}", place=str(path)) from error
+
+
+def _refuse_other_kinds(start: bytes, path: Path) -> None:
+    for magic, (kind, hint) in OTHER_KINDS.items():
+        if not start.startswith(magic):
+            continue
+        if magic == GZIP_MAGIC and path.suffix.lower() == ".gz":
+            kind, hint = "gzipped twice", "unpack it once: `gunzip {name}`"
+        raise DataError(f"the file is {kind}", place=f"{path}:1", hint=hint.format(name=path.name))
+
+
+def _num_line_ends(path: Path) -> int:
+    """Line ends in the part of a broken gzip file that can be unpacked."""
+    num_line_ends = 0
+    try:
+        with gzip.open(path, "rb") as file:
+            while piece := file.read1(1 << 20):
+                num_line_ends += piece.count(b"\n")
+    except GZIP_FAULTS:
+        pass
+    return num_line_ends
 
 
 @contextmanager
@@ -72,13 +111,9 @@ def decoding_problem(error: UnicodeDecodeError, place: str, name: str, offset: i
         name: of its file.
         offset: of the line in its file.
     """
-    raw = error.object
-    hint = f"save the file as UTF-8, e.g. `iconv -f latin-1 -t UTF-8 {name} > utf8-{name}`"
-    if offset == 0 and raw.startswith(UTF16_BOMS):
-        hint = hint.replace("latin-1", "UTF-16")
-    elif offset == 0 and raw.startswith(GZIP_MAGIC):
-        hint = f"the file is gzipped: name it {name}.gz"
-    text = f"byte 0x{raw[error.start]:02x} at offset {offset + error.start} is not UTF-8"
+    unpacked = name.removesuffix(".gz")
+    hint = f"save the file as UTF-8, e.g. `iconv -f latin-1 -t UTF-8 {unpacked} > utf8-{unpacked}`"
+    text = f"byte 0x{error.object[error.start]:02x} at offset {offset + error.start} is not UTF-8"
     return Problem(text, place, hint)
 
 

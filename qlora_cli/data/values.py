@@ -20,11 +20,13 @@ def kind_of(value: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    r"""The value as Python writes it, cut where it is long.
+    r"""The value on one line, cut where it is long.
 
-    >>> print(shown("two\nlines"), shown("x" * 100)[-4:])
-    'two\nlines' x...
+    >>> print(shown("two\nlines"), shown(None), shown("x" * 100)[-4:])
+    'two\nlines' null x...
     """
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, str):
         value = value[: MAX_CHARS + 1]
     text = repr(value)

@@ -227,7 +227,7 @@ BAD_MESSAGES = [
     ([HI, {**HELLO, "tool_calls": [{"id": 1}]}], "a tool call in message 2 of messages has no function name"),
     (
         [HI, {**HELLO, "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}],
-        "arguments of a tool call in message 2 of messages given as text must be JSON: broken JSON",
+        "arguments of a tool call in message 2 of messages: broken JSON",
     ),
     (
         [HI, {**HELLO, "tool_calls": [{"function": {"name": "f", "arguments": [1]}}]}],
@@ -265,7 +265,7 @@ def test_bad_messages_are_refused_with_their_place(messages, fragment):
         ({"prompt": [HI], "completion": 3}, "prompt_completion", "message 1 of completion must be an object"),
         ({"text": ""}, "text", "text is empty"),
         ({"text": ["a"]}, "text", "text must be a string, found a list"),
-        ({"messages": [HI, HELLO], "tools": "{"}, "messages", "tools given as text must be JSON"),
+        ({"messages": [HI, HELLO], "tools": "{"}, "messages", "tools: broken JSON"),
         ({"messages": [HI, HELLO], "tools": {"a": 1}}, "messages", "tools must be a list of JSON schemas"),
     ],
 )

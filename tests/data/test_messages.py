@@ -45,7 +45,7 @@ def test_a_turn_of_someone_else_may_say_that_it_is_not_trained(keys):
         ({**HELLO, "train": "yes"}, "train of message 1 of messages must be true or false, found 'yes'"),
         ({**HELLO, "train": 1}, "train of message 1 of messages must be true or false, found 1"),
         ({**HELLO, "weight": 0.5}, "weight of message 1 of messages must be 0 or 1, found 0.5"),
-        ({**HELLO, "weight": True}, "weight of message 1 of messages must be 0 or 1, found True"),
+        ({**HELLO, "weight": True}, "weight of message 1 of messages must be 0 or 1, found true"),
         ({**HELLO, "weight": "1"}, "weight of message 1 of messages must be 0 or 1, found '1'"),
         ({**HELLO, "weight": []}, "weight of message 1 of messages must be 0 or 1, found []"),
         ({**HELLO, "train": True, "weight": 0}, "message 1 of messages has train true and weight 0, which contradict"),

@@ -1,23 +1,26 @@
-"""Reading: every kind of source, and for every malformed one the line and the way out."""
+"""Reading: every kind of source gives its rows with their places, one after the other."""
 
 from __future__ import annotations
 
 import gzip
 import json
+import pickle
+import shutil
+import tracemalloc
 
 import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
 
-from qlora_cli.data.reading import read_examples
-from qlora_cli.data.sources import read_rows
+from qlora_cli.data.causes import Cause, RowError
+from qlora_cli.data.example import Place, RawRow
+from qlora_cli.data.sources import parse_row, read_raw, read_rows, source_files
 from qlora_cli.errors import DataError
 from qlora_cli.recipe.data_schema import SourceSection
 
 ROWS = [{"instruction": "Add 1 and 2.", "output": "3"}, {"instruction": "Grüße", "output": "你好 🙂"}]
 GOOD = b'{"instruction": "a", "output": "b"}\n'
-CHAT = b'{"messages": [{"role": "user", "content": "Hi"}, '
 
 
 def read(path, **keys):
@@ -63,78 +66,89 @@ def test_a_csv_row_after_a_quoted_line_end_keeps_its_line(tmp_path):
     ]
 
 
-def test_ten_megabytes_in_one_row_are_read(tmp_path):
-    long = "x" * 10_000_000
-    (tmp_path / "a.csv").write_text(f"text\n{long}\n")
-    (tmp_path / "a.jsonl").write_text(json.dumps({"text": long}))
-    assert read(tmp_path / "a.csv")[0][1] == read(tmp_path / "a.jsonl")[0][1] == {"text": long}
+def test_lines_are_handed_on_unparsed_with_their_offset(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + GOOD + b"\n" + GOOD)
+    raws = list(read_raw(SourceSection(path=str(path))))
+    assert raws == [
+        RawRow(Place(str(path), 1, 1), GOOD, 3),
+        RawRow(Place(str(path), 3, 2), GOOD, 3 + len(GOOD) + 1),
+    ]
+    assert parse_row(raws[0]) == {"instruction": "a", "output": "b"}
 
 
-MALFORMED = [
-    ("empty.jsonl", b"", ":1", "the file is empty"),
-    ("blank.jsonl", b"\n \n", ":1", "the file is empty"),
-    ("empty.json", b"", ":1", "the file is empty"),
-    ("bom_only.json", b"\xef\xbb\xbf", ":1", "the file is empty"),
-    ("empty.csv", b"", ":1", "the file is empty"),
-    ("empty_array.json", b"\n[\n]", ":3", "no rows"),
-    ("broken.jsonl", GOOD + b'{"instruction": "a"\n' + GOOD, ":2", "broken JSON: Expecting ',' delimiter"),
-    ("single_quotes.jsonl", GOOD + b"{'instruction': 'a'}\n", ":2", "broken JSON"),
-    ("trailing_comma.jsonl", GOOD + b'{"instruction": "a",}\n', ":2", "broken JSON"),
-    ("cut.jsonl", GOOD * 3 + b'{"instruction": "a', ":4", "Unterminated string"),
-    ("two_in_a_line.jsonl", GOOD + GOOD.strip() + GOOD, ":2", "text after the object"),
-    ("array_row.jsonl", GOOD + b'["a", "b"]\n', ":2", "a row must be an object, found a list"),
-    ("string_row.jsonl", GOOD + b'"a"\n', ":2", "a row must be an object, found a string"),
-    ("null_row.jsonl", b"null\n", ":1", "a row must be an object, found null"),
-    ("array_in.jsonl", b"[\n" + GOOD + b"]\n", ":1", "broken JSON"),
-    ("nan.jsonl", GOOD + b'{"instruction": "a", "output": NaN}\n', ":2", "NaN is not JSON"),
-    ("infinity.jsonl", b'{"score": -Infinity}\n', ":1", "-Infinity is not JSON"),
-    ("twice.jsonl", GOOD + b'{"output": "a", "output": "b"}\n', ":2", "key 'output' stands twice"),
-    ("twice_deep.jsonl", CHAT + b'{"role": "user", "role": "x"}]}', ":1", "key 'role' stands twice"),
-    ("latin1.jsonl", GOOD + '{"text": "Grüße"}'.encode("latin-1"), ":2", "byte 0xfc at offset 48 is not UTF-8"),
-    ("utf16.jsonl", '{"text": "a"}\n'.encode("utf-16"), ":1", "byte 0xff at offset 0 is not UTF-8"),
-    ("surrogate.jsonl", GOOD + b'{"text": "\\ud83d"}\n', ":2", "half of a surrogate pair"),
-    ("deep.jsonl", GOOD + b'{"text": ' + b"[" * 100_000 + b"\n", ":2", "nested too deeply"),
-    ("huge_number.jsonl", b'{"n": ' + b"9" * 5000 + b"}\n", ":1", "4300 digits"),
-    ("broken.json", b'[\n  {"a": 1},\n  {"a" 2}\n]', ":3", "broken JSON: Expecting ':' delimiter"),
-    ("trailing_comma.json", b'[\n  {"a": 1},\n]', ":3", "trailing comma"),
-    ("no_comma.json", b'[\n  {"a": 1}\n  {"a": 2}\n]', ":3", "expected , or ]"),
-    ("open.json", b'[\n  {"a": 1},\n  {"a": 2}\n', ":4", "never closes"),
-    ("after.json", b'[{"a": 1}]\n\n[]', ":3", "text after the closing ]"),
-    ("mixed.json", b'[\n  {"a": 1},\n  3\n]', ":3", "a row must be an object, found a number"),
-    ("nan.json", b'[\n  {"a": "NaN",\n   "b": NaN}\n]', ":3", "NaN is not JSON"),
-    ("twice.json", b'[\n  {"a": 1},\n  {"a": 1, "a": 2}\n]', ":3", "key 'a' stands twice"),
-    ("string.json", b'\n"text"', ":2", "must hold an array of objects"),
-    ("number.json", b"3", ":1", "must hold an array of objects"),
-    ("latin1.json", '[\n{"text": "Grüße"}]'.encode("latin-1"), ":2", "is not UTF-8"),
-    ("header_only.csv", b"text\n", ":1", "a header and no rows"),
-    ("ragged.csv", b"instruction,output\na,b\na,b,c\n", ":3", "3 fields where the header names 2"),
-    ("short.csv", b'instruction,output\n"a\n\nb",c\nd\n', ":5", "1 fields where the header names 2"),
-    ("twice.csv", b"text,text\na,b\n", ":1", "column 'text' stands twice"),
-    ("nameless.csv", b"text,,x\na,b,c\n", ":1", "column 2 of the header has no name"),
-    ("semicolon.csv", b"instruction;output\na;b\n", ":1", "separated by ';'"),
-    ("open_quote.csv", b'instruction,output\na,b\n"c,d\ne,f\n', ":3", "broken CSV"),
-    ("latin1.csv", "text\na\nGrüße\n".encode("latin-1"), ":3", "is not UTF-8"),
-    ("not_gzip.jsonl.gz", GOOD, "", "not a whole gzip file"),
-    ("cut.jsonl.gz", gzip.compress(GOOD * 9)[:-9], "", "not a whole gzip file"),
-    ("table.xlsx", b"PK", "", "unknown kind of data file '.xlsx'"),
-    ("README", b"text", "", "unknown kind of data file"),
-    ("a.parquet.gz", b"", "", "a gzipped .parquet file is not read"),
-    ("not.parquet", b"text", "", "not a Parquet file"),
-    ("not.arrow", b"text", "", "not an Arrow file"),
-]
+def test_nothing_is_read_before_the_first_row_is_asked_for(tmp_path):
+    rows = read_raw(SourceSection(path=str(tmp_path / "missing.jsonl")))
+    with pytest.raises(DataError, match="no such file"):
+        next(rows)
 
 
-@pytest.mark.parametrize(("name", "content", "line", "fragment"), MALFORMED, ids=[case[0] for case in MALFORMED])
-def test_a_malformed_file_is_refused_at_its_line(name, content, line, fragment, tmp_path):
-    path = tmp_path / name
-    path.write_bytes(content)
-    with pytest.raises(DataError) as caught:
-        read(path)
-    problem = caught.value.problems[0]
-    assert problem.place == f"{path}{line}"
-    assert fragment in problem.text
-    assert "\n" not in problem.text
-    assert caught.value.exit_code == 2
+@pytest.mark.parametrize("name", ["a.csv", "a.json", "a.jsonl"])
+def test_a_fault_of_one_row_does_not_keep_the_next_ones_back(name, tmp_path):
+    content = {
+        "a.csv": b"x,y\n1,2\n1\n3,4\n",
+        "a.json": b'[{"x": 1},\n3,\n{"x": 2}]',
+        "a.jsonl": b'{"x": 1}\n3\n{"x": 2}\n',
+    }
+    (tmp_path / name).write_bytes(content[name])
+    first, second, third = read_raw(SourceSection(path=str(tmp_path / name)))
+    with pytest.raises(RowError) as caught:
+        parse_row(second)
+    assert caught.value.cause is Cause.MALFORMED
+    assert caught.value.problems[0].place == str(second.place)
+    assert [place for place, _ in rows_until_fault(tmp_path / name)] == [first.place, third.place]
+
+
+def rows_until_fault(path):
+    rows = []
+    with pytest.raises(DataError):
+        rows.extend(read_rows(SourceSection(path=str(path))))
+    return rows
+
+
+def test_raw_rows_cross_to_another_process(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"x,y\n1,2\n1\n")
+    raws = list(read_raw(SourceSection(path=str(tmp_path / "a.csv"))))
+    assert pickle.loads(pickle.dumps(raws)) == raws  # noqa: S301 - our own
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz"])
+def test_memory_does_not_grow_with_the_rows(suffix, tmp_path):
+    peaks_bytes = []
+    for num_rows in (10_000, 30_000):
+        path = tmp_path / f"{num_rows}{suffix}"
+        write_rows(path, [{"text": f"{number} " + "word " * 30} for number in range(num_rows)])
+        tracemalloc.start()
+        assert sum(1 for _ in read_raw(SourceSection(path=str(path)))) == num_rows
+        peaks_bytes.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks_bytes[1] < peaks_bytes[0] + 20_000 * 80  # half the text of the rows that are more
+
+
+def write_rows(path, rows):
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    if path.suffix == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    elif path.suffix == ".csv":
+        path.write_text("text\n" + "".join(row["text"] + "\n" for row in rows))
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows))
+    else:
+        path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+
+
+def test_the_files_of_a_source_are_named(tmp_path):
+    (tmp_path / "b.jsonl").write_bytes(GOOD)
+    (tmp_path / "a.jsonl").write_bytes(GOOD)
+    datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved" / "deep")
+    assert source_files(SourceSection(path=str(tmp_path / "b.jsonl"))) == [tmp_path / "b.jsonl"]
+    saved = source_files(SourceSection(path=str(tmp_path / "saved" / "deep")))
+    assert [path.name for path in saved] == ["data-00000-of-00001.arrow", "dataset_info.json", "state.json"]
+    shutil.rmtree(tmp_path / "saved")
+    assert source_files(SourceSection(path=str(tmp_path))) == [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    assert source_files(SourceSection(path="owner/name")) == []
+    with pytest.raises(DataError, match="no such file"):
+        source_files(SourceSection(path=str(tmp_path / "c.jsonl")))
 
 
 def test_all_broken_lines_are_reported_and_the_rest_counted(tmp_path):
@@ -156,6 +170,12 @@ def test_a_missing_file_is_answered_with_close_names(tmp_path):
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(DataError, match=r"folder '.*/nowhere' does not exist"):
         read(tmp_path / "nowhere" / "train.jsonl")
+
+
+def test_streaming_is_refused_for_a_local_file(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(GOOD)
+    with pytest.raises(DataError, match=r"`streaming: true` is for Hub datasets.*\nhint: leave `streaming` out"):
+        read(tmp_path / "a.jsonl", streaming=True)
 
 
 @pytest.mark.parametrize("key", ["split", "subset", "revision"])
@@ -217,23 +237,3 @@ def test_a_hub_id_that_does_not_load_says_where_it_looked(monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     with pytest.raises(DataError, match="not a file or folder here, and as a Hub dataset it does not load"):
         read("no-such-owner/no-such-dataset")
-
-
-ALPACA_ROWS = [
-    (b'{"instruction": "a", "input": "", "answer": "b"}', "no format fits the columns: instruction, input, answer"),
-    (GOOD + b'{"instruction": "a"}', "no column 'output' for format alpaca; the columns are: instruction"),
-    (GOOD + b'{"instruction": "a", "output": null}', "output must be a string, found null"),
-    (GOOD + b'{"instruction": "a", "output": 3}', "output must be a string, found a number"),
-    (GOOD + b'{"instruction": "a", "output": " "}', "output is empty"),
-    (GOOD + b'{"instruction": ["a"], "output": "b"}', "instruction must be a string, found a list"),
-]
-
-
-@pytest.mark.parametrize(("content", "fragment"), ALPACA_ROWS)
-def test_a_row_that_does_not_fit_its_format_is_refused_at_its_line(content, fragment, tmp_path):
-    path = tmp_path / "a.jsonl"
-    path.write_bytes(content)
-    with pytest.raises(DataError) as caught:
-        read_examples(SourceSection(path=str(path)))
-    assert caught.value.problems[0].place == f"{path}:{content.count(b'{')}"
-    assert fragment in caught.value.problems[0].text
