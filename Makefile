@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 # A CPU whose other core is busy loses seconds to OpenMP threads that spin while they wait.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help install install-dev demo test test-gpu check format bench-gpu clean
+.PHONY: help install install-dev demo test test-gpu check format fuzz bench-data bench-gpu clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,12 @@ check: install-dev ## lint, format and types, changing nothing
 format: install-dev ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+fuzz: install-dev ## read broken data files for a minute; no fault may end in a traceback
+	$(BIN)/python tests/fuzz/fuzz_data.py --seconds 60
+
+bench-data: install ## JSON Lines to packed rows on disk, beside the bare tokenizer
+	$(BIN)/python benchmarks/data.py
 
 bench-gpu: install ## tokens/s and peak memory of an 8B shape with random weights
 	$(BIN)/python benchmarks/gpu.py

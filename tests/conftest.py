@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -28,6 +29,10 @@ def pytest_configure(config: pytest.Config) -> None:
     """Tests that are not marked `gpu` run on the CPU, also where there is a GPU."""
     if config.option.markexpr != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    # Tests find what other tests prepared, and never what the developer did.
+    cache = tempfile.TemporaryDirectory(prefix="qlora-tests-")
+    os.environ["QLORA_CACHE"] = cache.name
+    config.add_cleanup(cache.cleanup)
 
 
 def byte_tokenizer(*special_tokens: str, eos_token: str = "<|im_end|>") -> PreTrainedTokenizerFast:
@@ -77,3 +82,11 @@ def chat_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = ({"instruction": f"add {n} and {n + 1}", "output": str(2 * n + 1)} for n in range(48))
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def empty_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of prepared data that holds nothing yet."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("QLORA_CACHE", str(folder))
+    return folder

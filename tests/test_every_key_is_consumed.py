@@ -36,6 +36,7 @@ from tests.keys.observers import (
     tracker_project,
     train_tokens,
     trained,
+    training_texts,
     weights,
 )
 from tests.keys.scene import set_scene
@@ -95,6 +96,10 @@ HELD_OUT_HUB = {"data.eval.path": "org/data"}
 NF4 = {"quantization": {}}
 FOUR_STEPS = {"training.max_steps": 4}
 BY_EPOCHS = {"training.max_steps": None, "training.num_train_epochs": 1, "data.packing": False}
+LONG = {"data.train.path": "long.jsonl"}
+TWO_SOURCES = {"data.train": [{"path": "sums.jsonl", "weight": 2}, {"path": "uneven.jsonl", "weight": 1}]}
+TWO_SOURCES |= {"data.max_length": 512}
+UNEVEN = {"data.train.path": "uneven.jsonl", "data.max_length": 512}
 TASK = {"eval.tasks": [{"path": "sums.jsonl", "max_new_tokens": 2}]}
 TASK_PAIRS = {"eval.tasks": [{"path": "pairs.jsonl", "max_new_tokens": 2}]}
 TASK_BOTH = {"eval.tasks": [{"path": "both.jsonl", "max_new_tokens": 2}]}
@@ -134,10 +139,22 @@ KEYS: dict[str, Row] = {
     "data.eval.revision": Row(eval_tokens, ("one", "two"), HELD_OUT_HUB),
     "data.eval.format": Row(eval_tokens, ("messages", "sharegpt"), {"data.eval.path": "both.jsonl"}),
     "data.eval.columns": Row(eval_tokens, COLUMNS, {"data.eval.path": "pairs.jsonl"}),
+    "data.train.streaming": Row(train_tokens, (False, True), HUB_DATA),
+    "data.eval.streaming": Row(eval_tokens, (False, True), HELD_OUT_HUB),
     "data.eval_fraction": Row(eval_tokens, (0.2, 0.5)),
     "data.max_length": Row(batches, (64, 128)),
     "data.packing": Row(batches, (False, True)),
-    "data.truncation": Row(train_tokens, ("refuse", "drop"), {"data.train.path": "long.jsonl"}, may_refuse=True),
+    "data.truncation": Row(train_tokens, ("refuse", "drop", "cut_prompt"), LONG, may_refuse=True),
+    "data.train_on": Row(train_tokens, ("assistant", "last_turn", "all"), {"data.train.path": "talk.jsonl"}),
+    "data.mix_by": Row(training_texts, (None, "rows", "tokens"), TWO_SOURCES),
+    "data.stopping_strategy": Row(
+        training_texts, ("first_exhausted", "all_exhausted"), TWO_SOURCES | {"data.mix_by": "rows"}
+    ),
+    "data.clean.required": Row(training_texts, ([], ["note"]), UNEVEN),
+    "data.clean.min_chars": Row(training_texts, (1, 5), UNEVEN),
+    "data.clean.max_chars": Row(training_texts, (5, 500), UNEVEN),
+    "data.clean.dedupe": Row(training_texts, (None, "exact", "near"), UNEVEN),
+    "data.clean.strip": Row(train_tokens, (False, True), UNEVEN),
     "training.learning_rate": Row(optimization, (1e-3, 2e-3)),
     "training.weight_decay": Row(optimization, (0, 0.1)),
     "training.lr_scheduler_type": Row(optimization, ("cosine", "linear", "constant", "constant_with_warmup")),

@@ -38,6 +38,7 @@ HOMES = {
     "typer": ("cli",),
     "yaml": ("recipe",),
     "datasets": ("data",),
+    "datasketch": ("data",),
     "bitsandbytes": ("model", "compat", "deploy", "plan"),
     "peft": ("model", "deploy"),
     "trl": ("train",),

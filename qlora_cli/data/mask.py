@@ -15,26 +15,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import NamedTuple
 
 import jinja2
 
 from qlora_cli.data.example import Message
+from qlora_cli.data.generation_prompt import STAND_IN, GenerationPrompts, Tools
 from qlora_cli.data.traced_template import AmbiguousTraceError, Span, Trace, TracedTemplate
 from qlora_cli.errors import DataError
-
-Tools = list[dict[str, Any]] | None
-
-STAND_IN = "\U0010fa03"
-"""A private-use character in place of an answer, to see what the template prints around it."""
-
-NUM_ROWS_PROVEN = 8
-"""Rows of each shape whose generation prompt is rendered anew, before the shape's prompt is taken from memory."""
 
 _BOUNDARY = re.compile(r"[\s>\])}]")
 
 # What a template may raise on messages it was not written for: its own refusals, and Python's from inside it.
-_TEMPLATE_ERRORS = (
+TEMPLATE_ERRORS = (
     jinja2.TemplateError,
     AmbiguousTraceError,
     TypeError,
@@ -42,6 +35,7 @@ _TEMPLATE_ERRORS = (
     KeyError,
     IndexError,
     ValueError,
+    ArithmeticError,
 )
 
 
@@ -66,6 +60,19 @@ def common_prompt(prompt: str, turn: str) -> int:
     return length
 
 
+class Answer(NamedTuple):
+    """What the model is to produce in one go."""
+
+    start: int
+    """First character."""
+
+    end: int
+    """The one after the last."""
+
+    turn: int | None
+    """Index of the message; None for a `{% generation %}` block outside of every message's text."""
+
+
 class ChatMask:
     """Renders conversations and finds the characters to train."""
 
@@ -81,8 +88,14 @@ class ChatMask:
                 f"line {error.lineno} of the chat template: {error.message}",
                 hint="correct the template, or name another in `model.chat_template`",
             ) from error
-        self._prompts: dict[tuple[Any, ...], tuple[str, int]] = {}  # shape -> prompt, rows that proved it
-        self._prompt_depends_on_text = False
+        self._prompts = GenerationPrompts(
+            lambda messages, tools: self.trace(messages, tools, add_generation_prompt=True)
+        )
+
+    @property
+    def markup_read(self) -> frozenset[str]:
+        """Words that the template looks for in the messages, such as `</think>`."""
+        return self._traced.markup_read
 
     def trace(self, messages: Sequence[Message], tools: Tools = None, *, add_generation_prompt: bool = False) -> Trace:
         """Render with each message's characters.
@@ -92,46 +105,58 @@ class ChatMask:
         """
         try:
             return self._traced.render(messages, tools, add_generation_prompt=add_generation_prompt)
-        except _TEMPLATE_ERRORS as error:
+        except TEMPLATE_ERRORS as error:
             raise DataError(f"the chat template refuses the conversation: {error}") from error
 
-    def trained_spans(self, trace: Trace, messages: Sequence[Message], tools: Tools = None) -> list[Span]:
-        """Characters to train, in order, one span for each assistant turn or `{% generation %}` block.
+    def answers(self, trace: Trace, messages: Sequence[Message], tools: Tools = None) -> list[Answer]:
+        """What the model is to produce, in order: each assistant turn, or each `{% generation %}` block.
 
         Raises:
             DataError: if the assistant's words cannot be told from the rest.
         """
         if self._traced.has_generation_blocks:
-            return trace.generated
-        spans = []
-        for index, message in enumerate(messages):
-            if message["role"] != "assistant" or index not in trace.turns:
-                continue
-            start, end = trace.turns[index]
-            if index == len(messages) - 1:
-                end = len(trace.text)  # e.g. Phi-3 prints eos_token after its loop
-            start += self._num_prompt_characters(trace.text[start:end], messages, index, tools)
-            # A closing space ("</s> ") only parts the turn from the next one, and merges into its first word.
-            end -= len(trace.text[start:end]) - len(trace.text[start:end].rstrip(" "))
-            if end > start:
-                spans.append((start, end))
+            return [Answer(start, end, _turn_at(start, trace)) for start, end in trace.generated]
         if not trace.turns:
             raise DataError(
                 "the chat template does not loop over the messages, so the assistant's words cannot be found",
                 hint="put {% generation %} and {% endgeneration %} around the assistant's text in the template, "
                 "and name it in `model.chat_template`",
             )
+        answers = []
+        for index, message in enumerate(messages):
+            if message["role"] == "assistant" and index in trace.turns:
+                start, end = self._answer_in_turn(trace, messages, index, tools)
+                if end > start:
+                    answers.append(Answer(start, end, index))
         if any(message["role"] == "tool" for message in messages):
-            self._refuse_tool_results_inside(messages, tools)
-        return spans
+            return self._without_tool_results(answers, trace, messages, tools)
+        return answers
 
-    def _num_prompt_characters(self, turn: str, messages: Sequence[Message], index: int, tools: Tools) -> int:
-        """How much of the assistant turn at `index` the generation prompt already holds."""
-        prompt = self._generation_prompt(messages[:index], tools)
+    def _answer_in_turn(self, trace: Trace, messages: Sequence[Message], index: int, tools: Tools) -> Span:
+        """The characters of an assistant turn that follow its generation prompt."""
+        text = trace.text
+        start, end = trace.turns[index]
+        if index == len(messages) - 1:
+            end = len(text)  # e.g. Phi-3 prints eos_token after its loop
+        turn = text[start:end]
+        prompt = self._prompts.before(messages, index, tools, turn)
         if turn.startswith(prompt):
-            return len(prompt)
-        # The turn begins otherwise, e.g. without the "<think>" that the prompt opens, or with a default system turn.
-        # An answer that happens to begin like the rest of the prompt must not count as prompt: it is put out.
+            start += len(prompt)
+        else:
+            start += self._num_prompt_characters(prompt, turn, messages, index, tools)
+        # A closing space ("</s> ") only parts the turn from the next one, and merges into its first word.
+        if turn.endswith(" "):
+            end -= len(turn) - len(turn.rstrip(" "))
+        return start, end
+
+    def _num_prompt_characters(
+        self, prompt: str, turn: str, messages: Sequence[Message], index: int, tools: Tools
+    ) -> int:
+        """How much of a turn the generation prompt holds where the turn does not begin with all of it.
+
+        It begins e.g. without the "<think>" that the prompt opens, or with a default system turn. An answer that
+        happens to begin like the rest of the prompt must not count as prompt: it is put out.
+        """
         if not messages[index].get("content"):
             return common_prompt(prompt, turn)
         stood_in = [*messages]
@@ -143,31 +168,37 @@ class ChatMask:
             return head.rindex(prompt) + len(prompt)
         return min(common_prompt(prompt, trace.text[start:end]), common_prompt(prompt, turn))
 
-    def _generation_prompt(self, messages: Sequence[Message], tools: Tools) -> str:
-        """What the template prints after `messages` to make the assistant speak.
+    def _without_tool_results(
+        self, answers: Sequence[Answer], trace: Trace, messages: Sequence[Message], tools: Tools
+    ) -> list[Answer]:
+        """Some templates print a tool's result inside the assistant's turn that called it.
 
-        It depends on roles and tool calls and hardly ever on text, so conversations of one shape share it, once the
-        first `NUM_ROWS_PROVEN` of that shape agreed. Where any did not, nothing is shared.
+        What the assistant says there ends where the text ends that the template prints without the result.
         """
-        shape = (bool(tools), *((message["role"], "tool_calls" in message) for message in messages))
-        known, num_proven = self._prompts.get(shape, ("", 0))
-        if num_proven >= NUM_ROWS_PROVEN and not self._prompt_depends_on_text:
-            return known
-        before = messages or [{"role": "user", "content": STAND_IN}]
-        trace = self.trace(before, tools, add_generation_prompt=True)
-        prompt = trace.text[trace.end_of_turns :]
-        if num_proven and prompt != known:
-            self._prompt_depends_on_text = True
-        self._prompts[shape] = (prompt, num_proven + 1)
-        return prompt
-
-    def _refuse_tool_results_inside(self, messages: Sequence[Message], tools: Tools) -> None:
-        """Some templates print a tool's result inside the assistant's turn that called it."""
         probe = [{**message, "content": STAND_IN} if message["role"] == "tool" else message for message in messages]
-        trace = self.trace(probe, tools)
-        for index, (start, end) in trace.turns.items():
-            if messages[index]["role"] == "assistant" and STAND_IN in trace.text[start:end]:
-                raise DataError(
-                    "the chat template prints tool results inside the assistant's turn, where they would be trained",
-                    hint="put {% generation %} blocks around what the assistant says in the template",
-                )
+        probed = self.trace(probe, tools)
+        kept = []
+        for answer in answers:
+            assert answer.turn is not None  # answers of templates without generation blocks
+            start, end = probed.turns[answer.turn]
+            if STAND_IN in probed.text[start:end]:
+                answer = answer._replace(end=self._end_of_call(trace, messages[: answer.turn + 1], tools))
+            kept.append(answer)
+        return kept
+
+    def _end_of_call(self, trace: Trace, messages: Sequence[Message], tools: Tools) -> int:
+        """Where the text of a conversation ends that is cut after a tool call, in the text of the whole."""
+        try:
+            text = self.trace(messages, tools).text
+            if trace.text.startswith(text):
+                return len(text)
+        except DataError:
+            pass  # a template that wants a result for every call
+        raise DataError(
+            "the chat template prints tool results inside the assistant's turn, where they would be trained",
+            hint="put {% generation %} blocks around what the assistant says in the template",
+        )
+
+
+def _turn_at(position: int, trace: Trace) -> int | None:
+    return next((index for index, (start, end) in trace.turns.items() if start <= position < end), None)

@@ -40,8 +40,6 @@ class Share:
     tokens: int
     share_of_rows: float
     share_of_tokens: float
-    repeats: float
-    """How often each of its rows is seen, on average."""
 
 
 def mix(
@@ -185,7 +183,6 @@ def shares(num_tokens: Sequence[np.ndarray], chosen: Sequence[Numbers]) -> list[
             tokens=tokens[at],
             share_of_rows=rows[at] / sum(rows) if rows[at] else 0.0,
             share_of_tokens=tokens[at] / sum(tokens) if tokens[at] else 0.0,
-            repeats=rows[at] / len(num_tokens[at]) if rows[at] else 0.0,
         )
         for at in range(len(rows))
     ]

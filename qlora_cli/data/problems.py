@@ -27,15 +27,8 @@ class RowProblems:
         for problem in error.problems:
             self.add(problem.text, problem.place, problem.hint)
 
-    def raise_if_any(self) -> None:
-        """Raise all that was noted.
-
-        Raises:
-            DataError: with the shown problems, a hint only where it differs from the one before, and a count of
-                those not shown.
-        """
-        if not self._shown:
-            return
+    def problems(self) -> list[Problem]:
+        """All that was noted: a hint only where it differs from the one before, and a count of those not shown."""
         problems: list[Problem] = []
         hint_before = ""
         for problem in self._shown:
@@ -44,4 +37,13 @@ class RowProblems:
             problems.append(Problem(problem.text, problem.place, hint))
         if self._num_hidden:
             problems.append(Problem(f"... and {self._num_hidden:,} more problems like these"))
-        raise DataError(problems)
+        return problems
+
+    def raise_if_any(self) -> None:
+        """Raise all that was noted.
+
+        Raises:
+            DataError: with `problems`.
+        """
+        if self._shown:
+            raise DataError(self.problems())

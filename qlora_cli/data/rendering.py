@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,44 +10,55 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from qlora_cli.data.encoding import Encoder
+from qlora_cli.data.causes import Cause, RowError
+from qlora_cli.data.chat_text import ChatText, ChatTexts
+from qlora_cli.data.encoding import Encoded, Encoder
 from qlora_cli.data.example import Example, Message, PlainText
-from qlora_cli.data.mask import STAND_IN, ChatMask, Tools
+from qlora_cli.data.generation_prompt import STAND_IN, Tools
 from qlora_cli.data.problems import RowProblems
+from qlora_cli.data.special_text import Originals
 from qlora_cli.data.token_row import IGNORE_INDEX, TokenRow, mask_labels
 from qlora_cli.data.traced_template import Span
+from qlora_cli.data.turn_choice import TrainOn, choose, untrained_turns
 from qlora_cli.errors import DataError
 
 __all__ = ["IGNORE_INDEX", "Renderer", "TokenRow"]
 
 ALPACA_TEMPLATE = Path(__file__).parent / "templates" / "alpaca.jinja"
 
-NUM_ROWS_COMPARED = 32
-"""Rows of each call whose text is compared with that of `apply_chat_template`."""
-
 BATCH_ROWS = 2048
 """Rows tokenized in one call."""
 
-_TOOLS_HINT = "use a base model or `model.chat_template` whose template prints tools, or leave such rows out"
 
-
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class _Text:
     """A rendered example before it is tokens."""
 
     text: str
     spans: list[Span]
-    example: Example
+    """What the assistant says, or the completion; the text is cut there."""
+
+    is_trained: list[bool]
+    """Of each span."""
+
+    originals: Originals
+    """Special tokens that messages spell, by their stand-ins in `text`."""
 
 
 class Renderer:
-    """Renders with the tokenizer's chat template and masks what the assistant does not say."""
+    """Renders with the tokenizer's chat template and masks what the assistant does not say.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str | None = None) -> None:
+    For one thread at a time; it starts none before its first batch, so processes may be forked with it.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, template: str | None = None, *, train_on: TrainOn = "assistant"
+    ) -> None:
         """
         Args:
             tokenizer: a fast tokenizer with an end-of-sequence token.
             template: Jinja text instead of the tokenizer's own. Without either, the Alpaca template stands in.
+            train_on: every assistant turn, only the last one (of plain text: the completion), or every token.
 
         Raises:
             DataError: a tokenizer or template that rows cannot be masked with.
@@ -57,10 +69,11 @@ class Renderer:
                 hint="set `eos_token` in the base model's tokenizer_config.json",
             )
         self._tokenizer = tokenizer
+        self._train_on = train_on
         self._encoder = Encoder(tokenizer)
         self.template: str = template or self._own_template()
         """The Jinja text in force. Save it with the tokenizer, so that inference prints the same."""
-        self._mask = ChatMask(self.template, tokenizer.special_tokens_map)
+        self._texts = ChatTexts(tokenizer, self.template)
 
     def _own_template(self) -> str:
         if self._tokenizer.chat_template is not None:
@@ -80,19 +93,31 @@ class Renderer:
         Raises:
             DataError: every example that the template refuses (the first 20 in full).
         """
-        rows: list[TokenRow] = []
+        rows = []
         problems = RowProblems()
-        for start in range(0, len(examples), BATCH_ROWS):
-            texts = []
-            for number, example in enumerate(examples[start : start + BATCH_ROWS], start=start):
-                try:
-                    texts.append(self._text(example, is_compared=number < NUM_ROWS_COMPARED))
-                except DataError as error:
-                    problem = error.problems[0]
-                    problems.add(problem.text, example.place, problem.hint)
-            rows.extend(self._token_rows(texts))
+        for outcome in self.render_each(examples):
+            if isinstance(outcome, DataError):
+                problems.add_error(outcome)
+            else:
+                rows.append(outcome)
         problems.raise_if_any()
         return rows
+
+    def render_each(self, examples: Sequence[Example]) -> list[TokenRow | DataError]:
+        """Tokens and labels of each example, or why there are none, in order.
+
+        Rows of which no token is trained are rows like any other.
+        """
+        outcomes: list[TokenRow | DataError] = []
+        for start in range(0, len(examples), BATCH_ROWS):
+            batch = examples[start : start + BATCH_ROWS]
+            texts = [self._text_or_error(example) for example in batch]
+            encoded = iter(self._encode([text for text in texts if isinstance(text, _Text)]))
+            outcomes += [
+                self._token_row(example, text, next(encoded)) if isinstance(text, _Text) else text
+                for example, text in zip(batch, texts, strict=True)
+            ]
+        return outcomes
 
     def prompt_ids(self, messages: Sequence[Message], tools: Tools = None) -> list[int]:
         """The tokens that make the assistant answer `messages`: the exact prefix of a row that was trained on them.
@@ -100,12 +125,33 @@ class Renderer:
         Raises:
             DataError: if the template refuses the messages.
         """
-        self._refuse_ignored_tools(messages, tools)
-        messages = self._as_template_reads(messages)
-        trace = self._mask.trace(messages, tools, add_generation_prompt=True)
-        spans = self._mask.trained_spans(trace, messages, tools) if _has_assistant(messages) else []
-        # A training row is cut at the start of each trained span; the one that follows the prompt is at its end.
-        return self._encoder.encode([trace.text], [[*spans, (len(trace.text), len(trace.text))]])[0].input_ids
+        rendered = self._texts.render_prompt(messages, tools)
+        # A training row is cut at the start of each answer; the one that follows the prompt is at its end.
+        end = len(rendered.text)
+        spans = [*_spans(rendered), (end, end)]
+        return self._encode([_Text(rendered.text, spans, [], rendered.originals)])[0].input_ids
+
+    def special_text(self, example: Example) -> str | None:
+        """The first special token, such as `</s>`, that a conversation's text spells. It is tokenized as text.
+
+        Plain text is None: there such tokens are meant, for example in chats that were rendered elsewhere.
+        """
+        if isinstance(example, PlainText):
+            return None
+        return self._texts.special.find(example.messages, example.tools)
+
+    @property
+    def bos_token_id(self) -> int | None:
+        """The tokenizer's token for the beginning of a document."""
+        token: int | None = self._tokenizer.bos_token_id
+        return token
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash over what shapes tokens and labels here: tokenizer, template, and what is trained."""
+        special_tokens = sorted(map(str, self._tokenizer.special_tokens_map.items()))
+        parts = (self._tokenizer.backend_tokenizer.to_str(), self.template, self._train_on, *special_tokens)
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
     @cached_property
     def end_of_turn_ids(self) -> frozenset[int]:
@@ -113,7 +159,7 @@ class Renderer:
         ids = {self._tokenizer.eos_token_id}
         messages = [{"role": "user", "content": STAND_IN}, {"role": "assistant", "content": STAND_IN * 2}]
         try:
-            trace = self._mask.trace(self._as_template_reads(messages))
+            trace = self._texts.mask.trace(self._texts.as_template_reads(messages))
         except DataError:
             return frozenset(ids)
         _, answer, closing = trace.text.rpartition(STAND_IN)
@@ -123,27 +169,54 @@ class Renderer:
             ids.update(token for token in closing_ids.input_ids if token in added and added[token].content.strip())
         return frozenset(ids)
 
-    def _text(self, example: Example, *, is_compared: bool) -> _Text:
+    def _text_or_error(self, example: Example) -> _Text | RowError:
+        try:
+            return self._text(example)
+        except DataError as error:
+            cause = error.cause if isinstance(error, RowError) else Cause.TEMPLATE
+            problem = error.problems[0]
+            return RowError(cause, problem.text, place=str(example.place), hint=problem.hint)
+
+    def _text(self, example: Example) -> _Text:
         """The example as text with the characters to train."""
         if isinstance(example, PlainText):
-            start = len(example.prompt)
-            return _Text(example.prompt + example.completion, [(start, start + len(example.completion))], example)
-        self._refuse_ignored_tools(example.messages, example.tools)
-        messages = self._as_template_reads(example.messages)
-        trace = self._mask.trace(messages, example.tools)
-        if is_compared:
-            self._compare_with_transformers(trace.text, messages, example.tools)
-        return _Text(trace.text, self._mask.trained_spans(trace, messages, example.tools), example)
+            start, end = len(example.prompt), len(example.prompt) + len(example.completion)
+            return _Text(example.prompt + example.completion, [(start, end)], [True], {})
+        untrained = untrained_turns(example.messages)
+        rendered = self._texts.render(example.messages, example.tools)
+        is_trained = choose(rendered.answers, untrained, self._train_on)
+        return _Text(rendered.text, _spans(rendered), is_trained, rendered.originals)
 
-    def _token_rows(self, texts: Sequence[_Text]) -> list[TokenRow]:
-        encoded = self._encoder.encode([item.text for item in texts], [item.spans for item in texts])
-        rows = []
-        for item, tokens in zip(texts, encoded, strict=True):
-            input_ids, spans = tokens.input_ids, tokens.spans
-            if isinstance(item.example, PlainText):
-                input_ids, spans = self._as_document(input_ids, spans)
-            rows.append(TokenRow(input_ids, mask_labels(input_ids, spans), item.example.place))
-        return rows
+    def _encode(self, texts: Sequence[_Text]) -> list[Encoded]:
+        encoded = iter(
+            self._encoder.encode(
+                [item.text for item in texts if not item.originals],
+                [item.spans for item in texts if not item.originals],
+            )
+        )
+        return [
+            self._encoder.encode_with_plain_text(
+                item.text, item.spans, self._texts.special.plain_stretches(item.text, item.originals), item.originals
+            )
+            if item.originals
+            else next(encoded)
+            for item in texts
+        ]
+
+    def _token_row(self, example: Example, text: _Text, encoded: Encoded) -> TokenRow:
+        input_ids, spans = encoded.input_ids, encoded.spans
+        if isinstance(example, PlainText):
+            input_ids, spans = self._as_document(input_ids, spans)
+        if self._train_on == "all":
+            labels = mask_labels(input_ids, [(0, len(input_ids))])
+            for (start, end), is_trained in zip(spans, text.is_trained, strict=True):
+                if not is_trained:
+                    labels[start:end] = [IGNORE_INDEX] * (end - start)
+        elif all(text.is_trained):
+            labels = mask_labels(input_ids, spans)
+        else:
+            labels = mask_labels(input_ids, [span for span, is_in in zip(spans, text.is_trained, strict=True) if is_in])
+        return TokenRow(input_ids, labels, example.place)
 
     def _as_document(self, input_ids: list[int], spans: list[Span]) -> tuple[list[int], list[Span]]:
         """Plain text between the tokens that begin and end a document, each once; the end is trained."""
@@ -155,47 +228,6 @@ class Renderer:
         [(start, _)] = spans
         return prefix + input_ids, [(len(prefix) + start, len(prefix) + len(input_ids))]
 
-    def _compare_with_transformers(self, text: str, messages: list[Message], tools: Tools) -> None:
-        """Inference renders with `apply_chat_template`; what is trained must be the same to the character."""
-        theirs = self._tokenizer.apply_chat_template(messages, tools=tools, chat_template=self.template, tokenize=False)
-        if text != theirs:
-            pairs = enumerate(zip(text, theirs, strict=False))
-            at = next((at for at, (one, other) in pairs if one != other), min(len(text), len(theirs)))
-            raise DataError(
-                "the chat template prints other text when it is traced: "
-                f"{text[at : at + 20]!r} instead of {theirs[at : at + 20]!r}",
-                hint="put {% generation %} blocks around the assistant's text, outside of {% set %} blocks and filters",
-            )
 
-    def _refuse_ignored_tools(self, messages: Sequence[Message], tools: Tools) -> None:
-        """A template that never reads tools or calls would drop them without a word."""
-        if tools and "tools" not in self.template:
-            raise DataError("the row has tools, and the chat template leaves them out", hint=_TOOLS_HINT)
-        if "tool_calls" not in self.template and any("tool_calls" in message for message in messages):
-            raise DataError("the row has tool calls, and the chat template leaves them out", hint=_TOOLS_HINT)
-
-    def _as_template_reads(self, messages: Sequence[Message]) -> list[Message]:
-        """Content as strings, or as lists of text parts for templates that read nothing else."""
-        if not self._reads_only_parts:
-            return list(messages)
-        return [
-            {**message, "content": [{"type": "text", "text": message["content"]}]}
-            if isinstance(message.get("content"), str)
-            else message
-            for message in messages
-        ]
-
-    @cached_property
-    def _reads_only_parts(self) -> bool:
-        """Templates of vision models may loop over content parts and print nothing of a string."""
-        shown = []
-        for content in (STAND_IN, [{"type": "text", "text": STAND_IN}]):
-            try:
-                shown.append(STAND_IN in self._mask.trace([{"role": "user", "content": content}]).text)
-            except DataError:
-                shown.append(False)
-        return shown == [False, True]
-
-
-def _has_assistant(messages: Sequence[Message]) -> bool:
-    return any(message["role"] == "assistant" for message in messages)
+def _spans(rendered: ChatText) -> list[Span]:
+    return [(answer.start, answer.end) for answer in rendered.answers]

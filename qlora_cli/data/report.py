@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -104,6 +104,17 @@ class DataReport:
     def as_dict(self) -> dict[str, Any]:
         """The report as JSON holds it."""
         return {"is_trainable": self.is_trainable, **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> DataReport:
+        """The report that `as_dict` gave, after its way through JSON."""
+        given = {key: value for key, value in values.items() if key != "is_trainable"}
+        lengths = given["lengths"]
+        if lengths is not None:
+            lengths = Lengths(**{**lengths, "histogram": tuple(map(tuple, lengths["histogram"]))})
+        sources = tuple(SourceReport(**source) for source in given["sources"])
+        findings = tuple(Finding(**finding) for finding in given["findings"])
+        return cls(**{**given, "sources": sources, "findings": findings, "lengths": lengths})
 
 
 def measure_lengths(lengths: Sequence[int] | np.ndarray, longest_place: str) -> Lengths | None:

@@ -38,5 +38,6 @@ def mask_labels(input_ids: list[int], spans: Sequence[tuple[int, int]]) -> list[
     labels = [IGNORE_INDEX] * len(input_ids)
     for start, end in spans:
         labels[start:end] = input_ids[start:end]
-    labels[:1] = [IGNORE_INDEX] * len(labels[:1])
+    if labels:
+        labels[0] = IGNORE_INDEX
     return labels

@@ -6,12 +6,11 @@ The changed program is rendered once; the marks are cut out and where they stood
 template's words are guessed. `{% generation %}` blocks, where a template has them, are marked in the same way.
 
     {% for message in messages %}<|im_start|>...<|im_end|>{% endfor %}
-    {% for message in messages %}{{ mark(message) }}<|im_start|>...<|im_end|>{% endfor %}{{ close() }}
+    {% for message in messages %}{{ message | mark }}<|im_start|>...<|im_end|>{% endfor %}{{ close }}
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,18 +23,23 @@ from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from qlora_cli import compat
 from qlora_cli.data.example import Message
+from qlora_cli.data.template_tree import loop_before_constant_tail, markup_read
 
 Span = tuple[int, int]
 """First character and the one after the last."""
 
-# Characters of the last private-use plane; text that holds them is refused by the count of marks.
-_OPEN, _CLOSE = "\U0010fa01", "\U0010fa02"
-_MARK = re.compile(f"{_OPEN}(-?\\d+),(-?\\d+){_CLOSE}")
+# A mark is this character and one whose number says which mark it is. Private use; a chat that holds it is refused.
+_OPEN = "\U0010fa01"
+_FIRST_NUMBER = 0x10000
 _NO_MESSAGE = -1
+_NOTHING = "_nothing"  # name of a variable for marks that look at none
 _GENERATION = -1  # stands for the loop's number in the marks of a {% generation %} block
 
+_Mark = tuple[int, int]
+"""Number of the loop, index of the message."""
 
-@dataclass
+
+@dataclass(slots=True)
 class Trace:
     """A rendered chat and who made which part of it."""
 
@@ -48,6 +52,9 @@ class Trace:
     generated: list[Span] = field(default_factory=list)
     """Characters inside `{% generation %}` blocks."""
 
+    ends_constantly: bool = False
+    """Whether what follows the last message is the same after every conversation."""
+
     @property
     def end_of_turns(self) -> int:
         """Where the text of the last message ends."""
@@ -59,7 +66,11 @@ class AmbiguousTraceError(ValueError):
 
 
 class _MarkInserter(NodeTransformer):
-    """Puts the marks into a parsed template."""
+    """Puts the marks into a parsed template.
+
+    A mark is printed by a filter (`{{ message | mark_message(0) }}`): the sandbox checks every call of a function
+    at a cost of a microsecond, and no filter.
+    """
 
     def __init__(self) -> None:
         self.num_loops = 0
@@ -70,25 +81,24 @@ class _MarkInserter(NodeTransformer):
         self.num_loops += 1
         self.generic_visit(node)
         if isinstance(node.target, nodes.Name):
-            target = nodes.Name(node.target.name, "load")
-            node.body.insert(0, _print_call(node.lineno, "__mark_message__", nodes.Const(loop), target))
-        return [node, _print_call(node.lineno, "__mark_loop_end__", nodes.Const(loop))]
+            node.body.insert(0, _print_filtered(node.lineno, node.target.name, "mark_message", loop))
+        return [node, _print_filtered(node.lineno, _NOTHING, "mark_loop_end", loop)]
 
     def visit_CallBlock(self, node: nodes.CallBlock) -> nodes.Node:  # noqa: N802 - the name that Jinja calls
         self.generic_visit(node)
         called = node.call.node
         if isinstance(called, nodes.ExtensionAttribute) and called.name == "_generation_support":
             self.has_generation_blocks = True
-            start = _print_call(node.lineno, "__mark_generation__", nodes.Const(0))
-            end = _print_call(node.lineno, "__mark_generation__", nodes.Const(_NO_MESSAGE))
+            start = _print_filtered(node.lineno, _NOTHING, "mark_generation", 0)
+            end = _print_filtered(node.lineno, _NOTHING, "mark_generation", _NO_MESSAGE)
             node.body = [start, *node.body, end]
         return node
 
 
-def _print_call(line: int, function: str, *arguments: nodes.Expr) -> nodes.Output:
-    """The node of `{{ function(arguments) }}`."""
-    call = nodes.Call(nodes.Name(function, "load"), list(arguments), [], None, None)
-    return nodes.Output([call], lineno=line)
+def _print_filtered(line: int, variable: str, filter_name: str, number: int) -> nodes.Output:
+    """The node of `{{ variable | filter_name(number) }}`."""
+    shown = nodes.Filter(nodes.Name(variable, "load"), filter_name, [nodes.Const(number)], [], None, None)
+    return nodes.Output([shown], lineno=line)
 
 
 class TracedTemplate:
@@ -103,22 +113,29 @@ class TracedTemplate:
         Raises:
             jinja2.TemplateSyntaxError: if `source` is not Jinja.
         """
-        environment = _compile_jinja_template(source).environment
+        shared = _compile_jinja_template(source).environment
+        environment = shared.overlay()
+        environment.filters = {
+            **shared.filters,
+            "mark_message": self._mark_message,
+            "mark_loop_end": self._mark_loop_end,
+            "mark_generation": self._mark_generation,
+        }
+        tree = environment.parse(source)
+        self.markup_read = markup_read(tree)
+        """Words that the template looks for in the messages, such as `</think>`."""
+        self._last_loop = loop_before_constant_tail(tree)
         inserter = _MarkInserter()
-        tree = inserter.visit(environment.parse(source))
+        tree = inserter.visit(tree)
         tree.set_environment(environment)
         self.has_generation_blocks = inserter.has_generation_blocks
-        self._special_tokens = dict(special_tokens)
+        template = Template.from_code(environment, environment.compile(tree), environment.make_globals(None))
+        self._new_context = template.new_context
+        self._print = template.root_render_func
+        self._variables = {**template.globals, "documents": None, _NOTHING: None, **special_tokens}
         self._index_of: dict[int, int] = {}
         self._open_loops: set[int] = set()
-        self._num_marks = 0
-        marks = {
-            "__mark_message__": self._mark_message,
-            "__mark_loop_end__": self._mark_loop_end,
-            "__mark_generation__": lambda index: self._mark(_GENERATION, index),
-        }
-        code = environment.compile(tree)
-        self._template = Template.from_code(environment, code, environment.make_globals(marks))
+        self._marks: list[_Mark] = []
 
     def render(
         self, messages: Sequence[Message], tools: list[dict[str, Any]] | None, *, add_generation_prompt: bool
@@ -129,27 +146,27 @@ class TracedTemplate:
             AmbiguousTraceError: if a message is printed twice.
             jinja2.TemplateError: what the template itself refuses.
         """
-        # The same preparation as in apply_chat_template: keys that are None are absent, reasoning has one name.
-        chat = compat.alias_reasoning_fields(
-            [{key: value for key, value in message.items() if value is not None} for message in messages]
-        )
+        chat = _as_handed_to_templates(messages)
         self._index_of = {id(message): index for index, message in enumerate(chat)}
         self._open_loops.clear()
-        self._num_marks = 0
-        marked = self._template.render(
-            messages=chat,
-            tools=tools,
-            documents=None,
-            add_generation_prompt=add_generation_prompt,
-            **self._special_tokens,
-        )
-        return _read_marks(marked, self._num_marks)
+        self._marks = []
+        variables = {
+            **self._variables,
+            "messages": chat,
+            "tools": tools,
+            "add_generation_prompt": add_generation_prompt,
+        }
+        marked = "".join(self._print(self._new_context(variables, shared=True)))
+        trace = _read_marks(marked, self._marks)
+        # The tree shows what follows the last loop; the marks, that this loop printed the last message.
+        trace.ends_constantly = self._last_loop is not None and self._marks[-1:] == [(self._last_loop, _NO_MESSAGE)]
+        return trace
 
     def _mark(self, loop: int, index: int) -> str:
-        self._num_marks += 1
-        return f"{_OPEN}{loop},{index}{_CLOSE}"
+        self._marks.append((loop, index))
+        return _OPEN + chr(_FIRST_NUMBER - 1 + len(self._marks))
 
-    def _mark_message(self, loop: int, item: Any) -> str:
+    def _mark_message(self, item: Any, loop: int) -> str:
         index = self._index_of.get(id(item))
         if index is not None:
             self._open_loops.add(loop)
@@ -157,45 +174,72 @@ class TracedTemplate:
         # A message that the template made up, e.g. a default system turn, ends the one before it.
         return self._mark(loop, _NO_MESSAGE) if loop in self._open_loops else ""
 
-    def _mark_loop_end(self, loop: int) -> str:
+    def _mark_loop_end(self, _: Any, loop: int) -> str:
         if loop not in self._open_loops:
             return ""
         self._open_loops.discard(loop)
         return self._mark(loop, _NO_MESSAGE)
 
+    def _mark_generation(self, _: Any, index: int) -> str:
+        return self._mark(_GENERATION, index)
 
-def _read_marks(marked: str, num_marks: int) -> Trace:
+
+def _as_handed_to_templates(messages: Sequence[Message]) -> Sequence[Message]:
+    """The same preparation as in `apply_chat_template`: keys that are None are absent, reasoning has one name.
+
+    Messages of a role and a content alone, as most are, need none.
+    """
+    for message in messages:
+        if len(message) != 2 or message.get("content") is None or message.get("role") is None:
+            break
+    else:
+        if len(set(map(id, messages))) == len(messages):
+            return messages
+    # Each message becomes an object of its own, by which it is known, even where one stands in the list twice.
+    return compat.alias_reasoning_fields(
+        [{key: value for key, value in message.items() if value is not None} for message in messages]
+    )
+
+
+def _read_marks(marked: str, marks: Sequence[_Mark]) -> Trace:
     """Cut the marks out; between two marks of one loop lies the text of the first one's message.
 
-    >>> a, b, end = (f"{_OPEN}0,{index}{_CLOSE}" for index in (0, 1, -1))
-    >>> _read_marks(f"<s>{a}Hi{b}Hello{end}.", num_marks=3)
-    Trace(text='<s>HiHello.', turns={0: (3, 5), 1: (5, 10)}, generated=[])
+    Args:
+        marked: the chat with its marks.
+        marks: what each mark means, by its number.
+
+    >>> marks = [(0, 0), (0, 1), (0, -1)]  # the first loop is at message 0, then at message 1, then at its end
+    >>> a, b, end = (f"{_OPEN}{chr(_FIRST_NUMBER + number)}" for number in range(3))
+    >>> _read_marks(f"<s>{a}Hi{b}Hello{end}.", marks)
+    Trace(text='<s>HiHello.', turns={0: (3, 5), 1: (5, 10)}, generated=[], ends_constantly=False)
     """
-    pieces = _MARK.split(marked)  # text, loop, index, text, loop, index, ..., text
-    text = "".join(pieces[::3])
-    if len(pieces) // 3 != num_marks or _OPEN in text or _CLOSE in text:
+    head, *pieces = marked.split(_OPEN)
+    numbers = [ord(piece[0]) - _FIRST_NUMBER for piece in pieces if piece]
+    if sorted(numbers) != list(range(len(marks))) or len(numbers) != len(pieces):
         raise AmbiguousTraceError(
             "the chat cannot be traced: the template changes or copies what it prints in its loop"
         )
-    trace = Trace(text)
+    parts = [piece[1:] for piece in pieces]
+    trace = Trace(head + "".join(parts))
     open_marks: dict[int, tuple[int, int]] = {}  # loop -> index of the message, where its text starts
-    position = 0
-    for at in range(1, len(pieces), 3):
-        position += len(pieces[at - 1])
-        loop, index = int(pieces[at]), int(pieces[at + 1])
+    position = len(head)
+    for number, part in zip(numbers, parts, strict=True):
+        loop, index = marks[number]
         if loop in open_marks:
             _close(trace, loop, *open_marks.pop(loop), position)
         if index != _NO_MESSAGE:
             open_marks[loop] = (index, position)
+        position += len(part)
     return trace
 
 
 def _close(trace: Trace, loop: int, index: int, start: int, end: int) -> None:
     """Note the text from `start` to `end`, unless nothing was printed there, as in loops that only count."""
+    if start == end:
+        return
     if loop == _GENERATION:
-        if end > start:
-            trace.generated.append((start, end))
-    elif trace.text[start:end].strip():
+        trace.generated.append((start, end))
+    elif not trace.text[start:end].isspace():
         if index in trace.turns:
             raise AmbiguousTraceError(f"the template prints message {index + 1} at two places")
         trace.turns[index] = (start, end)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from qlora_cli import console
 from qlora_cli.data.example import Example
-from qlora_cli.data.formats import resolve_format, to_example
 from qlora_cli.data.rendering import Renderer
-from qlora_cli.data.sources import read_rows
+from qlora_cli.data.reading import read_examples
 from qlora_cli.errors import DataError
 from qlora_cli.recipe.schema import Recipe
 
@@ -41,7 +40,4 @@ def probe_rows(recipe: Recipe | None, renderer: Renderer) -> list[list[int]]:
 
 def _own_examples(recipe: Recipe) -> list[Example]:
     source = (recipe.data.eval or recipe.data.train)[0]
-    rows = read_rows(source)[:NUM_ROWS]
-    first_place, first_row = rows[0]
-    layout = resolve_format(source.format, source.columns, first_row, first_place)
-    return [to_example(row, place, layout, source.columns) for place, row in rows]
+    return read_examples(source, NUM_ROWS)

@@ -9,7 +9,8 @@ from pathlib import Path
 from rich.progress import Progress
 
 from qlora_cli import console
-from qlora_cli.data.prepare import prepare_data, read_examples
+from qlora_cli.data.prepare import prepare_data
+from qlora_cli.data.reading import read_examples
 from qlora_cli.data.rendering import Renderer, TokenRow
 from qlora_cli.errors import ArgumentError
 from qlora_cli.evaluate.comparison import Comparison, Evaluation, evaluate_run, write_comparison
@@ -102,4 +103,5 @@ def _held_out_rows(tuned: Tuned, request: EvalRequest, renderer: Renderer) -> li
     recipe = tuned.source.recipe
     if recipe is None or (recipe.data.eval is None and recipe.data.eval_fraction is None):
         return []
-    return prepare_data(recipe.data, renderer, recipe.training.seed).eval
+    renderer = Renderer(tuned.tokenizer, train_on=recipe.data.train_on)
+    return list(prepare_data(recipe.data, renderer, recipe.training.seed).eval.all_documents())

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qlora_cli.data.example import Conversation, Example, PlainText
-from qlora_cli.data.prepare import read_examples
+from qlora_cli.data.reading import read_examples
 from qlora_cli.data.rendering import IGNORE_INDEX, Renderer
 from qlora_cli.errors import DataError
 from qlora_cli.evaluate.metrics import METRICS
@@ -45,7 +45,7 @@ def load_task(section: TaskSection, renderer: Renderer) -> Task:
         DataError: if the file cannot be read, or a row has no answer to compare with.
     """
     source = SourceSection(path=section.path, format=section.format, columns=section.columns)
-    examples = read_examples(source)[: section.limit]
+    examples = read_examples(source, section.limit)
     return Task(
         name=section.name or Path(section.path).stem,
         questions=[to_question(example, renderer) for example in examples],

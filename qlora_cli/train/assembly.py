@@ -9,9 +9,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
 
 from qlora_cli import console
 from qlora_cli.data.collator import Collator
-from qlora_cli.data.packing import PackedRow, pack, unpacked
 from qlora_cli.data.prepare import PreparedData
-from qlora_cli.data.rendering import TokenRow
 from qlora_cli.model.adapter import attach_adapter
 from qlora_cli.model.base import load_base
 from qlora_cli.model.device import dtype_name, pick_device, pick_dtype
@@ -65,11 +63,11 @@ def make_trainer(recipe: Recipe, run: RunDirectory, ingredients: Ingredients) ->
     check_takes_positions(model)
     has_varlen_kernel = recipe.model.attn_implementation.startswith("flash_attention")
     collator = Collator(ingredients.tokenizer.pad_token_id, flatten=has_varlen_kernel)
-    train_rows, eval_rows = _rows(prepared.train, recipe), _rows(prepared.eval, recipe)
     if recipe.data.packing:
         isolation = prove_isolation(model, collator)
         console.note(
-            f"packing: {len(prepared.train):,} documents in {len(train_rows):,} rows of {recipe.data.max_length}; "
+            f"packing: {prepared.report.num_train:,} documents in {len(prepared.train):,} rows of "
+            f"{recipe.data.max_length:,}, {prepared.report.fill:.1%} filled; "
             f"replacing one document moves the next one's logits by {isolation.max_change:.1g}"
         )
     device = pick_device()
@@ -77,10 +75,6 @@ def make_trainer(recipe: Recipe, run: RunDirectory, ingredients: Ingredients) ->
     if optimizer != recipe.training.optim:
         console.note(f"no GPU: {recipe.training.optim} runs unpaged, as {optimizer}")
     arguments = trainer_arguments(recipe, run, pick_dtype(recipe.model.dtype, device), device)
-    parts = TrainerParts(model, ingredients.tokenizer, collator, train_rows, eval_rows, ingredients.callbacks)
+    parts = TrainerParts(model, ingredients.tokenizer, collator, prepared.train, prepared.eval, ingredients.callbacks)
     seal = {f"{section}_fingerprint": values["fingerprint"] for section, values in ingredients.facts.items()}
     return QloraTrainer(parts, arguments, run, save_total_limit=recipe.training.save_total_limit, seal=seal)
-
-
-def _rows(documents: list[TokenRow], recipe: Recipe) -> list[PackedRow]:
-    return pack(documents, recipe.data.max_length) if recipe.data.packing else unpacked(documents)

@@ -33,8 +33,8 @@ def ground_facts(recipe: Recipe, prepared: PreparedData, tokenizer: PreTrainedTo
         "template": {"fingerprint": hashlib.sha256(tokenizer.chat_template.encode()).hexdigest()},
         "data": {
             "fingerprint": prepared.fingerprint,
-            "num_train_rows": len(prepared.train),
-            "num_eval_rows": len(prepared.eval),
+            "num_train_rows": prepared.report.num_train,
+            "num_eval_rows": prepared.report.num_eval,
         },
     }
 

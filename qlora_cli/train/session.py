@@ -11,11 +11,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from qlora_cli import compat, console
-from qlora_cli.data.prepare import PreparedData, prepare_data
-from qlora_cli.data.preview import show_example
+from qlora_cli.data.prepare import prepare_data
 from qlora_cli.data.rendering import Renderer
 from qlora_cli.errors import ArgumentError, ResourceError, StoppedBySignal
 from qlora_cli.model.adapter import save_adapter
@@ -28,6 +26,7 @@ from qlora_cli.run.files import replaced_folder, write_text
 from qlora_cli.run.manifest import read_manifest, write_manifest
 from qlora_cli.run.metrics import read_metrics
 from qlora_cli.train.assembly import Ingredients, make_model, make_trainer
+from qlora_cli.train.data_notes import keep_rejected_rows, show_data
 from qlora_cli.train.ground import circumstances, ground_facts
 from qlora_cli.train.progress import ProgressCallback, peak_memory_bytes
 from qlora_cli.train.resume import check_same_ground, clear_way, find_resume_point
@@ -100,16 +99,17 @@ def _train(recipe: Recipe, run: RunDirectory, session: Session, checkpoint: Chec
     started = time.monotonic()
     prepare_trackers(recipe.tracking, run)
     tokenizer = load_tokenizer(recipe.model)
-    renderer = Renderer(tokenizer)
+    renderer = Renderer(tokenizer, train_on=recipe.data.train_on)
     tokenizer.chat_template = renderer.template  # saved with the adapter, so that inference prints the same
     prepared = prepare_data(recipe.data, renderer, recipe.training.seed)
-    _show_data(prepared, tokenizer)
+    keep_rejected_rows(prepared, run)
+    show_data(prepared, tokenizer)
     facts = ground_facts(recipe, prepared, tokenizer)
     if checkpoint is not None:
         check_same_ground(run, facts)
         console.note(f"resuming at step {checkpoint.step} from {checkpoint.path}")
     request = StopRequest()
-    progress = ProgressCallback(run.metrics_path, prepared.num_tokens)
+    progress = ProgressCallback(run.metrics_path, prepared.report.num_tokens)
     callbacks = (progress, StopCallback(request, session.stop_after))
     with _resource_faults(recipe, run):
         model = make_model(recipe, run, is_resumed=checkpoint is not None)
@@ -170,18 +170,6 @@ def _conclude(result: TrainingResult, trainer: QloraTrainer, request: StopReques
             signal_number=request.signal_number,
             hint=f"go on with `{run.resume_command}`",
         )
-
-
-def _show_data(prepared: PreparedData, tokenizer: PreTrainedTokenizerBase) -> None:
-    dropped = f", {prepared.num_rows_dropped:,} longer ones left out" if prepared.num_rows_dropped else ""
-    console.note(
-        f"data: {len(prepared.train):,} rows to train on, {len(prepared.eval):,} held out{dropped}; "
-        f"{prepared.num_tokens:,} tokens, {prepared.trained_share:.0%} of them trained"
-    )
-    first = prepared.train[0]
-    has_colour = console.err.color_system is not None
-    console.note(f"first row ({first.place}), trained tokens {'in green' if has_colour else 'between ⟦ and ⟧'}:")
-    console.err.print(show_example(first, tokenizer, with_brackets=not has_colour))
 
 
 def _result(trainer: QloraTrainer, run: RunDirectory, first_step: int, seconds: float) -> TrainingResult:

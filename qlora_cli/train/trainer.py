@@ -17,8 +17,7 @@ from trl import SFTConfig, SFTTrainer
 
 from qlora_cli import compat
 from qlora_cli.data.collator import Collator
-from qlora_cli.data.dataset import as_dataset
-from qlora_cli.data.packing import PackedRow
+from qlora_cli.data.packed_rows import PackedRows
 from qlora_cli.errors import NumericError
 from qlora_cli.model.adapter import ADAPTER_WEIGHTS, save_adapter, set_adapter_tensors
 from qlora_cli.model.scoring import score_rows
@@ -41,8 +40,8 @@ class TrainerParts:
     model: PeftModel
     tokenizer: PreTrainedTokenizerBase
     collator: Collator
-    train_rows: list[PackedRow]
-    eval_rows: list[PackedRow]
+    train_rows: PackedRows
+    eval_rows: PackedRows
     callbacks: tuple[TrainerCallback, ...]
 
 
@@ -70,8 +69,8 @@ class QloraTrainer(SFTTrainer):
             super().__init__(
                 model=parts.model,
                 args=arguments,
-                train_dataset=as_dataset(parts.train_rows),
-                eval_dataset=as_dataset(parts.eval_rows) if parts.eval_rows else None,
+                train_dataset=parts.train_rows.dataset,
+                eval_dataset=parts.eval_rows.dataset if len(parts.eval_rows) else None,
                 processing_class=parts.tokenizer,
                 data_collator=parts.collator,
                 callbacks=list(parts.callbacks),

@@ -134,15 +134,15 @@ def test_no_source_makes_no_mix():
     assert mixed([]) == []
 
 
-def test_shares_tell_rows_tokens_and_repeats():
+def test_shares_tell_rows_and_tokens():
     num_tokens = [np.array([1, 2]), np.array([4] * 8)]
     first, second = shares(num_tokens, [np.array([0, 1, 0]), np.array([0, 1, 2])])
-    assert first == Share(3, 4, 0.5, 0.25, 1.5)
-    assert second == Share(3, 12, 0.5, 0.75, 0.375)
+    assert first == Share(3, 4, 0.5, 0.25)
+    assert second == Share(3, 12, 0.5, 0.75)
 
 
 def test_a_source_without_rows_has_no_share():
-    assert shares([np.array([], np.int32)], [np.array([], np.int64)]) == [Share(0, 0, 0.0, 0.0, 0.0)]
+    assert shares([np.array([], np.int32)], [np.array([], np.int64)]) == [Share(0, 0, 0.0, 0.0)]
 
 
 def digests_of(*sources):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 
 import pytest
 
+from qlora_cli.data.cache import clear, list_entries
+from qlora_cli.data.check import check_data
 from qlora_cli.data.prepare import prepare_data
 from qlora_cli.data.rendering import Renderer
 from qlora_cli.errors import DataError
@@ -14,6 +17,9 @@ from qlora_cli.recipe.data_schema import DataSection
 
 CHATML = """{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
+
+
+pytestmark = pytest.mark.usefixtures("empty_cache")
 
 
 @pytest.fixture(scope="module")
@@ -39,27 +45,33 @@ def prepare(renderer, seed=0, **section):
 
 
 def lines(rows):
-    return [row.place.line for row in rows]
+    return [document.place.line for document in rows.all_documents()]
+
+
+def refusal(renderer, **section):
+    with pytest.raises(DataError) as caught:
+        prepare(renderer, **section)
+    return caught.value.problems[-1]
 
 
 def test_rows_of_all_sources_come_in_their_order(renderer, write):
     data = prepare(renderer, train=[write("a.jsonl", [1, 2]), write("b.jsonl", [3])])
-    assert [str(row.place).rpartition("/")[2] for row in data.train] == ["a.jsonl:1", "a.jsonl:2", "b.jsonl:1"]
-    assert (data.num_rows_read, data.num_rows_dropped, data.eval) == (3, 0, [])
+    places = [str(row.place).rpartition("/")[2] for row in data.train.all_documents()]
+    assert places == ["a.jsonl:1", "a.jsonl:2", "b.jsonl:1"]
+    assert (data.report.num_read, data.report.num_train, len(data.eval)) == (3, 3, 0)
 
 
 def test_counts_are_those_of_the_training_rows(renderer, write):
     data = prepare(renderer, train=write("a.jsonl", [1, 2]), eval=write("b.jsonl", [3]))
-    assert data.num_tokens == sum(len(row.input_ids) for row in data.train)
-    assert data.num_trained_tokens == sum(label != -100 for row in data.train for label in row.labels)
-    assert data.trained_share == data.num_trained_tokens / data.num_tokens
+    assert data.report.num_tokens == sum(len(row.input_ids) for row in data.train)
+    assert data.report.num_trained_tokens == sum(label != -100 for row in data.train for label in row.labels)
 
 
 @pytest.mark.parametrize(("weight", "num_rows"), [(2, 20), (0.5, 5), (2.3, 23)])
 def test_a_weight_repeats_by_its_whole_part_and_samples_the_rest(weight, num_rows, renderer, write):
     data = prepare(renderer, train={"path": write("a.jsonl", range(10)), "weight": weight})
     times = Counter(lines(data.train)).values()
-    assert len(data.train) == num_rows
+    assert data.report.num_train == num_rows
     assert max(times) - min(times) <= 1
 
 
@@ -72,15 +84,15 @@ def test_a_sample_is_the_seeds(renderer, write):
 def test_a_share_is_held_out_before_weights_so_that_no_row_is_on_both_sides(renderer, write):
     source = {"path": write("a.jsonl", [*range(20), *range(20)]), "weight": 2}
     data = prepare(renderer, train=source, eval_fraction=0.2)
-    held_out = {tuple(row.input_ids) for row in data.eval}
-    assert len(data.eval) == len(held_out) == 4
-    assert len(data.train) == (40 - 8) * 2
-    assert held_out.isdisjoint(tuple(row.input_ids) for row in data.train)
+    held_out = {tuple(row.input_ids) for row in data.eval.all_documents()}
+    assert data.report.num_eval == len(held_out) == 4
+    assert data.report.num_train == (40 - 8) * 2
+    assert held_out.isdisjoint(tuple(row.input_ids) for row in data.train.all_documents())
 
 
 def test_eval_files_are_held_out_as_they_are(renderer, write):
     data = prepare(renderer, train=write("a.jsonl", [1, 2]), eval=write("b.jsonl", [3, 4]))
-    assert (len(data.train), len(data.eval), data.num_rows_read) == (2, 2, 4)
+    assert (data.report.num_train, data.report.num_eval, data.report.num_read) == (2, 2, 4)
 
 
 def test_a_share_that_leaves_nothing_to_train_is_refused(renderer, write):
@@ -91,9 +103,7 @@ def test_a_share_that_leaves_nothing_to_train_is_refused(renderer, write):
 def test_long_rows_are_refused_with_the_numbers_to_choose_by(renderer, write):
     path = write("a.jsonl", range(30))
     long = write("b.jsonl", [1, 2], length=60)
-    with pytest.raises(DataError) as caught:
-        prepare(renderer, train=[path, long], max_length=64)
-    [problem] = caught.value.problems
+    problem = refusal(renderer, train=[path, long], max_length=64)
     assert problem.place == f"{long}:1"
     assert problem.text.startswith("2 of 32 rows are longer than max_length 64 (longest ")
     longest = problem.text.partition("longest ")[2].partition(" ")[0]
@@ -104,11 +114,16 @@ def test_long_rows_are_refused_with_the_numbers_to_choose_by(renderer, write):
 def test_long_rows_are_dropped_and_counted_where_told_to(renderer, write):
     sources = [write("a.jsonl", range(3)), write("b.jsonl", [1, 2], length=60)]
     data = prepare(renderer, train=sources, max_length=64, truncation="drop")
-    assert (data.num_rows_read, data.num_rows_dropped, len(data.train)) == (5, 2, 3)
+    assert (data.report.num_read, data.report.num_train) == (5, 3)
+    [finding] = data.report.findings
+    assert (finding.what, finding.verdict, finding.num_rows) == ("longer than max_length", "left out", 2)
+    rejected = [json.loads(line) for line in data.rejected_path.read_text().splitlines()]
+    assert [line["place"] for line in rejected] == [f"{sources[1]}:1", f"{sources[1]}:2"]
+    assert rejected[0]["row"] == {"instruction": "Count" * 60, "output": "answer 1"}
 
 
 def test_a_recipe_of_long_rows_alone_is_refused(renderer, write):
-    with pytest.raises(DataError, match=r"every row of data\.train is longer than max_length 64"):
+    with pytest.raises(DataError, match=r"no row of data\.train is left: of 2 rows read, 2 longer"):
         prepare(renderer, train=write("a.jsonl", [1, 2], length=60), max_length=64, truncation="drop")
 
 
@@ -122,12 +137,11 @@ def test_a_row_with_nothing_to_learn_is_refused_with_count_and_place(tokenizer_f
     [problem] = caught.value.problems
     assert problem.place == f"{path}:2"
     assert "nothing to learn" in problem.text
-    assert "1 of 3" in problem.hint
 
 
 def test_a_template_that_does_not_end_the_turn_is_refused_with_the_way_out(tokenizer_for, write):
     endless = CHATML.replace("<|im_end|>", "")
-    with pytest.raises(DataError, match=r"no end-of-turn token is trained in any of 2 rows") as caught:
+    with pytest.raises(DataError, match=r"no end-of-turn token is trained in any row") as caught:
         prepare(Renderer(tokenizer_for(endless)), train=write("a.jsonl", [1, 2]))
     assert "{{ eos_token }}" in caught.value.problems[0].hint
 
@@ -146,3 +160,99 @@ def test_the_fingerprint_follows_tokens_labels_and_split(renderer, write):
     split = prepare(renderer, train=write("d.jsonl", [1]), eval=write("e.jsonl", [2]))
     assert one.fingerprint == same.fingerprint
     assert len({one.fingerprint, other.fingerprint, split.fingerprint}) == 3
+
+
+def test_what_was_made_once_is_found_again(renderer, write):
+    first, again = (prepare(renderer, train=write("a.jsonl", [1, 2])) for _ in range(2))
+    assert (first.is_cached, again.is_cached) == (False, True)
+    assert first.fingerprint == again.fingerprint
+    assert list(first.train) == list(again.train)
+    assert first.report == again.report
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"max_length": 255},
+        {"packing": False},
+        {"train_on": "all"},
+        {"clean": {"strip": True}},
+        {"eval_fraction": 0.5},
+        {"truncation": "drop"},
+    ],
+)
+def test_a_changed_setting_is_made_anew(change, renderer, write):
+    path = write("a.jsonl", [1, 2, 3])
+    prepare(renderer, train=path)
+    assert not prepare(renderer, train=path, **change).is_cached
+
+
+def test_a_changed_byte_seed_or_template_is_made_anew(renderer, tokenizer_for, write):
+    path = write("a.jsonl", [1, 2])
+    prepare(renderer, train=path)
+    assert not prepare(renderer, seed=1, train=path).is_cached
+    assert not prepare(Renderer(tokenizer_for(CHATML.replace("+ '<|im_end|>", "+ ' <|im_end|>"))), train=path).is_cached
+    write("a.jsonl", [1, 3])
+    assert not prepare(renderer, train=path).is_cached
+
+
+def test_data_that_is_refused_leaves_nothing_in_the_cache(renderer, write):
+    refusal(renderer, train=write("a.jsonl", [1, 2], length=60), max_length=64)
+    assert list_entries() == []
+
+
+def test_duplicates_are_taken_out_and_named(renderer, write):
+    path = write("a.jsonl", [1, 2, 1, 1])
+    data = prepare(renderer, train=path, clean={"dedupe": "exact"})
+    assert lines(data.train) == [1, 2]
+    rejected = [json.loads(line) for line in data.rejected_path.read_text().splitlines()]
+    assert [(line["place"], line["text"]) for line in rejected] == [
+        (f"{path}:3", f"repeats {path}:1"),
+        (f"{path}:4", f"repeats {path}:1"),
+    ]
+
+
+def test_a_training_row_that_repeats_a_held_out_one_is_taken_out(renderer, write):
+    train, held_out = write("a.jsonl", [1, 2, 3]), write("b.jsonl", [2])
+    data = prepare(renderer, train=train, eval=held_out, clean={"dedupe": "exact"})
+    assert (lines(data.train), lines(data.eval)) == ([1, 3], [1])
+
+
+def test_a_required_column_that_no_row_has_is_a_mistake(renderer, write):
+    problem = refusal(renderer, train=write("a.jsonl", [1, 2]), clean={"required": ["outptu"]})
+    assert "every row lacks one of the columns of data.clean.required: outptu" in problem.text
+
+
+def test_check_notes_duplicates_and_keeps_what_it_made(renderer, write):
+    train, held_out = write("a.jsonl", [1, 2, 2, 3]), write("b.jsonl", [3, 4])
+    section = DataSection.model_validate({"train": train, "eval": held_out, "max_length": 256})
+    report = check_data(section, renderer, 0)
+    assert report.is_trainable
+    assert [(finding.what, finding.num_rows, finding.first) for finding in report.findings] == [
+        ("exact duplicates in train", 1, f"{train}:3"),
+        ("held-out rows with an exact duplicate in train", 1, f"{held_out}:1"),
+    ]
+    assert prepare_data(section, renderer, 0).is_cached
+
+
+def test_check_reports_every_refused_row_by_cause(renderer, tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"instruction": "Hi", "output": "Hello"}\n{"instruction": 1, "output": "x"}\nno\n')
+    report = check_data(DataSection.model_validate({"train": str(path)}), renderer, 0)
+    assert not report.is_trainable
+    assert {(finding.what, finding.first) for finding in report.findings if finding.verdict == "refused"} == {
+        ("not readable", f"{path}:3"),
+        ("does not fit its format", f"{path}:2"),
+    }
+
+
+def test_many_rows_over_processes_are_those_of_one_process(renderer, write, monkeypatch):
+    path = write("a.jsonl", range(3000))
+    monkeypatch.setattr("qlora_cli.data.workers.num_cores", lambda: 3)
+    many = prepare(renderer, train=path)
+    monkeypatch.setattr("qlora_cli.data.workers.num_cores", lambda: 1)
+    clear()
+    one = prepare(renderer, train=path)
+    assert not one.is_cached
+    assert one.fingerprint == many.fingerprint
+    assert dataclasses.replace(one.report, seconds=0) == dataclasses.replace(many.report, seconds=0)

@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from qlora_cli.data.prepare import read_examples
+from qlora_cli.data.reading import read_examples
 from qlora_cli.data.rendering import Renderer
 from qlora_cli.evaluate.comparison import Evaluation, evaluate_run, write_comparison
 from qlora_cli.evaluate.tasks import load_task

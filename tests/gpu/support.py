@@ -30,12 +30,15 @@ IS_MANAGED = 8
 def build_trainer(recipe: Recipe, run: RunDirectory, *, stop_after: int | None = None) -> QloraTrainer:
     """The trainer that `train_recipe` would use, for tests that look inside it."""
     tokenizer = load_tokenizer(recipe.model)
-    renderer = Renderer(tokenizer)
+    renderer = Renderer(tokenizer, train_on=recipe.data.train_on)
     tokenizer.chat_template = renderer.template
     prepared = prepare_data(recipe.data, renderer, recipe.training.seed)
     facts = ground_facts(recipe, prepared, tokenizer)
     model = make_model(recipe, run, is_resumed=False)
-    callbacks = (ProgressCallback(run.metrics_path, prepared.num_tokens), StopCallback(StopRequest(), stop_after))
+    callbacks = (
+        ProgressCallback(run.metrics_path, prepared.report.num_tokens),
+        StopCallback(StopRequest(), stop_after),
+    )
     return make_trainer(recipe, run, Ingredients(model, tokenizer, prepared, facts, callbacks))
 
 

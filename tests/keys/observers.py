@@ -52,15 +52,23 @@ def identity(recipe: Recipe, folder: Path) -> Any:
 
 
 def prepared(recipe: Recipe) -> PreparedData:
-    return prepare_data(recipe.data, Renderer(load_tokenizer(recipe.model)), recipe.training.seed)
+    renderer = Renderer(load_tokenizer(recipe.model), train_on=recipe.data.train_on)
+    return prepare_data(recipe.data, renderer, recipe.training.seed)
 
 
 def train_tokens(recipe: Recipe, folder: Path) -> Any:
-    return [row.input_ids for row in prepared(recipe).train]
+    """Every training document with its labels."""
+    return [(row.input_ids, row.labels) for row in prepared(recipe).train.all_documents()]
 
 
 def eval_tokens(recipe: Recipe, folder: Path) -> Any:
-    return [row.input_ids for row in prepared(recipe).eval]
+    return [(row.input_ids, row.labels) for row in prepared(recipe).eval.all_documents()]
+
+
+def training_texts(recipe: Recipe, folder: Path) -> Any:
+    """Which rows are trained on how often, whatever they look like as tokens."""
+    rows = prepared(recipe).train
+    return sorted(map(str, (place for number in range(len(rows)) for place in rows.places(number))))
 
 
 def adapter(recipe: Recipe, folder: Path) -> Any:

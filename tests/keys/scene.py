@@ -48,6 +48,12 @@ def set_scene(folder: Path) -> None:
     write_jsonl(folder / "sums.jsonl", sums)
     write_jsonl(folder / "others.jsonl", sums[:6])
     write_jsonl(folder / "long.jsonl", [*sums, {"instruction": "?" * 80, "output": "no"}])
+    story = "the quick brown fox jumps over the lazy dog and runs through the field until the sun goes down at last"
+    uneven = [("ask", "yes"), ("ask", "yes"), ("tell", f"{story} today"), ("tell", f"{story} again"), ("say", " no ")]
+    rows = [{"instruction": question, "output": answer} for question, answer in uneven]
+    write_jsonl(folder / "uneven.jsonl", [*rows[:3], *({**row, "note": "kept"} for row in rows[3:])])
+    talk = [{"role": role, "content": text} for text in "ab" for role in ("user", "assistant")]
+    write_jsonl(folder / "talk.jsonl", [{"messages": talk}])
     write_jsonl(folder / "pairs.jsonl", [{"ask": f"{n}?", "say": f"<{n}>"} for n in range(6)])
     # A list of chat turns under the names of two formats, so that only `format` can tell them apart.
     turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]

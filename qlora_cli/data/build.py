@@ -1,0 +1,227 @@
+"""From a recipe's data section to packed rows on disk, and a report of all that happened on the way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from qlora_cli.data.gather import Gathered, gather_rows
+from qlora_cli.data.mixing import hold_out, mix, shares
+from qlora_cli.data.packed_rows import write_packed_rows
+from qlora_cli.data.packing import plan_packing
+from qlora_cli.data.rendering import Renderer
+from qlora_cli.data.report import DataReport, Finding, SourceReport
+from qlora_cli.data.seen import Kind
+from qlora_cli.errors import DataError, Problem
+from qlora_cli.recipe.data_schema import DataSection
+
+TRAIN_FILE, EVAL_FILE = "train.arrow", "eval.arrow"
+
+Numbers = np.ndarray
+"""Row numbers on the spool, int64."""
+
+NO_ROWS = np.zeros(0, np.int64)
+
+
+@dataclass(frozen=True)
+class Built:
+    """What was written, and what there is to say about it."""
+
+    report: DataReport
+    problems: list[Problem]
+    """Why training may not start; no rows were written then."""
+
+    files: tuple[str, ...] = ()
+    """Names that the numbers in column `files` stand for."""
+
+    fingerprint: str = ""
+    """SHA-256 over the tokens and labels of all rows, in order."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Training or evaluation rows of one epoch."""
+
+    by_source: dict[int, Numbers]
+    """Number of the source -> its rows, with repeats."""
+
+    held_out: Numbers
+    """Rows that come from the other part's sources."""
+
+    @property
+    def rows(self) -> Numbers:
+        """All rows, in the order of the sources."""
+        return np.concatenate([*self.by_source.values(), self.held_out])
+
+
+def build_data(
+    data: DataSection, renderer: Renderer, seed: int, folder: Path, *, look_for: Kind | None = None
+) -> Built:
+    """Read, render, clean, hold out, mix and pack.
+
+    Args:
+        data: the recipe's section.
+        renderer: of the base model's tokenizer, with the section's `train_on`.
+        seed: chooses held-out rows and samples.
+        folder: takes `train.arrow`, `eval.arrow` and `rejected.jsonl`.
+        look_for: duplicates to note in the report.
+
+    Raises:
+        DataError: if a source cannot be read. What is wrong with rows is in the result.
+    """
+    started = time.monotonic()
+    gathered = gather_rows(data, renderer, folder, look_for)
+    problems = gathered.tally.problems()
+    of_the_whole = [] if problems else _problems_of_the_whole(gathered)
+    try:
+        train, evaluation = _select(data, gathered, seed)
+    except DataError as error:
+        train = evaluation = Part({}, NO_ROWS)
+        of_the_whole = of_the_whole or ([] if problems else error.problems)
+    problems += of_the_whole
+    findings = [
+        Finding("the data as a whole", "refused", 0, problem.place, problem.text, problem.hint)
+        for problem in of_the_whole
+    ]
+    findings += gathered.tally.findings()
+    if gathered.seen is not None:
+        findings += _repeats(gathered, train, evaluation)
+    packed = _pack(data, gathered, train)
+    fingerprint = ""
+    if not problems:
+        parts = ((TRAIN_FILE, packed), (EVAL_FILE, _pack(data, gathered, evaluation)))
+        fingerprint = "-".join(
+            write_packed_rows(folder / name, gathered.spool, order, offsets) for name, (order, offsets) in parts
+        )
+    report = _report(data, gathered, (train, evaluation), len(packed[1]) - 1)
+    gathered.spool.delete()
+    report = replace(report, findings=tuple(findings), seconds=round(time.monotonic() - started, 3))
+    return Built(report, problems, tuple(gathered.files), fingerprint)
+
+
+def _problems_of_the_whole(gathered: Gathered) -> list[Problem]:
+    """What no single row shows."""
+    tally = gathered.tally
+    for source in gathered.sources:
+        if source.num_without_required == source.num_read:
+            columns = ", ".join(tally.data.clean.required) if tally.data.clean else ""
+            text = f"every row lacks one of the columns of data.clean.required: {columns}"
+            return [Problem(text, source.source.path, "correct the names, or leave the column out of `required`")]
+    for part in ("train", "eval"):
+        sources = [source for source in gathered.sources if source.part == part]
+        if sources and not any(source.num_kept for source in sources):
+            return [Problem(f"no row of data.{part} is left: {tally.causes_in_words()}", hint=_way_out(tally.data))]
+    if not tally.ends_a_turn:
+        return [
+            Problem(
+                "no end-of-turn token is trained in any row, so the model would not learn to stop",
+                hint="let the chat template print {{ eos_token }} after the assistant's content (inside its "
+                "{% generation %} block, if it has one), and name it in `model.chat_template`",
+            )
+        ]
+    return []
+
+
+def _way_out(data: DataSection) -> str:
+    return "raise `data.max_length`" + (", or take back a rule of `data.clean`" if data.clean else "")
+
+
+def _select(data: DataSection, gathered: Gathered, seed: int) -> tuple[Part, Part]:
+    """The rows to train on and those to evaluate on.
+
+    Raises:
+        DataError: if none is left on a side.
+    """
+    numbers = {
+        part: {
+            at: np.arange(item.rows.start, item.rows.stop)
+            for at, item in enumerate(gathered.sources)
+            if item.part == part
+        }
+        for part in ("train", "eval")
+    }
+    held_out = NO_ROWS
+    train = numbers["train"]
+    if data.eval_fraction is not None:
+        digests = [gathered.spool.rows["digest"][rows] for rows in train.values()]
+        stay, out = hold_out(digests, data.eval_fraction, seed)
+        held_out = np.concatenate([rows[chosen] for rows, chosen in zip(train.values(), out, strict=True)])
+        train = {at: rows[chosen] for (at, rows), chosen in zip(train.items(), stay, strict=True)}
+    train = _mixed(gathered, train, seed, data)
+    if not sum(map(len, train.values())):
+        raise DataError("no training row is left", hint="raise the `weight` of a source")
+    return Part(train, NO_ROWS), Part(_mixed(gathered, numbers["eval"], seed, None), held_out)
+
+
+def _mixed(gathered: Gathered, rows: dict[int, Numbers], seed: int, data: DataSection | None) -> dict[int, Numbers]:
+    """Each source's rows as often as its weight says; shares are for training, held-out rows only repeat."""
+    num_tokens = [gathered.spool.rows["num_tokens"][numbers] for numbers in rows.values()]
+    weights = [gathered.sources[at].source.weight for at in rows]
+    mix_by = data.mix_by if data else None
+    strategy = data.stopping_strategy if data else "first_exhausted"
+    chosen = mix(num_tokens, weights, mix_by=mix_by, stopping_strategy=strategy, seed=seed)
+    return {at: numbers[positions] for (at, numbers), positions in zip(rows.items(), chosen, strict=True)}
+
+
+def _repeats(gathered: Gathered, train: Part, evaluation: Part) -> list[Finding]:
+    assert gathered.seen is not None  # asked by the caller
+    num_rows = len(gathered.spool.rows)
+    in_train, in_eval = (np.isin(np.arange(num_rows), part.rows) for part in (train, evaluation))
+    return gathered.seen.findings(in_train, in_eval)
+
+
+def _pack(data: DataSection, gathered: Gathered, part: Part) -> tuple[Numbers, np.ndarray]:
+    """Row numbers in the order in which they are written, and where each packed row begins."""
+    rows = part.rows
+    if not data.packing:
+        return rows, np.arange(len(rows) + 1)
+    order, offsets = plan_packing(gathered.spool.rows["num_tokens"][rows], data.max_length)
+    return rows[order], offsets
+
+
+def _report(data: DataSection, gathered: Gathered, parts: tuple[Part, Part], num_packed_rows: int) -> DataReport:
+    """The report without findings and time."""
+    table = gathered.spool.rows
+    train, evaluation = (part.rows for part in parts)
+    num_tokens = int(table["num_tokens"][train].sum(dtype=np.int64))
+    places = num_packed_rows * data.max_length if data.packing else num_tokens
+    return DataReport(
+        sources=tuple(_source_reports(gathered, parts)),
+        findings=(),
+        lengths=gathered.tally.lengths,
+        num_read=gathered.tally.num_read,
+        num_train=len(train),
+        num_eval=len(evaluation),
+        num_tokens=num_tokens,
+        num_trained_tokens=int(table["num_trained_tokens"][train].sum(dtype=np.int64)),
+        max_length=data.max_length,
+        truncation=data.truncation,
+        packing=data.packing,
+        num_packed_rows=num_packed_rows,
+        fill=num_tokens / places if places else 0.0,
+        seconds=0.0,
+    )
+
+
+def _source_reports(gathered: Gathered, parts: tuple[Part, Part]) -> Iterator[SourceReport]:
+    num_tokens = gathered.spool.rows["num_tokens"]
+    for name, part in zip(("train", "eval"), parts, strict=True):
+        numbers = [at for at, source in enumerate(gathered.sources) if source.part == name]
+        chosen = [part.by_source.get(at, NO_ROWS) for at in numbers]
+        all_tokens = [num_tokens] * len(chosen)
+        for at, share in zip(numbers, shares(all_tokens, chosen), strict=True):
+            source = gathered.sources[at]
+            yield SourceReport(
+                path=source.source.path,
+                part=source.part,
+                num_read=source.num_read,
+                num_kept=source.num_kept,
+                num_rows=share.rows,
+                num_tokens=share.tokens,
+                share_of_rows=share.share_of_rows,
+                share_of_tokens=share.share_of_tokens,
+            )

@@ -1,0 +1,145 @@
+"""Prepared data on disk, found again by everything that shapes it.
+
+An entry is a folder named by its key. It appears whole, in one rename; while it is made or opened its lock is held,
+so of many processes that start at once one does the work and the others wait for it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from qlora_cli.data.rendering import Renderer
+from qlora_cli.data.sources import source_files
+from qlora_cli.recipe.data_schema import DataSection, SourceSection
+from qlora_cli.run.files import sha256_file
+
+FACTS_FILE = "facts.json"
+LIBRARIES = ("qlora", "transformers", "tokenizers", "jinja2", "pyarrow", "datasets", "datasketch", "numpy")
+
+_COMMIT_LENGTH = 40
+
+
+@dataclass(frozen=True)
+class CacheEntry:
+    """One prepared dataset."""
+
+    key: str
+    path: Path
+    num_bytes: int
+    num_rows: int
+    """Training rows of one epoch."""
+
+    made_at: str
+    used_at: str
+    sources: tuple[str, ...]
+
+
+def cache_root() -> Path:
+    """`$QLORA_CACHE/data`, by default `~/.cache/qlora/data`."""
+    base = os.environ.get("QLORA_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qlora"
+    return Path(base).expanduser() / "data"
+
+
+def cache_key(data: DataSection, renderer: Renderer, seed: int) -> str | None:
+    """Hash over the files' bytes, tokenizer, template, settings, code and libraries that shape prepared data.
+
+    None where a source may change without notice: a Hub dataset whose `revision` is not a commit.
+
+    Raises:
+        DataError: if a source is not there.
+    """
+    sources = [_identity(source) for source in (*data.train, *(data.eval or ()))]
+    if None in sources:
+        return None
+    facts = {
+        "settings": data.model_dump(mode="json"),
+        "seed": seed,
+        "sources": sources,
+        "renderer": renderer.fingerprint,
+        "code": _code_fingerprint(),
+        "libraries": {name: version(name) for name in LIBRARIES},
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _identity(source: SourceSection) -> list[str] | None:
+    files = source_files(source)
+    if files:
+        return [f"{file}:{sha256_file(file)}" for file in files]
+    is_commit = len(source.revision or "") == _COMMIT_LENGTH
+    return [f"{source.path}@{source.revision}"] if is_commit else None
+
+
+def _code_fingerprint() -> str:
+    """Of the code that makes rows: a changed rule makes other rows under the same version number."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*")):
+        if path.suffix in (".py", ".jinja"):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def locked(key: str) -> Iterator[Path]:
+    """The folder of an entry, there or not, while nobody else makes, opens or deletes it."""
+    root = cache_root()
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / f".{key}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield root / key
+
+
+def touch(entry: Path) -> bool:
+    """Whether the entry is there; it counts as used now."""
+    try:
+        os.utime(entry / FACTS_FILE)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def list_entries() -> list[CacheEntry]:
+    """All entries, the latest used first."""
+    entries = []
+    for path in cache_root().glob(f"[!.]*/{FACTS_FILE}"):
+        facts = json.loads(path.read_text("utf-8"))
+        num_bytes = sum(file.stat().st_size for file in path.parent.iterdir())
+        report = facts["report"]
+        sources = tuple(dict.fromkeys(source["path"] for source in report["sources"]))
+        used_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(path.stat().st_mtime))
+        entry = CacheEntry(
+            path.parent.name, path.parent, num_bytes, report["num_train"], facts["made_at"], used_at, sources
+        )
+        entries.append(entry)
+    return sorted(entries, key=lambda entry: entry.used_at, reverse=True)
+
+
+def clear(keys: Sequence[str] | None = None) -> int:
+    """Delete entries, all of them when no key is given, and what killed processes left; those in use stay.
+
+    Returns:
+        Bytes that were freed.
+    """
+    freed = 0
+    for path in sorted(cache_root().glob("*")):
+        key = path.name.removeprefix(".").partition(".")[0]
+        if not path.is_dir() or (keys is not None and key not in keys):
+            continue
+        with (cache_root() / f".{key}.lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            freed += sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+            shutil.rmtree(path)
+    return freed

@@ -1,0 +1,33 @@
+"""Everything that can be said about a recipe's data before it is trained on."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from qlora_cli.data.cache import cache_key, cache_root, locked, touch
+from qlora_cli.data.prepare import build_into
+from qlora_cli.data.rendering import Renderer
+from qlora_cli.data.report import DataReport
+from qlora_cli.recipe.data_schema import DataSection
+
+
+def check_data(data: DataSection, renderer: Renderer, seed: int) -> DataReport:
+    """Prepare the data with every duplicate looked for; what is made is kept for the training that follows.
+
+    Raises:
+        DataError: if a source cannot be read.
+    """
+    key = cache_key(data, renderer, seed)
+    cache_root().mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=".check.", dir=cache_root()))
+    try:
+        built = build_into(folder, data, renderer, seed, look_for="near")
+        if key is not None and not built.problems:
+            with locked(key) as entry:
+                if not touch(entry):
+                    folder.rename(entry)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return built.report

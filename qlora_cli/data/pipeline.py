@@ -1,0 +1,258 @@
+"""The way of one row: parse, check, clean, render, cut. It depends on no other row, so any process can do it."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+
+import numpy as np
+
+from qlora_cli.data.causes import Cause, Rejection, RowError
+from qlora_cli.data.clean import Cleaner
+from qlora_cli.data.duplicates import MinHasher, exact_digest
+from qlora_cli.data.example import Example, Place, RawRow, Row, UnreadableRow
+from qlora_cli.data.formats import resolve_format, to_example
+from qlora_cli.data.observations import Observation, Observer
+from qlora_cli.data.rendering import Renderer
+from qlora_cli.data.sources import parse_row, read_raw
+from qlora_cli.data.spool import TokenBatch, batch_of
+from qlora_cli.data.token_row import TokenRow
+from qlora_cli.data.truncation import Cutter
+from qlora_cli.errors import DataError
+from qlora_cli.recipe.data_schema import DataSection, SourceSection
+
+MAX_BATCH_ROWS = 512
+MAX_BATCH_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class RawBatch:
+    """Rows of one source, as they are handed to a worker."""
+
+    source_number: int
+    """Place of the source among all that are read."""
+
+    source: SourceSection
+    format: str
+    rows: list[RawRow]
+
+
+@dataclass
+class Passage:
+    """What became of one row."""
+
+    raw: RawRow
+    example: Example | None = None
+    row: TokenRow | None = None
+    """As it is trained on; None where it is rejected."""
+
+    rejection: Rejection | None = None
+    num_tokens: int | None = None
+    """Before any cut; None where it could not be rendered."""
+
+    is_cut: bool = False
+
+
+@dataclass
+class Outcome:
+    """What became of a batch."""
+
+    tokens: TokenBatch
+    """The rows that are kept; `file` is their number in `files`."""
+
+    files: list[str]
+    kept: list[int]
+    """Which rows of the batch these are."""
+
+    rejections: list[Rejection]
+    num_read: int
+    lengths: np.ndarray
+    """Tokens of each row that was rendered, before any cut."""
+
+    longest: Place | None
+    cut: list[Place]
+    ends_a_turn: bool
+    """Whether a token that ends a turn is trained in any row."""
+
+    observed: Counter[Observation] = field(default_factory=Counter)
+    first_observed: dict[Observation, Place] = field(default_factory=dict)
+    digests: list[bytes] = field(default_factory=list)
+    """Of the text of each kept row, where duplicates are looked for."""
+
+    signatures: list[bytes | None] = field(default_factory=list)
+    """MinHash of each kept row, where near duplicates are looked for; None for a text too short for one."""
+
+
+def raw_batches(source: SourceSection, source_number: int = 0) -> Iterator[RawBatch]:
+    """The source's rows in batches, with the format that its first readable row shows.
+
+    Raises:
+        DataError: if the source cannot be read, or no format fits.
+    """
+    rows = read_raw(source)
+    format_name: str | None = None
+    for batch in _in_batches(rows):
+        if format_name is None:
+            format_name = _format_of(source, batch)
+        # Nothing in the batch can be parsed: the faults are what is reported, whatever the format.
+        yield RawBatch(source_number, source, format_name or source.format or "text", batch)
+
+
+def _in_batches(rows: Iterator[RawRow]) -> Iterator[list[RawRow]]:
+    batch: list[RawRow] = []
+    num_bytes = 0
+    for raw in rows:
+        batch.append(raw)
+        num_bytes += len(raw.payload) if isinstance(raw.payload, bytes) else 1024
+        if len(batch) == MAX_BATCH_ROWS or num_bytes >= MAX_BATCH_BYTES:
+            yield batch
+            batch, num_bytes = [], 0
+    if batch:
+        yield batch
+
+
+def _format_of(source: SourceSection, batch: Sequence[RawRow]) -> str | None:
+    for raw in batch:
+        try:
+            row = parse_row(raw)
+        except DataError:
+            continue
+        return resolve_format(source.format, source.columns, list(row), raw.place)
+    return None
+
+
+class RowPipeline:
+    """Takes batches of raw rows to token rows, as a recipe's data section says."""
+
+    def __init__(self, data: DataSection, renderer: Renderer, *, duplicates: str | None = None) -> None:
+        """
+        Args:
+            data: lengths, cuts and cleaning.
+            renderer: of the base model's tokenizer.
+            duplicates: `exact` or `near`, to hand over what finds them.
+        """
+        self._max_length = data.max_length
+        self._renderer = renderer
+        self._cleaner = Cleaner(data.clean)
+        self._cutter = None
+        if data.truncation in ("cut_prompt", "cut_middle_turns"):
+            self._cutter = Cutter(renderer, data.max_length, data.truncation)
+        self._observer = Observer(renderer)
+        self._duplicates = duplicates
+        self._hasher = MinHasher() if duplicates == "near" else None
+
+    def preview(self, source: SourceSection, first: int, num_rows: int) -> Iterator[Passage]:
+        """What becomes of some rows of a source, counted from 0.
+
+        Raises:
+            DataError: if the source cannot be read, or no format fits.
+        """
+        batches = raw_batches(source)
+        rows = ((batch, raw) for batch in batches for raw in batch.rows)
+        for batch, raw in islice(rows, first, first + num_rows):
+            yield from self._passages(replace(batch, rows=[raw]))
+
+    def __call__(self, batch: RawBatch) -> Outcome:
+        """The rows of a batch that can be trained on, and what is to be said about the others."""
+        passages = self._passages(batch)
+        kept_numbers = [number for number, passage in enumerate(passages) if passage.row is not None]
+        kept = [passages[number] for number in kept_numbers]
+        rows = [passage.row for passage in kept if passage.row is not None]
+        files = list(dict.fromkeys(row.place.file for row in rows))
+        numbers = {name: number for number, name in enumerate(files)}
+        tokens = batch_of(rows, [numbers[row.place.file] for row in rows], [_digest(row.input_ids) for row in rows])
+        rendered = [passage for passage in passages if passage.num_tokens is not None]
+        outcome = Outcome(
+            tokens=tokens,
+            files=files,
+            kept=kept_numbers,
+            rejections=[passage.rejection for passage in passages if passage.rejection is not None],
+            num_read=len(batch.rows),
+            lengths=np.array([passage.num_tokens for passage in rendered], np.int32),
+            longest=max(rendered, key=lambda passage: passage.num_tokens or 0).raw.place if rendered else None,
+            cut=[passage.raw.place for passage in kept if passage.is_cut],
+            ends_a_turn=any(not self._renderer.end_of_turn_ids.isdisjoint(row.labels) for row in rows),
+        )
+        self._look_at(kept, outcome)
+        return outcome
+
+    def _look_at(self, kept: Iterable[Passage], outcome: Outcome) -> None:
+        for passage in kept:
+            assert passage.example is not None  # a kept row went the whole way
+            assert passage.row is not None
+            for observation in self._observer.observe(passage.example, passage.row):
+                outcome.observed[observation] += 1
+                outcome.first_observed.setdefault(observation, passage.raw.place)
+            if self._duplicates:
+                outcome.digests.append(exact_digest(passage.example))
+            if self._hasher:
+                outcome.signatures.append(self._hasher.signature(passage.example))
+
+    def _passages(self, batch: RawBatch) -> list[Passage]:
+        passages = [self._read(raw, batch) for raw in batch.rows]
+        readable = [passage for passage in passages if passage.example is not None]
+        rendered = self._renderer.render_each([passage.example for passage in readable if passage.example])
+        for passage, row in zip(readable, rendered, strict=True):
+            if isinstance(row, DataError):
+                passage.rejection = _rejection(passage.raw, row, Cause.TEMPLATE)
+            else:
+                self._take(passage, row)
+        return passages
+
+    def _read(self, raw: RawRow, batch: RawBatch) -> Passage:
+        cause = Cause.MALFORMED
+        try:
+            row = parse_row(raw)
+            self._cleaner.check_row(row, raw.place)
+            cause = Cause.FORMAT
+            example = to_example(row, raw.place, batch.format, batch.source.columns)
+            return Passage(raw, self._cleaner.clean(example))
+        except DataError as error:
+            return Passage(raw, rejection=_rejection(raw, error, cause))
+
+    def _take(self, passage: Passage, row: TokenRow) -> None:
+        """Note the rendered row, cut if it is too long and may be."""
+        passage.num_tokens = len(row.input_ids)
+        if passage.num_tokens > self._max_length:
+            assert passage.example is not None  # it was rendered
+            cut = self._cutter.cut(passage.example) if self._cutter else None
+            if cut is None:
+                fault = RowError(Cause.TOO_LONG, f"{passage.num_tokens:,} tokens, max_length is {self._max_length:,}")
+                passage.rejection = _rejection(passage.raw, fault, Cause.TOO_LONG)
+                return
+            passage.example, row = cut
+            passage.is_cut = True
+        if not row.num_trained_tokens:
+            fault = RowError(
+                Cause.NOTHING_TRAINED,
+                "the row has nothing to learn: no token of it is trained",
+                hint="leave out such rows, or use a chat template that prints the assistant's turns",
+            )
+            passage.rejection = _rejection(passage.raw, fault, Cause.NOTHING_TRAINED)
+            return
+        passage.row = row
+
+
+def _rejection(raw: RawRow, error: DataError, cause: Cause) -> Rejection:
+    problem = error.problems[0]
+    if isinstance(error, RowError):
+        cause = error.cause
+    return Rejection(raw.place, cause, problem.text, problem.hint, as_read(raw))
+
+
+def as_read(raw: RawRow) -> Row | str:
+    """The row as `rejected.jsonl` holds it: its text where it cannot be parsed."""
+    if isinstance(raw.payload, UnreadableRow):
+        return raw.payload.content
+    try:
+        return parse_row(raw)
+    except DataError:
+        return str(raw.payload, "utf-8", "replace").rstrip("\r\n") if isinstance(raw.payload, bytes) else ""
+
+
+def _digest(input_ids: list[int]) -> bytes:
+    return hashlib.blake2b(array("i", input_ids), digest_size=16).digest()

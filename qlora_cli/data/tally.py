@@ -1,0 +1,128 @@
+"""Counts what became of all rows, and says it as findings and as errors."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from qlora_cli.data.causes import Cause, Rejection
+from qlora_cli.data.example import Place
+from qlora_cli.data.observations import Observation
+from qlora_cli.data.pipeline import Outcome
+from qlora_cli.data.problems import RowProblems
+from qlora_cli.data.report import Finding, Lengths, Verdict, measure_lengths
+from qlora_cli.errors import Problem
+from qlora_cli.recipe.data_schema import DataSection
+
+CLEANING = frozenset(
+    {Cause.REQUIRED, Cause.TOO_SHORT, Cause.TOO_MANY_CHARS, Cause.EXACT_DUPLICATE, Cause.NEAR_DUPLICATE}
+)
+"""Causes that only `data.clean` knows: the recipe asked to take these rows out."""
+
+
+@dataclass
+class Tally:
+    """Running counts over all sources of a recipe."""
+
+    data: DataSection
+    num_read: int = 0
+    ends_a_turn: bool = False
+    """Whether a token that ends a turn is trained in any row."""
+
+    _causes: Counter[Cause] = field(default_factory=Counter)
+    _first: dict[Cause, Rejection] = field(default_factory=dict)
+    _refused: RowProblems = field(default_factory=RowProblems)
+    _observed: Counter[Observation] = field(default_factory=Counter)
+    _first_observed: dict[Observation, Place] = field(default_factory=dict)
+    _lengths: list[np.ndarray] = field(default_factory=list)
+    _longest: tuple[int, str] = (0, "")
+    _num_cut: int = 0
+    _first_cut: Place | None = None
+
+    def add(self, outcome: Outcome) -> None:
+        """Count a batch."""
+        self.num_read += outcome.num_read
+        self.ends_a_turn |= outcome.ends_a_turn
+        for rejection in outcome.rejections:
+            self.reject(rejection)
+        for observation, count in outcome.observed.items():
+            self._observed[observation] += count
+            self._first_observed.setdefault(observation, outcome.first_observed[observation])
+        self._num_cut += len(outcome.cut)
+        if outcome.cut and self._first_cut is None:
+            self._first_cut = outcome.cut[0]
+        if outcome.longest is not None:
+            self._lengths.append(outcome.lengths)
+            self._longest = max(self._longest, (int(outcome.lengths.max()), str(outcome.longest)))
+
+    def reject(self, rejection: Rejection) -> None:
+        """Count a row that is not trained on."""
+        self._causes[rejection.cause] += 1
+        self._first.setdefault(rejection.cause, rejection)
+        if self.verdict(rejection.cause) == "refused" and rejection.cause != Cause.TOO_LONG:
+            self._refused.add(rejection.text, rejection.place, rejection.hint)
+
+    def verdict(self, cause: Cause) -> Verdict:
+        """What a row of this cause means for training."""
+        if cause in CLEANING or (cause == Cause.TOO_LONG and self.data.truncation != "refuse"):
+            return "left out"
+        return "refused"
+
+    @property
+    def num_left_out(self) -> int:
+        """Rows that the recipe asked to take out."""
+        return sum(count for cause, count in self._causes.items() if self.verdict(cause) == "left out")
+
+    def causes_in_words(self) -> str:
+        """Why rows are not trained on, e.g. "of 5 rows read, 3 longer than max_length"."""
+        counts = (f"{self._causes[cause]:,} {cause.value}" for cause in Cause if self._causes[cause])
+        return f"of {self.num_read:,} rows read, {', '.join(counts)}"
+
+    @property
+    def lengths(self) -> Lengths | None:
+        """Of the rows that were rendered."""
+        return measure_lengths(np.concatenate(self._lengths), self._longest[1]) if self._lengths else None
+
+    def problems(self) -> list[Problem]:
+        """What keeps training from starting: the first rows that are refused, and the lengths that do not fit."""
+        problems = self._refused.problems()
+        if Cause.TOO_LONG in self._first and self.verdict(Cause.TOO_LONG) == "refused":
+            problems.append(self._too_long())
+        return problems
+
+    def findings(self) -> list[Finding]:
+        """Everything that was seen, the gravest first."""
+        findings = []
+        for cause in Cause:
+            if cause not in self._first:
+                continue
+            rejection = self._first[cause]
+            verdict = self.verdict(cause)
+            problem = self._too_long() if cause == Cause.TOO_LONG and verdict == "refused" else rejection.problem
+            count = self._causes[cause]
+            findings.append(Finding(cause.value, verdict, count, str(rejection.place), problem.text, problem.hint))
+        findings.sort(key=lambda finding: finding.verdict != "refused")
+        if self._first_cut is not None:
+            how = {"cut_prompt": "the middle of a prompt", "cut_middle_turns": "exchanges from the middle"}
+            text = f"{how[self.data.truncation]} taken out to fit {self.data.max_length:,} tokens"
+            findings.append(Finding(Cause.TOO_LONG.value, "cut", self._num_cut, str(self._first_cut), text))
+        for observation in Observation:
+            if observation in self._first_observed:
+                place = str(self._first_observed[observation])
+                findings.append(Finding(observation.value, "noted", self._observed[observation], place, ""))
+        return findings
+
+    def _too_long(self) -> Problem:
+        lengths = self.lengths
+        assert lengths is not None  # a row was too long, so rows were measured
+        num_rows = sum(map(len, self._lengths))
+        return Problem(
+            f"{self._causes[Cause.TOO_LONG]:,} of {num_rows:,} rows are longer than max_length "
+            f"{self.data.max_length:,} (longest {lengths.longest:,} tokens, 99 % have at most {lengths.p99:,}, "
+            f"95 % at most {lengths.p95:,}); this is the first",
+            str(self._first[Cause.TOO_LONG].place),
+            f"set `data.max_length: {lengths.longest}` to keep all, `data.truncation: drop` to leave the long rows "
+            "out, or `cut_prompt` / `cut_middle_turns` to shorten what stands before the last answer",
+        )

@@ -1,0 +1,50 @@
+"""What a run says and keeps about its data."""
+
+from __future__ import annotations
+
+import shutil
+
+from transformers import PreTrainedTokenizerBase
+
+from qlora_cli import console
+from qlora_cli.data.prepare import PreparedData
+from qlora_cli.data.preview import show_example
+from qlora_cli.data.report import DataReport
+from qlora_cli.run.directory import RunDirectory
+from qlora_cli.run.files import write_json
+
+
+def keep_rejected_rows(prepared: PreparedData, run: RunDirectory) -> None:
+    """Write what was taken out, and the whole report, into the run's `data` folder."""
+    run.data_path.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(prepared.rejected_path, run.data_path / prepared.rejected_path.name)
+    write_json(run.data_path / "report.json", prepared.report.as_dict())
+
+
+def show_data(prepared: PreparedData, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Counts, everything that was found, the realised mix, and the first row as it is trained."""
+    report = prepared.report
+    cached = ", from the cache" if prepared.is_cached else ""
+    console.note(
+        f"data: {report.num_train:,} rows to train on, {report.num_eval:,} held out{cached}; "
+        f"{report.num_tokens:,} tokens, {report.num_trained_tokens / report.num_tokens:.0%} of them trained"
+    )
+    for finding in report.findings:
+        rows = "row" if finding.num_rows == 1 else "rows"
+        console.note(f"  {finding.verdict}: {finding.num_rows:,} {rows}, {finding.what}; the first is {finding.first}")
+    _show_mix(report)
+    first = prepared.train.documents(0)[0]
+    has_colour = console.err.color_system is not None
+    console.note(f"first row ({first.place}), trained tokens {'in green' if has_colour else 'between ⟦ and ⟧'}:")
+    console.err.print(show_example(first, tokenizer, with_brackets=not has_colour))
+
+
+def _show_mix(report: DataReport) -> None:
+    sources = [source for source in report.sources if source.part == "train"]
+    if len(sources) < 2:
+        return
+    for source in sources:
+        console.note(
+            f"  mix: {source.path}: {source.num_rows:,} rows ({source.share_of_rows:.1%}), "
+            f"{source.num_tokens:,} tokens ({source.share_of_tokens:.1%})"
+        )
