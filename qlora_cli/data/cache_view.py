@@ -9,11 +9,11 @@ from typing import Any
 
 from qlora_cli import console
 from qlora_cli.data.cache import CacheEntry
-from qlora_cli.data.report_view import short_path
+from qlora_cli.data.report_view import show_lines
+from qlora_cli.data.token_pieces import visible
 
 NUM_CHARS_OF_KEY = 8
 UNITS = ("bytes", "kB", "MB", "GB", "TB")
-SOURCES_WIDTH = 28
 
 
 def show_entries(entries: Sequence[CacheEntry], root: Path) -> None:
@@ -28,11 +28,11 @@ def show_entries(entries: Sequence[CacheEntry], root: Path) -> None:
             size_in_words(entry.num_bytes),
             _minute(entry.made_at),
             _minute(entry.used_at),
-            short_path(", ".join(entry.sources), SOURCES_WIDTH),
+            visible(", ".join(entry.sources)),
         )
         for entry in entries
     ]
-    console.table(("entry", "rows", "size", "made", "last used", "sources"), rows)
+    show_lines(("entry", "rows", "size", "made", "last used", "sources"), rows)
     console.result("")
     console.result(f"{size_in_words(sum(entry.num_bytes for entry in entries))} in {root}")
 

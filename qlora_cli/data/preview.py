@@ -67,7 +67,10 @@ def show_row(
         return text.append(visible(shown.as_read), style=CONTEXT_STYLE)
     if with_ids:
         return text.append(show_ids(shown.row, tokenizer))
-    return text.append(show_example(shown.row, tokenizer, with_brackets=with_brackets))
+    text.append(show_example(shown.row, tokenizer, with_brackets=with_brackets))
+    if text.plain.endswith("\n"):
+        text.right_crop(1)
+    return text
 
 
 def show_example(row: TokenRow, tokenizer: PreTrainedTokenizerBase, *, with_brackets: bool = False) -> Text:

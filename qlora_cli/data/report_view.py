@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 from rich.text import Text
@@ -37,7 +37,7 @@ def show_report(report: DataReport) -> None:
     if report.findings:
         console.result("")
         rows = [(found.what, f"{found.num_rows:,}", found.verdict, visible(found.first)) for found in report.findings]
-        console.table(("found", "rows", "what happens", "first"), rows)
+        show_lines(("found", "rows", "what happens", "first"), rows)
     if report.lengths is not None:
         console.result("")
         for line in histogram(report.lengths, report.max_length):
@@ -46,6 +46,18 @@ def show_report(report: DataReport) -> None:
     console.facts(_facts(report))
     for found in report.findings:
         _show_finding(found)
+
+
+def show_lines(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table whose last column may be of any length, since places and paths are there to be copied whole."""
+    widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)][:-1]
+    rights = [all(console.NUMBER.fullmatch(cell) for cell in cells) for cells in zip(*rows, strict=True)]
+    for number, row in enumerate((columns, *rows)):
+        cells = [
+            f"{cell:>{width}}" if right else f"{cell:<{width}}"
+            for cell, width, right in zip(row, widths, rights, strict=False)
+        ]
+        console.result(Text("   ".join((*cells, row[-1])), style="" if number else "bold"))
 
 
 def verdict(report: DataReport) -> str:

@@ -11,7 +11,7 @@ from qlora_cli.errors import QloraError
 
 COMMANDS = (
     "init", "recipes", "validate", "schema", "train", "tiny", "eval", "merge", "export", "chat", "generate", "runs",
-    "doctor",
+    "doctor", "data",
 )  # fmt: skip
 
 
