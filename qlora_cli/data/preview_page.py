@@ -47,10 +47,11 @@ details[open] .start { display: none; }
 .mark { margin-left: .5rem; color: var(--mark); font-style: normal; }
 .why, .hint { margin: .5rem .75rem 0; overflow-wrap: anywhere; }
 .why { color: var(--mark); }
-pre { margin: 0; padding: .75rem; font: 14px/1.6 ui-monospace, "DejaVu Sans Mono", monospace; white-space: pre-wrap;
+pre { margin: 0; padding: .75rem; font: 14px/1.75 ui-monospace, "DejaVu Sans Mono", monospace; white-space: pre-wrap;
   overflow-wrap: anywhere; }
 .c { color: var(--calm); }
-.t { color: var(--trained); background: var(--trained-paper); box-shadow: 0 2px 0 var(--trained); }
+.t { color: var(--trained); background: var(--trained-paper); padding-bottom: 2px;
+  border-bottom: 1.5px solid var(--trained); }
 s { text-decoration: none; }
 b { border: 1px solid currentcolor; border-radius: 3px; padding: 0 1px; }
 i { opacity: .55; font-style: normal; }
