@@ -1,23 +1,30 @@
 """Checkpoints that are whole or not there: staged, hashed, flushed, renamed.
 
-A checkpoint is a folder `checkpoints/step-000050`. While it is written it has another name; its
-`checkpoint.json` lists the SHA-256 of every other file and is written last; one rename makes it visible.
+A checkpoint is a folder `checkpoints/step-000050`. While it is written it has another name; its seal,
+`checkpoint.json`, lists the SHA-256 of every other file, says what run it belongs to, and is written last; one rename
+makes it visible.
 """
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qlora_cli import console
 from qlora_cli.errors import IdentityError
-from qlora_cli.run.files import delete_folder, replaced_folder, sha256_file, write_json
-from qlora_cli.run.manifest import read_json_object
+from qlora_cli.run.directory import RunDirectory
+from qlora_cli.run.files import delete_folder, remove, replaced_folder, sha256_file, write_json
+from qlora_cli.run.manifest import library_versions, read_json_object
+from qlora_cli.run.storage import storage_faults
 
 SEAL_NAME = "checkpoint.json"
+FOLDER_NAME = re.compile(r"step-([0-9]{6,12})")
 
 
 @dataclass(frozen=True)
@@ -27,8 +34,12 @@ class Checkpoint:
     path: Path
     step: int
 
-    def problem(self) -> str:
-        """Why it cannot be trusted, in a few words; empty when every byte is as it was written."""
+    def problem(self, expected: Mapping[str, Any] | None = None) -> str:
+        """Why it cannot be trusted, in a few words; empty when every byte is as it was written.
+
+        Args:
+            expected: facts that its seal must say; another value means that it belongs to another run.
+        """
         try:
             seal = read_json_object(self.path / SEAL_NAME, hint="")
         except IdentityError:
@@ -36,11 +47,24 @@ class Checkpoint:
         hashes = seal.get("sha256")
         if not isinstance(hashes, dict) or seal.get("step") != self.step:
             return f"{SEAL_NAME} does not belong to step {self.step}"
-        present = {str(path.relative_to(self.path)) for path in _files(self.path)}
-        if present != set(hashes):
-            return f"files differ from its list: {', '.join(sorted(present ^ set(hashes)))}"
-        for name, expected in hashes.items():
-            if sha256_file(self.path / name) != expected:
+        if seal.get("seal_sha256") != _seal_sha256(seal):
+            return f"{SEAL_NAME} has changed since it was written"
+        strange = [key for key, value in (expected or {}).items() if seal.get(key) != value]
+        if strange:
+            return f"it belongs to another run: not the same {', '.join(strange)}"
+        try:
+            return self._changed_files(hashes)
+        except OSError as fault:
+            return f"it cannot be read: {fault}"
+
+    def _changed_files(self, hashes: dict[str, str]) -> str:
+        present = {str(path.relative_to(self.path)): path for path in _files(self.path)}
+        if present.keys() != hashes.keys():
+            return f"files differ from its list: {', '.join(sorted(present.keys() ^ hashes.keys()))}"
+        for name, path in present.items():
+            if path.is_symlink() or not path.is_file():
+                return f"{name} is not a plain file"
+            if sha256_file(path) != hashes[name]:
                 return f"{name} has changed since it was written"
         return ""
 
@@ -49,36 +73,63 @@ class Checkpoint:
 def staged_checkpoint(folder: Path, step: int, facts: dict[str, Any]) -> Iterator[Path]:
     """A folder to write a checkpoint into; it becomes `folder/step-…` when the block ends without an error.
 
+    Checkpoints of later steps are then deleted: they were passed over as damaged when the run was resumed before
+    them, and rotation would keep them in place of this one.
+
     Args:
         folder: the run's `checkpoints` folder.
         step: optimizer steps done.
-        facts: what else the seal should say, such as the recipe's fingerprint.
+        facts: what else the seal should say, such as the data's fingerprint.
+
+    Raises:
+        ResourceError: if the disk refuses; what was visible before is visible still.
     """
-    with replaced_folder(folder / f"step-{step:06d}") as stage:
+    with storage_faults(RunDirectory(folder.parent)), replaced_folder(folder / f"step-{step:06d}") as stage:
         yield stage
         hashes = {str(path.relative_to(stage)): sha256_file(path) for path in sorted(_files(stage))}
-        write_json(stage / SEAL_NAME, {"step": step, **facts, "sha256": hashes})
+        seal = {"step": step, **facts, "versions": library_versions(), "sha256": hashes}
+        write_json(stage / SEAL_NAME, {**seal, "seal_sha256": _seal_sha256(seal)})
+    with _no_reason_to_stop():
+        for later in list_checkpoints(folder):
+            if later.step > step:
+                delete_folder(later.path)
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    return (path for path in folder.rglob("*") if path.is_file() and path.name != SEAL_NAME)
+    """Everything below `folder` that is not a folder, but for the seal; links to folders are not followed."""
+    for path in folder.rglob("*"):
+        if (path.is_symlink() or not path.is_dir()) and path != folder / SEAL_NAME:
+            yield path
+
+
+def _seal_sha256(seal: Mapping[str, Any]) -> str:
+    """SHA-256 of what a seal says, whatever its layout."""
+    said = {key: value for key, value in seal.items() if key != "seal_sha256"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def list_checkpoints(folder: Path) -> list[Checkpoint]:
     """Visible checkpoints, oldest first."""
     found = []
-    for path in folder.glob("step-*") if folder.is_dir() else ():
-        number = path.name.removeprefix("step-")
-        if path.is_dir() and number.isdigit():
-            found.append(Checkpoint(path, int(number)))
+    for path in folder.iterdir() if folder.is_dir() else ():
+        name = FOLDER_NAME.fullmatch(path.name)
+        if name and path.is_dir() and not path.is_symlink():
+            found.append(Checkpoint(path, int(name[1])))
     return sorted(found, key=lambda checkpoint: checkpoint.step)
 
 
-def newest_whole(folder: Path) -> tuple[Checkpoint | None, list[tuple[Checkpoint, str]]]:
-    """The newest checkpoint that verifies, and the newer ones that were passed over with the reason."""
+def newest_whole(
+    folder: Path, expected: Mapping[str, Any] | None = None
+) -> tuple[Checkpoint | None, list[tuple[Checkpoint, str]]]:
+    """The newest checkpoint that verifies, and the newer ones that were passed over with the reason.
+
+    Args:
+        folder: the run's `checkpoints` folder.
+        expected: facts that the seal must say, such as the data's fingerprint.
+    """
     skipped: list[tuple[Checkpoint, str]] = []
     for checkpoint in reversed(list_checkpoints(folder)):
-        problem = checkpoint.problem()
+        problem = checkpoint.problem(expected)
         if not problem:
             return checkpoint, skipped
         skipped.append((checkpoint, problem))
@@ -86,8 +137,23 @@ def newest_whole(folder: Path) -> tuple[Checkpoint | None, list[tuple[Checkpoint
 
 
 def rotate_checkpoints(folder: Path, *, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints, and what a killed process left half done."""
-    for checkpoint in list_checkpoints(folder)[:-keep]:
-        delete_folder(checkpoint.path)
-    for leftover in folder.glob(".step-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    """Delete all but the newest `keep` checkpoints, and what a killed process left half done.
+
+    What cannot be deleted is said and stays: no run should end because it holds a checkpoint too many.
+    """
+    with _no_reason_to_stop():
+        for checkpoint in list_checkpoints(folder)[:-keep]:
+            with _no_reason_to_stop():
+                delete_folder(checkpoint.path)
+        for leftover in list(folder.glob(".step-*")):
+            with _no_reason_to_stop():
+                remove(leftover)
+
+
+@contextmanager
+def _no_reason_to_stop() -> Iterator[None]:
+    """Say that something could not be deleted, and go on."""
+    try:
+        yield
+    except OSError as fault:
+        console.warn(f"an old checkpoint cannot be deleted: {fault}")

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from qlora_cli.errors import ArgumentError, RunInUseError
+from qlora_cli.run.files import remove
+from qlora_cli.run.storage import storage_faults
 
 RUNS_FOLDER = Path("runs")
+
+LEFTOVER = re.compile(
+    r"\.(?:adapter|residual|manifest\.json|recipe\.yaml|metrics\.jsonl|report\.json)\.(?:staging|staged|retired)-[0-9]+"
+)
+"""What the holder of the directory writes, under the names it has until it is whole; merges are made by others."""
 
 
 @dataclass(frozen=True)
@@ -88,36 +95,71 @@ class RunDirectory:
 
     @contextmanager
     def claimed(self) -> Iterator[RunDirectory]:
-        """Hold the directory for this process; a dead process holds nothing.
+        """Hold the directory for this process; a dead process holds nothing, and what it left half done is deleted.
 
         Raises:
             RunInUseError: if another process holds it, with that process's id.
+            ArgumentError: if it cannot be a run directory, or links lead out of it.
+            ResourceError: if the disk refuses.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("a+") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                lock.seek(0)
-                holder = lock.read().strip() or "unknown"
-                raise RunInUseError(
-                    f"process {holder} is writing to run directory '{self.path}'",
-                    hint=f"wait for it, stop it with `kill {holder}`, or choose another --run-dir",
-                ) from None
-            lock.truncate(0)
-            lock.write(f"{os.getpid()}\n")
-            lock.flush()
+        with storage_faults(self):
+            self._make()
+            self.refuse_links()
+            lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            with storage_faults(self):
+                self._lock(lock)
+                self._delete_leftovers()
             yield self
+        finally:
+            os.close(lock)
+
+    def _make(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as fault:
+            raise ArgumentError(
+                f"'{self.path}' cannot be a run directory: {fault.strerror}", hint="choose another --run-dir"
+            ) from fault
+
+    def refuse_links(self) -> None:
+        """Make sure that what is written here stays here; the directory itself may be a link.
+
+        Raises:
+            ArgumentError: if an entry is a symbolic link.
+        """
+        for folder in (self.path, self.checkpoints_path):
+            for entry in folder.iterdir() if folder.is_dir() else ():
+                if entry.is_symlink():
+                    raise ArgumentError(
+                        f"'{entry}' is a link to '{os.readlink(entry)}', and a run is written into its own folder only",
+                        hint=f"delete it; to keep runs on another disk make '{self.path}' itself the link",
+                    )
+
+    def _lock(self, lock: int) -> None:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(lock, 32).decode("ascii", "replace").strip() or "unknown"
+            raise RunInUseError(
+                f"process {holder} is writing to run directory '{self.path}'",
+                hint=f"wait for it, stop it with `kill {holder}`, or choose another --run-dir",
+            ) from None
+        os.ftruncate(lock, 0)
+        os.write(lock, f"{os.getpid()}\n".encode())
+
+    def _delete_leftovers(self) -> None:
+        """What a killed process was writing; checkpoints are swept when they are rotated."""
+        for folder in (self.path, self.data_path):
+            for entry in folder.iterdir() if folder.is_dir() else ():
+                if LEFTOVER.fullmatch(entry.name):
+                    remove(entry)
 
     def clear(self) -> None:
         """Delete what an earlier run left, all but the lock."""
         for entry in self.path.iterdir():
-            if entry.name == ".lock":
-                continue
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
-            else:
-                entry.unlink()
+            if entry.name != ".lock":
+                remove(entry)
 
 
 def list_runs(folder: Path = RUNS_FOLDER) -> list[RunDirectory]:

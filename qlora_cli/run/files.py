@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import errno
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
+
+RENAME_EXCHANGE = 2
+AT_FDCWD = -100
 
 
 def write_text(path: Path, text: str) -> None:
     """Replace the file at `path` by `text` in one rename, durable when this returns."""
     staged = path.with_name(f".{path.name}.staged-{os.getpid()}")
-    staged.write_text(text, encoding="utf-8")
-    fsync(staged)
-    os.replace(staged, path)
+    try:
+        remove(staged)
+        with staged.open("x", encoding="utf-8") as file:  # x: a link that lies there is not written through
+            file.write(text)
+        fsync(staged)
+        uninterrupted(os.replace, staged, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            remove(staged)
+        raise
     fsync(path.parent)
 
 
@@ -35,28 +50,72 @@ def replaced_folder(out: Path) -> Iterator[Path]:
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     stage = out.with_name(f".{out.name}.staging-{os.getpid()}")
-    shutil.rmtree(stage, ignore_errors=True)
-    stage.mkdir()
+    remove(stage)
+    uninterrupted(stage.mkdir)
     try:
         yield stage
         for path in stage.rglob("*"):
             fsync(path)
         fsync(stage)
-        retired = out.with_name(f".{out.name}.retired-{os.getpid()}")
-        if out.exists():
-            os.rename(out, retired)
-        os.rename(stage, out)
+        _put_in_place(stage, out)
         fsync(out.parent)
-        shutil.rmtree(retired, ignore_errors=True)
     finally:
-        shutil.rmtree(stage, ignore_errors=True)
+        with contextlib.suppress(OSError):  # what stays is found by its name
+            remove(stage)
+
+
+def _put_in_place(stage: Path, out: Path) -> None:
+    """Make `stage` become `out`; what was at `out` is then at `stage`, or gone."""
+    if not os.path.lexists(out):
+        uninterrupted(os.rename, stage, out)
+    elif not _exchange(stage, out):
+        retired = out.with_name(f".{out.name}.retired-{os.getpid()}")
+        uninterrupted(os.rename, out, retired)
+        uninterrupted(os.rename, stage, out)
+        with contextlib.suppress(OSError):
+            remove(retired)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two names at once, so that there is no moment without either; False where that is not to be had.
+
+    `renameat2` came with Linux 3.15 and glibc 2.28; NFS and some other file systems do not offer the exchange.
+    """
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    while rename(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) != 0:
+        number = ctypes.get_errno()
+        if number in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+            return False
+        if number != errno.EINTR:
+            raise OSError(number, os.strerror(number), str(one), None, str(other))
+    return True
 
 
 def delete_folder(path: Path) -> None:
     """Take a folder out of sight in one rename, then delete it."""
     retired = path.with_name(f".{path.name}.retired-{os.getpid()}")
-    os.rename(path, retired)
-    shutil.rmtree(retired)
+    remove(retired)
+    uninterrupted(os.rename, path, retired)
+    remove(retired)
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a link (not what it leads to) or a folder with all that is in it; nothing there is no fault."""
+    if path.is_dir() and not path.is_symlink():
+        uninterrupted(shutil.rmtree, path)
+    else:
+        uninterrupted(path.unlink, missing_ok=True)
+
+
+def uninterrupted(call: Callable[..., Result], *arguments: Any, **options: Any) -> Result:
+    """Call again whenever a signal interrupts the system call, as Python itself does for reads, writes and fsync."""
+    while True:
+        try:
+            return call(*arguments, **options)
+        except InterruptedError:
+            continue
 
 
 def fsync(path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,11 @@ from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.files import write_json
 
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "trl", "datasets", "accelerate", "tokenizers")
+MAX_JSON_BYTES = 16 * 1024 * 1024
+"""What this project writes of that kind takes kilobytes."""
 
 
+@cache
 def library_versions() -> dict[str, str]:
     """Version of Python, of this project and of each library that shapes a run."""
     versions = {"python": platform.python_version(), "qlora": metadata.version("qlora")}
@@ -37,9 +41,13 @@ def read_json_object(path: Path, *, hint: str) -> dict[str, Any]:
         IdentityError: if the file is missing or holds something else.
     """
     try:
+        if path.is_file() and path.stat().st_size > MAX_JSON_BYTES:
+            raise IdentityError(f"is larger than {MAX_JSON_BYTES:,} bytes", place=str(path), hint=hint)
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as fault:
         raise IdentityError(f"cannot be read: {fault}", place=str(path), hint=hint) from fault
+    except RecursionError as fault:
+        raise IdentityError("cannot be read: it is nested too deeply", place=str(path), hint=hint) from fault
     if not isinstance(value, dict):
         raise IdentityError(f"must hold a JSON object, not {type(value).__name__}", place=str(path), hint=hint)
     return value

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
 
+from qlora_cli.errors import ResourceError
 from qlora_cli.run.checkpoints import SEAL_NAME, list_checkpoints, newest_whole, rotate_checkpoints, staged_checkpoint
 
 
-def save(folder: Path, step: int, content: bytes = b"weights") -> Path:
-    with staged_checkpoint(folder, step, {"data_fingerprint": "abc"}) as stage:
+def save(folder: Path, step: int, content: bytes = b"weights", fingerprint: str = "abc") -> Path:
+    with staged_checkpoint(folder, step, {"data_fingerprint": fingerprint}) as stage:
         (stage / "adapter.bin").write_bytes(content)
         (stage / "state.json").write_text("{}")
     return folder / f"step-{step:06d}"
@@ -28,9 +31,10 @@ def test_a_checkpoint_seals_every_file_with_its_hash(tmp_path):
 
 
 def test_nothing_becomes_visible_when_writing_fails(tmp_path):
-    with pytest.raises(OSError, match="disk"), staged_checkpoint(tmp_path, 5, {}) as stage:
+    with pytest.raises(ResourceError, match="the disk is full") as caught, staged_checkpoint(tmp_path, 5, {}) as stage:
         (stage / "adapter.bin").write_bytes(b"half")
-        raise OSError("disk")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert caught.value.exit_code == 5
     assert list(tmp_path.iterdir()) == []
 
 
@@ -50,16 +54,36 @@ DAMAGES = {
     "seal of another step": lambda path: (path / SEAL_NAME).write_text(
         (path / SEAL_NAME).read_text().replace('"step": 10', '"step": 9')
     ),
+    "seal of another run": lambda path: save(path.parent, 10, fingerprint="xyz"),
+    "edited seal": lambda path: (path / SEAL_NAME).write_text((path / SEAL_NAME).read_text().replace('"torch"', '"t"')),
+    "seal nested beyond sense": lambda path: (path / SEAL_NAME).write_text("[" * 200_000),
+    "seal too large": lambda path: os.truncate(path / SEAL_NAME, 1 << 34),
+    "link in place of a file": lambda path: link_out(path / "state.json"),
+    "link in place of the folder": lambda path: link_out(path),
+    "file in a folder of its own": lambda path: hide_a_file(path / "sub"),
 }
+
+
+def link_out(path: Path) -> None:
+    outside = path.parent.parent / f"{path.name}-outside"
+    path.rename(outside)
+    path.symlink_to(outside)
+
+
+def hide_a_file(folder: Path) -> None:
+    folder.mkdir()
+    (folder / SEAL_NAME).write_text("{}")
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
 def test_a_damaged_checkpoint_is_passed_over_for_the_older_whole_one(tmp_path, damage):
-    save(tmp_path, 5)
-    damage(save(tmp_path, 10))
-    checkpoint, skipped = newest_whole(tmp_path)
+    folder = tmp_path / "checkpoints"
+    save(folder, 5)
+    damage(save(folder, 10))
+    checkpoint, skipped = newest_whole(folder, {"data_fingerprint": "abc"})
     assert checkpoint.step == 5
-    assert [(item.step, bool(reason)) for item, reason in skipped] == [(10, True)]
+    is_seen = not (folder / "step-000010").is_symlink()
+    assert [(item.step, bool(reason)) for item, reason in skipped] == [(10, True)] * is_seen
 
 
 def test_saving_a_step_again_replaces_it(tmp_path):
@@ -70,9 +94,36 @@ def test_saving_a_step_again_replaces_it(tmp_path):
 
 
 def test_rotation_goes_by_step_number_and_removes_leftovers(tmp_path):
-    for step in (5, 100, 20):
+    for step in (5, 999_999, 1_000_000):
         save(tmp_path, step)
     (tmp_path / ".step-000120.staging-1").mkdir()
+    (tmp_path / ".step-000120.retired-1").symlink_to(tmp_path)
     rotate_checkpoints(tmp_path, keep=2)
-    assert [item.step for item in list_checkpoints(tmp_path)] == [20, 100]
+    assert [item.step for item in list_checkpoints(tmp_path)] == [999_999, 1_000_000]
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_checkpoint_that_was_passed_over_does_not_outlive_those_saved_after_it(tmp_path):
+    save(tmp_path, 5)
+    flip_a_bit(save(tmp_path, 10))
+    save(tmp_path, 7)  # the run went on from step 5 and now saves more often
+    rotate_checkpoints(tmp_path, keep=1)
+    assert [item.step for item in list_checkpoints(tmp_path)] == [7]
+
+
+def test_what_cannot_be_deleted_is_said_and_no_reason_to_stop(tmp_path, capsys, monkeypatch):
+    for step in (5, 10, 15):
+        save(tmp_path, step)
+
+    def refuse(one: Path, other: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(one))
+
+    monkeypatch.setattr(os, "rename", refuse)
+    rotate_checkpoints(tmp_path, keep=1)
+    assert capsys.readouterr().err.count("an old checkpoint cannot be deleted") == 2
+
+
+@pytest.mark.parametrize("name", ["step-7", "step-00000a", "step-²²²²²²", "step--00001", "other", "step-" + "9" * 200])
+def test_folders_of_other_names_are_no_checkpoints(tmp_path, name):
+    (tmp_path / name).mkdir()
+    assert list_checkpoints(tmp_path) == []

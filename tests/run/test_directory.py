@@ -69,3 +69,38 @@ def test_clearing_a_run_does_not_follow_links(tmp_path):
     run.clear()
     assert (precious / "file").read_text() == "keep"
     assert not run.is_started
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "log.txt", ".lock", "checkpoints", "checkpoints/step-000002"])
+def test_a_run_whose_links_lead_out_of_it_is_refused(tmp_path, name):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    entry = tmp_path / "run" / name
+    entry.parent.mkdir(parents=True)
+    entry.symlink_to(outside)
+    with pytest.raises(ArgumentError, match="is a link to"), RunDirectory(tmp_path / "run").claimed():
+        pass
+    assert list(outside.iterdir()) == []
+
+
+def test_the_run_directory_itself_may_be_a_link(tmp_path):
+    (tmp_path / "other-disk").mkdir()
+    (tmp_path / "run").symlink_to(tmp_path / "other-disk")
+    with RunDirectory(tmp_path / "run").claimed():
+        assert (tmp_path / "other-disk" / ".lock").read_text() == f"{os.getpid()}\n"
+
+
+def test_a_file_is_no_run_directory(tmp_path):
+    (tmp_path / "file").write_text("x")
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(ArgumentError, match="cannot be a run directory"), RunDirectory(path).claimed():
+            pass
+
+
+def test_whoever_claims_a_run_deletes_what_a_killed_process_left_half_done_and_nothing_else(tmp_path):
+    run = start(tmp_path, "run", 100.0)
+    for name in (".adapter.staging-1", ".adapter.retired-1", ".merged.staging-1"):
+        (run.path / name).mkdir()
+    (run.path / ".manifest.json.staged-1").write_text("{")
+    with run.claimed():
+        assert sorted(path.name for path in run.path.iterdir()) == [".lock", ".merged.staging-1", "recipe.yaml"]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
-from qlora_cli.run.files import replaced_folder, write_json, write_text
+from qlora_cli.run import files
+from qlora_cli.run.files import remove, replaced_folder, uninterrupted, write_json, write_text
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -34,3 +37,46 @@ def test_a_folder_is_replaced_only_when_it_is_whole(tmp_path):
         (folder / "b").write_text("new")
     assert [item.name for item in out.iterdir()] == ["b"]
     assert [item.name for item in tmp_path.iterdir()] == ["adapter"]
+
+
+@pytest.mark.parametrize("has_exchange", [True, False])
+def test_a_folder_is_replaced_with_and_without_an_exchange_of_names(tmp_path, monkeypatch, has_exchange):
+    if not has_exchange:  # as on a file system that does not offer it
+        monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+    out = tmp_path / "merged"
+    for text in ("old", "new"):
+        with replaced_folder(out) as folder:
+            (folder / "a").write_text(text)
+    assert (out / "a").read_text() == "new"
+    assert [item.name for item in tmp_path.iterdir()] == ["merged"]
+
+
+def test_a_link_is_replaced_and_not_followed(tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "precious").write_text("keep")
+    for name in ("adapter", f".adapter.staging-{os.getpid()}"):
+        (tmp_path / name).symlink_to(outside)
+    with replaced_folder(tmp_path / "adapter") as folder:
+        (folder / "a").write_text("new")
+    (tmp_path / f".manifest.json.staged-{os.getpid()}").symlink_to(outside / "precious")
+    write_text(tmp_path / "manifest.json", "{}")
+    assert (outside / "precious").read_text() == "keep"
+    assert (tmp_path / "adapter" / "a").read_text() == "new"
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["adapter", "manifest.json", "outside"]
+
+
+def test_what_is_not_there_is_removed_already(tmp_path):
+    remove(tmp_path / "nothing")
+
+
+def test_an_interrupted_call_is_made_again():
+    answers = iter([InterruptedError, InterruptedError, None])
+
+    def call(value: int) -> int:
+        fault = next(answers)
+        if fault:
+            raise fault
+        return value
+
+    assert uninterrupted(call, 7) == 7
