@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+import textwrap
+from pathlib import Path
 
 import pytest
 import yaml
 
 from qlora_cli.cli import app
+
+PAGE = Path(__file__).parents[2] / "docs" / "data.md"
 
 LONG = {"instruction": "count", "output": "one two three " * 20}
 
@@ -200,3 +205,24 @@ def test_help_loads_no_heavy_library(tmp_path, arguments):
     )
     ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert ran.stdout.splitlines()[-1] == "[]"
+
+
+def shown_commands():
+    """Each command of docs/data.md whose output stands below it, with that output."""
+    blocks = re.findall(r"^    \$ qlora (.+)\n((?:    .*\n|\n(?=    ))+)", PAGE.read_text("utf-8"), flags=re.MULTILINE)
+    return [(command, textwrap.dedent(output)) for command, output in blocks]
+
+
+def without_times(text):
+    return [re.sub(r"[\d.]+ s$", "0 s", line.rstrip()) for line in text.strip().splitlines()]
+
+
+def test_the_outputs_in_the_docs_are_what_the_commands_print(call, tmp_path, monkeypatch):
+    monkeypatch.setenv("QLORA_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "recipes").symlink_to(PAGE.parents[1] / "recipes")
+    [making] = re.findall(r"`qlora (tiny [^`]+)`", PAGE.read_text("utf-8"))
+    assert call(*making.split()).code == 0
+    assert len(shown_commands()) == 2
+    for command, output in shown_commands():
+        ran = call(*command.split())
+        assert without_times(ran.err + ran.out) == without_times(output)
