@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from qlora_cli.cli import app
+from qlora_cli.data.cache import locked
 
 PAGE = Path(__file__).parents[2] / "docs" / "data.md"
 
@@ -194,6 +195,16 @@ def test_what_was_prepared_is_listed_and_cleared(call, recipe, tmp_path):
     cleared = call("data", "cache", "--clear")
     assert cleared.out.endswith(f" freed in {listed['path']}\n")
     assert call("data", "cache", "--clear", "--json").json == {**listed, "entries": [], "num_bytes_freed": 0}
+
+
+def test_what_another_process_is_using_is_kept_and_said(call, recipe):
+    call("data", "check", recipe(sums(20)))
+    [entry] = call("data", "cache", "--json").json["entries"]
+    with locked(entry["key"]):
+        out = call("data", "cache", "--clear").out
+    assert out.startswith("0 bytes freed in ")
+    assert "in use are still:" in out.splitlines()[0]
+    assert entry["key"][:8] in out
 
 
 @pytest.mark.parametrize("arguments", [("data", "--help"), ("data", "check", "--help")])
