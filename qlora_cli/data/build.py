@@ -9,22 +9,19 @@ from pathlib import Path
 
 import numpy as np
 
-from qlora_cli.data.gather import Gathered, gather_rows
-from qlora_cli.data.mixing import hold_out, mix, shares
+from qlora_cli.data.causes import Cause, Rejection
+from qlora_cli.data.gather import REJECTED_FILE, Gathered, gather_rows, write_rejections
+from qlora_cli.data.mixing import shares
 from qlora_cli.data.packed_rows import write_packed_rows
 from qlora_cli.data.packing import plan_packing
 from qlora_cli.data.rendering import Renderer
 from qlora_cli.data.report import DataReport, Finding, SourceReport
 from qlora_cli.data.seen import Kind
+from qlora_cli.data.selection import NO_ROWS, Numbers, Part, select
 from qlora_cli.errors import DataError, Problem
 from qlora_cli.recipe.data_schema import DataSection
 
 TRAIN_FILE, EVAL_FILE = "train.arrow", "eval.arrow"
-
-Numbers = np.ndarray
-"""Row numbers on the spool, int64."""
-
-NO_ROWS = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -40,22 +37,6 @@ class Built:
 
     fingerprint: str = ""
     """SHA-256 over the tokens and labels of all rows, in order."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """Training or evaluation rows of one epoch."""
-
-    by_source: dict[int, Numbers]
-    """Number of the source -> its rows, with repeats."""
-
-    held_out: Numbers
-    """Rows that come from the other part's sources."""
-
-    @property
-    def rows(self) -> Numbers:
-        """All rows, in the order of the sources."""
-        return np.concatenate([*self.by_source.values(), self.held_out])
 
 
 def build_data(
@@ -77,10 +58,11 @@ def build_data(
     gathered = gather_rows(data, renderer, folder, look_for)
     problems = gathered.tally.problems()
     of_the_whole = [] if problems else _problems_of_the_whole(gathered)
+    train = evaluation = Part({}, NO_ROWS)
     try:
-        train, evaluation = _select(data, gathered, seed)
+        train, evaluation, copies = select(data, gathered, seed)
+        _leave_out(copies, gathered, folder)
     except DataError as error:
-        train = evaluation = Part({}, NO_ROWS)
         of_the_whole = of_the_whole or ([] if problems else error.problems)
     problems += of_the_whole
     findings = [
@@ -101,6 +83,16 @@ def build_data(
     gathered.spool.delete()
     report = replace(report, findings=tuple(findings), seconds=round(time.monotonic() - started, 3))
     return Built(report, problems, tuple(gathered.files), fingerprint)
+
+
+def _leave_out(copies: Numbers, gathered: Gathered, folder: Path) -> None:
+    """Count the copies of held-out rows among those taken out."""
+    text = "equals a row that is held out"
+    rejections = [Rejection(gathered.place(number), Cause.HELD_OUT_COPY, text, "", "") for number in copies]
+    for rejection in rejections:
+        gathered.tally.reject(rejection)
+    with (folder / REJECTED_FILE).open("a", encoding="utf-8") as file:
+        write_rejections(file, rejections)
 
 
 def _problems_of_the_whole(gathered: Gathered) -> list[Problem]:
@@ -128,43 +120,6 @@ def _problems_of_the_whole(gathered: Gathered) -> list[Problem]:
 
 def _way_out(data: DataSection) -> str:
     return "raise `data.max_length`" + (", or take back a rule of `data.clean`" if data.clean else "")
-
-
-def _select(data: DataSection, gathered: Gathered, seed: int) -> tuple[Part, Part]:
-    """The rows to train on and those to evaluate on.
-
-    Raises:
-        DataError: if none is left on a side.
-    """
-    numbers = {
-        part: {
-            at: np.arange(item.rows.start, item.rows.stop)
-            for at, item in enumerate(gathered.sources)
-            if item.part == part
-        }
-        for part in ("train", "eval")
-    }
-    held_out = NO_ROWS
-    train = numbers["train"]
-    if data.eval_fraction is not None:
-        digests = [gathered.spool.rows["digest"][rows] for rows in train.values()]
-        stay, out = hold_out(digests, data.eval_fraction, seed)
-        held_out = np.concatenate([rows[chosen] for rows, chosen in zip(train.values(), out, strict=True)])
-        train = {at: rows[chosen] for (at, rows), chosen in zip(train.items(), stay, strict=True)}
-    train = _mixed(gathered, train, seed, data)
-    if not sum(map(len, train.values())):
-        raise DataError("no training row is left", hint="raise the `weight` of a source")
-    return Part(train, NO_ROWS), Part(_mixed(gathered, numbers["eval"], seed, None), held_out)
-
-
-def _mixed(gathered: Gathered, rows: dict[int, Numbers], seed: int, data: DataSection | None) -> dict[int, Numbers]:
-    """Each source's rows as often as its weight says; shares are for training, held-out rows only repeat."""
-    num_tokens = [gathered.spool.rows["num_tokens"][numbers] for numbers in rows.values()]
-    weights = [gathered.sources[at].source.weight for at in rows]
-    mix_by = data.mix_by if data else None
-    strategy = data.stopping_strategy if data else "first_exhausted"
-    chosen = mix(num_tokens, weights, mix_by=mix_by, stopping_strategy=strategy, seed=seed)
-    return {at: numbers[positions] for (at, numbers), positions in zip(rows.items(), chosen, strict=True)}
 
 
 def _repeats(gathered: Gathered, train: Part, evaluation: Part) -> list[Finding]:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -80,6 +81,7 @@ def _identity(source: SourceSection) -> list[str] | None:
     return [f"{source.path}@{source.revision}"] if is_commit else None
 
 
+@cache
 def _code_fingerprint() -> str:
     """Of the code that makes rows: a changed rule makes other rows under the same version number."""
     digest = hashlib.sha256()

@@ -24,6 +24,7 @@ class Cause(StrEnum):
     TOO_MANY_CHARS = "answer longer than max_chars"
     EXACT_DUPLICATE = "exact duplicate"
     NEAR_DUPLICATE = "near duplicate"
+    HELD_OUT_COPY = "copy of a held-out row"
 
 
 class RowError(DataError):
@@ -45,7 +46,7 @@ class Rejection:
 
     hint: str
     row: Row | str
-    """As it was read; its text where it could not be parsed."""
+    """As it was read; its text where it could not be parsed; empty where it is no longer at hand."""
 
     @property
     def problem(self) -> Problem:

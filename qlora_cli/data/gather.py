@@ -13,6 +13,7 @@ from typing import IO, Literal
 import numpy as np
 
 from qlora_cli.data.causes import Cause, Rejection
+from qlora_cli.data.example import Place
 from qlora_cli.data.pipeline import Outcome, RawBatch, RowPipeline, as_read, raw_batches
 from qlora_cli.data.rendering import Renderer
 from qlora_cli.data.seen import Kind, Seen
@@ -58,6 +59,11 @@ class Gathered:
     files: dict[str, int] = field(default_factory=dict)
     """Name -> number on the spool."""
 
+    def place(self, number: int) -> Place:
+        """Where a row of the closed spool comes from."""
+        row = self.spool.rows[number]
+        return Place(list(self.files)[row["file"]], int(row["line"]) or None, int(row["row"]))
+
 
 def gather_rows(data: DataSection, renderer: Renderer, folder: Path, look_for: Kind | None) -> Gathered:
     """Read and render every source; held-out ones first, so that what repeats their rows is found in training.
@@ -83,7 +89,7 @@ def gather_rows(data: DataSection, renderer: Renderer, folder: Path, look_for: K
         for batch, outcome in map_in_order(pipeline, batches):
             chosen = _without_repeats(gathered, batch, outcome, dedupe)
             _take(gathered, batch, outcome, chosen)
-            _write_rejections(rejected, outcome.rejections)
+            write_rejections(rejected, outcome.rejections)
     gathered.spool.close()
     return gathered
 
@@ -123,7 +129,8 @@ def _take(gathered: Gathered, batch: RawBatch, outcome: Outcome, chosen: np.ndar
     gathered.tally.add(outcome)
 
 
-def _write_rejections(file: IO[str], rejections: Sequence[Rejection]) -> None:
+def write_rejections(file: IO[str], rejections: Sequence[Rejection]) -> None:
+    """Append rows that are not trained on to `rejected.jsonl`."""
     for rejection in rejections:
         line = {"place": str(rejection.place), "cause": rejection.cause.value, "text": rejection.text}
         file.write(json.dumps({**line, "row": rejection.row}, ensure_ascii=False, default=str) + "\n")

@@ -17,9 +17,16 @@ from qlora_cli.errors import Problem
 from qlora_cli.recipe.data_schema import DataSection
 
 CLEANING = frozenset(
-    {Cause.REQUIRED, Cause.TOO_SHORT, Cause.TOO_MANY_CHARS, Cause.EXACT_DUPLICATE, Cause.NEAR_DUPLICATE}
+    {
+        Cause.REQUIRED,
+        Cause.TOO_SHORT,
+        Cause.TOO_MANY_CHARS,
+        Cause.EXACT_DUPLICATE,
+        Cause.NEAR_DUPLICATE,
+        Cause.HELD_OUT_COPY,
+    }
 )
-"""Causes that only `data.clean` knows: the recipe asked to take these rows out."""
+"""Causes of what the recipe asked for with `data.clean` and `data.eval_fraction`."""
 
 
 @dataclass

@@ -87,6 +87,9 @@ def test_a_share_is_held_out_before_weights_so_that_no_row_is_on_both_sides(rend
     held_out = {tuple(row.input_ids) for row in data.eval.all_documents()}
     assert data.report.num_eval == len(held_out) == 4
     assert data.report.num_train == (40 - 8) * 2
+    [copies] = data.report.findings
+    assert (copies.what, copies.verdict, copies.num_rows) == ("copy of a held-out row", "left out", 4)
+    assert len(data.rejected_path.read_text().splitlines()) == 4
     assert held_out.isdisjoint(tuple(row.input_ids) for row in data.train.all_documents())
 
 
