@@ -12,7 +12,7 @@ from qlora_cli.data.example import Message
 from qlora_cli.data.generation_prompt import STAND_IN, Tools
 from qlora_cli.data.mask import TEMPLATE_ERRORS, Answer, ChatMask
 from qlora_cli.data.special_text import Originals, SpecialText
-from qlora_cli.data.turn_choice import has_choice, without_choice
+from qlora_cli.data.turn_choice import without_choice
 from qlora_cli.errors import DataError
 
 NUM_COMPARED = 32
@@ -71,8 +71,7 @@ class ChatTexts:
         self, messages: Sequence[Message], tools: Tools, *, is_compared: bool, add_generation_prompt: bool
     ) -> ChatText:
         self._refuse_ignored_tools(messages, tools)
-        if any(len(message) > 2 and has_choice(message) for message in messages):
-            messages = without_choice(messages)
+        messages = without_choice(messages)
         messages = self.as_template_reads(messages)
         stood_in, stood_in_tools = messages, tools
         originals: Originals = {}

@@ -123,12 +123,14 @@ class ChatMask:
                 "and name it in `model.chat_template`",
             )
         answers = []
+        has_results = False
         for index, message in enumerate(messages):
+            has_results = has_results or message["role"] == "tool"
             if message["role"] == "assistant" and index in trace.turns:
                 start, end = self._answer_in_turn(trace, messages, index, tools)
                 if end > start:
                     answers.append(Answer(start, end, index))
-        if any(message["role"] == "tool" for message in messages):
+        if has_results:
             return self._without_tool_results(answers, trace, messages, tools)
         return answers
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from jinja2 import Template, nodes
@@ -28,9 +29,9 @@ from qlora_cli.data.template_tree import loop_before_constant_tail, markup_read
 Span = tuple[int, int]
 """First character and the one after the last."""
 
-# A mark is this character and one whose number says which mark it is. Private use; a chat that holds it is refused.
-_OPEN = "\U0010fa01"
-_FIRST_NUMBER = 0x10000
+# A mark is its name, m0 or m1 or ..., between two of these: a code point that Unicode keeps out of all text. A chat
+# that holds it is refused, and so is one whose marks came out changed, for example reversed.
+_EDGE = "\ufdd1"
 _NO_MESSAGE = -1
 _NOTHING = "_nothing"  # name of a variable for marks that look at none
 _GENERATION = -1  # stands for the loop's number in the marks of a {% generation %} block
@@ -164,7 +165,7 @@ class TracedTemplate:
 
     def _mark(self, loop: int, index: int) -> str:
         self._marks.append((loop, index))
-        return _OPEN + chr(_FIRST_NUMBER - 1 + len(self._marks))
+        return f"{_EDGE}m{len(self._marks) - 1}{_EDGE}"
 
     def _mark_message(self, item: Any, loop: int) -> str:
         index = self._index_of.get(id(item))
@@ -209,28 +210,35 @@ def _read_marks(marked: str, marks: Sequence[_Mark]) -> Trace:
         marks: what each mark means, by its number.
 
     >>> marks = [(0, 0), (0, 1), (0, -1)]  # the first loop is at message 0, then at message 1, then at its end
-    >>> a, b, end = (f"{_OPEN}{chr(_FIRST_NUMBER + number)}" for number in range(3))
+    >>> a, b, end = (f"{_EDGE}m{number}{_EDGE}" for number in range(3))
     >>> _read_marks(f"<s>{a}Hi{b}Hello{end}.", marks)
     Trace(text='<s>HiHello.', turns={0: (3, 5), 1: (5, 10)}, generated=[], ends_constantly=False)
     """
-    head, *pieces = marked.split(_OPEN)
-    numbers = [ord(piece[0]) - _FIRST_NUMBER for piece in pieces if piece]
-    if sorted(numbers) != list(range(len(marks))) or len(numbers) != len(pieces):
+    pieces = marked.split(_EDGE)  # text, name, text, name, ..., text
+    parts, names = pieces[::2], pieces[1::2]
+    expected = _first_names(len(marks))
+    if len(parts) != len(marks) + 1 or (names != expected and sorted(names) != sorted(expected)):
         raise AmbiguousTraceError(
             "the chat cannot be traced: the template changes or copies what it prints in its loop"
         )
-    parts = [piece[1:] for piece in pieces]
-    trace = Trace(head + "".join(parts))
-    open_marks: dict[int, tuple[int, int]] = {}  # loop -> index of the message, where its text starts
-    position = len(head)
-    for number, part in zip(numbers, parts, strict=True):
-        loop, index = marks[number]
-        if loop in open_marks:
-            _close(trace, loop, *open_marks.pop(loop), position)
+    if names != expected:  # captured text is printed later than it was made
+        marks = [marks[expected.index(name)] for name in names]
+    trace = Trace("".join(parts))
+    open_marks: dict[int, _Mark] = {}  # loop -> index of the message, where its text starts
+    position = 0
+    for (loop, index), part in zip(marks, parts, strict=False):
+        position += len(part)
+        before = open_marks.pop(loop, None)
+        if before is not None:
+            _close(trace, loop, *before, position)
         if index != _NO_MESSAGE:
             open_marks[loop] = (index, position)
-        position += len(part)
     return trace
+
+
+@lru_cache(maxsize=1024)
+def _first_names(count: int) -> list[str]:
+    return [f"m{number}" for number in range(count)]
 
 
 def _close(trace: Trace, loop: int, index: int, start: int, end: int) -> None:

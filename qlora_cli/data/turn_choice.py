@@ -11,7 +11,7 @@ from qlora_cli.data.mask import Answer
 
 TrainOn = Literal["assistant", "last_turn", "all"]
 
-CHOICE_KEYS = frozenset({"train", "weight"})
+CHOICE_KEYS = ("train", "weight")
 """Keys of a message that say whether it is trained; the template never sees them."""
 
 _WEIGHT_HINT = "a turn is trained (weight 1) or only read (weight 0); for weights between repeat rows or sources"
@@ -19,7 +19,7 @@ _WEIGHT_HINT = "a turn is trained (weight 1) or only read (weight 0); for weight
 
 def has_choice(message: Message) -> bool:
     """Whether a message says itself whether it is trained."""
-    return not CHOICE_KEYS.isdisjoint(message)
+    return "train" in message or "weight" in message
 
 
 def without_choice(messages: Sequence[Message]) -> list[Message]:
@@ -39,7 +39,12 @@ def untrained_turns(messages: Sequence[Message]) -> frozenset[int]:
     Raises:
         RowError: a value that says neither yes nor no, two that disagree, or training of another's words.
     """
-    return frozenset(index for index, message in enumerate(messages) if _is_trained(message, index + 1) is False)
+    untrained = [
+        index
+        for index, message in enumerate(messages)
+        if has_choice(message) and _is_trained(message, index + 1) is False
+    ]
+    return frozenset(untrained)
 
 
 def _is_trained(message: Message, number: int) -> bool | None:
@@ -75,5 +80,7 @@ def choose(answers: Sequence[Answer], untrained: frozenset[int], train_on: Train
             "so single turns cannot be left out",
             hint="put the blocks inside the loop over the messages, or train every turn",
         )
+    if not untrained and train_on != "last_turn":
+        return [True] * len(answers)
     last = answers[-1].turn if answers else None
     return [answer.turn not in untrained and (train_on != "last_turn" or answer.turn == last) for answer in answers]

@@ -78,7 +78,7 @@ EXPECTED = {
     "cohere2": (11, 11, 11),
     "deepseek_r1_distill": (0, 10, 11),
     "deepseekv3": (0, 11, 12),
-    "diffusion_gemma": (12, 12, 13),
+    "diffusion_gemma": (12, 12, 15),
     "gemma": (8, 8, 8),
     "gemma3": (11, 11, 11),
     "glm4moe": (0, 0, 0),
@@ -143,7 +143,7 @@ def compare(family, tokenizer_for):
     num_equal = num_equal_less_prompts = num_compared = 0
     for messages in CONVERSATIONS:
         tools = [WEATHER] if any("tool_calls" in message for message in messages) else None
-        as_read = renderer._as_template_reads(messages)
+        as_read = renderer._texts.as_template_reads(messages)
         try:
             text, training_text = (
                 tokenizer.apply_chat_template(as_read, tools=tools, chat_template=either, tokenize=False)
@@ -188,7 +188,7 @@ DIALOGUE = [user("Hi"), assistant("Hello"), user("Name?"), assistant("Ada")]
 def trained_text(template, messages, tools=None):
     mask = ChatMask(template, {"bos_token": "<s>", "eos_token": "</s>"})
     trace = mask.trace(messages, tools)
-    return [trace.text[start:end] for start, end in mask.trained_spans(trace, messages, tools)]
+    return [trace.text[answer.start : answer.end] for answer in mask.answers(trace, messages, tools)]
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_a_prompt_that_depends_on_the_users_text_is_rendered_for_every_row():
     for text in ["quiet", "/loud", *["quiet"] * 20, "/loud"]:
         messages = [user(text), assistant("!Hey")]
         trace = mask.trace(messages)
-        [(start, end)] = mask.trained_spans(trace, messages)
+        [(start, end, _)] = mask.answers(trace, messages)
         assert trace.text[start:end] == ("Hey" if text == "/loud" else "!Hey") + "<|im_end|>\n"
 
 

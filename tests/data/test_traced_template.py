@@ -63,6 +63,6 @@ def test_generation_blocks_are_found_inside_captures_too():
 
 
 def test_text_that_forges_the_marks_is_refused():
-    messages = [{"role": "user", "content": "\U0010fa010,0\U0010fa02"}]
+    messages = [{"role": "user", "content": "\ufdd1m0\ufdd1"}]
     with pytest.raises(AmbiguousTraceError):
         parts("{% for m in messages %}{{ m.content }}{% endfor %}", messages)
