@@ -98,7 +98,11 @@ def rows_of_dataset(dataset: datasets.Dataset, name: str) -> Iterator[RawRow]:
     Raises:
         DataError: if a part of it is broken.
     """
-    size = _batch_rows(dataset.data.nbytes, len(dataset.data))
+    try:
+        dataset.data.validate()  # of the buffers' sizes; what they hold is looked at batch by batch
+        size = _batch_rows(dataset.data.nbytes, len(dataset.data))
+    except READ_FAULTS as error:
+        raise DataError(f"cannot be read: {first_line(error)}", place=name) from error
     starts = range(0, len(dataset), size)
     parts = (dataset.select(range(start, min(start + size, len(dataset)))) for start in starts)
     return _placed(parts, name)

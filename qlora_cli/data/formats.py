@@ -27,7 +27,7 @@ from qlora_cli.data.layouts import (
     from_text,
 )
 from qlora_cli.data.messages import row_error
-from qlora_cli.data.values import names_of
+from qlora_cli.data.values import names_of, shown
 from qlora_cli.errors import DataError
 
 _CHOSEN = "to train on the chosen answers of preference pairs set"
@@ -172,4 +172,4 @@ def _missing_column(field: str, column: str, row: Mapping[str, Any], place: Plac
 
 def _did_you_mean(word: str, known: Collection[str]) -> str:
     close = difflib.get_close_matches(word, list(known)[:100], n=1)
-    return f"did you mean '{close[0]}'?" if close else ""
+    return f"did you mean {shown(close[0])}?" if close else ""
