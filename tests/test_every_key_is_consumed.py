@@ -96,7 +96,7 @@ HELD_OUT_HUB = {"data.eval.path": "org/data"}
 NF4 = {"quantization": {}}
 FOUR_STEPS = {"training.max_steps": 4}
 BY_EPOCHS = {"training.max_steps": None, "training.num_train_epochs": 1, "data.packing": False}
-LONG = {"data.train.path": "long.jsonl"}
+LONG = {"data.train.path": "long.jsonl", "data.max_length": 200}
 TWO_SOURCES = {"data.train": [{"path": "sums.jsonl", "weight": 2}, {"path": "uneven.jsonl", "weight": 1}]}
 TWO_SOURCES |= {"data.max_length": 512}
 UNEVEN = {"data.train.path": "uneven.jsonl", "data.max_length": 512}
@@ -144,7 +144,7 @@ KEYS: dict[str, Row] = {
     "data.eval_fraction": Row(eval_tokens, (0.2, 0.5)),
     "data.max_length": Row(batches, (64, 128)),
     "data.packing": Row(batches, (False, True)),
-    "data.truncation": Row(train_tokens, ("refuse", "drop", "cut_prompt"), LONG, may_refuse=True),
+    "data.truncation": Row(train_tokens, ("refuse", "drop", "cut_prompt", "cut_middle_turns"), LONG, may_refuse=True),
     "data.train_on": Row(train_tokens, ("assistant", "last_turn", "all"), {"data.train.path": "talk.jsonl"}),
     "data.mix_by": Row(training_texts, (None, "rows", "tokens"), TWO_SOURCES),
     "data.stopping_strategy": Row(

@@ -47,7 +47,11 @@ def set_scene(folder: Path) -> None:
     sums = [{"instruction": f"{n}+1?", "output": str(n + 1)} for n in range(10, 22)]
     write_jsonl(folder / "sums.jsonl", sums)
     write_jsonl(folder / "others.jsonl", sums[:6])
-    write_jsonl(folder / "long.jsonl", [*sums, {"instruction": "?" * 80, "output": "no"}])
+    short, long = (
+        [{"role": role, "content": text} for text in (question, "so") for role in ("user", "assistant")]
+        for question in ("a", "?" * 300)
+    )
+    write_jsonl(folder / "long.jsonl", [{"messages": short}, {"messages": long}])
     story = "the quick brown fox jumps over the lazy dog and runs through the field until the sun goes down at last"
     uneven = [("ask", "yes"), ("ask", "yes"), ("tell", f"{story} today"), ("tell", f"{story} again"), ("say", " no ")]
     rows = [{"instruction": question, "output": answer} for question, answer in uneven]
