@@ -47,10 +47,12 @@ def set_scene(folder: Path) -> None:
     sums = [{"instruction": f"{n}+1?", "output": str(n + 1)} for n in range(10, 22)]
     write_jsonl(folder / "sums.jsonl", sums)
     write_jsonl(folder / "others.jsonl", sums[:6])
-    short, long = (
-        [{"role": role, "content": text} for text in (question, "so") for role in ("user", "assistant")]
-        for question in ("a", "?" * 300)
-    )
+    ends = [
+        {"role": "assistant", "content": "so"},
+        {"role": "user", "content": "b"},
+        {"role": "assistant", "content": "c"},
+    ]
+    short, long = ([{"role": "user", "content": question}, *ends] for question in ("a", "?" * 300))
     write_jsonl(folder / "long.jsonl", [{"messages": short}, {"messages": long}])
     story = "the quick brown fox jumps over the lazy dog and runs through the field until the sun goes down at last"
     uneven = [("ask", "yes"), ("ask", "yes"), ("tell", f"{story} today"), ("tell", f"{story} again"), ("say", " no ")]
