@@ -18,12 +18,12 @@ LINES_KINDS = (".jsonl", ".json", ".csv")
 
 
 def read_whole(path):
-    """All examples of the file and all faults, of rows and of the file.
+    """All examples of the file, and the problems of rows and of the file.
 
     Raises:
-        AssertionError: a fault that names no place of the file, or is not said in one line.
+        AssertionError: a problem that names no place of the file, or is not said in one line.
     """
-    examples, faults = [], []
+    examples, problems = [], []
     layout = ""
     try:
         for raw in read_raw(SourceSection(path=str(path))):
@@ -32,19 +32,18 @@ def read_whole(path):
                 layout = layout or resolve_format(None, {}, row, raw.place)
                 examples.append(to_example(row, raw.place, layout, {}))
             except RowError as error:
-                faults.append(error)
+                problems += error.problems  # the errors themselves would hold every row
     except DataError as error:
-        faults.append(error)
+        problems += error.problems
     num_lines = count_lines(path)
-    for fault in faults:
-        for problem in fault.problems:
-            check_place(problem.place, path, num_lines)
-            assert "\n" not in problem.text + problem.hint, f"more than one line: {problem}"
-            assert len(problem.text) < 1000, f"{len(problem.text)} characters"
-            problem.text.encode()
+    for problem in problems:
+        check_place(problem.place, path, num_lines)
+        assert "\n" not in problem.text + problem.hint, f"more than one line: {problem}"
+        assert len(problem.text) < 1000, f"{len(problem.text)} characters"
+        problem.text.encode()
     for example in examples:
         check_text(example)
-    return examples, faults
+    return examples, problems
 
 
 def check_place(place, path, num_lines):

@@ -128,13 +128,13 @@ def test_a_file_with_wrong_bytes_is_read_or_refused_at_one_of_its_places(name, t
         content[start:end] = data.draw(st.binary(max_size=3) | st.sampled_from([b"\n", b'"', b"\\", b"{", b"]", b"\r"]))
     path = tmp_path / name
     path.write_bytes(content)
-    examples, faults = read_whole(path)
-    assert examples or faults
+    examples, problems = read_whole(path)
+    assert examples or problems
 
 
 def test_the_valid_files_are_valid(tmp_path):
     for name, content in VALID.items():
         (tmp_path / name).write_bytes(content)
-        examples, faults = read_whole(tmp_path / name)
-        assert not faults
+        examples, problems = read_whole(tmp_path / name)
+        assert not problems
         assert all(isinstance(example, Conversation | PlainText) for example in examples)

@@ -143,11 +143,11 @@ def run_case(seed: int, files: list[tuple[str, bytes]], folder: Path) -> bool:
     path = folder / f"case{suffix}"
     path.write_bytes(content)
     before_bytes, start = peak_bytes(), time.monotonic()
-    _, faults = read_whole(path)
+    _, problems = read_whole(path)
     seconds, taken_bytes = time.monotonic() - start, peak_bytes() - before_bytes
     assert seconds <= MAX_SECONDS, f"{seconds:.1f} s"
     assert taken_bytes <= MAX_BYTES, f"{taken_bytes:,} bytes"
-    return not faults
+    return not problems
 
 
 def peak_bytes() -> int:
