@@ -45,6 +45,8 @@ class Checkpoint:
         except IdentityError:
             return f"{SEAL_NAME} is missing or unreadable"
         hashes = seal.get("sha256")
+        if (self.path / SEAL_NAME).is_symlink():
+            return f"{SEAL_NAME} is a link"
         if not isinstance(hashes, dict) or seal.get("step") != self.step:
             return f"{SEAL_NAME} does not belong to step {self.step}"
         if seal.get("seal_sha256") != _seal_sha256(seal):

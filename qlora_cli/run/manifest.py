@@ -41,7 +41,9 @@ def read_json_object(path: Path, *, hint: str) -> dict[str, Any]:
         IdentityError: if the file is missing or holds something else.
     """
     try:
-        if path.is_file() and path.stat().st_size > MAX_JSON_BYTES:
+        if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+            raise IdentityError("is not a file", place=str(path), hint=hint)
+        if path.stat().st_size > MAX_JSON_BYTES:
             raise IdentityError(f"is larger than {MAX_JSON_BYTES:,} bytes", place=str(path), hint=hint)
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as fault:
