@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -101,3 +102,14 @@ def skip_pydantic_plugins() -> None:
     it needs one. A value that the user set stays.
     """
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+
+
+def keep_imports_quiet() -> None:
+    """Keep bitsandbytes from printing a warning when it is imported, before any log file can be open.
+
+    What breaks: on CPUs with AVX512 each command that loads a model begins with "Failed to load CPU
+    gemm_4bit_forward", about an optional package for a kernel that is switched off here
+    (`keep_four_bit_weights_unpacked`). Seen in: bitsandbytes 0.50.2. Can go when: it says so only to those who ask for
+    that kernel.
+    """
+    logging.getLogger("bitsandbytes").addHandler(logging.NullHandler())

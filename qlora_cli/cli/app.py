@@ -48,6 +48,7 @@ def main() -> None:
     """Run the command line and exit with the code that `errors.py` gives the failure."""
     compat.let_idle_threads_sleep()
     compat.skip_pydantic_plugins()
+    compat.keep_imports_quiet()
     try:
         app(prog_name="qlora")
     except QloraError as error:
