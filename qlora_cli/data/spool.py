@@ -6,6 +6,7 @@ memory, so a spool may be larger than it.
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -92,12 +93,22 @@ class Spool:
         positions = np.repeat(self._starts[numbers] - (ends - lengths), lengths) + np.arange(
             ends[-1] if len(ends) else 0
         )
-        return self._input_ids[positions], self._labels[positions]
+        input_ids, labels = self._input_ids[positions], self._labels[positions]
+        for mapped in (self._input_ids, self._labels):
+            _let_go(mapped)
+        return input_ids, labels
 
     def delete(self) -> None:
         """Remove the files; arrays that were read stay valid."""
         for path in self._paths.values():
             path.unlink(missing_ok=True)
+
+
+def _let_go(mapped: np.ndarray) -> None:
+    """Take the pages that were read out of this process; the system keeps them or not, as it has room."""
+    memory: object = mapped.base
+    if isinstance(memory, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        memory.madvise(mmap.MADV_DONTNEED)
 
 
 def _mapped(path: Path, dtype: np.dtype) -> np.ndarray:
