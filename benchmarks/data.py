@@ -144,7 +144,7 @@ def measure_qlora(folder: Path) -> dict[str, Any]:
     from transformers import AutoTokenizer
 
     from qlora_cli.data.prepare import prepare_data
-    from qlora_cli.data.rendering import Renderer
+    from qlora_cli.data.render.renderer import Renderer
     from qlora_cli.recipe.data_schema import DataSection
 
     renderer = Renderer(AutoTokenizer.from_pretrained(folder / "tokenizer"))

@@ -13,7 +13,7 @@ from qlora_cli import console
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from qlora_cli.data.rendering import Renderer
+    from qlora_cli.data.render.renderer import Renderer
     from qlora_cli.recipe.schema import Recipe
 
 RecipePath = Annotated[Path, typer.Argument(help="Recipe file.", show_default=False)]
@@ -38,9 +38,9 @@ def show(
     overrides: Overrides = None,
 ) -> None:
     """Show rows as the model reads them, with what is trained."""
-    from qlora_cli.data.examples import pick_rows
-    from qlora_cli.data.preview import show_row
-    from qlora_cli.data.preview_page import write_page
+    from qlora_cli.data.show.picked_rows import pick_rows
+    from qlora_cli.data.show.preview import show_row
+    from qlora_cli.data.show.preview_page import write_page
 
     with console.library_noise_to(None):
         loaded, tokenizer, renderer = _load(recipe, overrides)
@@ -60,7 +60,7 @@ def show(
 def check(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Read all data as training would; exit code 2 where it cannot be trained on."""
     from qlora_cli.data.check import check_data
-    from qlora_cli.data.report_view import show_report
+    from qlora_cli.data.show.report_view import show_report
 
     with console.library_noise_to(None):
         loaded, _, renderer = _load(recipe, overrides)
@@ -79,7 +79,7 @@ def cache(
 ) -> None:
     """List the prepared data that is kept for the next run."""
     from qlora_cli.data.cache import cache_root, clear, list_entries
-    from qlora_cli.data.cache_view import entries_as_dict, show_entries, size_in_words
+    from qlora_cli.data.show.cache_view import entries_as_dict, show_entries, size_in_words
 
     freed = clear() if is_cleared else 0
     entries = list_entries()
@@ -98,7 +98,7 @@ def _load(recipe: Path, overrides: Sequence[str] | None) -> tuple[Recipe, PreTra
 
     loaded = load_recipe(recipe, overrides or ())
 
-    from qlora_cli.data.rendering import Renderer
+    from qlora_cli.data.render.renderer import Renderer
     from qlora_cli.model.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(loaded.model)

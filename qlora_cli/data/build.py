@@ -14,7 +14,7 @@ from qlora_cli.data.gather import REJECTED_FILE, Gathered, gather_rows, write_re
 from qlora_cli.data.mixing import shares
 from qlora_cli.data.packed_rows import write_packed_rows
 from qlora_cli.data.packing import plan_packing
-from qlora_cli.data.rendering import Renderer
+from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.data.report import DataReport, Finding, SourceReport
 from qlora_cli.data.seen import Kind
 from qlora_cli.data.selection import NO_ROWS, Numbers, Part, select

@@ -19,8 +19,8 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
-from qlora_cli.data.rendering import Renderer
-from qlora_cli.data.sources import source_files
+from qlora_cli.data.read.sources import source_files
+from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.recipe.data_schema import DataSection, SourceSection
 from qlora_cli.run.files import sha256_file
 
@@ -86,7 +86,7 @@ def _code_fingerprint() -> str:
     """Of the code that makes rows: a changed rule makes other rows under the same version number."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.rglob("*")):
-        if path.suffix in (".py", ".jinja"):
+        if path.suffix in (".py", ".jinja") and path.parent.name != "show":
             digest.update(path.read_bytes())
     return digest.hexdigest()
 

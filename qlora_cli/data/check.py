@@ -8,7 +8,7 @@ from pathlib import Path
 
 from qlora_cli.data.cache import cache_key, cache_root, locked, touch
 from qlora_cli.data.prepare import build_into
-from qlora_cli.data.rendering import Renderer
+from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.data.report import DataReport
 from qlora_cli.recipe.data_schema import DataSection
 

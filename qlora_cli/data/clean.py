@@ -9,7 +9,7 @@ from typing import Any
 
 from qlora_cli.data.causes import Cause, RowError
 from qlora_cli.data.example import Conversation, Example, Message, Place, PlainText, Row
-from qlora_cli.data.messages import REASONING_FIELDS
+from qlora_cli.data.read.messages import REASONING_FIELDS
 from qlora_cli.recipe.data_schema import CleanSection
 
 

@@ -31,7 +31,7 @@ from zlib import crc32
 import numpy as np
 
 from qlora_cli.data.example import Example, Message, PlainText
-from qlora_cli.data.messages import REASONING_FIELDS
+from qlora_cli.data.read.messages import REASONING_FIELDS
 
 THRESHOLD = 0.8
 """Jaccard similarity from which rows count as nearly equal."""

@@ -6,7 +6,7 @@ from enum import StrEnum
 
 from qlora_cli.data.clean import answer_of
 from qlora_cli.data.example import Conversation, Example, Message
-from qlora_cli.data.rendering import Renderer
+from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.data.token_row import IGNORE_INDEX, TokenRow
 
 MIN_ANSWER_CHARS = 3

@@ -15,10 +15,10 @@ from qlora_cli.data.causes import Cause, Rejection, RowError
 from qlora_cli.data.clean import Cleaner
 from qlora_cli.data.duplicates import MinHasher, exact_digest
 from qlora_cli.data.example import Example, Place, RawRow, Row, UnreadableRow
-from qlora_cli.data.formats import resolve_format, to_example
 from qlora_cli.data.observations import Observation, Observer
-from qlora_cli.data.rendering import Renderer
-from qlora_cli.data.sources import parse_row, read_raw
+from qlora_cli.data.read.formats import resolve_format, to_example
+from qlora_cli.data.read.sources import parse_row, read_raw
+from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.data.spool import TokenBatch, batch_of
 from qlora_cli.data.token_row import TokenRow
 from qlora_cli.data.truncation import Cutter

@@ -12,7 +12,7 @@ from qlora_cli.data.build import EVAL_FILE, TRAIN_FILE, Built, build_data
 from qlora_cli.data.cache import FACTS_FILE, cache_key, locked, touch
 from qlora_cli.data.gather import REJECTED_FILE
 from qlora_cli.data.packed_rows import PackedRows
-from qlora_cli.data.rendering import Renderer
+from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.data.report import DataReport
 from qlora_cli.data.seen import Kind
 from qlora_cli.errors import DataError

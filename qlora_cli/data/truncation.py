@@ -23,7 +23,7 @@ from typing import Literal
 
 from qlora_cli.data.clean import text_keys, with_texts
 from qlora_cli.data.example import Conversation, Example, PlainText
-from qlora_cli.data.rendering import Renderer
+from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.data.token_row import TokenRow
 
 MARK = "\n[...]\n"

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from qlora_cli.data.rendering import Renderer
+from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.deploy.checks import MERGE_RECORD
 from qlora_cli.deploy.merge import MergeOptions, adapter_identity, merge_run
 from qlora_cli.deploy.staging import staged_folder

@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from qlora_cli.data.rendering import Renderer
+from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.deploy.checks import (
     MERGE_RECORD,
     Onto,

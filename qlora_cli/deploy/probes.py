@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from qlora_cli import console
 from qlora_cli.data.example import Example
-from qlora_cli.data.rendering import Renderer
-from qlora_cli.data.reading import read_examples
+from qlora_cli.data.read.examples import read_examples
+from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.errors import DataError
 from qlora_cli.recipe.schema import Recipe
 

@@ -13,7 +13,7 @@ from peft import PeftModel
 
 from qlora_cli.data.collator import Collator
 from qlora_cli.data.packing import unpacked
-from qlora_cli.data.rendering import Renderer, TokenRow
+from qlora_cli.data.render.renderer import Renderer, TokenRow
 from qlora_cli.evaluate.answers import AnswerOptions, generate_answers
 from qlora_cli.evaluate.metrics import METRICS
 from qlora_cli.evaluate.tasks import Task, score_answers

@@ -10,8 +10,8 @@ from rich.progress import Progress
 
 from qlora_cli import console
 from qlora_cli.data.prepare import prepare_data
-from qlora_cli.data.reading import read_examples
-from qlora_cli.data.rendering import Renderer, TokenRow
+from qlora_cli.data.read.examples import read_examples
+from qlora_cli.data.render.renderer import Renderer, TokenRow
 from qlora_cli.errors import ArgumentError
 from qlora_cli.evaluate.comparison import Comparison, Evaluation, evaluate_run, write_comparison
 from qlora_cli.evaluate.metrics import METRICS

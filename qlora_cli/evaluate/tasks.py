@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qlora_cli.data.example import Conversation, Example, PlainText
-from qlora_cli.data.reading import read_examples
-from qlora_cli.data.rendering import IGNORE_INDEX, Renderer
+from qlora_cli.data.read.examples import read_examples
+from qlora_cli.data.render.renderer import IGNORE_INDEX, Renderer
 from qlora_cli.errors import DataError
 from qlora_cli.evaluate.metrics import METRICS
 from qlora_cli.recipe.data_schema import SourceSection

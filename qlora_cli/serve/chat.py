@@ -7,7 +7,7 @@ from typing import TextIO
 
 from qlora_cli import console
 from qlora_cli.data.example import Message
-from qlora_cli.data.rendering import Renderer
+from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.errors import QloraError
 from qlora_cli.model.tuned import Tuned
 from qlora_cli.serve.generation import Answer, OnText, SamplingOptions, generate_answer

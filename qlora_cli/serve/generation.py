@@ -12,7 +12,7 @@ from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
 from qlora_cli.data.example import Message
-from qlora_cli.data.rendering import Renderer
+from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.errors import ArgumentError
 from qlora_cli.model.generation_settings import generation_settings, only_these_settings
 from qlora_cli.model.tuned import Tuned

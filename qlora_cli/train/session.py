@@ -14,7 +14,7 @@ import torch
 
 from qlora_cli import compat, console
 from qlora_cli.data.prepare import prepare_data
-from qlora_cli.data.rendering import Renderer
+from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.errors import ArgumentError, ResourceError, StoppedBySignal
 from qlora_cli.model.adapter import save_adapter
 from qlora_cli.model.tokenizer import load_tokenizer

@@ -11,7 +11,7 @@ import pytest
 
 from qlora_cli.data.cache import cache_key, cache_root, clear, list_entries, locked
 from qlora_cli.data.prepare import prepare_data
-from qlora_cli.data.rendering import Renderer
+from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.recipe.data_schema import DataSection
 from tests.conftest import byte_tokenizer
 

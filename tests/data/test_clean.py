@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from qlora_cli.data.causes import Cause, RowError
 from qlora_cli.data.clean import Cleaner, answer_of
 from qlora_cli.data.example import Conversation, Place, PlainText
-from qlora_cli.data.formats import to_example
+from qlora_cli.data.read.formats import to_example
 from qlora_cli.recipe.data_schema import CleanSection
 
 PLACE = Place("a.jsonl", 3, 3)

@@ -6,7 +6,7 @@ import pytest
 
 from qlora_cli.data.example import Conversation, Place, PlainText
 from qlora_cli.data.observations import Observation, Observer, is_in_order
-from qlora_cli.data.rendering import Renderer
+from qlora_cli.data.render.renderer import Renderer
 from tests.data.conftest import make_tokenizer
 
 CHATML = """{{ bos_token }}{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] }}

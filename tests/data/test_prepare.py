@@ -11,7 +11,7 @@ import pytest
 from qlora_cli.data.cache import clear, list_entries
 from qlora_cli.data.check import check_data
 from qlora_cli.data.prepare import prepare_data
-from qlora_cli.data.rendering import Renderer
+from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.errors import DataError
 from qlora_cli.recipe.data_schema import DataSection
 

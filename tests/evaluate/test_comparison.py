@@ -3,8 +3,8 @@ from dataclasses import replace
 
 import pytest
 
-from qlora_cli.data.reading import read_examples
-from qlora_cli.data.rendering import Renderer
+from qlora_cli.data.read.examples import read_examples
+from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.evaluate.comparison import Evaluation, evaluate_run, write_comparison
 from qlora_cli.evaluate.tasks import load_task
 from qlora_cli.model.adapter import attach_adapter

@@ -27,7 +27,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pyarrow
 import pyarrow.parquet
 
-from tests.data.reading_checks import read_whole
+from tests.data.read.reading_checks import read_whole
 
 MAX_SECONDS = 5
 MAX_BYTES = 500 << 20

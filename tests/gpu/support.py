@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from qlora_cli.data.prepare import prepare_data
-from qlora_cli.data.rendering import Renderer
+from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.model.tokenizer import load_tokenizer
 from qlora_cli.recipe.schema import Recipe
 from qlora_cli.run.directory import RunDirectory

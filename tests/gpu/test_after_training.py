@@ -6,7 +6,7 @@ import bitsandbytes as bnb
 import pytest
 import torch
 
-from qlora_cli.data.rendering import Renderer
+from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.deploy.merge import MergeOptions, merge_run
 from qlora_cli.model.quantized import dequantized_weight, is_quantized
 from qlora_cli.model.tuned import load_tuned

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from qlora_cli.cli.app import app
 from qlora_cli.data.prepare import PreparedData, prepare_data
-from qlora_cli.data.rendering import Renderer
+from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.evaluate.comparison import evaluate_run
 from qlora_cli.evaluate.request import EvalRequest, prepare_evaluation
 from qlora_cli.model.base import load_base

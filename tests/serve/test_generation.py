@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import torch
 
-from qlora_cli.data.rendering import Renderer
+from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.errors import ArgumentError
 from qlora_cli.serve.generation import SamplingOptions, generate_answer
 

@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from qlora_cli.data.prepare import prepare_data
-from qlora_cli.data.rendering import Renderer
+from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.model.tokenizer import load_tokenizer
 from qlora_cli.run.manifest import LIBRARIES
 from qlora_cli.train.ground import circumstances, ground_facts

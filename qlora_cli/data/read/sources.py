@@ -1,0 +1,215 @@
+"""From a recipe's data source to rows, each with its place. Memory does not grow with the number of rows.
+
+Reading has two steps, so that the second can be spread over processes: `read_raw` takes a source apart into rows,
+`parse_row` makes one row's text a dict. Each kind of file has its module: `jsonl`, `json_array`, `csv_rows` (these
+name lines) and `columnar`; `hub` reads what is not here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterator
+from itertools import chain
+from pathlib import Path
+
+from qlora_cli.data.causes import Cause, RowError
+from qlora_cli.data.example import Place, RawRow, Row, UnreadableRow
+from qlora_cli.data.problems import RowProblems
+from qlora_cli.data.read.columnar import is_saved_dataset, read_arrow, read_parquet, read_saved
+from qlora_cli.data.read.csv_rows import read_csv
+from qlora_cli.data.read.hub import read_hub
+from qlora_cli.data.read.json_array import read_json
+from qlora_cli.data.read.jsonl import parse_line, read_jsonl
+from qlora_cli.errors import DataError
+from qlora_cli.recipe.data_schema import SourceSection
+
+TEXT_SUFFIXES = (".json", ".jsonl", ".csv")
+FILE_READERS: dict[str, Callable[[Path], Iterator[RawRow]]] = {
+    ".json": read_json,
+    ".jsonl": read_jsonl,
+    ".csv": read_csv,
+    ".parquet": read_parquet,
+    ".arrow": read_arrow,
+}
+"""Suffix -> reader. The text kinds may also end in .gz."""
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
+_NOT_DATA = re.compile(r"[._].*|readme.*|licen[cs]e.*|.*\.md", re.IGNORECASE)
+"""Files of a folder that surely hold no rows: hidden ones and texts about the data."""
+
+_SPLITS = {"train": "train", "training": "train", "test": "test", "eval": "eval", "evaluation": "eval"}
+_SPLITS |= {"dev": "validation", "val": "validation", "valid": "validation", "validation": "validation"}
+"""Word in a file's name -> the split that it holds."""
+
+
+def read_raw(source: SourceSection) -> Iterator[RawRow]:
+    """The rows of the source in its order, JSON not parsed yet. A relative path starts at the current directory.
+
+    Raises:
+        DataError: from the first row on, a source that is missing or that cannot be read any further. Faults of a
+            single row wait for `parse_row`.
+    """
+    rows = _reader(source)
+    first = next(rows, None)
+    if first is None:
+        raise DataError("the source holds no rows", place=source.path)
+    yield first
+    yield from rows
+
+
+def parse_row(raw: RawRow) -> Row:
+    """The row as column -> value.
+
+    Raises:
+        RowError: if it is no JSON object, or its reader could not take it apart.
+    """
+    payload = raw.payload
+    if isinstance(payload, bytes):
+        return parse_line(payload, raw.place, raw.offset)
+    if isinstance(payload, UnreadableRow):
+        raise RowError(Cause.MALFORMED, payload.text, place=str(raw.place), hint=payload.hint)
+    return payload
+
+
+def read_rows(source: SourceSection) -> Iterator[tuple[Place, Row]]:
+    """The rows that can be read, parsed.
+
+    Raises:
+        DataError: as `read_raw`; and after the last row, every row that could not be read (the first 20 in full).
+    """
+    problems = RowProblems()
+    try:
+        for raw in read_raw(source):
+            try:
+                row = parse_row(raw)
+            except RowError as error:
+                problems.add_error(error)
+            else:
+                yield raw.place, row
+    except DataError as error:
+        problems.add_error(error)
+    problems.raise_if_any()
+
+
+def source_files(source: SourceSection) -> list[Path]:
+    """The files whose bytes make the source, in the order in which they are read; none for a Hub dataset.
+
+    Raises:
+        DataError: if the source is missing.
+    """
+    path = Path(source.path).expanduser()
+    if path.is_dir():
+        saved = sorted(entry for entry in path.rglob("*") if entry.is_file())
+        return saved if is_saved_dataset(path) else _data_files(path)
+    if path.exists():
+        return [path]
+    if _is_hub_id(source.path):
+        return []
+    raise _missing_file(path)
+
+
+def _reader(source: SourceSection) -> Iterator[RawRow]:
+    path = Path(source.path).expanduser()
+    if path.exists():
+        _refuse_keys(source, "subset", "revision", "streaming")
+        if path.is_dir() and is_saved_dataset(path):
+            return read_saved(path, source.split)
+        _refuse_keys(source, "split")
+        files = _data_files(path) if path.is_dir() else [path]
+        readers = [_file_reader(file) for file in files]
+        return chain.from_iterable(read(file) for read, file in zip(readers, files, strict=True))
+    if _is_hub_id(source.path):
+        return read_hub(source)
+    raise _missing_file(path)
+
+
+def _is_hub_id(path: str) -> bool:
+    return _HUB_ID.fullmatch(path) is not None and _file_suffix(Path(path)) not in FILE_READERS
+
+
+def _refuse_keys(source: SourceSection, *keys: str) -> None:
+    """Keys that only other kinds of source take."""
+    for key in keys:
+        value = getattr(source, key)
+        if value:
+            raise DataError(
+                f"`{key}: {str(value).lower() if value is True else value}` is for Hub datasets, "
+                f"and this is a local path{', always read row by row' if key == 'streaming' else ''}",
+                place=source.path,
+                hint=f"leave `{key}` out",
+            )
+
+
+def _data_files(folder: Path) -> list[Path]:
+    """The data files of a folder by name. A file that would be passed over is refused: its rows would be missed.
+
+    Raises:
+        DataError: if there is none, or a file or folder that is no data file, or files of several splits.
+    """
+    entries = sorted(entry for entry in folder.iterdir() if not _NOT_DATA.fullmatch(entry.name))
+    for entry in entries:
+        if entry.is_dir():
+            raise DataError(
+                f"the folder holds the folder '{entry.name}', which is not looked into",
+                place=str(folder),
+                hint=f"name the folder that holds the files, e.g. {entry}",
+            )
+        _file_reader(entry)
+    if not entries:
+        raise DataError(
+            "the folder holds no data file", place=str(folder), hint=f"put files there: {', '.join(FILE_READERS)}"
+        )
+    splits: dict[str, Path] = {}
+    for entry in entries:
+        for word in re.split(r"[^a-z]+", entry.name.lower()):
+            if word in _SPLITS:
+                splits.setdefault(_SPLITS[word], entry)
+    if len(splits) > 1:
+        names = " and ".join(f"'{entry.name}'" for entry in splits.values())
+        raise DataError(
+            f"the folder holds several splits: {names}",
+            place=str(folder),
+            hint=f"name the files of one of them, e.g. {splits.get('train', entries[0])}",
+        )
+    return entries
+
+
+def _file_suffix(path: Path) -> str:
+    """Lower-case suffix, the one before a final .gz.
+
+    >>> _file_suffix(Path("a/train.JSONL.gz"))
+    '.jsonl'
+    """
+    name = path.name.lower().removesuffix(".gz")
+    return Path(name).suffix
+
+
+def _file_reader(path: Path) -> Callable[[Path], Iterator[RawRow]]:
+    suffix = _file_suffix(path)
+    if suffix not in FILE_READERS:
+        known = ", ".join(FILE_READERS)
+        raise DataError(
+            f"unknown kind of data file {suffix!r}" if suffix else "unknown kind of data file: its name has no suffix",
+            place=str(path),
+            hint=f"rename or convert it to one of: {known}",
+        )
+    if path.suffix.lower() == ".gz" and suffix not in TEXT_SUFFIXES:
+        raise DataError(f"a gzipped {suffix} file is not read", place=str(path), hint=f"unpack it: `gunzip {path}`")
+    return FILE_READERS[suffix]
+
+
+def _missing_file(path: Path) -> DataError:
+    folder = path.parent
+    if not folder.is_dir():
+        return DataError(
+            "no such file or folder",
+            place=str(path),
+            hint=f"folder '{folder}' does not exist (paths start at the current directory, {Path.cwd()})",
+        )
+    close = difflib.get_close_matches(path.name, [entry.name for entry in folder.iterdir()], n=3)
+    if close:
+        hint = "did you mean " + " or ".join(f"'{folder / name}'" for name in close) + "?"
+    else:
+        hint = f"nothing of a like name in {folder.resolve()} (paths start at the current directory)"
+    return DataError("no such file or folder", place=str(path), hint=hint)

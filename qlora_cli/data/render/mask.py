@@ -1,0 +1,206 @@
+"""Which characters of a rendered conversation are trained, for any chat template.
+
+Trained is what the model itself must produce: of each assistant turn, all text that the template prints for it after
+the generation prompt, with the end-of-turn token and a line end that the template closes the turn with. Templates
+with `{% generation %}` blocks say it themselves; for all others it follows from two renderings:
+
+    the conversation          <|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\nHello<|im_end|>\\n
+    the assistant turn        (traced)                          [--------------------------------------]
+    the generation prompt     (messages before it, add_generation_prompt=True)
+                              <|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\n
+    trained                                                                           [----------------]
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import jinja2
+
+from qlora_cli.data.example import Message
+from qlora_cli.data.render.generation_prompt import STAND_IN, GenerationPrompts, Tools
+from qlora_cli.data.render.traced_template import AmbiguousTraceError, Span, Trace, TracedTemplate
+from qlora_cli.errors import DataError
+
+_BOUNDARY = re.compile(r"[\s>\])}]")
+
+# What a template may raise on messages it was not written for: its own refusals, and Python's from inside it.
+TEMPLATE_ERRORS = (
+    jinja2.TemplateError,
+    AmbiguousTraceError,
+    TypeError,
+    AttributeError,
+    KeyError,
+    IndexError,
+    ValueError,
+    ArithmeticError,
+)
+
+
+def common_prompt(prompt: str, turn: str) -> int:
+    """Number of characters of `turn` that the generation prompt already holds.
+
+    Where the two part in the middle of a word or token, the count goes back to the last space or closing bracket.
+
+    >>> common_prompt("<|im_start|>assistant\\n", "<|im_start|>assistant\\nHello<|im_end|>")
+    22
+    >>> common_prompt("<|Assistant|><think>\\n", "<|Assistant|><tool_call>")
+    13
+    """
+    if turn.startswith(prompt):
+        return len(prompt)
+    length = next(
+        (at for at, (ours, theirs) in enumerate(zip(prompt, turn, strict=False)) if ours != theirs),
+        min(len(prompt), len(turn)),
+    )
+    while length and not _BOUNDARY.match(prompt, length - 1):
+        length -= 1
+    return length
+
+
+class Answer(NamedTuple):
+    """What the model is to produce in one go."""
+
+    start: int
+    """First character."""
+
+    end: int
+    """The one after the last."""
+
+    turn: int | None
+    """Index of the message; None for a `{% generation %}` block outside of every message's text."""
+
+
+class ChatMask:
+    """Renders conversations and finds the characters to train."""
+
+    def __init__(self, template: str, special_tokens: Mapping[str, str]) -> None:
+        """
+        Raises:
+            DataError: if the template is no valid Jinja.
+        """
+        try:
+            self._traced = TracedTemplate(template, special_tokens)
+        except jinja2.TemplateSyntaxError as error:
+            raise DataError(
+                f"line {error.lineno} of the chat template: {error.message}",
+                hint="correct the template, or name another in `model.chat_template`",
+            ) from error
+        self._prompts = GenerationPrompts(
+            lambda messages, tools: self.trace(messages, tools, add_generation_prompt=True)
+        )
+
+    @property
+    def markup_read(self) -> frozenset[str]:
+        """Words that the template looks for in the messages, such as `</think>`."""
+        return self._traced.markup_read
+
+    def trace(self, messages: Sequence[Message], tools: Tools = None, *, add_generation_prompt: bool = False) -> Trace:
+        """Render with each message's characters.
+
+        Raises:
+            DataError: what the template refuses, or a template that cannot be traced.
+        """
+        try:
+            return self._traced.render(messages, tools, add_generation_prompt=add_generation_prompt)
+        except TEMPLATE_ERRORS as error:
+            raise DataError(f"the chat template refuses the conversation: {error}") from error
+
+    def answers(self, trace: Trace, messages: Sequence[Message], tools: Tools = None) -> list[Answer]:
+        """What the model is to produce, in order: each assistant turn, or each `{% generation %}` block.
+
+        Raises:
+            DataError: if the assistant's words cannot be told from the rest.
+        """
+        if self._traced.has_generation_blocks:
+            return [Answer(start, end, _turn_at(start, trace)) for start, end in trace.generated]
+        if not trace.turns:
+            raise DataError(
+                "the chat template does not loop over the messages, so the assistant's words cannot be found",
+                hint="put {% generation %} and {% endgeneration %} around the assistant's text in the template, "
+                "and name it in `model.chat_template`",
+            )
+        answers = []
+        has_results = False
+        for index, message in enumerate(messages):
+            has_results = has_results or message["role"] == "tool"
+            if message["role"] == "assistant" and index in trace.turns:
+                start, end = self._answer_in_turn(trace, messages, index, tools)
+                if end > start:
+                    answers.append(Answer(start, end, index))
+        if has_results:
+            return self._without_tool_results(answers, trace, messages, tools)
+        return answers
+
+    def _answer_in_turn(self, trace: Trace, messages: Sequence[Message], index: int, tools: Tools) -> Span:
+        """The characters of an assistant turn that follow its generation prompt."""
+        text = trace.text
+        start, end = trace.turns[index]
+        if index == len(messages) - 1:
+            end = len(text)  # e.g. Phi-3 prints eos_token after its loop
+        turn = text[start:end]
+        prompt = self._prompts.before(messages, index, tools, turn)
+        if turn.startswith(prompt):
+            start += len(prompt)
+        else:
+            start += self._num_prompt_characters(prompt, turn, messages, index, tools)
+        # A closing space ("</s> ") only parts the turn from the next one, and merges into its first word.
+        if turn.endswith(" "):
+            end -= len(turn) - len(turn.rstrip(" "))
+        return start, end
+
+    def _num_prompt_characters(
+        self, prompt: str, turn: str, messages: Sequence[Message], index: int, tools: Tools
+    ) -> int:
+        """How much of a turn the generation prompt holds where the turn does not begin with all of it.
+
+        It begins e.g. without the "<think>" that the prompt opens, or with a default system turn. An answer that
+        happens to begin like the rest of the prompt must not count as prompt: it is put out.
+        """
+        if not messages[index].get("content"):
+            return common_prompt(prompt, turn)
+        stood_in = [*messages]
+        stood_in[index] = {**messages[index], "content": STAND_IN}
+        trace = self.trace(stood_in, tools)
+        start, end = trace.turns.get(index, (0, 0))
+        head, answer, _ = trace.text[start:end].partition(STAND_IN)
+        if prompt and answer and prompt in head and turn.startswith(head):
+            return head.rindex(prompt) + len(prompt)
+        return min(common_prompt(prompt, trace.text[start:end]), common_prompt(prompt, turn))
+
+    def _without_tool_results(
+        self, answers: Sequence[Answer], trace: Trace, messages: Sequence[Message], tools: Tools
+    ) -> list[Answer]:
+        """Some templates print a tool's result inside the assistant's turn that called it.
+
+        What the assistant says there ends where the text ends that the template prints without the result.
+        """
+        probe = [{**message, "content": STAND_IN} if message["role"] == "tool" else message for message in messages]
+        probed = self.trace(probe, tools)
+        kept = []
+        for answer in answers:
+            assert answer.turn is not None  # answers of templates without generation blocks
+            start, end = probed.turns[answer.turn]
+            if STAND_IN in probed.text[start:end]:
+                answer = answer._replace(end=self._end_of_call(trace, messages[: answer.turn + 1], tools))
+            kept.append(answer)
+        return kept
+
+    def _end_of_call(self, trace: Trace, messages: Sequence[Message], tools: Tools) -> int:
+        """Where the text of a conversation ends that is cut after a tool call, in the text of the whole."""
+        try:
+            text = self.trace(messages, tools).text
+            if trace.text.startswith(text):
+                return len(text)
+        except DataError:
+            pass  # a template that wants a result for every call
+        raise DataError(
+            "the chat template prints tool results inside the assistant's turn, where they would be trained",
+            hint="put {% generation %} blocks around what the assistant says in the template",
+        )
+
+
+def _turn_at(position: int, trace: Trace) -> int | None:
+    return next((index for index, (start, end) in trace.turns.items() if start <= position < end), None)

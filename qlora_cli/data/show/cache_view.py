@@ -1,0 +1,61 @@
+"""The cache of prepared data as a person reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from qlora_cli import console
+from qlora_cli.data.cache import CacheEntry
+from qlora_cli.data.show.report_view import show_lines
+from qlora_cli.data.show.token_pieces import visible
+
+NUM_CHARS_OF_KEY = 8
+UNITS = ("bytes", "kB", "MB", "GB", "TB")
+
+
+def show_entries(entries: Sequence[CacheEntry], root: Path) -> None:
+    """Print what is there, how much of it, and where."""
+    if not entries:
+        console.note(f"the cache is empty ({root})")
+        return
+    rows = [
+        (
+            entry.key[:NUM_CHARS_OF_KEY],
+            f"{entry.num_rows:,}",
+            size_in_words(entry.num_bytes),
+            _minute(entry.made_at),
+            _minute(entry.used_at),
+            visible(", ".join(entry.sources)),
+        )
+        for entry in entries
+    ]
+    show_lines(("entry", "rows", "size", "made", "last used", "sources"), rows)
+    console.result("")
+    console.result(f"{size_in_words(sum(entry.num_bytes for entry in entries))} in {root}")
+
+
+def entries_as_dict(entries: Sequence[CacheEntry], root: Path) -> dict[str, Any]:
+    """What is there as JSON holds it."""
+    return {"path": str(root), "entries": [{**asdict(entry), "path": str(entry.path)} for entry in entries]}
+
+
+def size_in_words(num_bytes: float) -> str:
+    """
+    >>> size_in_words(999), size_in_words(1_234_000), size_in_words(999_960)
+    ('999 bytes', '1.2 MB', '1.0 MB')
+    """
+    power = 0
+    while num_bytes >= 999.95 and power < len(UNITS) - 1:
+        num_bytes, power = num_bytes / 1000, power + 1
+    return f"{num_bytes:.{min(power, 1)}f} {UNITS[power]}"
+
+
+def _minute(moment: str) -> str:
+    """
+    >>> _minute("2026-03-01T12:34:56Z")
+    '2026-03-01 12:34'
+    """
+    return moment[:16].replace("T", " ")

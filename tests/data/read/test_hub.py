@@ -1,0 +1,47 @@
+"""Hub datasets, read here from a folder of files: `datasets` loads both in the same way."""
+
+from __future__ import annotations
+
+import json
+
+import datasets
+import pytest
+
+from qlora_cli.data.read.hub import read_hub
+from qlora_cli.errors import DataError
+from qlora_cli.recipe.data_schema import SourceSection
+
+ROWS = [{"text": f"row {number}"} for number in range(5)]
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A folder laid out like a dataset repository, and a cache of its own."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return folder
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_rows_come_with_their_number(streaming, repository):
+    source = SourceSection(path=str(repository), streaming=streaming)
+    assert [(str(raw.place), raw.payload) for raw in read_hub(source)] == [
+        (f"{repository}[train]#row {number}", row) for number, row in enumerate(ROWS, start=1)
+    ]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_split_that_is_not_there_is_named(streaming, repository):
+    with pytest.raises(DataError, match=r"does not load: .*nowhere"):
+        list(read_hub(SourceSection(path=str(repository), split="nowhere", streaming=streaming)))
+
+
+def test_streaming_ends_at_the_row_that_cannot_be_read(repository):
+    with (repository / "train.jsonl").open("a") as file:
+        file.write('{"text": \n')
+    rows = []
+    with pytest.raises(DataError) as caught:
+        rows.extend(read_hub(SourceSection(path=str(repository), streaming=True)))
+    assert caught.value.problems[0].place == f"{repository}[train]#row {len(rows) + 1}"

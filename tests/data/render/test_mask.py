@@ -1,0 +1,270 @@
+"""The mask against independent answers: the hand-marked training templates that ship inside trl, and our own hands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jinja2
+import pytest
+import trl
+
+from qlora_cli.data.example import Conversation, Place
+from qlora_cli.data.render.mask import ChatMask, common_prompt
+from qlora_cli.data.render.renderer import IGNORE_INDEX, Renderer
+from qlora_cli.errors import DataError
+
+TEMPLATES = Path(trl.__file__).parent / "chat_templates"
+PLACE = Place("test.jsonl", 1, 1)
+
+PARAMETERS = {"type": "object", "properties": {"city": {"type": "string", "description": "City"}}, "required": ["city"]}
+WEATHER = {"type": "function", "function": {"name": "weather", "description": "Now.", "parameters": PARAMETERS}}
+CALL = {"type": "function", "id": "abcdefghi", "function": {"name": "weather", "arguments": {"city": "Bonn"}}}
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def assistant(text, **more):
+    return {"role": "assistant", "content": text, **more}
+
+
+def system(text):
+    return {"role": "system", "content": text}
+
+
+SUNNY = {"role": "tool", "content": "sunny", "tool_call_id": "abcdefghi", "name": "weather"}
+
+CONVERSATIONS = [
+    [user("Hi"), assistant("Hello there")],
+    [system("Be brief."), user("Hi"), assistant("Hello")],
+    [system(""), user("Hi"), assistant("Hello")],
+    [user("Hi"), assistant("Hello"), user("What?"), assistant("Paris, of course.")],
+    [system("Be brief."), user("a"), assistant("one"), user("b"), assistant("two"), user("c"), assistant("three")],
+    [user("Grüße 🙂 你好"), assistant("こんにちは 🎉 naïve")],
+    [user("Code?"), assistant("def add(a, b):\n    return a + b")],
+    [user("assistant"), assistant("assistant\nuser\nassistant")],
+    [user("Think"), assistant("<think>\nhm\n</think>\n\nYes")],
+    [user("Think"), assistant("Yes", reasoning_content="hm hm")],
+    [user("Say it twice"), assistant("twice"), user("Say it twice"), assistant("twice")],
+    [assistant("I begin"), user("Hi"), assistant("Hello")],
+    [user("Weather?"), assistant("", tool_calls=[CALL])],
+    [user("Weather?"), assistant("", tool_calls=[CALL]), SUNNY, assistant("It is sunny.")],
+    [
+        system("Be brief."),
+        user("Weather?"),
+        assistant("I look.", tool_calls=[CALL]),
+        SUNNY,
+        assistant("It is sunny."),
+        user("Thanks"),
+        assistant("Welcome"),
+    ],
+    [
+        user("Weather?"),
+        assistant("", tool_calls=[CALL]),
+        SUNNY,
+        assistant("", tool_calls=[CALL]),
+        SUNNY,
+        assistant("So"),
+    ],
+]
+
+FAMILIES = sorted(path.name.removesuffix("_training.jinja") for path in TEMPLATES.glob("*_training.jinja"))
+
+# Family -> (bytes marked alike, alike once the generation prompt is taken from trl's marks, conversations compared).
+# Compared are conversations that neither template refuses and both print alike; docs/templates.md gives the reasons.
+EXPECTED = {
+    "cohere": (11, 11, 11),
+    "cohere2": (11, 11, 11),
+    "deepseek_r1_distill": (0, 10, 11),
+    "deepseekv3": (0, 11, 12),
+    "diffusion_gemma": (12, 12, 15),
+    "gemma": (8, 8, 8),
+    "gemma3": (11, 11, 11),
+    "glm4moe": (0, 0, 0),
+    "gptoss": (0, 14, 16),
+    "idefics3": (12, 12, 12),
+    "lfm2": (12, 12, 12),
+    "lfm2_v2": (16, 16, 16),
+    "llama3": (12, 12, 12),
+    "llava_next": (12, 12, 12),
+    "muse_glimmer": (0, 15, 16),
+    "nemotron_3_5_lightning": (0, 15, 16),
+    "nemotron_3_nano": (0, 15, 16),
+    "nemotron_3_super": (0, 15, 16),
+    "nemotron_3_ultra": (0, 15, 16),
+    "phi3": (12, 12, 12),
+    "phi3_5": (12, 12, 12),
+    "qwen2_5": (0, 15, 16),
+    "qwen2_5_vl": (12, 12, 12),
+    "qwen3": (9, 9, 9),
+    "qwen3_5_nothink": (0, 11, 11),
+    "qwen3_5_think": (0, 11, 11),
+    "qwen3_6": (0, 11, 11),
+    "qwen3_8": (0, 15, 16),
+    "qwen3_instruct_2507": (16, 16, 16),
+    "qwen3_vl": (16, 16, 16),
+    "smolvlm": (12, 12, 12),
+}
+
+
+def trained_bytes(tokenizer, input_ids, is_trained):
+    """For each byte of the text whether its token is trained: rows compare whatever their tokens' borders are."""
+    flags = []
+    for token, flag in zip(input_ids, is_trained, strict=True):
+        text = tokenizer.convert_ids_to_tokens(token)
+        is_added = token in tokenizer.added_tokens_decoder  # others are byte-level: one character a byte
+        flags += [bool(flag)] * (len(text.encode()) if is_added else len(text))
+    return flags
+
+
+def without_prompts(flags, text, tokenizer, messages, tools):
+    """The flags less what the generation prompts, as transformers alone renders them, already hold."""
+    flags = list(flags)
+    for index, message in enumerate(messages):
+        if message["role"] == "assistant" and index > 0:
+            prompt = tokenizer.apply_chat_template(
+                messages[:index], tools=tools, add_generation_prompt=True, tokenize=False
+            ).encode()
+            pairs = zip(prompt, text.encode(), strict=False)
+            at = next((at for at, (one, other) in enumerate(pairs) if one != other), len(prompt)) - 1
+            while at >= 0 and flags[at]:
+                flags[at] = False
+                at -= 1
+    return flags
+
+
+def compare(family, tokenizer_for):
+    """(equal, equal less prompts, compared) over the conversations that both templates print alike."""
+    template = (TEMPLATES / f"{family}.jinja").read_text(encoding="utf-8")
+    training_template = (TEMPLATES / f"{family}_training.jinja").read_text(encoding="utf-8")
+    tokenizer = tokenizer_for(template)
+    renderer = Renderer(tokenizer)
+    num_equal = num_equal_less_prompts = num_compared = 0
+    for messages in CONVERSATIONS:
+        tools = [WEATHER] if any("tool_calls" in message for message in messages) else None
+        as_read = renderer._texts.as_template_reads(messages)
+        try:
+            text, training_text = (
+                tokenizer.apply_chat_template(as_read, tools=tools, chat_template=either, tokenize=False)
+                for either in (template, training_template)
+            )
+            [row] = renderer.render([Conversation(messages, tools, PLACE)])
+        except (jinja2.TemplateError, TypeError, DataError):
+            continue  # what the template refuses, e.g. a system turn in Gemma
+        if text != training_text:
+            continue
+        marked = tokenizer.apply_chat_template(
+            as_read,
+            tools=tools,
+            chat_template=training_template,
+            return_dict=True,
+            return_assistant_tokens_mask=True,
+        )
+        ours = trained_bytes(tokenizer, row.input_ids, [label != IGNORE_INDEX for label in row.labels])
+        theirs = trained_bytes(tokenizer, marked["input_ids"], [0, *marked["assistant_masks"][1:]])
+        num_compared += 1
+        num_equal += ours == theirs
+        num_equal_less_prompts += ours == without_prompts(theirs, text, tokenizer, as_read, tools)
+    return num_equal, num_equal_less_prompts, num_compared
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_mask_from_the_plain_template_is_what_trl_marked_by_hand(family, tokenizer_for):
+    assert compare(family, tokenizer_for) == EXPECTED[family]
+
+
+CHATML = """{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
+MISTRAL = """{{ bos_token }}{% for m in messages %}
+{%- if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + ' [/INST]' }}
+{%- else %}{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}"""
+MARKED = """{% for m in messages %}<|im_start|>{{ m['role'] }}
+{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}<|im_end|>{% endgeneration %}
+{% else %}{{ m['content'] }}<|im_end|>{% endif %}{% endfor %}"""
+DIALOGUE = [user("Hi"), assistant("Hello"), user("Name?"), assistant("Ada")]
+
+
+def trained_text(template, messages, tools=None):
+    mask = ChatMask(template, {"bos_token": "<s>", "eos_token": "</s>"})
+    trace = mask.trace(messages, tools)
+    return [trace.text[answer.start : answer.end] for answer in mask.answers(trace, messages, tools)]
+
+
+@pytest.mark.parametrize(
+    ("template", "trained"),
+    [
+        (CHATML, ["Hello<|im_end|>\n", "Ada<|im_end|>\n"]),
+        (MISTRAL, [" Hello</s>", " Ada</s>"]),
+        (MARKED, ["Hello<|im_end|>", "Ada<|im_end|>"]),
+    ],
+    ids=["chatml", "mistral", "generation blocks"],
+)
+def test_answers_and_their_end_of_turn_are_trained_and_nothing_else(template, trained):
+    assert trained_text(template, DIALOGUE) == trained
+
+
+def test_a_default_system_turn_before_a_first_assistant_turn_is_not_trained():
+    template = CHATML.replace(
+        "{{ '<|im_start|>'", "{% if loop.first %}<|im_start|>system\nDefault<|im_end|>\n{% endif %}{{ '<|im_start|>'"
+    )
+    assert trained_text(template, DIALOGUE[1:2]) == ["Hello<|im_end|>\n"]
+
+
+def test_an_answer_that_looks_like_the_rest_of_the_prompt_is_trained_whole():
+    template = CHATML.replace("'<|im_start|>assistant\n'", "'<|im_start|>assistant\n<think>\n'")
+    assert trained_text(template, [user("Hi"), assistant("<thinker>")]) == ["<thinker><|im_end|>\n"]
+
+
+def test_a_prompt_that_depends_on_the_users_text_is_rendered_for_every_row():
+    template = CHATML.replace(
+        "'<|im_start|>assistant\n' }}",
+        "'<|im_start|>assistant\n' + ('!' if '/loud' in messages[-1].content else '') }}",
+    )
+    mask = ChatMask(template, {})
+    for text in ["quiet", "/loud", *["quiet"] * 20, "/loud"]:
+        messages = [user(text), assistant("!Hey")]
+        trace = mask.trace(messages)
+        [(start, end, _)] = mask.answers(trace, messages)
+        assert trace.text[start:end] == ("Hey" if text == "/loud" else "!Hey") + "<|im_end|>\n"
+
+
+@pytest.mark.parametrize(
+    ("template", "fragment"),
+    [
+        ("{{ messages | map(attribute='content') | join(' ') }}", "does not loop over the messages"),
+        (CHATML + "{% for m in messages %}{{ m.content }}{% endfor %}", "at two places"),
+        ("{% set x %}" + CHATML + "{% endset %}{{ x | upper | replace('<', '') | reverse }}", "cannot be traced"),
+        ("{% for m in messages %}{{ m.content.missing.more }}{% endfor %}", "refuses the conversation"),
+        ("{% for m in messages %}{{ raise_exception('only jokes') }}{% endfor %}", "only jokes"),
+    ],
+)
+def test_a_template_that_cannot_be_followed_is_refused(template, fragment):
+    with pytest.raises(DataError, match=fragment):
+        trained_text(template, DIALOGUE)
+
+
+def test_tool_results_inside_the_assistants_turn_are_refused():
+    template = """{% for m in messages %}{% if m.role != 'tool' %}<|{{ m.role }}|>{{ m.content }}
+{%- if m.tool_calls %}{{ m.tool_calls }}{{ messages[loop.index].content }}{% endif %}<|end|>{% endif %}{% endfor %}"""
+    messages = [user("Weather?"), assistant("", tool_calls=[CALL]), SUNNY, assistant("Sunny")]
+    with pytest.raises(DataError, match="prints tool results inside"):
+        trained_text(template, messages)
+
+
+def test_broken_jinja_is_a_fault_of_the_template_with_its_line():
+    with pytest.raises(DataError, match="line 2 of the chat template"):
+        ChatMask("{{ bos_token }}\n{% for %}", {})
+
+
+@pytest.mark.parametrize(
+    ("prompt", "turn", "shared"),
+    [
+        ("", "anything", ""),
+        ("<a>", "<a>text", "<a>"),
+        ("<|A|><think>\n", "<|A|><tool>", "<|A|>"),
+        ("assistant\n", "assist", ""),
+    ],
+)
+def test_a_shared_beginning_ends_at_a_word(prompt, turn, shared):
+    assert turn[: common_prompt(prompt, turn)] == shared
