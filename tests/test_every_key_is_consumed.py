@@ -111,6 +111,7 @@ KEYS: dict[str, Row] = {
     "model.base_model": Row(identity, ("base", "other-base")),
     "model.revision": Row(identity, ("one", "two"), {"model.base_model": "org/name"}),
     "model.trust_remote_code": Row(weights, (False, True), {"model.base_model": "remote-base"}, may_refuse=True),
+    "model.allow_pickle": Row(weights, (False, True), {"model.base_model": "pickled-base"}, may_refuse=True),
     "model.dtype": Row(weights, ("float32", "bfloat16")),
     "model.attn_implementation": Row(weights, ("sdpa", "eager")),
     "model.chat_template": Row(train_tokens, (None, "shout.jinja")),

@@ -2,14 +2,44 @@
 
 from __future__ import annotations
 
+import pickle
+from pathlib import Path
+from types import TracebackType
+
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 from transformers.quantizers.base import get_keys_to_not_convert
 
 from qlora_cli import compat
 from qlora_cli.errors import RecipeError
 from qlora_cli.model.device import pick_device, pick_dtype
+from qlora_cli.model.fingerprint import base_folder, has_only_pickles, weight_files
 from qlora_cli.recipe.schema import ModelSection, QuantizationSection
+
+READ_FAULTS = (
+    *(OSError, ValueError, ImportError, TypeError, LookupError, AttributeError, RuntimeError),
+    *(SafetensorError, StrictDataclassError, pickle.UnpicklingError),
+)
+"""What libraries raise on files that are missing, damaged or made to do harm."""
+
+
+class reading:  # noqa: N801 - reads like a function: `with reading(name):`
+    """Turns what a library raises while it reads the base `name` into one line with a hint."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        is_of_memory = isinstance(fault, torch.OutOfMemoryError)
+        # `tokenizers` raises plain Exception for a file that it cannot read.
+        if (isinstance(fault, READ_FAULTS) and not is_of_memory) or (kind is Exception and fault is not None):
+            raise source_error(self._name, fault) from fault
 
 
 def load_base(
@@ -28,32 +58,56 @@ def load_base(
         device: where to; the GPU where there is one when None.
 
     Raises:
-        RecipeError: if the model cannot be found, read or quantized.
+        RecipeError: if the model cannot be found, read or quantized, or if weights of it are missing.
+        IdentityError: if its index of weights is damaged.
     """
     device = device or pick_device()
     dtype = pick_dtype(model.dtype, device)
-    try:
-        base = AutoModelForCausalLM.from_pretrained(
-            source or model.base_model,
+    name = source or model.base_model
+    is_pickled = model.allow_pickle and source is None and has_only_pickles(base_folder(model))
+    if Path(name).is_dir() and not has_only_pickles(Path(name)):
+        weight_files(Path(name))  # an index that leads out of the folder is refused
+    with reading(name):
+        config = AutoConfig.from_pretrained(
+            name, revision=None if source else model.revision, trust_remote_code=model.trust_remote_code
+        )
+        config._attn_implementation = model.attn_implementation  # a base's own choice, if any, would win over ours
+        base, report = AutoModelForCausalLM.from_pretrained(
+            name,
+            config=config,
             revision=None if source else model.revision,
             trust_remote_code=model.trust_remote_code,
             dtype=dtype,
-            attn_implementation=model.attn_implementation,
-            quantization_config=quantization and _bitsandbytes_config(model, quantization, dtype),
+            quantization_config=quantization and _bitsandbytes_config(model, quantization, config, dtype),
             device_map={"": device},
-            use_safetensors=True,
+            use_safetensors=not is_pickled,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, ImportError) as fault:
-        raise source_error(source or model.base_model, fault) from fault
+    _refuse_parts(name, base, report["missing_keys"])
     compat.keep_four_bit_weights_unpacked(base)
     base.requires_grad_(False)
     return base
 
 
+def _refuse_parts(name: str, base: PreTrainedModel, missing: set[str]) -> None:
+    """Refuse a model that the library filled up with random weights, or put an adapter on that lay beside them."""
+    if missing:
+        shown = ", ".join(sorted(missing)[:3]) + (", …" if len(missing) > 3 else "")
+        raise RecipeError(
+            f"model.base_model '{name}' lacks {len(missing)} of its weights: {shown}",
+            hint="its files do not belong to its config.json, or some are missing: download it again",
+        )
+    if getattr(base, "_hf_peft_config_loaded", False):
+        raise RecipeError(
+            f"model.base_model '{name}' holds an adapter beside its weights (adapter_config.json)",
+            hint="merge the adapter with `qlora merge` and name the merged folder, or take the adapter out of it",
+        )
+
+
 def _bitsandbytes_config(
-    model: ModelSection, quantization: QuantizationSection, compute_dtype: torch.dtype
+    model: ModelSection, quantization: QuantizationSection, config: PreTrainedConfig, compute_dtype: torch.dtype
 ) -> BitsAndBytesConfig:
-    skip_modules = _modules_to_skip(model, quantization)
+    skip_modules = _modules_to_skip(model, quantization, config)
     if quantization.quant_type == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip_modules)
     return BitsAndBytesConfig(
@@ -65,16 +119,15 @@ def _bitsandbytes_config(
     )
 
 
-def _modules_to_skip(model: ModelSection, quantization: QuantizationSection) -> list[str] | None:
+def _modules_to_skip(
+    model: ModelSection, quantization: QuantizationSection, config: PreTrainedConfig
+) -> list[str] | None:
     """The recipe's modules and those that `transformers` leaves alone by itself, the output head first of all.
 
     A list that is given replaces the library's own, so both must be in it; None leaves the choice to the library.
     """
     if not quantization.skip_modules:
         return None
-    config = AutoConfig.from_pretrained(
-        model.base_model, revision=model.revision, trust_remote_code=model.trust_remote_code
-    )
     with torch.device("meta"):
         skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
     names = [name for name, _ in skeleton.named_modules()]
@@ -101,18 +154,32 @@ def is_linear(module: torch.nn.Module) -> bool:
     return isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
 
 
-def source_error(name: str, fault: Exception) -> RecipeError:
+def source_error(name: str, fault: BaseException) -> RecipeError:
     """The library's reason why `name` cannot be loaded, in one line, with what to do."""
     reason = " ".join(str(fault).split())
+    if not isinstance(fault, OSError | ValueError | ImportError):  # a text such as "'added_tokens'" says little
+        reason = f"{type(fault).__name__}: {reason}"
     lowered = reason.lower()
-    if "gated" in lowered or "401" in lowered or "403" in lowered:
+    if "cuda" in lowered:
+        hint = "look at the GPU with `qlora doctor`"
+    elif isinstance(fault, SafetensorError | RecursionError | LookupError | pickle.UnpicklingError) or type(fault) in (
+        Exception,
+        RuntimeError,
+    ):
+        hint = "a file of it is damaged, or belongs to another model: download it again"
+    elif "gated" in lowered or "401" in lowered or "403" in lowered:
         hint = "accept its licence on the Hub, then `hf auth login`, or set HF_TOKEN"
+    elif "custom code" in lowered:
+        hint = "read that code; if you trust it, --set model.trust_remote_code=true with a model.revision"
     elif "offline" in lowered or "couldn't connect" in lowered or "can't load" in lowered or "cannot find" in lowered:
         hint = "check the name for typing errors; offline, it must be a local folder or already in the Hub cache"
     elif "attention implementation" in lowered or "flash" in lowered:
         hint = "--set model.attn_implementation=eager, or install the kernel that it names"
     elif "safetensors" in lowered:
-        hint = "only safetensors weights are read; convert the model, or choose a revision that has them"
+        hint = (
+            "convert the model to safetensors, or choose a revision that has them; "
+            "if you trust its .bin files, --set model.allow_pickle=true"
+        )
     else:
         hint = "give a Hub id such as Qwen/Qwen3-8B, or a folder with config.json and safetensors weights"
     return RecipeError(f"model.base_model '{name}' cannot be loaded: {reason[:300]}", hint=hint)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -11,12 +10,14 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from qlora_cli.errors import IdentityError
 from qlora_cli.recipe.schema import ModelSection
+from qlora_cli.run.manifest import read_json_object
 
 SAMPLE_BYTES = 4096
 SAMPLE_STRIDE = 1024 * 1024
 
 
-WEIGHT_FILES = ["model.safetensors", "model-*.safetensors", "*.json"]
+SAFE_FILES = ["model.safetensors", "model-*.safetensors", "*.json"]
+PICKLED_FILES = ["pytorch_model.bin", "pytorch_model-*.bin"]
 
 
 def base_folder(model: ModelSection) -> Path:
@@ -28,8 +29,9 @@ def base_folder(model: ModelSection) -> Path:
     local = Path(model.base_model)
     if local.is_dir():
         return local
+    files = SAFE_FILES + (PICKLED_FILES if model.allow_pickle else [])
     try:
-        return Path(snapshot_download(model.base_model, revision=model.revision, allow_patterns=WEIGHT_FILES))
+        return Path(snapshot_download(model.base_model, revision=model.revision, allow_patterns=files))
     except (HfHubHTTPError, LocalEntryNotFoundError, ValueError, OSError) as fault:
         raise IdentityError(
             f"the files of base model '{model.base_model}' are not on this machine and cannot be fetched",
@@ -37,22 +39,49 @@ def base_folder(model: ModelSection) -> Path:
         ) from fault
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that `from_pretrained` reads: those of the index, or the only one.
+def has_only_pickles(folder: Path) -> bool:
+    """Whether the weights in `folder` are `.bin` files, without safetensors beside them."""
+    return any(folder.glob("pytorch_model*.bin")) and not any(folder.glob("model*.safetensors"))
+
+
+def weight_files(folder: Path, *, allow_pickle: bool = False) -> list[Path]:
+    """The files that `from_pretrained` reads: those of the index, or the only one.
 
     A repository may hold the same weights a second time under other names, which must not count.
 
+    Args:
+        folder: the base's.
+        allow_pickle: take the pickled weights where there are no others.
+
     Raises:
-        IdentityError: if there are none.
+        IdentityError: if there are none, or the index is damaged or names files elsewhere.
     """
-    index = folder / "model.safetensors.index.json"
+    name = "pytorch_model.bin" if allow_pickle and has_only_pickles(folder) else "model.safetensors"
+    index = folder / f"{name}.index.json"
     if index.is_file():
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        return sorted(folder / name for name in names)
-    single = folder / "model.safetensors"
+        return [folder / shard for shard in _shards(index)]
+    single = folder / name
     if not single.is_file():
-        raise IdentityError(f"'{folder}' holds no model.safetensors", hint="convert the base model to safetensors")
+        hint = "convert the base model to safetensors"
+        if has_only_pickles(folder):
+            hint += "; if you trust its .bin files, --set model.allow_pickle=true"
+        raise IdentityError(f"'{folder}' holds no model.safetensors", hint=hint)
     return [single]
+
+
+def _shards(index: Path) -> list[str]:
+    """Names of the files in an index, sorted."""
+    hint = "download the base model again"
+    places = read_json_object(index, hint=hint).get("weight_map")
+    names = set(places.values()) if isinstance(places, dict) else set()
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise IdentityError(f"names the file {name!r}, which is not beside it", place=str(index), hint=hint)
+        if not (index.parent / name).is_file():
+            raise IdentityError(f"names the file '{name}', which is missing", place=str(index), hint=hint)
+    if not names:
+        raise IdentityError("has no `weight_map` with the files of the weights", place=str(index), hint=hint)
+    return sorted(names)
 
 
 def fingerprint_base(model: ModelSection) -> str:
@@ -65,7 +94,7 @@ def fingerprint_base(model: ModelSection) -> str:
         IdentityError: if the weights are not to be had.
     """
     digest = hashlib.sha256()
-    for path in weight_files(base_folder(model)):
+    for path in weight_files(base_folder(model), allow_pickle=model.allow_pickle):
         size = path.stat().st_size
         digest.update(f"{path.name} {size}\n".encode())
         with path.open("rb") as file:

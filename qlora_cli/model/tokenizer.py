@@ -7,8 +7,10 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from qlora_cli.errors import RecipeError
-from qlora_cli.model.base import source_error
+from qlora_cli.model.base import reading
 from qlora_cli.recipe.schema import ModelSection
+
+MAX_TEMPLATE_BYTES = 1024 * 1024
 
 
 def load_tokenizer(model: ModelSection) -> PreTrainedTokenizerBase:
@@ -20,12 +22,10 @@ def load_tokenizer(model: ModelSection) -> PreTrainedTokenizerBase:
     Raises:
         RecipeError: if the tokenizer or the template file cannot be read.
     """
-    try:
+    with reading(model.base_model):
         tokenizer = AutoTokenizer.from_pretrained(
             model.base_model, revision=model.revision, trust_remote_code=model.trust_remote_code
         )
-    except (OSError, ValueError) as fault:
-        raise source_error(model.base_model, fault) from fault
     if model.chat_template is not None:
         tokenizer.chat_template = _read_template(Path(model.chat_template))
     if tokenizer.pad_token_id is None:
@@ -39,10 +39,15 @@ def load_tokenizer(model: ModelSection) -> PreTrainedTokenizerBase:
 
 
 def _read_template(path: Path) -> str:
+    hint = "give the path of a Jinja file, or leave the key out"
     try:
+        if path.exists() and not path.is_file():  # a pipe or a device would be read for ever
+            raise RecipeError(f"model.chat_template cannot be read: '{path}' is not a file", hint=hint)
+        if path.stat().st_size > MAX_TEMPLATE_BYTES:
+            raise RecipeError(
+                f"model.chat_template '{path}' has more than {MAX_TEMPLATE_BYTES:,} bytes, templates have 10,000",
+                hint=hint,
+            )
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as fault:
-        raise RecipeError(
-            f"model.chat_template cannot be read: {fault}",
-            hint="give the path of a Jinja file, or leave the key out",
-        ) from fault
+        raise RecipeError(f"model.chat_template cannot be read: {fault}", hint=hint) from fault

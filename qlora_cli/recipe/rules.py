@@ -235,6 +235,9 @@ def _local_files(written: Written) -> Iterator[Conflict]:
     if base_model and _at(written, "model.revision") is not None and _is_local_folder(base_model):
         text = f"'model.revision' has no effect on the local folder of 'model.base_model: {base_model}'"
         yield _conflict("model.revision", ("model.base_model",), text, "take 'model.revision' out")
+    if base_model and _at(written, "model.allow_pickle") and any(Path(str(base_model)).glob("model*.safetensors")):
+        text = f"'model.allow_pickle' has no effect: 'model.base_model: {base_model}' has safetensors"
+        yield _conflict("model.allow_pickle", ("model.base_model",), text, "take 'model.allow_pickle' out")
     for key in ("data.train", "data.eval"):
         for path, source in _sources(written, key):
             where = str(source.get("path", ""))

@@ -27,6 +27,10 @@ class ModelSection(Section):
     trust_remote_code: bool = False
     """Run Python code that the model repository ships. Only for repositories whose code you have read."""
 
+    allow_pickle: bool = False
+    """Read pickled weights (`.bin`) of a base that has no safetensors. A pickle can hold code; torch refuses what it
+    knows of it. Only for repositories that you trust."""
+
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Precision of the 16-bit parts and of the computation on dequantized weights. `auto`: bfloat16 where the
     GPU has it, else float16; float32 on CPU."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import torch
 
 from tests.conftest import byte_tokenizer, tiny_llama
 
@@ -39,6 +40,10 @@ def set_scene(folder: Path) -> None:
     config |= {"model_type": "mine", "auto_map": code, "architectures": ["MyModel"]}
     (folder / "remote-base/config.json").write_text(json.dumps(config))
     (folder / "remote-base/modeling_mine.py").write_text(REMOTE_CODE)
+    byte_tokenizer().save_pretrained(folder / "pickled-base")
+    pickled = tiny_llama(len(byte_tokenizer()), seed=5)
+    pickled.config.save_pretrained(folder / "pickled-base")
+    torch.save(pickled.state_dict(), folder / "pickled-base/pytorch_model.bin")
     (folder / "shout.jinja").write_text(
         "{% for message in messages %}{{ message['role'] | upper + message['content'] + eos_token }}{% endfor %}"
     )
