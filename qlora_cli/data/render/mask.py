@@ -70,7 +70,7 @@ class Answer(NamedTuple):
     """The one after the last."""
 
     turn: int | None
-    """Index of the message; None for a `{% generation %}` block outside of every message's text."""
+    """Index of the message; None for a `{% generation %}` block that is not inside of one message's text."""
 
 
 class ChatMask:
@@ -115,7 +115,7 @@ class ChatMask:
             DataError: if the assistant's words cannot be told from the rest.
         """
         if self._traced.has_generation_blocks:
-            return [Answer(start, end, _turn_at(start, trace)) for start, end in trace.generated]
+            return [Answer(start, end, _turn_around(start, end, trace)) for start, end in trace.generated]
         if not trace.turns:
             raise DataError(
                 "the chat template does not loop over the messages, so the assistant's words cannot be found",
@@ -202,5 +202,5 @@ class ChatMask:
         )
 
 
-def _turn_at(position: int, trace: Trace) -> int | None:
-    return next((index for index, (start, end) in trace.turns.items() if start <= position < end), None)
+def _turn_around(start: int, end: int, trace: Trace) -> int | None:
+    return next((index for index, turn in trace.turns.items() if turn[0] <= start and end <= turn[1]), None)
