@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
@@ -97,7 +98,9 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
         )
     try:
         model = PeftModel.from_pretrained(base, str(folder), autocast_adapter_dtype=False)
-    except (RuntimeError, ValueError) as fault:
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, TypeError, LookupError, OSError, SafetensorError) as fault:
         raise IdentityError(
             f"the adapter in '{folder}' does not fit the base model: {' '.join(str(fault).split())[:300]}",
             hint="an adapter belongs to the base model that it was trained on",
@@ -110,6 +113,11 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
             parameter.data = parameter.data.to(base.dtype if "modules_to_save" in name else dtype)
     with torch.no_grad():  # PEFT has read them into the base's dtype, which rounds
         for name, tensor in get_peft_model_state_dict(model, save_embedding_layers=False).items():
+            if name not in stored:
+                raise IdentityError(
+                    f"the adapter in '{folder}' has no weights for {name}, which its adapter_config.json names",
+                    hint="its two files do not belong together: copy both from where it was made",
+                )
             tensor.copy_(stored[name])
     return model.eval()
 
