@@ -26,6 +26,7 @@ FLOORS = {
     "serve": 6,
     "report": 6,
     "cli": 7,
+    "__main__": 8,
 }
 """A room imports from lower floors and from itself only."""
 

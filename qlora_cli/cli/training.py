@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from qlora_cli import console
 from qlora_cli.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from qlora_cli.train.session import TrainingResult
 
 
 def train(
@@ -30,17 +33,26 @@ def train(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Train the adapter that a recipe describes."""
-    if resume and overwrite:
-        raise ArgumentError("--resume and --overwrite exclude each other", hint="leave one of them out")
-    from qlora_cli.recipe.reader import load_recipe
+    from qlora_cli.train.launch import take_launch
+    from qlora_cli.train.watch import joined
 
-    loaded = load_recipe(recipe, overrides or ())
+    with joined(take_launch()) as watch:
+        if resume and overwrite:
+            raise ArgumentError("--resume and --overwrite exclude each other", hint="leave one of them out")
+        from qlora_cli.recipe.reader import load_recipe
 
-    from qlora_cli.run.directory import RUNS_FOLDER, RunDirectory
-    from qlora_cli.train.session import Session, train_recipe
+        loaded = load_recipe(recipe, overrides or ())
 
-    run = RunDirectory(run_dir or RUNS_FOLDER / loaded.name)
-    result = train_recipe(loaded, run, Session(resume, overwrite, stop_after))
+        from qlora_cli.run.directory import RUNS_FOLDER, RunDirectory
+        from qlora_cli.train.session import Session, train_recipe
+
+        run = RunDirectory(run_dir or RUNS_FOLDER / loaded.name)
+        result = train_recipe(loaded, run, Session(resume, overwrite, stop_after), watch)
+    if watch.is_first:
+        _show(result, as_json=as_json)
+
+
+def _show(result: TrainingResult, *, as_json: bool) -> None:
     if as_json:
         console.data(result.as_dict())
         return
@@ -57,9 +69,9 @@ def train(
         f"peak memory {result.peak_memory_bytes / 2**30:.1f} GiB"
     )
     if result.is_finished:
-        console.result(f"adapter: {run.adapter_path}")
+        console.result(f"adapter: {result.run.adapter_path}")
     else:
-        console.result(f"go on with: {run.resume_command}")
+        console.result(f"go on with: {result.run.resume_command}")
 
 
 def register(app: typer.Typer) -> None:

@@ -54,6 +54,17 @@ def score_rows(model: PreTrainedModel | PeftModel, batches: Iterable[Mapping[str
     Raises:
         ValueError: if no token has a label.
     """
+    total, num_tokens = summed_loss(model, batches)
+    if num_tokens == 0:
+        raise ValueError("no token of the batches has a label")
+    return Score(loss=total / num_tokens, num_tokens=num_tokens)
+
+
+def summed_loss(model: PreTrainedModel | PeftModel, batches: Iterable[Mapping[str, Any]]) -> tuple[float, int]:
+    """The loss summed over all labelled tokens of all batches, and their number; for parts of a data set.
+
+    The arguments are those of `score_rows`; there may be no batch.
+    """
     vocab_size = model.config.vocab_size
     was_training = model.training
     model.eval()
@@ -68,9 +79,7 @@ def score_rows(model: PreTrainedModel | PeftModel, batches: Iterable[Mapping[str
                     num_tokens += losses_T.numel()
     finally:
         model.train(was_training)
-    if num_tokens == 0:
-        raise ValueError("no token of the batches has a label")
-    return Score(loss=total.item() / num_tokens, num_tokens=num_tokens)
+    return total.item(), num_tokens
 
 
 def labelled_losses(model: PreTrainedModel | PeftModel, rows: Mapping[str, Any]) -> torch.Tensor:

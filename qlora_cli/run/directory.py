@@ -27,6 +27,8 @@ class RunDirectory:
     """One run's folder. After training it is the only interface between commands."""
 
     path: Path
+    launcher: str = "qlora"
+    """What starts the program that writes here, in as many processes as it needs."""
 
     @property
     def recipe_path(self) -> Path:
@@ -81,7 +83,7 @@ class RunDirectory:
     @property
     def resume_command(self) -> str:
         """What to type to go on with the run."""
-        return f"qlora train {self.recipe_path} --run-dir {self.path} --resume"
+        return f"{self.launcher} train {self.recipe_path} --run-dir {self.path} --resume"
 
     @property
     def is_started(self) -> bool:

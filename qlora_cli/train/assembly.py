@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
@@ -19,6 +19,7 @@ from qlora_cli.run.directory import RunDirectory
 from qlora_cli.train.arguments import optimizer_on, trainer_arguments
 from qlora_cli.train.ground import Facts
 from qlora_cli.train.isolation import check_takes_positions, prove_isolation
+from qlora_cli.train.ranks import Ranks
 from qlora_cli.train.trainer import QloraTrainer, TrainerParts
 
 
@@ -55,6 +56,7 @@ class Ingredients:
     prepared: PreparedData
     facts: Facts
     callbacks: tuple[TrainerCallback, ...]
+    ranks: Ranks = field(default_factory=Ranks)
 
 
 def make_trainer(recipe: Recipe, run: RunDirectory, ingredients: Ingredients) -> QloraTrainer:
@@ -75,6 +77,16 @@ def make_trainer(recipe: Recipe, run: RunDirectory, ingredients: Ingredients) ->
     if optimizer != recipe.training.optim:
         console.note(f"no GPU: {recipe.training.optim} runs unpaged, as {optimizer}")
     arguments = trainer_arguments(recipe, run, pick_dtype(recipe.model.dtype, device), device)
-    parts = TrainerParts(model, ingredients.tokenizer, collator, prepared.train, prepared.eval, ingredients.callbacks)
+    if not ingredients.ranks.is_first:
+        arguments.report_to = []
+    parts = TrainerParts(
+        model,
+        ingredients.tokenizer,
+        collator,
+        prepared.train,
+        prepared.eval,
+        ingredients.callbacks,
+        ingredients.ranks,
+    )
     seal = {f"{section}_fingerprint": values["fingerprint"] for section, values in ingredients.facts.items()}
     return QloraTrainer(parts, arguments, run, save_total_limit=recipe.training.save_total_limit, seal=seal)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from qlora_cli import console
@@ -12,6 +13,7 @@ from qlora_cli.run.checkpoints import Checkpoint, newest_whole
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.manifest import read_manifest
 from qlora_cli.run.metrics import forget_after
+from qlora_cli.train.launch import Launch
 
 MAY_CHANGE = (
     "name",
@@ -64,6 +66,25 @@ def find_resume_point(run: RunDirectory, recipe: Recipe) -> Checkpoint | None:
         console.warn(f"checkpoint {damaged.path} is passed over: {problem}")
     forget_after(run.metrics_path, checkpoint.step if checkpoint else -1)
     return checkpoint
+
+
+def check_same_number(run: RunDirectory, num_processes: int) -> None:
+    """Refuse to go on with more or fewer processes: each has its own rows and its own dropout.
+
+    Raises:
+        IdentityError: naming both numbers.
+    """
+    started_with = read_manifest(run).get("num_processes", 1)
+    if started_with != num_processes:
+        raise IdentityError(
+            f"the run was started with {_processes(started_with)} and cannot go on with {_processes(num_processes)}",
+            place=str(run.manifest_path),
+            hint=f"`{replace(run, launcher=Launch(num_ranks=started_with).command).resume_command}`",
+        )
+
+
+def _processes(number: int) -> str:
+    return "1 process" if number == 1 else f"{number} processes"
 
 
 def changed_keys(before: Recipe, after: Recipe) -> list[tuple[str, Any, Any]]:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import errno
-import os
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import set_seed
 
 from qlora_cli import compat, console
-from qlora_cli.data.prepare import prepare_data
+from qlora_cli.data.prepare import PreparedData, prepare_data
 from qlora_cli.data.render.renderer import Renderer
-from qlora_cli.errors import ArgumentError, ResourceError, StoppedBySignal
+from qlora_cli.errors import ResourceError, StoppedBySignal
 from qlora_cli.model.adapter import save_adapter
+from qlora_cli.model.device import dtype_name, pick_device, pick_dtype
 from qlora_cli.model.tokenizer import load_tokenizer
 from qlora_cli.recipe.reader import dump_recipe
 from qlora_cli.recipe.schema import Recipe
@@ -29,10 +31,12 @@ from qlora_cli.train.assembly import Ingredients, make_model, make_trainer
 from qlora_cli.train.data_notes import keep_rejected_rows, show_data
 from qlora_cli.train.ground import circumstances, ground_facts
 from qlora_cli.train.progress import ProgressCallback, peak_memory_bytes
-from qlora_cli.train.resume import check_same_ground, clear_way, find_resume_point
-from qlora_cli.train.signals import StopCallback, StopRequest
+from qlora_cli.train.ranks import Ranks
+from qlora_cli.train.resume import check_same_ground, check_same_number, clear_way, find_resume_point
+from qlora_cli.train.signals import ECHO_SECONDS, StopCallback, StopRequest
 from qlora_cli.train.tracking import prepare_trackers
 from qlora_cli.train.trainer import QloraTrainer
+from qlora_cli.train.watch import ALONE, Watch
 
 
 @dataclass(frozen=True)
@@ -72,59 +76,97 @@ class TrainingResult:
         return asdict(self) | {"run": str(self.run.path), "is_finished": self.is_finished}
 
 
-def train_recipe(recipe: Recipe, run: RunDirectory, session: Session) -> TrainingResult:
+def train_recipe(recipe: Recipe, run: RunDirectory, session: Session, watch: Watch = ALONE) -> TrainingResult:
     """Train as the recipe says, in a directory that nobody else writes to.
+
+    Args:
+        watch: ties to the processes that train together; rank 0 writes the run.
 
     Raises:
         QloraError: of the kind that fits, whenever the run cannot start or go on.
         StoppedBySignal: after a signal, with a checkpoint saved.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ArgumentError(
-            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, and a run trains in one process on one GPU",
-            hint="start it with `qlora train`, without torchrun or accelerate launch",
-        )
     compat.send_no_telemetry()
-    with run.claimed():
-        if session.resume:
-            checkpoint = find_resume_point(run, recipe)
-        else:
-            clear_way(run, overwrite=session.overwrite)
-            checkpoint = None
-        with console.library_noise_to(run.log_path):
-            return _train(recipe, run, session, checkpoint)
+    run = replace(run, launcher=watch.launch.command)
+    with run.claimed() if watch.is_first else nullcontext():
+        point = watch.from_first(lambda: _starting_point(recipe, run, session, watch.launch.num_ranks))
+        checkpoint = Checkpoint(Path(point["path"]), point["step"]) if point else None
+        with console.library_noise_to(run.log_path if watch.is_first else None):
+            return _train(recipe, run, session, checkpoint, watch)
 
 
-def _train(recipe: Recipe, run: RunDirectory, session: Session, checkpoint: Checkpoint | None) -> TrainingResult:
+def _starting_point(recipe: Recipe, run: RunDirectory, session: Session, num_ranks: int) -> dict[str, Any] | None:
+    """The checkpoint to go on from, as JSON holds it; None for a start from the beginning."""
+    if not session.resume:
+        clear_way(run, overwrite=session.overwrite)
+        return None
+    if run.is_started:
+        check_same_number(run, num_ranks)
+    checkpoint = find_resume_point(run, recipe)
+    return {"path": str(checkpoint.path), "step": checkpoint.step} if checkpoint else None
+
+
+def _train(
+    recipe: Recipe, run: RunDirectory, session: Session, checkpoint: Checkpoint | None, watch: Watch
+) -> TrainingResult:
     started = time.monotonic()
     prepare_trackers(recipe.tracking, run)
     tokenizer = load_tokenizer(recipe.model)
     renderer = Renderer(tokenizer, train_on=recipe.data.train_on)
     tokenizer.chat_template = renderer.template  # saved with the adapter, so that inference prints the same
-    prepared = prepare_data(recipe.data, renderer, recipe.training.seed)
-    keep_rejected_rows(prepared, run)
-    show_data(prepared, tokenizer)
+    with watch.first_goes_ahead():
+        prepared = prepare_data(recipe.data, renderer, recipe.training.seed)
+    if watch.is_first:
+        keep_rejected_rows(prepared, run)
+        show_data(prepared, tokenizer)
     facts = ground_facts(recipe, prepared, tokenizer)
     if checkpoint is not None:
         check_same_ground(run, facts)
         console.note(f"resuming at step {checkpoint.step} from {checkpoint.path}")
-    request = StopRequest()
+    ranks = Ranks(watch)
+    request = StopRequest(ECHO_SECONDS if ranks.num > 1 else 0)
     progress = ProgressCallback(run.metrics_path, prepared.report.num_tokens)
-    callbacks = (progress, StopCallback(request, session.stop_after))
+    shown = (progress,) if ranks.is_first else ()
+    callbacks = (*shown, StopCallback(request, session.stop_after, ranks))
     with _resource_faults(recipe, run):
-        model = make_model(recipe, run, is_resumed=checkpoint is not None)
-        trainer = make_trainer(recipe, run, Ingredients(model, tokenizer, prepared, facts, callbacks))
+        _connect(ranks, recipe, prepared)
+        needs_first = recipe.lora.init_lora_weights == "pissa"  # rank 0 writes the residual that all of them load
+        with watch.first_goes_ahead() if needs_first else nullcontext():
+            model = make_model(recipe, run, is_resumed=checkpoint is not None or not ranks.is_first)
+        ranks.take_from_first(parameter for parameter in model.parameters() if parameter.requires_grad)
+        trainer = make_trainer(recipe, run, Ingredients(model, tokenizer, prepared, facts, callbacks, ranks))
+        if not ranks.is_first:
+            set_seed((recipe.training.seed + ranks.rank) % 2**32)  # each process draws dropout of its own
         with request.listening(), closing(progress):
             if checkpoint is None:
-                write_text(run.recipe_path, dump_recipe(recipe))
-                write_manifest(run, {"status": "started", **facts, **circumstances(recipe)})
+                if ranks.is_first:
+                    write_text(run.recipe_path, dump_recipe(recipe))
+                    number = {"num_processes": ranks.num}
+                    write_manifest(run, {"status": "started", **number, **facts, **circumstances(recipe)})
                 trainer.train()
             elif not trainer.takes_over_finished(checkpoint.path):
                 trainer.train(resume_from_checkpoint=str(checkpoint.path))
     first_step = checkpoint.step if checkpoint else 0
     result = _result(trainer, run, first_step, time.monotonic() - started)
-    _conclude(result, trainer, request)
+    _conclude(result, trainer, request, ranks)
     return result
+
+
+def _connect(ranks: Ranks, recipe: Recipe, prepared: PreparedData) -> None:
+    """Let the processes talk, and make sure that they see the same."""
+    if ranks.num == 1:
+        return
+    device = pick_device()
+    ranks.connect(device)
+    ranks.check_same("kind of device", device.type)
+    ranks.check_same("dtype", dtype_name(pick_dtype(recipe.model.dtype, device)))
+    ranks.check_same("data fingerprint", prepared.fingerprint)
+    training = recipe.training
+    rows, steps = training.per_device_train_batch_size, training.gradient_accumulation_steps
+    console.note(
+        f"{ranks.num} processes on {device.type}: each step takes {rows} rows x {steps} x {ranks.num} processes "
+        f"= {rows * steps * ranks.num} rows"
+    )
 
 
 @contextmanager
@@ -155,8 +197,22 @@ def _resource_faults(recipe: Recipe, run: RunDirectory) -> Iterator[None]:
         ) from fault
 
 
-def _conclude(result: TrainingResult, trainer: QloraTrainer, request: StopRequest) -> None:
+def _conclude(result: TrainingResult, trainer: QloraTrainer, request: StopRequest, ranks: Ranks) -> None:
     """Write the finished adapter, or say how to go on."""
+    run = result.run
+    if ranks.is_first:
+        _write_end(result, trainer)
+    signal_number = ranks.largest(request.signal_number or 0)
+    ranks.disconnect()
+    if signal_number and not result.is_finished:
+        raise StoppedBySignal(
+            f"stopped at step {result.num_steps} of {result.max_steps}; the checkpoint is saved",
+            signal_number=signal_number,
+            hint=f"go on with `{run.resume_command}`",
+        )
+
+
+def _write_end(result: TrainingResult, trainer: QloraTrainer) -> None:
     run = result.run
     if result.is_finished:
         with replaced_folder(run.adapter_path) as folder:
@@ -164,12 +220,6 @@ def _conclude(result: TrainingResult, trainer: QloraTrainer, request: StopReques
             trainer.processing_class.save_pretrained(folder)
     status = {"status": "finished" if result.is_finished else "stopped", "num_steps": result.num_steps}
     write_manifest(run, read_manifest(run) | status)
-    if request.signal_number is not None and not result.is_finished:
-        raise StoppedBySignal(
-            f"stopped at step {result.num_steps} of {result.max_steps}; the checkpoint is saved",
-            signal_number=request.signal_number,
-            hint=f"go on with `{run.resume_command}`",
-        )
 
 
 def _result(trainer: QloraTrainer, run: RunDirectory, first_step: int, seconds: float) -> TrainingResult:

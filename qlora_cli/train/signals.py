@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -11,16 +12,27 @@ from types import FrameType
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from qlora_cli import console
+from qlora_cli.train.ranks import Ranks
+
+ECHO_SECONDS = 2.0
+"""`patience_seconds` where there are several processes."""
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 """Ctrl-C, `kill`, a closed terminal, and the notice that Slurm sends before a job's time is up."""
 
 
 class StopRequest:
-    """Whether and why the run should end at the next step boundary."""
+    """Whether and why the run should end at the next step boundary.
 
-    def __init__(self) -> None:
+    Args:
+        patience_seconds: for so long after the first signal others are echoes of it. A launcher passes on to all
+            processes what the terminal has sent them already.
+    """
+
+    def __init__(self, patience_seconds: float = 0.0) -> None:
         self.signal_number: int | None = None
+        self._patience_seconds = patience_seconds
+        self._asked_at = 0.0
 
     @contextmanager
     def listening(self) -> Iterator[StopRequest]:
@@ -34,10 +46,13 @@ class StopRequest:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.signal_number is not None:
+            if time.monotonic() < self._asked_at + self._patience_seconds:
+                return
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
         self.signal_number = number
+        self._asked_at = time.monotonic()
         console.note(
             f"{signal.Signals(number).name}: finishing this step and saving a checkpoint; again to leave at once"
         )
@@ -49,10 +64,12 @@ class StopCallback(TrainerCallback):
     Args:
         request: set by a signal.
         stop_after: optimizer steps to do in this session; None for all of them.
+        ranks: the processes that stop together, whichever of them got the signal.
     """
 
-    def __init__(self, request: StopRequest, stop_after: int | None) -> None:
+    def __init__(self, request: StopRequest, stop_after: int | None, ranks: Ranks | None = None) -> None:
         self._request = request
+        self._ranks = ranks or Ranks()
         self._stop_after = stop_after
         self._first_step = 0
 
@@ -66,7 +83,7 @@ class StopCallback(TrainerCallback):
     ) -> None:
         num_steps_done = state.global_step - self._first_step
         is_enough = self._stop_after is not None and num_steps_done >= self._stop_after
-        if self._request.signal_number is not None or is_enough:
+        if self._ranks.largest(self._request.signal_number or 0) or is_enough:
             control.should_save = True
             control.should_training_stop = True
         if state.global_step >= state.max_steps:

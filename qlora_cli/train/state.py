@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save, save_file
 
 from qlora_cli import compat
 from qlora_cli.run.files import write_json
 
 TENSOR_KEY = "$tensor"
+TREE_KEY = "$tree"
 
 
 def save_state(folder: Path, name: str, state: dict[str, Any]) -> None:
@@ -35,6 +36,25 @@ def load_state(folder: Path, name: str) -> dict[str, Any]:
     """Read what `save_state` wrote; tensors come to the CPU."""
     tree = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
     restored: dict[str, Any] = _with_tensors(tree, load_file(folder / f"{name}.safetensors"))
+    return restored
+
+
+def pack_state(state: dict[str, Any]) -> bytes:
+    """A state dict as bytes, for another process.
+
+    >>> unpack_state(pack_state({"last_lr": [0.1], "moment": torch.ones(2)}))
+    {'last_lr': [0.1], 'moment': tensor([1., 1.])}
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    tree = json.dumps(_without_tensors(state, "state", tensors)).encode()
+    packed: bytes = save(tensors | {TREE_KEY: torch.frombuffer(bytearray(tree), dtype=torch.uint8)})
+    return packed
+
+
+def unpack_state(packed: bytes) -> dict[str, Any]:
+    """What `pack_state` packed."""
+    tensors = load(packed)
+    restored: dict[str, Any] = _with_tensors(json.loads(bytes(tensors[TREE_KEY].tolist())), tensors)
     return restored
 
 

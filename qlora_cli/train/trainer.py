@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from trl import SFTConfig, SFTTrainer
@@ -20,16 +22,33 @@ from qlora_cli.data.collator import Collator
 from qlora_cli.data.packed_rows import PackedRows
 from qlora_cli.errors import NumericError
 from qlora_cli.model.adapter import ADAPTER_WEIGHTS, save_adapter, set_adapter_tensors
-from qlora_cli.model.scoring import score_rows
+from qlora_cli.model.scoring import Score, summed_loss
 from qlora_cli.run.checkpoints import rotate_checkpoints, staged_checkpoint
 from qlora_cli.run.directory import RunDirectory
+from qlora_cli.train.numbers import (
+    MAX_OVERFLOWS,
+    RESTART_HINT,
+    Culprits,
+    MicroBatch,
+    StepNumbers,
+    UpdateWatch,
+    first_broken,
+    is_finite,
+    largest_value,
+    leaves,
+)
+from qlora_cli.train.ranks import Ranks
+from qlora_cli.train.rows import ROW_NUMBERS, NumberedCollator, numbered_dataset
+from qlora_cli.train.share import FilledRows, ShareSampler
 from qlora_cli.train.state import (
     load_optimizer,
     load_state,
+    pack_state,
     random_state,
     restore_random_state,
     save_optimizer,
     save_state,
+    unpack_state,
 )
 
 
@@ -43,6 +62,8 @@ class TrainerParts:
     train_rows: PackedRows
     eval_rows: PackedRows
     callbacks: tuple[TrainerCallback, ...]
+    ranks: Ranks = field(default_factory=Ranks)
+    """The processes that train together; the trainer itself knows of this one only."""
 
 
 class QloraTrainer(SFTTrainer):
@@ -69,17 +90,22 @@ class QloraTrainer(SFTTrainer):
             super().__init__(
                 model=parts.model,
                 args=arguments,
-                train_dataset=parts.train_rows.dataset,
+                train_dataset=numbered_dataset(parts.train_rows),
                 eval_dataset=parts.eval_rows.dataset if len(parts.eval_rows) else None,
                 processing_class=parts.tokenizer,
-                data_collator=parts.collator,
-                callbacks=list(parts.callbacks),
+                data_collator=NumberedCollator(parts.collator),
+                callbacks=[UpdateWatch(str(run.path)), *parts.callbacks],
             )
         self.remove_callback(PrinterCallback)
+        self._ranks = parts.ranks
         self._run = run
         self._save_total_limit = save_total_limit
         self._seal = seal
         self._saved_step: int | None = None
+        self._parts = parts
+        self._trained = [parameter for parameter in parts.model.parameters() if parameter.requires_grad]
+        self._step_numbers = StepNumbers()
+        self._num_overflows = 0
 
     def takes_over_finished(self, checkpoint: Path) -> bool:
         """Load a checkpoint whose run has no step left; False, with nothing loaded, where steps are left.
@@ -93,6 +119,22 @@ class QloraTrainer(SFTTrainer):
         self._load_from_checkpoint(str(checkpoint))
         return True
 
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """This process's share of the rows."""
+        if self._ranks.num == 1:
+            return super().get_train_dataloader()
+        batch_size, seed = self._train_batch_size, self.args.seed
+        sampler = ShareSampler(len(self.train_dataset), batch_size, self._ranks.rank, self._ranks.num, seed=seed)
+        rows = FilledRows(self.train_dataset)
+        return self._get_dataloader(rows, "Training", batch_size, sampler_fn=lambda _: sampler, is_training=True)
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor | int | None:
+        num_items = super()._get_num_items_in_batch(batch_samples, device)
+        if self._ranks.num == 1 or num_items is None:
+            return num_items
+        [total] = self._ranks.sums([float(num_items)])
+        return torch.tensor(int(total), device=device)
+
     def training_step(
         self, model: nn.Module, inputs: dict[str, torch.Tensor], num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
@@ -101,56 +143,114 @@ class QloraTrainer(SFTTrainer):
         Raises:
             NumericError: if the loss is not finite; the weights are still those of the last step.
         """
+        row_numbers = inputs.pop(ROW_NUMBERS)
         loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
-        if not torch.isfinite(loss):
-            raise self._not_finite("loss", loss.item())
+        if not is_finite(loss):
+            raise self._not_finite("loss", loss.item(), row_numbers)
+        largest_gradient = largest_value(parameter.grad for parameter in self._trained)
+        self._step_numbers.add(self.state.global_step, MicroBatch(row_numbers, largest_gradient))
+        if self._ranks.num > 1 and self.accelerator.sync_gradients:
+            self._sum_gradients()
         return loss
+
+    def _sum_gradients(self) -> None:
+        """Add up what the processes have found, unless this one found what no sum could bear."""
+        norm = nn.utils.get_total_norm([parameter.grad for parameter in self._trained if parameter.grad is not None])
+        if not self.args.fp16:
+            self._check_gradient_norm(norm)
+        self._ranks.sum_gradients(self._trained)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: float | None = None) -> float | None:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        # With float16 an infinite gradient is an ordinary event: the loss scaler skips that step and scales down.
-        if norm is not None and not self.args.fp16 and not torch.isfinite(torch.as_tensor(norm)):
-            raise self._not_finite("gradient norm", float(norm))
+        self._check_gradient_norm(norm)
         return norm
 
-    def _not_finite(self, what: str, value: float) -> NumericError:
-        step = self.state.global_step
-        return NumericError(
-            f"the {what} of step {step + 1} is {value}; stopped before the update",
-            place=str(self._run.path),
-            hint="lower training.learning_rate, then go on from the last checkpoint with --resume",
+    def _check_gradient_norm(self, norm: torch.Tensor | float) -> None:
+        """Stop before the update; with float16 an overflow is an ordinary event, for which the loss scaler skips it."""
+        self._num_overflows = 0 if is_finite(norm) else self._num_overflows + 1
+        if self._num_overflows > (MAX_OVERFLOWS if self.args.fp16 else 0):
+            raise self._not_finite("gradient norm", float(norm), self._step_numbers.suspect().row_numbers)
+
+    def _not_finite(self, what: str, value: float, row_numbers: torch.Tensor) -> NumericError:
+        skipped = f" after {MAX_OVERFLOWS} skipped updates in a row" if self.args.fp16 and self._num_overflows else ""
+        return self._culprits(self._parts.train_rows).error(
+            f"the {what} of step {self.state.global_step + 1} is {value}{skipped}; stopped before the update",
+            row_numbers.tolist(),
         )
+
+    def _culprits(self, rows: PackedRows) -> Culprits:
+        return Culprits(self._parts.model, self._parts.collator, rows, str(self._run.path))
+
+    def check_finite(self) -> None:
+        """Make sure that nothing is written that is not finite.
+
+        Raises:
+            NumericError: naming a tensor of the adapter or of the optimizer that holds NaN or infinity.
+        """
+        adapter = ((name, value) for name, value in self.model.named_parameters() if value.requires_grad)
+        state = leaves(self.optimizer.state_dict()["state"], "optimizer") if self.optimizer is not None else ()
+        if broken := first_broken([*adapter, *state]):
+            raise NumericError(
+                f"'{broken}' holds values that are not finite after step {self.state.global_step}; nothing is written",
+                place=str(self._run.path),
+                hint=RESTART_HINT,
+            )
 
     def evaluate(
         self, eval_dataset: None = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Mean loss per trained token over the eval rows; the stock trainer would average batch means."""
-        score = score_rows(self.model, self._eval_batches())
+        total, num_tokens = self._ranks.sums(summed_loss(self.model, self._eval_batches()))
+        score = Score(loss=total / num_tokens, num_tokens=int(num_tokens))
+        if not math.isfinite(score.loss):
+            what = f"the eval loss after step {self.state.global_step} is {score.loss}"
+            raise self._culprits(self._parts.eval_rows).error(what, range(len(self._parts.eval_rows)))
         metrics = {f"{metric_key_prefix}_loss": score.loss, f"{metric_key_prefix}_perplexity": score.perplexity}
         Trainer.log(self, dict(metrics))  # SFTTrainer.log would mix training's running averages into these
         self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def _eval_batches(self) -> Iterator[dict[str, Any]]:
+        """This process's share: every so many batches one."""
         size = self.args.per_device_eval_batch_size
-        for start in range(0, len(self.eval_dataset), size):
+        for start in range(size * self._ranks.rank, len(self.eval_dataset), size * self._ranks.num):
             stop = min(start + size, len(self.eval_dataset))
-            yield self.data_collator([self.eval_dataset[index] for index in range(start, stop)])
+            yield self._parts.collator([self.eval_dataset[index] for index in range(start, stop)])
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         step = self.state.global_step
         if not self.args.should_save or self._saved_step == step:
             return
+        self.check_finite()
+        self._check_same_weights()
+        states = [unpack_state(packed) for packed in self._ranks.collect(pack_state(random_state()))]
+        if self._ranks.is_first:
+            self._write_checkpoint(step, states)
+        self._ranks.barrier()
+        self._saved_step = step
+
+    def _check_same_weights(self) -> None:
+        """Make sure that what one process saves is what all have.
+
+        Raises:
+            IdentityError: if not.
+        """
+        if self._ranks.num > 1:
+            trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+            sums = [sum(part.double().sum() for part in (p.abs(), p)).item() for p in trained]
+            self._ranks.check_same(f"sum of weights after step {self.state.global_step}", f"{math.fsum(sums)!r}")
+
+    def _write_checkpoint(self, step: int, random_states: list[dict[str, Any]]) -> None:
         with staged_checkpoint(self._run.checkpoints_path, step, self._seal) as folder:
             save_adapter(self.model, folder)
             save_optimizer(folder, self.optimizer)
             save_state(folder, "scheduler", self.lr_scheduler.state_dict())
-            save_state(folder, "random", random_state())
+            for rank, state in enumerate(random_states):
+                save_state(folder, _random_name(rank, len(random_states)), state)
             if self.accelerator.scaler is not None:
                 save_state(folder, "scaler", self.accelerator.scaler.state_dict())
             self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
         rotate_checkpoints(self._run.checkpoints_path, keep=self._save_total_limit)
-        self._saved_step = step
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         set_adapter_tensors(self.model, load_file(Path(resume_from_checkpoint) / ADAPTER_WEIGHTS))
@@ -166,4 +266,19 @@ class QloraTrainer(SFTTrainer):
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            restore_random_state(load_state(Path(checkpoint), "random"))
+            name = _random_name(self._ranks.rank, self._ranks.num)
+            restore_random_state(load_state(Path(checkpoint), name))
+
+    def _maybe_log_save_evaluate(self, tr_loss: torch.Tensor, *arguments: Any, **options: Any) -> None:
+        if self._ranks.num > 1 and self.control.should_log and self.state.global_step > self._globalstep_last_logged:
+            accuracies = self._metrics["train"]["mean_token_accuracy"]
+            values = [tr_loss.item(), sum(accuracies), len(accuracies)]
+            loss, accuracy, num_batches = self._ranks.sums(values)
+            tr_loss.fill_(loss)
+            self._metrics["train"]["mean_token_accuracy"] = [accuracy / max(num_batches, 1)]
+        super()._maybe_log_save_evaluate(tr_loss, *arguments, **options)
+
+
+def _random_name(rank: int, num_ranks: int) -> str:
+    """Name of a process's random state in a checkpoint; `random` where there is one process."""
+    return "random" if num_ranks == 1 else f"random-{rank}"

@@ -1,0 +1,102 @@
+"""How this process was started: alone, or as one of several by torchrun or `accelerate launch`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import MutableMapping
+from dataclasses import dataclass
+
+from qlora_cli.errors import ArgumentError
+
+HIDDEN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+"""Variables by which accelerate would take the processes over; each process trains as if it were alone."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """The place of this process among those that train together, all on one machine."""
+
+    rank: int = 0
+    num_ranks: int = 1
+
+    name: str = ""
+    """The same in all processes of one launch, another one in other launches of this machine."""
+
+    has_agent: bool = False
+    """Whether a program such as torchrun ends the others when one process ends."""
+
+    @property
+    def command(self) -> str:
+        """What starts `qlora` in as many processes."""
+        return "qlora" if self.num_ranks == 1 else f"torchrun --nproc-per-node {self.num_ranks} -m qlora_cli"
+
+
+def take_launch(environment: MutableMapping[str, str] = os.environ) -> Launch:
+    """Read what the launcher says, hide it from the libraries, and leave this process one GPU to see.
+
+    Call it before torch is imported: the GPUs are counted once.
+
+    Raises:
+        ArgumentError: if the variables do not fit together, or name several machines.
+    """
+    num_ranks = _number(environment, "WORLD_SIZE", 1)
+    rank = _number(environment, "RANK", -1)
+    local_rank = _number(environment, "LOCAL_RANK", rank)
+    num_local_ranks = _number(environment, "LOCAL_WORLD_SIZE", num_ranks)
+    for variable in HIDDEN:
+        environment.pop(variable, None)
+    if num_ranks == 1:
+        return Launch()
+    hint = f"start it with `{Launch(num_ranks=num_ranks).command} train RECIPE`"
+    if not 0 <= rank < num_ranks:
+        raise ArgumentError(f"WORLD_SIZE is {num_ranks}, but RANK is {rank if rank >= 0 else 'not set'}", hint=hint)
+    if sys.platform != "linux":
+        raise ArgumentError("several processes train together on Linux only", hint="start it with `qlora train RECIPE`")
+    if local_rank != rank or num_local_ranks != num_ranks:
+        raise ArgumentError("the processes are spread over several machines; a run trains on one", hint=hint)
+    if "MASTER_ADDR" not in environment or "MASTER_PORT" not in environment:
+        raise ArgumentError("MASTER_ADDR and MASTER_PORT are not set, so the processes cannot meet", hint=hint)
+    visible = visible_gpu(environment.get("CUDA_VISIBLE_DEVICES"), rank, num_ranks)
+    if visible is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = visible
+    parts = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT")
+    name = "/".join(environment.get(part, "") for part in parts)
+    return Launch(rank, num_ranks, name, "TORCHELASTIC_RUN_ID" in environment)
+
+
+def _number(environment: MutableMapping[str, str], variable: str, default: int) -> int:
+    text = environment.get(variable, str(default))
+    try:
+        return int(text)
+    except ValueError:
+        raise ArgumentError(
+            f"{variable} is '{text}', not a number", hint=f"unset {variable}, or use torchrun"
+        ) from None
+
+
+def visible_gpu(visible: str | None, rank: int, num_ranks: int) -> str | None:
+    """CUDA_VISIBLE_DEVICES for one process of several on a machine; None leaves it as it is.
+
+    Args:
+        visible: the variable as it stands; None where it is not set, so that all GPUs are in sight.
+
+    Raises:
+        ArgumentError: if fewer GPUs are in sight than there are processes.
+
+    >>> visible_gpu(None, 1, 2), visible_gpu("4,5,6", 1, 2)
+    ('1', '5')
+    >>> visible_gpu("", 1, 2), visible_gpu("3", 1, 2)  # no GPU to use; one that the launcher chose
+    (None, None)
+    """
+    if visible is None:
+        return str(rank)
+    gpus = [gpu.strip() for gpu in visible.split(",") if gpu.strip()]
+    if len(gpus) < 2 or gpus[0] == "-1":
+        return None
+    if len(gpus) < num_ranks:
+        raise ArgumentError(
+            f"CUDA_VISIBLE_DEVICES is '{visible}', {len(gpus)} GPUs for {num_ranks} processes",
+            hint=f"start {len(gpus)} processes: `{Launch(num_ranks=len(gpus)).command} train RECIPE`",
+        )
+    return gpus[rank]
