@@ -12,99 +12,47 @@ from qlora_cli.data.example import Conversation, Place
 from qlora_cli.data.render.mask import ChatMask, common_prompt
 from qlora_cli.data.render.renderer import IGNORE_INDEX, Renderer
 from qlora_cli.errors import DataError
+from tests.data.render.conversations import CALL, CONVERSATIONS, SUNNY, WEATHER, assistant, user
 
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
 PLACE = Place("test.jsonl", 1, 1)
-
-PARAMETERS = {"type": "object", "properties": {"city": {"type": "string", "description": "City"}}, "required": ["city"]}
-WEATHER = {"type": "function", "function": {"name": "weather", "description": "Now.", "parameters": PARAMETERS}}
-CALL = {"type": "function", "id": "abcdefghi", "function": {"name": "weather", "arguments": {"city": "Bonn"}}}
-
-
-def user(text):
-    return {"role": "user", "content": text}
-
-
-def assistant(text, **more):
-    return {"role": "assistant", "content": text, **more}
-
-
-def system(text):
-    return {"role": "system", "content": text}
-
-
-SUNNY = {"role": "tool", "content": "sunny", "tool_call_id": "abcdefghi", "name": "weather"}
-
-CONVERSATIONS = [
-    [user("Hi"), assistant("Hello there")],
-    [system("Be brief."), user("Hi"), assistant("Hello")],
-    [system(""), user("Hi"), assistant("Hello")],
-    [user("Hi"), assistant("Hello"), user("What?"), assistant("Paris, of course.")],
-    [system("Be brief."), user("a"), assistant("one"), user("b"), assistant("two"), user("c"), assistant("three")],
-    [user("Grüße 🙂 你好"), assistant("こんにちは 🎉 naïve")],
-    [user("Code?"), assistant("def add(a, b):\n    return a + b")],
-    [user("assistant"), assistant("assistant\nuser\nassistant")],
-    [user("Think"), assistant("<think>\nhm\n</think>\n\nYes")],
-    [user("Think"), assistant("Yes", reasoning_content="hm hm")],
-    [user("Say it twice"), assistant("twice"), user("Say it twice"), assistant("twice")],
-    [assistant("I begin"), user("Hi"), assistant("Hello")],
-    [user("Weather?"), assistant("", tool_calls=[CALL])],
-    [user("Weather?"), assistant("", tool_calls=[CALL]), SUNNY, assistant("It is sunny.")],
-    [
-        system("Be brief."),
-        user("Weather?"),
-        assistant("I look.", tool_calls=[CALL]),
-        SUNNY,
-        assistant("It is sunny."),
-        user("Thanks"),
-        assistant("Welcome"),
-    ],
-    [
-        user("Weather?"),
-        assistant("", tool_calls=[CALL]),
-        SUNNY,
-        assistant("", tool_calls=[CALL]),
-        SUNNY,
-        assistant("So"),
-    ],
-]
 
 FAMILIES = sorted(path.name.removesuffix("_training.jinja") for path in TEMPLATES.glob("*_training.jinja"))
 
 # Family -> (bytes marked alike, alike once the generation prompt is taken from trl's marks, conversations compared).
 # Compared are conversations that neither template refuses and both print alike; docs/templates.md gives the reasons.
 EXPECTED = {
-    "cohere": (11, 11, 11),
-    "cohere2": (11, 11, 11),
-    "deepseek_r1_distill": (0, 10, 11),
-    "deepseekv3": (0, 11, 12),
-    "diffusion_gemma": (12, 12, 15),
-    "gemma": (8, 8, 8),
-    "gemma3": (11, 11, 11),
+    "cohere": (14, 14, 14),
+    "cohere2": (14, 14, 14),
+    "deepseek_r1_distill": (0, 13, 14),
+    "deepseekv3": (0, 14, 15),
+    "diffusion_gemma": (15, 15, 19),
+    "gemma": (9, 9, 9),
+    "gemma3": (14, 14, 14),
     "glm4moe": (0, 0, 0),
-    "gptoss": (0, 14, 16),
-    "idefics3": (12, 12, 12),
-    "lfm2": (12, 12, 12),
-    "lfm2_v2": (16, 16, 16),
-    "llama3": (12, 12, 12),
-    "llava_next": (12, 12, 12),
-    "muse_glimmer": (0, 15, 16),
-    "nemotron_3_5_lightning": (0, 15, 16),
-    "nemotron_3_nano": (0, 15, 16),
-    "nemotron_3_super": (0, 15, 16),
-    "nemotron_3_ultra": (0, 15, 16),
-    "phi3": (12, 12, 12),
-    "phi3_5": (12, 12, 12),
-    "qwen2_5": (0, 15, 16),
-    "qwen2_5_vl": (12, 12, 12),
+    "gptoss": (0, 18, 20),
+    "idefics3": (15, 15, 15),
+    "lfm2": (14, 15, 15),
+    "lfm2_v2": (19, 20, 20),
+    "llama3": (15, 15, 15),
+    "llava_next": (15, 15, 15),
+    "muse_glimmer": (0, 19, 20),
+    "nemotron_3_5_lightning": (0, 19, 20),
+    "nemotron_3_nano": (0, 19, 20),
+    "nemotron_3_super": (0, 19, 20),
+    "nemotron_3_ultra": (0, 19, 20),
+    "phi3": (14, 15, 15),
+    "phi3_5": (14, 15, 15),
+    "qwen2_5": (0, 19, 20),
+    "qwen2_5_vl": (14, 15, 15),
     "qwen3": (9, 9, 9),
-    "qwen3_5_nothink": (0, 11, 11),
-    "qwen3_5_think": (0, 11, 11),
-    "qwen3_6": (0, 11, 11),
-    "qwen3_8": (0, 15, 16),
-    "qwen3_instruct_2507": (16, 16, 16),
-    "qwen3_vl": (16, 16, 16),
-    "smolvlm": (12, 12, 12),
+    "qwen3_5_nothink": (0, 12, 12),
+    "qwen3_5_think": (0, 12, 12),
+    "qwen3_6": (0, 12, 12),
+    "qwen3_8": (0, 19, 20),
+    "qwen3_instruct_2507": (19, 20, 20),
+    "qwen3_vl": (19, 20, 20),
+    "smolvlm": (15, 15, 15),
 }
 
 
@@ -244,12 +192,35 @@ def test_a_template_that_cannot_be_followed_is_refused(template, fragment):
         trained_text(template, DIALOGUE)
 
 
-def test_tool_results_inside_the_assistants_turn_are_refused():
-    template = """{% for m in messages %}{% if m.role != 'tool' %}<|{{ m.role }}|>{{ m.content }}
-{%- if m.tool_calls %}{{ m.tool_calls }}{{ messages[loop.index].content }}{% endif %}<|end|>{% endif %}{% endfor %}"""
-    messages = [user("Weather?"), assistant("", tool_calls=[CALL]), SUNNY, assistant("Sunny")]
+RESULTS_INSIDE = """{% for m in messages %}{% if m.role != 'tool' %}<|{{ m.role }}|>
+{%- if m.tool_calls %}CALL<|wait|>{% for r in messages[loop.index:] if r.role == 'tool' %}({{ r.content }}){% endfor %}
+{%- endif %}{{ m.content }}{% if m.content %}<|end|>{% endif %}{% endif %}{% endfor %}
+{%- if add_generation_prompt and messages[-1].role == 'user' %}<|assistant|>{% endif %}"""
+
+
+def test_tool_results_inside_the_assistants_turn_are_not_trained():
+    messages = [user("Weather?"), assistant("", tool_calls=[CALL]), SUNNY, assistant("It is.")]
+    assert trained_text(RESULTS_INSIDE, messages) == ["CALL<|wait|>", "<|assistant|>It is.<|end|>"]
+
+
+def test_words_that_the_template_prints_after_the_tool_results_of_their_turn_are_refused():
+    messages = [user("Weather?"), assistant("I look.", tool_calls=[CALL]), SUNNY, assistant("It is.")]
     with pytest.raises(DataError, match="prints tool results inside"):
-        trained_text(template, messages)
+        trained_text(RESULTS_INSIDE, messages)
+
+
+@pytest.mark.parametrize("family", ["gemma4", "gemma4_v2", "gemma4_v3", "gemma4_v4", "gemma4_v5"])
+def test_gemma_4_is_trained_to_call_and_to_answer_and_not_on_the_result(family, tokenizer_for):
+    template = (TEMPLATES / f"{family}.jinja").read_text(encoding="utf-8")
+    messages = [user("Weather?"), assistant("", tool_calls=[CALL]), SUNNY, assistant("So warm.")]
+    tokenizer = tokenizer_for(template)
+    [row] = Renderer(tokenizer).render([Conversation(messages, [WEATHER], PLACE)])
+    trained = tokenizer.decode([label for label in row.labels if label != IGNORE_INDEX])
+    assert trained.startswith("<|tool_call>call:weather{city:")
+    assert trained.endswith("So warm.<turn|>\n")
+    assert "sunny" in tokenizer.decode(row.input_ids)
+    assert "sunny" not in trained
+    assert "response:" not in trained
 
 
 def test_broken_jinja_is_a_fault_of_the_template_with_its_line():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from qlora_cli.data.causes import Cause, RowError
 from qlora_cli.data.example import Conversation, Place, PlainText
 from qlora_cli.data.render.renderer import IGNORE_INDEX, Renderer
 from qlora_cli.errors import DataError
@@ -169,6 +173,57 @@ def test_every_row_that_the_template_refuses_is_named(tokenizer_for):
     assert [problem.place for problem in caught.value.problems[:2]] == ["t.jsonl:1", "t.jsonl:2"]
     assert "System role not supported" in caught.value.problems[0].text
     assert caught.value.problems[-1].text == "... and 10 more problems like these"
+
+
+def test_each_row_has_its_outcome_in_its_place(tokenizer_for):
+    tokenizer = tokenizer_for((TRL_TEMPLATES / "gemma.jinja").read_text(encoding="utf-8"))
+    refused = Conversation([{"role": "system", "content": "s"}, *turns("Hi", "Hello")], None, Place("t.jsonl", 2, 2))
+    kept = [Conversation(turns("Hi", text), None, PLACE) for text in ("one", "two")]
+    first, fault, last = Renderer(tokenizer).render_each([kept[0], refused, kept[1]])
+    assert [trained(row, tokenizer) for row in (first, last)] == ["one<end_of_turn>\n", "two<end_of_turn>\n"]
+    assert isinstance(fault, RowError)
+    assert (fault.cause, fault.problems[0].place) == (Cause.TEMPLATE, "t.jsonl:2")
+
+
+def test_a_row_of_which_nothing_is_trained_is_a_row(tokenizer_for):
+    [row] = Renderer(tokenizer_for(CHATML)).render_each([Conversation(turns("Hi"), None, PLACE)])
+    assert row.num_trained_tokens == 0
+
+
+def test_a_renderer_starts_no_thread_before_its_first_batch():
+    code = """
+import os
+os.environ["OMP_NUM_THREADS"] = "1"
+from tests.data.conftest import make_tokenizer
+from qlora_cli.data.render.renderer import Renderer
+tokenizer = make_tokenizer("{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}")
+tokenizer.backend_tokenizer.encode("warm")
+before = len(os.listdir("/proc/self/task"))
+renderer = Renderer(tokenizer)
+renderer.end_of_turn_ids
+assert len(os.listdir("/proc/self/task")) == before
+"""
+    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "true", "PYTHONPATH": os.getcwd()}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+
+def test_the_fingerprint_is_of_tokenizer_template_and_what_is_trained(tokenizer_for):
+    usual = Renderer(tokenizer_for(CHATML))
+    others = [
+        Renderer(tokenizer_for(CHATML, extra=("<|other|>",))),
+        Renderer(tokenizer_for(CHATML), NO_CONTROL_TOKENS),
+        Renderer(tokenizer_for(CHATML), train_on="all"),
+    ]
+    assert usual.fingerprint == Renderer(tokenizer_for(CHATML)).fingerprint
+    assert len({renderer.fingerprint for renderer in (usual, *others)}) == 4
+
+
+def test_a_tokenizer_that_was_set_to_cut_or_to_split_special_tokens_gives_the_same(tokenizer_for):
+    renderer = Renderer(tokenizer := tokenizer_for(CHATML))
+    example = Conversation(turns("Hi", "Hello there"), None, PLACE)
+    expected = renderer.render([example])
+    tokenizer("Hi", truncation=True, max_length=2, split_special_tokens=True)
+    assert renderer.render([example]) == expected
 
 
 def test_a_template_that_trims_what_its_loop_printed_is_refused(tokenizer_for):
