@@ -11,6 +11,7 @@ from peft import PeftModel
 from qlora_cli.data.collator import Collator
 from qlora_cli.data.packing import PackedRow
 from qlora_cli.errors import NumericError, RecipeError
+from qlora_cli.train.numbers import first_broken, weight_values
 
 PROBE_LENGTH = 16
 TOLERANCE = 1e-3
@@ -64,9 +65,13 @@ def prove_isolation(model: PeftModel, collator: Collator) -> Isolation:
             logits.append(model(**inputs, use_cache=False).logits[0, PROBE_LENGTH : 2 * PROBE_LENGTH].float())
     model.train(was_training)
     if not torch.stack(logits).isfinite().all():
+        broken = first_broken(weight_values(model))
+        where = f": '{broken}' holds values that are not finite" if broken else ""
         raise NumericError(
-            "the base model's logits are not finite before the first step",
-            hint="look at model.dtype (float16 overflows where bfloat16 does not) and at the base's weights",
+            f"the base model's logits are not finite before the first step{where}",
+            hint="get the base model anew"
+            if broken
+            else "--set model.dtype=bfloat16, or float32: float16 overflows where they do not",
         )
     max_change = (logits[0] - logits[1]).abs().max().item()
     if max_change > TOLERANCE * logits[0].abs().max().item():
