@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from qlora_cli.data.cache import cache_key, cache_root, locked, touch
+from qlora_cli.data.parity import compare_prompts
 from qlora_cli.data.prepare import build_into
 from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.data.report import DataReport
@@ -14,7 +16,7 @@ from qlora_cli.recipe.data_schema import DataSection
 
 
 def check_data(data: DataSection, renderer: Renderer, seed: int) -> DataReport:
-    """Prepare the data with every duplicate looked for; what is made is kept for the training that follows.
+    """Prepare the data with every duplicate looked for and prompts compared; a training that follows takes what is made.
 
     Raises:
         DataError: if a source cannot be read.
@@ -30,4 +32,5 @@ def check_data(data: DataSection, renderer: Renderer, seed: int) -> DataReport:
                     folder.rename(entry)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return built.report
+    prompts = [finding for source in data.train for finding in compare_prompts(source, renderer)]
+    return replace(built.report, findings=(*built.report.findings, *prompts))
