@@ -16,7 +16,7 @@ from qlora_cli.recipe.data_schema import DataSection
 
 
 def check_data(data: DataSection, renderer: Renderer, seed: int) -> DataReport:
-    """Prepare the data with every duplicate looked for and prompts compared; a training that follows takes what is made.
+    """Prepare the data, with duplicates looked for and prompts compared; the training that follows takes what is made.
 
     Raises:
         DataError: if a source cannot be read.
