@@ -30,6 +30,7 @@ from qlora_cli.run.metrics import read_metrics
 from qlora_cli.train.assembly import Ingredients, make_model, make_trainer
 from qlora_cli.train.data_notes import keep_rejected_rows, show_data
 from qlora_cli.train.ground import circumstances, ground_facts
+from qlora_cli.train.loss_level import LossWatch
 from qlora_cli.train.progress import ProgressCallback, peak_memory_bytes
 from qlora_cli.train.ranks import Ranks
 from qlora_cli.train.resume import check_same_ground, check_same_number, clear_way, find_resume_point
@@ -126,7 +127,7 @@ def _train(
     ranks = Ranks(watch)
     request = StopRequest(ECHO_SECONDS if ranks.num > 1 else 0)
     progress = ProgressCallback(run.metrics_path, prepared.report.num_tokens)
-    shown = (progress,) if ranks.is_first else ()
+    shown = (progress, LossWatch(run.metrics_path)) if ranks.is_first else ()
     callbacks = (*shown, StopCallback(request, session.stop_after, ranks))
     with _resource_faults(recipe, run):
         _connect(ranks, recipe, prepared)
@@ -215,6 +216,7 @@ def _conclude(result: TrainingResult, trainer: QloraTrainer, request: StopReques
 def _write_end(result: TrainingResult, trainer: QloraTrainer) -> None:
     run = result.run
     if result.is_finished:
+        trainer.check_finite()
         with replaced_folder(run.adapter_path) as folder:
             save_adapter(trainer.model, folder)
             trainer.processing_class.save_pretrained(folder)
