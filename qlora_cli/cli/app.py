@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from qlora_cli import compat, console
-from qlora_cli.cli import data, deployment, evaluation, inspection, recipes, training
+from qlora_cli.cli import data, deployment, evaluation, inspection, plan, recipes, training
 from qlora_cli.errors import QloraError
 
 app = typer.Typer(
@@ -40,7 +40,7 @@ def options(
     """Options that come before the command; `main` acts on --debug, since it outlives the command."""
 
 
-for _group in (recipes, data, training, evaluation, deployment, inspection):
+for _group in (recipes, data, plan, training, evaluation, deployment, inspection):
     _group.register(app)
 
 

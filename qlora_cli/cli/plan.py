@@ -1,0 +1,140 @@
+"""`qlora plan`: what a recipe needs, before it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from qlora_cli import console
+from qlora_cli.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from qlora_cli.plan.fit import Fit
+    from qlora_cli.plan.knobs import Knob
+    from qlora_cli.plan.report import PlanReport
+    from qlora_cli.plan.shape import PlanRequest
+    from qlora_cli.recipe.schema import Recipe
+
+DOES_NOT_FIT = 5
+
+SKETCH_RECIPE = "model: {base_model: sketch}\nquantization: {}\ndata: {train: rows.jsonl}\n"
+
+
+def plan(
+    recipe: Annotated[Path | None, typer.Argument(help="The recipe: a YAML file.", show_default=False)] = None,
+    gpu: Annotated[str | None, typer.Option(help="Card that it is to run on, e.g. 4090 or a100-80.")] = None,
+    memory_gb: Annotated[
+        float | None, typer.Option(min=0.1, metavar="N", help="Memory in GiB that a process can have, for any card.")
+    ] = None,
+    fit: Annotated[bool, typer.Option("--fit", help="Search what fits, and rank what saves memory.")] = False,
+    timeline: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page with the memory over the step.")
+    ] = None,
+    params: Annotated[float | None, typer.Option(help="Without a config.json: parameters, e.g. 8e9.")] = None,
+    hidden: Annotated[int | None, typer.Option(help="Width of the sketch, e.g. 4096.")] = None,
+    layers: Annotated[int | None, typer.Option(help="Layers of the sketch, e.g. 32.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override one key, e.g. data.max_length=1024."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what memory, time and disk a recipe needs; needs no GPU and no weights. Exit code 5: it does not fit."""
+    sketch = (params, hidden, layers)
+    is_sketch = any(value is not None for value in sketch)
+    if is_sketch and None in sketch:
+        raise ArgumentError("a sketch takes --params, --hidden and --layers", hint="give all three of them")
+    loaded = _load(recipe, overrides or [], is_sketch=is_sketch)
+    with console.library_noise_to(None):
+        report, fits, knobs = _work_out(loaded, sketch, (gpu, memory_gb), is_fitted=fit)
+    if timeline is not None:
+        from qlora_cli.plan.timeline_page import write_timeline
+
+        write_timeline(timeline, report)
+        console.note(f"wrote {timeline}")
+    _show(report, fits, knobs, is_fitted=fit, as_json=as_json)
+    if report.fits is False:
+        raise typer.Exit(DOES_NOT_FIT)
+
+
+def _load(recipe: Path | None, overrides: list[str], *, is_sketch: bool) -> Recipe:
+    import tempfile
+
+    from qlora_cli.recipe.reader import load_recipe
+
+    if recipe is not None:
+        return load_recipe(recipe, overrides)
+    if not is_sketch:
+        raise ArgumentError(
+            "there is no recipe to plan",
+            hint="name one: `qlora plan recipe.yaml`, or a sketch: --params 8e9 --hidden 4096 --layers 32",
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "sketch.yaml"
+        path.write_text(SKETCH_RECIPE, encoding="utf-8")
+        return load_recipe(path, overrides)
+
+
+def _work_out(
+    recipe: Recipe,
+    sketch: tuple[float | None, int | None, int | None],
+    memory: tuple[str | None, float | None],
+    *,
+    is_fitted: bool,
+) -> tuple[PlanReport, list[Fit], list[Knob]]:
+    from qlora_cli.plan.report import choose_target, make_report
+    from qlora_cli.plan.shape import PlanRequest, read_config, sketch_config
+
+    target = choose_target(*memory)
+    params, hidden, layers = sketch
+    if params is not None and hidden is not None and layers is not None:
+        config = sketch_config(int(params), hidden_size=hidden, num_layers=layers)
+    else:
+        config = read_config(recipe.model)
+    request = PlanRequest(recipe, config, target.device)
+    if is_fitted and target.memory_bytes is None:
+        raise ArgumentError("--fit needs to know the memory", hint="name a card: --gpu 4090, or --memory-gb 24")
+    report = make_report(request, target, with_data=params is None)
+    if not is_fitted or target.memory_bytes is None:
+        return report, [], []
+    return report, *_search(request, target.memory_bytes)
+
+
+def _search(request: PlanRequest, memory_bytes: int) -> tuple[list[Fit], list[Knob]]:
+    from qlora_cli.plan.fit import UNITS, Tracer, largest_fit
+    from qlora_cli.plan.knobs import ranked_knobs
+
+    tracer = Tracer()
+    fits = []
+    for key in UNITS:
+        console.note(f"searching the largest {key} that fits")
+        fits.append(largest_fit(request, key, memory_bytes, tracer))
+    console.note("trying what saves memory")
+    return fits, ranked_knobs(request, tracer)
+
+
+def _show(report: PlanReport, fits: Sequence[Fit], knobs: Sequence[Knob], *, is_fitted: bool, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from qlora_cli.plan.plan_view import show_fits, show_knobs, show_plan
+
+    if as_json:
+        found = {
+            "fit": [{"key": fit.key, "value": fit.value, "num_bytes": fit.num_bytes} for fit in fits],
+            "knobs": [asdict(knob) | {"override": knob.override} for knob in knobs],
+        }
+        console.data(report.as_dict() | (found if is_fitted else {}))
+        return
+    show_plan(report)
+    if is_fitted:
+        show_fits(fits, report)
+        show_knobs(knobs, report)
+
+
+def register(app: typer.Typer) -> None:
+    """Add this file's command to the app."""
+    app.command()(plan)

@@ -1,0 +1,136 @@
+"""Time and disk from arithmetic: an estimate, unlike the memory, which is traced.
+
+Operations for one token, where N are the frozen weights that multiply it, A the adapter's, and a multiplication with
+its addition is two operations (Kaplan et al. 2020, arXiv:2001.08361, section 2.1):
+
+    forward            2 N + 2 A + attention
+    backward           2 N + 4 A + 2 attention     frozen weights pass gradients on and get none
+    recomputation      2 N + 2 A + attention       with gradient checkpointing
+    attention          4 x layers x length x width of queries; half of it where a causal kernel needs no mask
+
+Quantized weights are also written out in 16 bit before each of these passes, once a micro-batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from qlora_cli.plan.bill import Bill
+from qlora_cli.plan.cards import Card
+from qlora_cli.plan.facts import ModelFacts
+from qlora_cli.plan.shape import PlanRequest
+from qlora_cli.plan.trace import Kind
+
+UTILIZATION = 0.35
+"""Share of the dense rate that the multiplications are taken to reach; assumed, not measured here. Training in 16 bit
+is commonly reported between 0.3 and 0.5."""
+
+PACKED_BYTES = 0.5
+WRITTEN_BYTES = 2
+"""Bytes a weight that dequantization reads and writes."""
+
+
+@dataclass(frozen=True)
+class Operations:
+    """Floating-point operations for one token, forward and backward."""
+
+    weights: int
+    adapter: int
+    attention: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.weights + self.adapter + self.attention
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast a card may train."""
+
+    tokens_per_second: float
+    seconds_per_step: float
+    operations: Operations
+    card: str
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Bytes that a run writes."""
+
+    adapter_bytes: int
+    checkpoints_bytes: int
+    """Of all that are kept and the one that is being written."""
+
+    merged_bytes: int
+    """Of the merged model in 16 bit."""
+
+
+def operations_per_token(request: PlanRequest, facts: ModelFacts, length: int) -> Operations:
+    """What a token of a row of `length` tokens takes.
+
+    Args:
+        request: the step.
+        facts: parameters of its model.
+        length: tokens that attention reaches over.
+    """
+    is_recomputed = request.recipe.training.gradient_checkpointing
+    text = request.config.get_text_config()
+    width = text.num_attention_heads * (getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
+    forward_attention = 4 * text.num_hidden_layers * length * width
+    if not request.has_mask:
+        forward_attention //= 2
+    return Operations(
+        weights=(6 if is_recomputed else 4) * active_weights(request, facts),
+        adapter=(8 if is_recomputed else 6) * facts.num_trained,
+        attention=(4 if is_recomputed else 3) * forward_attention,
+    )
+
+
+def active_weights(request: PlanRequest, facts: ModelFacts) -> int:
+    """Frozen weights that multiply one token: without the input embedding, and only the experts that it is sent to."""
+    text = request.config.get_text_config()
+    embedding = 0 if getattr(text, "tie_word_embeddings", False) else text.vocab_size * text.hidden_size
+    return facts.num_base - embedding - round(facts.num_in_fused_experts * (1 - _expert_share(text)))
+
+
+def _expert_share(text: object) -> float:
+    """Share of the experts that one token passes through; 1 where there are none."""
+    for name in ("num_local_experts", "num_experts", "n_routed_experts"):
+        if num_experts := getattr(text, name, None):
+            return min(1.0, (getattr(text, "num_experts_per_tok", None) or num_experts) / num_experts)
+    return 1.0
+
+
+def estimate_pace(request: PlanRequest, facts: ModelFacts, card: Card, length: int | None = None) -> Pace | None:
+    """How fast `card` may train; None in float32, for which no rate is known.
+
+    Args:
+        request: the step.
+        facts: parameters of its model.
+        card: where it runs.
+        length: tokens a row; by default the recipe's `max_length`.
+    """
+    if request.dtype is torch.float32:
+        return None
+    length = length or request.recipe.data.max_length
+    operations = operations_per_token(request, facts, length)
+    num_tokens = request.batch_size * length
+    multiplying = num_tokens * operations.total / (card.dense_tflops * 1e12 * UTILIZATION)
+    num_passes = 3 if request.recipe.training.gradient_checkpointing else 2
+    moved = facts.num_quantized * num_passes * (PACKED_BYTES + WRITTEN_BYTES)
+    seconds = multiplying + moved / (card.bandwidth_gb_s * 1e9)
+    steps = request.recipe.training.gradient_accumulation_steps
+    return Pace(num_tokens / seconds, seconds * steps, operations, card.name)
+
+
+def estimate_disk(request: PlanRequest, bill: Bill) -> Disk:
+    """What a run of the recipe writes."""
+    facts = bill.facts
+    is_float32 = request.recipe.lora.autocast_adapter_dtype or request.dtype is torch.float32
+    adapter = facts.num_trained * (4 if is_float32 else 2)
+    state = bill.trace.largest.get(Kind.OPTIMIZER, 0) + bill.paged_bytes
+    num_kept = 1 if request.recipe.training.save_strategy == "no" else request.recipe.training.save_total_limit + 1
+    return Disk(adapter, num_kept * (adapter + state), 2 * facts.num_base)

@@ -1,0 +1,162 @@
+"""A plan as a person reads it: the verdict, the bill with bars, then time, disk and data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.text import Text
+
+from qlora_cli import console
+from qlora_cli.data.show.report_view import bar
+from qlora_cli.plan.estimate import UTILIZATION
+from qlora_cli.plan.fit import Fit
+from qlora_cli.plan.knobs import Knob
+from qlora_cli.plan.report import GIB, PlanReport
+from qlora_cli.recipe.summary import summarize
+
+BAR_WIDTH = 40
+SMALL = 0.005
+"""GiB below which a line of the bill is added to others; with a small model they would all be zeros."""
+
+
+def show_plan(report: PlanReport) -> None:
+    """Print the report."""
+    recipe = report.request.recipe
+    console.result(verdict(report))
+    console.result("")
+    console.table(("memory at the peak", "GiB", _bar_title(report)), _bill_rows(report))
+    console.result("")
+    told = summarize(recipe)
+    facts = {
+        "base": told["base"],
+        "method": told["method"],
+        "rows": f"{report.request.batch_size} of {recipe.data.max_length:,} tokens at once, "
+        f"{recipe.training.gradient_accumulation_steps} times a step",
+        **_facts(report),
+    }
+    console.facts(facts)
+    for note in report.bill.notes:
+        console.result("")
+        console.result(Text.assemble(("note: ", "yellow"), note))
+
+
+def verdict(report: PlanReport) -> Text:
+    """One line: whether it fits, in what, and where the peak lies."""
+    needed = f"{in_gib(report.device_bytes)} GiB"
+    at = f"the peak falls in {report.bill.peak.phase}"
+    memory = report.target.memory_bytes
+    if memory is None:
+        return Text(f"{needed} on {report.target.name}; {at} (name a card: --gpu 4090, or its memory: --memory-gb 24)")
+    of = f"{in_gib(memory)} GiB" + (f" of {report.target.name}" if not report.target.name.endswith("GiB") else "")
+    if report.fits:
+        return Text.assemble(("fits", "bold green"), f": {needed} of the {of}; {at}")
+    missing = in_gib(report.device_bytes - memory)
+    return Text.assemble(("does not fit", "bold red"), f": {needed}, {missing} more than the {of}; {at}")
+
+
+def _bar_title(report: PlanReport) -> str:
+    return "of the peak" if report.target.memory_bytes is None else "of what a process can have"
+
+
+def _bill_rows(report: PlanReport) -> list[tuple[str, str, str]]:
+    whole = report.target.memory_bytes or report.device_bytes
+    rows = [(name, size, bar(size / whole, BAR_WIDTH)) for name, size in report.lines if size >= SMALL * GIB]
+    if rest := sum(size for _, size in report.lines if size < SMALL * GIB):
+        rows.append((f"each below {SMALL:g} GiB", rest, bar(rest / whole, BAR_WIDTH)))
+    total = bar(min(1.0, report.device_bytes / whole), BAR_WIDTH) + (" …" if report.device_bytes > whole else "")
+    rows.append(("all", report.device_bytes, total))
+    if report.fits:
+        rows.append(("free", whole - report.device_bytes, ""))
+    return [(name, in_gib(size), drawn) for name, size, drawn in rows]
+
+
+def _facts(report: PlanReport) -> dict[str, str]:
+    facts, disk = report.bill.facts, report.disk
+    num_all = facts.num_base + facts.num_trained
+    told = {"trained": f"{facts.num_trained:,} parameters, {facts.trained_share:.2%} of {num_all:,}"}
+    if report.bill.paged_bytes:
+        told["paged"] = f"{in_gib(report.bill.paged_bytes)} GiB optimizer state, in host memory when the GPU is full"
+    work = report.workload
+    if work is None:
+        told["data"] = f"steps are not known: {report.why_no_workload}"
+    else:
+        filled = f", {work.fill:.1%} of their places filled" if report.request.recipe.data.packing else ""
+        told["data"] = f"{work.num_rows:,} rows and {work.num_tokens:,} tokens an epoch{filled}"
+        told["steps"] = f"{work.num_steps:,}"
+    told["time"] = _time(report)
+    told["disk"] = (
+        f"adapter {size(disk.adapter_bytes)}, checkpoints {size(disk.checkpoints_bytes)}, "
+        f"merged model {size(disk.merged_bytes)}"
+    )
+    return told
+
+
+def _time(report: PlanReport) -> str:
+    pace = report.pace
+    if pace is None:
+        return "no estimate: it needs a card with a known rate (--gpu) and 16-bit computation"
+    text = f"about {pace.tokens_per_second:,.0f} tokens/s, {duration(pace.seconds_per_step)} a step"
+    if report.seconds is not None:
+        text += f", {duration(report.seconds)} in all"
+    rate = report.target.card.dense_tflops if report.target.card else 0
+    return (
+        text + f" (estimate: {pace.operations.total / 1e9:,.1f} GFLOP a token at {UTILIZATION:.0%} of {rate:g} TFLOPS)"
+    )
+
+
+def show_fits(fits: Sequence[Fit], report: PlanReport) -> None:
+    """Print the largest settings that fit, each with all else unchanged."""
+    rows = [
+        (fit.key, "none fits" if fit.value is None else f"{fit.value:,}", in_gib(fit.num_bytes), fit.override or "-")
+        for fit in fits
+    ]
+    console.result("")
+    console.table((f"largest on {report.target.name}", "value", "GiB", "add to the command"), rows)
+
+
+def show_knobs(knobs: Sequence[Knob], report: PlanReport) -> None:
+    """Print what each change saves when it alone is made; those that make the plan fit are marked."""
+    room = (report.target.memory_bytes or 0) - report.device_bytes
+    rows = [
+        (
+            knob.what,
+            in_gib(knob.saved_bytes),
+            "yes" if room + knob.saved_bytes >= 0 else "no",
+            knob.override,
+        )
+        for knob in knobs
+    ]
+    console.result("")
+    if rows:
+        console.table(("what saves memory", "GiB", "fits then", "add to the command"), rows)
+    else:
+        console.result("no change of a setting saves memory")
+
+
+def in_gib(num_bytes: float) -> str:
+    """
+    >>> in_gib(3 * 2**30), in_gib(1_000_000)
+    ('3.00', '0.00')
+    """
+    return f"{num_bytes / GIB:,.2f}"
+
+
+def size(num_bytes: int) -> str:
+    """
+    >>> size(2 * 10**9), size(84_000_000), size(4_000)
+    ('2.0 GB', '84 MB', '4 kB')
+    """
+    if num_bytes >= 10**9:
+        return f"{num_bytes / 10**9:,.1f} GB"
+    return f"{num_bytes / 10**6:.0f} MB" if num_bytes >= 10**6 else f"{num_bytes / 10**3:.0f} kB"
+
+
+def duration(seconds: float) -> str:
+    """
+    >>> duration(0.31), duration(42), duration(600), duration(5400), duration(200_000)
+    ('0.31 s', '42 s', '10 min', '1.5 h', '2.3 days')
+    """
+    for unit, length in (("days", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= (2 if unit == "days" else 1) * length:
+            return f"{seconds / length:.{0 if unit == 'min' else 1}f} {unit}"
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"

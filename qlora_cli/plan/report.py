@@ -1,0 +1,141 @@
+"""A plan as a whole: the bill against a memory, the time, the disk, the data."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from qlora_cli.errors import ArgumentError
+from qlora_cli.plan.bill import Bill
+from qlora_cli.plan.cards import Card, find_card
+from qlora_cli.plan.estimate import Disk, Pace, estimate_disk, estimate_pace
+from qlora_cli.plan.planner import plan
+from qlora_cli.plan.shape import Device, PlanRequest
+from qlora_cli.plan.trace import Kind
+from qlora_cli.plan.workload import Workload, find_workload
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the plan is held against."""
+
+    name: str
+    device: Device
+    memory_bytes: int | None
+    """None: nothing is said about whether it fits."""
+
+    card: Card | None = None
+
+
+@dataclass(frozen=True)
+class PlanReport:
+    """Everything that `qlora plan` shows."""
+
+    request: PlanRequest
+    bill: Bill
+    target: Target
+    workload: Workload | None
+    why_no_workload: str
+    pace: Pace | None
+    disk: Disk
+
+    @property
+    def device_bytes(self) -> int:
+        """All that the process takes at its fullest."""
+        return self.bill.needs.device_bytes
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether it fits the target's memory; None where none is known."""
+        memory = self.target.memory_bytes
+        return None if memory is None else self.device_bytes <= memory
+
+    @property
+    def lines(self) -> list[tuple[str, int]]:
+        """The bill: what takes memory at the peak, in bytes. They add up to `device_bytes`."""
+        tensors = [
+            (str(kind), size) for kind, size in self.bill.peak.by_kind.items() if kind is not Kind.PAGED_OPTIMIZER
+        ]
+        overheads = [(each.name, each.num_bytes) for each in self.bill.needs.overheads]
+        return [(name, size) for name, size in (*tensors, *overheads) if size]
+
+    @property
+    def seconds(self) -> float | None:
+        """Of the whole run, where data and pace are known."""
+        if self.pace is None or self.workload is None:
+            return None
+        return self.pace.seconds_per_step * self.workload.num_steps
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as JSON holds it; sizes in bytes."""
+        facts, needs = self.bill.facts, self.bill.needs
+        return {
+            "fits": self.fits,
+            "target": {
+                "name": self.target.name,
+                "memory_bytes": self.target.memory_bytes,
+                "compute_capability": list(self.target.device.capability),
+            },
+            "device_bytes": self.device_bytes,
+            "allocated_bytes": needs.allocated_bytes,
+            "reserved_bytes": needs.reserved_bytes,
+            "paged_bytes": self.bill.paged_bytes,
+            "peak": str(self.bill.peak.phase),
+            "bill": [{"what": name, "num_bytes": size} for name, size in self.lines],
+            "parameters": {
+                "base": facts.num_base,
+                "quantized": facts.num_quantized,
+                "trained": facts.num_trained,
+                "trained_share": facts.trained_share,
+            },
+            "workload": None if self.workload is None else asdict(self.workload),
+            "pace": None if self.pace is None else asdict(self.pace),
+            "seconds": self.seconds,
+            "disk": asdict(self.disk),
+            "notes": list(self.bill.notes),
+        }
+
+
+def choose_target(gpu: str | None, memory_gb: float | None) -> Target:
+    """The card that is named, or a memory in GiB, or this machine's GPU, or none.
+
+    Raises:
+        ArgumentError: if the card is not known.
+    """
+    if gpu is not None and memory_gb is not None:
+        raise ArgumentError("--gpu and --memory-gb exclude each other", hint="leave one of them out")
+    if memory_gb is not None:
+        return Target(f"{memory_gb:g} GiB", Device(), int(memory_gb * GIB))
+    if gpu is not None:
+        card = find_card(gpu)
+        return Target(card.name, card.device, card.memory_bytes, card)
+    if not torch.cuda.is_available():
+        return Target("a GPU of compute capability 8.0", Device(), None)
+    found = torch.cuda.get_device_properties(torch.cuda.current_device())
+    device = Device("cuda", (found.major, found.minor), found.multi_processor_count)
+    return Target(found.name, device, found.total_memory, _card_of(found.name))
+
+
+def _card_of(name: str) -> Card | None:
+    """The card that a driver names so, where its facts are known."""
+    try:
+        return find_card(name)
+    except ArgumentError:
+        return None
+
+
+def make_report(request: PlanRequest, target: Target, *, with_data: bool = True) -> PlanReport:
+    """Trace the step and put beside it what is known of data, time and disk.
+
+    Raises:
+        RecipeError: if the base cannot be built.
+    """
+    bill = plan(request)
+    workload, why = find_workload(request.recipe) if with_data else (None, "a sketch has no data")
+    length = None if workload is None or request.recipe.data.packing else workload.tokens_per_row
+    pace = None if target.card is None else estimate_pace(request, bill.facts, target.card, length)
+    return PlanReport(request, bill, target, workload, why, pace, estimate_disk(request, bill))

@@ -1,0 +1,80 @@
+"""How much there is to train on: rows, tokens and steps, from the data where it is at hand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+
+from qlora_cli.data.cache import cache_key, cache_root
+from qlora_cli.data.prepare import prepare_data
+from qlora_cli.data.read.sources import source_files
+from qlora_cli.data.render.renderer import Renderer
+from qlora_cli.data.report import DataReport
+from qlora_cli.errors import QloraError
+from qlora_cli.model.tokenizer import load_tokenizer
+from qlora_cli.recipe.schema import Recipe, TrainingSection
+
+MAX_BYTES_READ = 64 * 10**6
+"""A plan is there in seconds; larger files are left to `qlora data check`, whose result it uses."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One run's amount of training."""
+
+    num_rows: int
+    """Rows of one epoch as the model gets them, packed ones where the recipe packs."""
+
+    num_tokens: int
+    """Tokens of these rows."""
+
+    fill: float
+    """Share of the packed rows' places that hold a token."""
+
+    num_steps: int
+    """Optimizer steps of the run."""
+
+    @property
+    def tokens_per_row(self) -> int:
+        """On average."""
+        return max(1, round(self.num_tokens / max(1, self.num_rows)))
+
+
+def find_workload(recipe: Recipe) -> tuple[Workload | None, str]:
+    """What the recipe's data comes to, or None and why it is not known."""
+    try:
+        files = [file for source in recipe.data.train for file in source_files(source)]
+        if not all(source_files(source) for source in recipe.data.train):
+            return None, "the data is on the Hub; `qlora data check` fetches it"
+        renderer = Renderer(load_tokenizer(recipe.model), train_on=recipe.data.train_on)
+        seed = recipe.training.seed
+        key = cache_key(recipe.data, renderer, seed)
+        is_prepared = key is not None and (cache_root() / key).is_dir()
+        if not is_prepared and sum(file.stat().st_size for file in files) > MAX_BYTES_READ:
+            return None, "the data is large; run `qlora data check` once, then plan again"
+        return measure(prepare_data(recipe.data, renderer, seed).report, recipe.training), ""
+    except QloraError as error:
+        first = error.problems[0]
+        return None, f"{first.place}: {first.text}" if first.place else first.text
+
+
+def measure(report: DataReport, training: TrainingSection) -> Workload:
+    """The amount of training that a data report stands for."""
+    return Workload(
+        report.num_packed_rows,
+        report.num_tokens,
+        report.fill,
+        num_steps(report.num_packed_rows, training),
+    )
+
+
+def num_steps(num_rows: int, training: TrainingSection) -> int:
+    """Optimizer steps, counted as the trainer does: what is left at an epoch's end is a step of its own.
+
+    >>> num_steps(33, TrainingSection(per_device_train_batch_size=4, gradient_accumulation_steps=4, num_train_epochs=2))
+    6
+    """
+    if training.max_steps is not None:
+        return training.max_steps
+    batches = ceil(num_rows / training.per_device_train_batch_size)
+    return ceil((training.num_train_epochs or 3) * max(1, ceil(batches / training.gradient_accumulation_steps)))

@@ -1,0 +1,124 @@
+"""`qlora plan`, through the real command line on the tiny base."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+SKETCH = ("--params", "0.6e9", "--hidden", "512", "--layers", "4")
+
+
+@pytest.fixture
+def planned(call, recipe_file):
+    """The plan of the small recipe as JSON."""
+    return lambda *options: call("plan", recipe_file, "--json", *options)
+
+
+def test_a_plan_is_a_verdict_a_bill_and_facts(call, recipe_file):
+    ran = call("plan", recipe_file, "--gpu", "4090")
+    assert ran.code == 0
+    assert ran.out.startswith("fits: 0.5")
+    for told in ("of the 23.51 GiB of RTX 4090", "CUDA context", "of what a process can have", "free", "tokens/s"):
+        assert told in ran.out
+    assert "LoRA on the 16-bit base, r 4" in ran.out
+
+
+def test_the_lines_of_the_bill_add_up(planned):
+    plan = planned("--gpu", "3060").json
+    assert sum(line["num_bytes"] for line in plan["bill"]) == plan["device_bytes"]
+    assert plan["fits"] is True
+
+
+def test_what_does_not_fit_ends_with_exit_code_5(call, recipe_file):
+    ran = call("plan", recipe_file, "--memory-gb", "0.2")
+    assert ran.code == 5
+    assert ran.out.startswith("does not fit: ")
+    assert "more than the 0.20 GiB" in ran.out
+
+
+def test_json_says_too_that_it_does_not_fit(planned):
+    ran = planned("--memory-gb", "0.2")
+    assert (ran.code, ran.json["fits"]) == (5, False)
+
+
+def test_steps_and_tokens_are_those_of_the_data(planned, call, recipe_file):
+    checked = call("data", "check", recipe_file, "--json").json
+    work = planned("--gpu", "t4").json["workload"]
+    assert (work["num_rows"], work["num_tokens"]) == (checked["num_packed_rows"], checked["num_tokens"])
+    assert work["num_steps"] == 4
+
+
+def test_data_that_is_not_there_is_said_and_no_obstacle(call, recipe_file, tmp_path):
+    values = json.loads(recipe_file.read_text())
+    values["data"]["train"] = str(tmp_path / "nowhere.jsonl")
+    recipe_file.write_text(json.dumps(values))
+    ran = call("plan", recipe_file, "--gpu", "t4")
+    assert ran.code == 0
+    assert "steps are not known: " in ran.out
+    assert "nowhere.jsonl" in ran.out
+
+
+def test_without_a_card_nothing_is_said_about_fitting(planned):
+    ran = planned()
+    assert (ran.code, ran.json["fits"], ran.json["pace"]) == (0, None, None)
+
+
+def test_set_changes_what_is_planned(planned):
+    small = planned("--gpu", "t4").json["parameters"]["trained"]
+    assert planned("--gpu", "t4", "--set", "lora.r=8").json["parameters"]["trained"] == 2 * small
+
+
+def test_a_base_of_which_only_the_size_is_known_is_sketched(call):
+    ran = call("plan", *SKETCH, "--gpu", "4090", "--json")
+    assert ran.code == 0
+    assert ran.json["parameters"]["base"] == pytest.approx(0.6e9, rel=0.02)
+    assert ran.json["workload"] is None
+
+
+def test_a_sketch_with_a_part_missing_is_refused(call):
+    ran = call("plan", "--params", "8e9", "--hidden", "4096")
+    assert ran.code == 2
+    assert "--layers" in ran.err
+
+
+def test_no_recipe_and_no_sketch_is_one_line_and_a_hint(call):
+    ran = call("plan")
+    assert ran.code == 2
+    assert ran.err.startswith("error: there is no recipe to plan\nhint: ")
+
+
+def test_a_mistyped_card_is_one_line_and_a_suggestion(call, recipe_file):
+    ran = call("plan", recipe_file, "--gpu", "rtx 4900")
+    assert ran.code == 2
+    assert "did you mean 'RTX 4090'" in ran.err
+
+
+def test_card_and_memory_exclude_each_other(call, recipe_file):
+    assert call("plan", recipe_file, "--gpu", "t4", "--memory-gb", "8").code == 2
+
+
+def test_fit_needs_a_memory(call, recipe_file):
+    ran = call("plan", recipe_file, "--fit")
+    assert ran.code == 2
+    assert "--memory-gb 24" in ran.err
+
+
+@pytest.mark.slow
+def test_what_fit_says_fits_and_the_next_does_not(planned):
+    found = planned("--memory-gb", "0.6", "--fit").json
+    largest = {each["key"]: each["value"] for each in found["fit"]}
+    batch = largest["training.per_device_train_batch_size"]
+    assert planned("--memory-gb", "0.6", "--set", f"training.per_device_train_batch_size={batch}").code == 0
+    assert planned("--memory-gb", "0.6", "--set", f"training.per_device_train_batch_size={batch + 1}").code == 5
+    assert [knob["saved_bytes"] for knob in found["knobs"]] == sorted(
+        (knob["saved_bytes"] for knob in found["knobs"]), reverse=True
+    )
+    assert all(knob["override"].startswith("--set ") for knob in found["knobs"])
+
+
+def test_the_timeline_is_a_page(call, recipe_file, tmp_path):
+    ran = call("plan", recipe_file, "--gpu", "t4", "--timeline", "pages/step.html")
+    assert ran.code == 0
+    assert "wrote pages/step.html" in ran.err
+    assert "<svg " in (tmp_path / "pages" / "step.html").read_text()
