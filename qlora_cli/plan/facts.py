@@ -1,0 +1,67 @@
+"""What a model is made of: parameters by how they are stored, counted on the meta device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import bitsandbytes as bnb
+from peft import PeftModel
+
+from qlora_cli.plan.fake_model import meta_model
+from qlora_cli.plan.shape import PlanRequest
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """Numbers of parameters, each weight counted once however it is stored."""
+
+    num_base: int
+    num_quantized: int
+    num_trained: int
+
+    num_in_fused_experts: int
+    """In weights of three dimensions, one slice an expert, which are not quantized."""
+
+    fused_expert_bytes: int
+    notes: tuple[str, ...]
+    """Sentences that the user should read beside the bill."""
+
+    @property
+    def trained_share(self) -> float:
+        """Trained parameters against all, the adapter's included."""
+        return self.num_trained / (self.num_base + self.num_trained)
+
+
+def model_facts(request: PlanRequest) -> ModelFacts:
+    """The facts of the model that the recipe trains.
+
+    Raises:
+        RecipeError: if the base cannot be built, or a target of the adapter does not exist.
+    """
+    return describe(meta_model(request), is_quantized=request.recipe.quantization is not None)
+
+
+def describe(model: PeftModel, *, is_quantized: bool) -> ModelFacts:
+    """The facts of a model on the meta device, its quantized weights in their original shape."""
+    num_base = num_quantized = num_trained = num_fused = fused_bytes = 0
+    for parameter in model.parameters():
+        size = parameter.numel()
+        if parameter.requires_grad:
+            num_trained += size
+            continue
+        num_base += size
+        if isinstance(parameter, bnb.nn.Params4bit | bnb.nn.Int8Params):
+            num_quantized += size
+        elif parameter.dim() == 3:
+            num_fused += size
+            fused_bytes += size * parameter.element_size()
+    notes = []
+    if is_quantized and num_fused > num_quantized:
+        notes.append(
+            f"bitsandbytes quantizes linear layers only, and this base keeps its experts in fused weights of three "
+            f"dimensions: {num_fused / num_base:.0%} of its parameters stay in 16 bit, {fused_bytes / GIB:,.1f} GiB. "
+            f"Only {num_quantized / num_base:.0%} are quantized."
+        )
+    return ModelFacts(num_base, num_quantized, num_trained, num_fused, fused_bytes, tuple(notes))

@@ -1,0 +1,119 @@
+"""Tiny bases of many architectures, the requests that plan them, and real models to hold the plans against."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import (
+    AutoModelForCausalLM,
+    FalconConfig,
+    Gemma3TextConfig,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    MixtralConfig,
+    Phi3Config,
+    PreTrainedConfig,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
+from trl.trainer.utils import add_fused_lm_head
+
+from qlora_cli.model.adapter import attach_adapter
+from qlora_cli.model.base import load_base
+from qlora_cli.plan.shape import Device, PlanRequest
+from qlora_cli.recipe.schema import Recipe
+
+CPU = Device("cpu")
+AMPERE = Device("cuda", (8, 0))
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 512,
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
+    "llama": lambda: LlamaConfig(**SIZES),
+    "qwen3": lambda: Qwen3Config(**SIZES, head_dim=32),
+    "mistral": lambda: MistralConfig(**SIZES),
+    "gemma3": lambda: Gemma3TextConfig(**SIZES, head_dim=32, sliding_window=64),
+    "phi3": lambda: Phi3Config(**SIZES),
+    "gpt2": lambda: GPT2Config(
+        vocab_size=512, n_embd=128, n_layer=2, n_head=4, n_positions=512, bos_token_id=1, eos_token_id=2
+    ),
+    "mixtral": lambda: MixtralConfig(**SIZES, num_local_experts=4, num_experts_per_tok=2),
+    "qwen3_moe": lambda: Qwen3MoeConfig(
+        **SIZES, head_dim=32, moe_intermediate_size=64, num_experts=4, num_experts_per_tok=2
+    ),
+    "falcon": lambda: FalconConfig(
+        vocab_size=512, hidden_size=128, num_hidden_layers=2, num_attention_heads=4, bos_token_id=1, eos_token_id=2
+    ),
+}
+
+
+def config_of(name: str, num_layers: int = 2) -> PreTrainedConfig:
+    """A tiny configuration of the architecture with so many layers, all alike."""
+    config = CONFIGS[name]()
+    if getattr(config, "layer_types", None):
+        config.layer_types = [config.layer_types[0]] * num_layers
+    config.num_hidden_layers = num_layers
+    return config
+
+
+def request_for(
+    config: PreTrainedConfig, device: Device = CPU, *, quantized: bool = True, **settings: Any
+) -> PlanRequest:
+    """Two rows of 64 tokens, without dropout in the adapter; settings by recipe key, with `__` for the dot."""
+    recipe = Recipe.model_validate(
+        {
+            "name": "tiny",
+            "model": {"base_model": "tiny"},
+            "quantization": {} if quantized else None,
+            "lora": {"lora_dropout": 0.0},
+            "data": {"train": "rows.jsonl", "max_length": 64},
+            "training": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1},
+        }
+    )
+    return PlanRequest(recipe, config, device).changed(
+        {key.replace("__", "."): value for key, value in settings.items()}
+    )
+
+
+def save_base(folder: Path, config: PreTrainedConfig) -> Path:
+    """A folder with random weights of that configuration."""
+    torch.manual_seed(0)
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+def real_model(request: PlanRequest, folder: Path) -> PeftModel:
+    """The model that training would make, with the weights in `folder`."""
+    recipe = request.recipe
+    section = recipe.model.model_copy(update={"base_model": str(folder)})
+    return attach_adapter(load_base(section, recipe.quantization, device=torch.device("cpu")), recipe.lora).train()
+
+
+def trl_loss(model: PeftModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The loss and the metrics of `SFTTrainer.compute_loss`, by trl's own fused head."""
+    base = model.get_base_model()
+    if "fused_lm_head" not in str(base.forward):
+        add_fused_lm_head(base, outputs=("log_probs", "entropy", "is_top1"))
+    outputs = model(**batch, use_cache=False, fused_lm_head=True)
+    num_tokens = outputs.label_mask.sum()
+    (outputs.entropy.detach().sum() / num_tokens).item()
+    (outputs.is_top1.sum() / num_tokens).item()
+    return -outputs.log_probs.sum() / num_tokens.clamp(min=1)
