@@ -1,0 +1,161 @@
+"""One of two processes killed at any moment: all end within 30 seconds, and the resumed run is the undisturbed one."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from qlora_cli.run.checkpoints import newest_whole
+from qlora_cli.run.directory import RunDirectory
+from tests.reliability.conftest import num_cases
+from tests.reliability.rank_runs import Ranks, content, free_port, has_ended, metrics, serving, write_recipe
+
+SECONDS_TO_END = 30
+
+POINTS = {
+    "before they meet": ("start", 1),
+    "in the data": ("qlora_cli.train.session:prepare_data", 1),
+    "in the model": ("qlora_cli.train.assembly:load_base", 1),
+    "at the first step": ("qlora_cli.train.trainer:QloraTrainer.training_step", 1),
+    "in a step": ("qlora_cli.train.trainer:QloraTrainer.compute_loss", 24),
+    "between gradient and update": ("qlora_cli.train.trainer:QloraTrainer._get_grad_norm", 7),
+    "in an evaluation": ("qlora_cli.model.scoring:labelled_losses", 6),
+    "before a save": ("qlora_cli.train.trainer:QloraTrainer._save_checkpoint", 3),
+    "after a save": ("qlora_cli.train.ranks:Ranks.barrier", 3),
+    "at the end": ("qlora_cli.train.session:_conclude", 1),
+}
+"""Moments that both processes come to -> function, and the most calls of it that a run is sure to make."""
+
+POINTS_OF_FIRST = {
+    "in the directory": ("qlora_cli.run.directory:RunDirectory._lock", 1),
+    "in a save": ("qlora_cli.train.contents:save_optimizer", 4),
+    "in the seal": ("qlora_cli.run.checkpoints:write_json", 4),
+    "in the rename": ("qlora_cli.run.files:_put_in_place", 4),
+    "in the rotation": ("qlora_cli.train.trainer:rotate_checkpoints", 4),
+    "in the final adapter": ("qlora_cli.train.session:save_adapter", 1),
+}
+"""The same for what only the first process does."""
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    with serving(tmp_path_factory.mktemp("logs")) as ranks:
+        yield ranks
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny_base, chat_data, tmp_path_factory):
+    return write_recipe(tmp_path_factory.mktemp("recipe") / "two.yaml", tiny_base, chat_data)
+
+
+@pytest.fixture(scope="module")
+def straight(ranks, recipe, tmp_path_factory):
+    """A run in two processes that nothing disturbs."""
+    run = tmp_path_factory.mktemp("straight") / "run"
+    outcome = ranks.run(["train", str(recipe), "--run-dir", str(run)])
+    assert outcome.exit_codes == [0, 0], outcome.logs
+    return run
+
+
+def check_killed(ranks: Ranks, recipe: Path, straight: Path, run: Path, rank: int, killed_at: tuple[str, int]) -> float:
+    """Kill a process of a run, look at what is left, resume, compare; the seconds that the other one took to end."""
+    start = ["train", str(recipe), "--run-dir", str(run)]
+    outcome = ranks.run(start, options={rank: {"killed_at": killed_at}})
+    assert outcome.exit_codes[rank] == -signal.SIGKILL, outcome.logs
+    assert outcome.exit_codes[1 - rank] == (2 if killed_at[0] == "start" else 5), outcome.logs
+    assert outcome.spread < SECONDS_TO_END
+    said = outcome.logs[1 - rank]
+    assert said.count("error:") == 1
+    assert f"process {rank} of 2" in said
+    resumed = ranks.run([*start, "--resume"] if RunDirectory(run).is_started else start)
+    assert resumed.exit_codes == [0, 0], resumed.logs
+    assert content(run) == content(straight)
+    assert metrics(run) == metrics(straight)
+    leftovers = [path for path in run.rglob(".*") if path.name != ".lock"]
+    assert leftovers == []
+    return outcome.spread
+
+
+@pytest.mark.parametrize(
+    ("rank", "point"),
+    [(1, "before they meet"), (0, "in the data"), (1, "in a step"), (0, "in a save"), (1, "in an evaluation")],
+)
+def test_one_of_two_processes_killed_ends_both_and_the_resumed_run_is_the_undisturbed_one(
+    ranks, recipe, straight, tmp_path, rank, point
+):
+    killed_at = (POINTS | POINTS_OF_FIRST)[point]
+    check_killed(ranks, recipe, straight, tmp_path / "run", rank, killed_at)
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("case", range(num_cases("RANKS", 40)))
+def test_one_of_two_processes_killed_at_a_random_moment(ranks, recipe, straight, tmp_path, case, record_property):
+    """The points in turn, each at a call of chance."""
+    chance = random.Random(case)
+    points = [(rank, *point) for rank in (0, 1) for point in POINTS.values()]
+    points += [(0, *point) for point in POINTS_OF_FIRST.values()]
+    rank, where, most = points[case % len(points)]
+    killed_at = (where, chance.randint(1, most))
+    record_property("seconds", check_killed(ranks, recipe, straight, tmp_path / "run", rank, killed_at))
+
+
+@contextmanager
+def torchrun(recipe: Path, run: Path, *more: str) -> Iterator[subprocess.Popen[str]]:
+    """The real launcher, in a session of its own as a terminal would give it."""
+    launcher = ["torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port()), "-m", "qlora_cli"]
+    train = ["train", str(recipe), "--run-dir", str(run), "--set", "training.max_steps=5000", *more]
+    with (run.parent / "torchrun.log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *launcher, *train], stdout=log, stderr=log, text=True, start_new_session=True
+        )
+        try:
+            yield process
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
+    """Until something holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "out of patience"
+        time.sleep(0.02)
+
+
+def newest_step(run: Path) -> int:
+    """Of the checkpoints that are whole."""
+    checkpoint, _ = newest_whole(run / "checkpoints")
+    return checkpoint.step if checkpoint else 0
+
+
+@pytest.mark.slow
+def test_torchrun_ends_when_a_process_is_killed_and_a_resumed_run_stops_at_ctrl_c_with_a_checkpoint(recipe, tmp_path):
+    """Ctrl-C reaches the processes twice: the terminal sends it to all, torchrun passes it on."""
+    run = tmp_path / "run"
+    with torchrun(recipe, run) as process:
+        wait_for(lambda: newest_step(run))
+        workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(workers[1]), signal.SIGKILL)
+        killed_at = time.monotonic()
+        assert process.wait(timeout=SECONDS_TO_END) != 0
+        assert time.monotonic() - killed_at < SECONDS_TO_END
+        assert all(has_ended(int(worker)) for worker in workers)
+    before = newest_step(run)
+    with torchrun(recipe, run, "--resume") as process:
+        wait_for(lambda: newest_step(run) > before)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(timeout=SECONDS_TO_END) != 0
+    said = (tmp_path / "torchrun.log").read_text()
+    assert said.count("stopped at step") == 1
+    assert f"stopped at step {newest_step(run)} of 5000; the checkpoint is saved" in said
