@@ -115,6 +115,7 @@ def test_checkpoints_come_every_save_steps_and_only_the_newest_stay(small_recipe
 
 def test_a_signal_ends_the_run_with_a_checkpoint_and_its_exit_code(small_recipe, tmp_path):
     run = RunDirectory(tmp_path / "run")
+    handler_before = signal.getsignal(signal.SIGINT)
 
     def interrupt() -> None:
         while not run.metrics_path.exists():
@@ -132,7 +133,7 @@ def test_a_signal_ends_the_run_with_a_checkpoint_and_its_exit_code(small_recipe,
     assert newest.problem() == ""
     assert 0 < newest.step < 500
     assert read_manifest(run)["status"] == "stopped"
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler_before
 
 
 def test_a_damaged_newest_checkpoint_falls_back_to_the_older_one(small_recipe, tmp_path):
