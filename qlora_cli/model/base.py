@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -68,6 +70,8 @@ def load_base(
     if Path(name).is_dir() and not has_only_pickles(Path(name)):
         weight_files(Path(name))  # an index that leads out of the folder is refused
     with reading(name):
+        if model.trust_remote_code:
+            refuse_code_from_elsewhere(name, PreTrainedConfig.get_config_dict(name, revision=model.revision)[0])
         config = AutoConfig.from_pretrained(
             name, revision=None if source else model.revision, trust_remote_code=model.trust_remote_code
         )
@@ -87,6 +91,27 @@ def load_base(
     compat.keep_four_bit_weights_unpacked(base)
     base.requires_grad_(False)
     return base
+
+
+def refuse_code_from_elsewhere(name: str, settings: Mapping[str, Any]) -> None:
+    """Trust in the code of a repository is no trust in what that repository points to.
+
+    Args:
+        name: the repository or folder whose code may run.
+        settings: its config.json or tokenizer_config.json.
+
+    Raises:
+        RecipeError: if they name code of another repository (`other/repo--module.Class`).
+    """
+    places = settings.get("auto_map") or {}
+    for named in places.values() if isinstance(places, Mapping) else [places]:
+        for reference in named if isinstance(named, list | tuple) else [named]:
+            repository, dashes, _ = str(reference).rpartition("--")
+            if dashes and repository != name:
+                raise RecipeError(
+                    f"model.trust_remote_code does not reach to '{repository}', whose code '{name}' wants to run",
+                    hint="download both, put the code beside the weights, and take the other's name out of `auto_map`",
+                )
 
 
 def _refuse_parts(name: str, base: PreTrainedModel, missing: set[str]) -> None:

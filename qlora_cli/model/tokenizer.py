@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from qlora_cli.errors import RecipeError
-from qlora_cli.model.base import reading
+from qlora_cli.model.base import reading, refuse_code_from_elsewhere
 from qlora_cli.recipe.schema import ModelSection
 
 MAX_TEMPLATE_BYTES = 1024 * 1024
@@ -23,6 +24,9 @@ def load_tokenizer(model: ModelSection) -> PreTrainedTokenizerBase:
         RecipeError: if the tokenizer or the template file cannot be read.
     """
     with reading(model.base_model):
+        if model.trust_remote_code:
+            settings = get_tokenizer_config(model.base_model, revision=model.revision)
+            refuse_code_from_elsewhere(model.base_model, settings)
         tokenizer = AutoTokenizer.from_pretrained(
             model.base_model, revision=model.revision, trust_remote_code=model.trust_remote_code
         )

@@ -113,7 +113,7 @@ def _describe_option(option: JsonSchema) -> str:
     if "enum" in option:
         return "one of " + ", ".join(option["enum"])
     if "pattern" in option:
-        return "a name of letters, digits, '.', '_' and '-' that starts with a letter or digit"
+        return "a name of at most 100 letters, digits, '.', '_' and '-' that starts with a letter or digit"
     match option.get("type"):
         case "integer":
             return "a whole number" + _range(option)

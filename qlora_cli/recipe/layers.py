@@ -11,6 +11,9 @@ from qlora_cli.recipe.shipped import shipped_root
 from qlora_cli.recipe.tree import Node, Place, PlacedProblem, Unreadable, merge, problem_at
 from qlora_cli.recipe.yaml_text import MAX_TEXT_BYTES, parse_yaml
 
+MAX_CHAIN = 100
+"""Files that lead to one another; each takes a few frames of Python's stack."""
+
 
 class _UnusableFileError(Exception):
     """A file that cannot be laid over others at all; carries the problems that say why."""
@@ -43,6 +46,9 @@ class Layers:
                 circle = " -> ".join(str(file) for file in (*chain, path))
                 text = f"'extends' goes in a circle: {circle}"
                 raise _UnusableFileError(problem_at(named_at or Place(str(path), 1), text, "take one of them out"))
+            if len(chain) > MAX_CHAIN:
+                text = f"'extends' leads from file to file more than {MAX_CHAIN} times"
+                raise _UnusableFileError(problem_at(named_at or Place(str(path), 1), text, "join some of them"))
             if identity not in self._read:
                 self._read[identity] = self._load_new(path, chain, named_at)
             return self._read[identity]
@@ -86,8 +92,12 @@ def _read_text(path: Path, named_at: Place | None) -> str:
     """The text of a recipe file; faults of the file itself stand where `extends` names it."""
     place = named_at or Place(str(path), 0)
     name = f"'{path}' in 'extends'" if named_at else "this recipe"
+    if named_at and path.exists() and not path.is_file() and not path.is_dir():
+        text = f"{name} is not a file, but a pipe or a device"  # which might be read for ever
+        raise _UnusableFileError(problem_at(place, text, "name a .yaml file"))
     try:
-        raw = path.read_bytes()
+        with path.open("rb") as file:
+            raw = file.read(MAX_TEXT_BYTES + 1)
     except FileNotFoundError:
         raise _UnusableFileError(problem_at(place, f"{name} does not exist", _close_files(path))) from None
     except IsADirectoryError:
@@ -96,7 +106,8 @@ def _read_text(path: Path, named_at: Place | None) -> str:
         text = f"{name} cannot be read: {error.strerror}"
         raise _UnusableFileError(problem_at(place, text, "check its path and permissions")) from None
     if len(raw) > MAX_TEXT_BYTES:
-        text = f"{name} has {len(raw):,} bytes; at most {MAX_TEXT_BYTES:,} are read"
+        size = f"{path.stat().st_size:,}" if path.is_file() else "more"
+        text = f"{name} has {size} bytes; at most {MAX_TEXT_BYTES:,} are read"
         raise _UnusableFileError(problem_at(place, text, "name a recipe, not a data file"))
     try:
         return raw.decode("utf-8-sig")

@@ -19,7 +19,7 @@ from qlora_cli.recipe.schema import Recipe
 from qlora_cli.recipe.tree import Node, Place, PlacedProblem, find, merge, problem_at
 from qlora_cli.recipe.yaml_text import CoreSchemaLoader
 
-NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:

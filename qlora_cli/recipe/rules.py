@@ -235,9 +235,6 @@ def _local_files(written: Written) -> Iterator[Conflict]:
     if base_model and _at(written, "model.revision") is not None and _is_local_folder(base_model):
         text = f"'model.revision' has no effect on the local folder of 'model.base_model: {base_model}'"
         yield _conflict("model.revision", ("model.base_model",), text, "take 'model.revision' out")
-    if base_model and _at(written, "model.allow_pickle") and any(Path(str(base_model)).glob("model*.safetensors")):
-        text = f"'model.allow_pickle' has no effect: 'model.base_model: {base_model}' has safetensors"
-        yield _conflict("model.allow_pickle", ("model.base_model",), text, "take 'model.allow_pickle' out")
     for key in ("data.train", "data.eval"):
         for path, source in _sources(written, key):
             where = str(source.get("path", ""))
@@ -251,6 +248,19 @@ def _local_files(written: Written) -> Iterator[Conflict]:
                 text = f"'streaming' has no effect on the local path '{where}' of '{key}'"
                 hint = "take 'streaming' out: files are always read row by row"
                 yield Conflict((*path, "streaming"), text, hint, (f"{key}.path",))
+
+
+def _trust(written: Written) -> Iterator[Conflict]:
+    """Code and pickles of the base: only what was looked at, and only where there is something to allow."""
+    base_model = str(_at(written, "model.base_model") or "")
+    is_on_hub = base_model and not _is_local_folder(base_model)
+    if is_on_hub and _at(written, "model.trust_remote_code") and _at(written, "model.revision") is None:
+        text = f"'model.trust_remote_code' runs whatever code '{base_model}' will hold one day"
+        hint = "name the commit whose code you have read: `revision: <hash>` under `model:`"
+        yield _conflict("model.trust_remote_code", ("model.base_model", "model.revision"), text, hint)
+    if base_model and _at(written, "model.allow_pickle") and any(Path(base_model).glob("model*.safetensors")):
+        text = f"'model.allow_pickle' has no effect: 'model.base_model: {base_model}' has safetensors"
+        yield _conflict("model.allow_pickle", ("model.base_model",), text, "take 'model.allow_pickle' out")
 
 
 def _is_local_folder(path: str) -> bool:
@@ -281,5 +291,6 @@ RULES: tuple[Callable[[Written], Iterator[Conflict]], ...] = (
     _repeats,
     _tasks,
     _local_files,
+    _trust,
     _project,
 )

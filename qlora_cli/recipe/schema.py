@@ -25,7 +25,8 @@ class ModelSection(Section):
     """Branch, tag or commit on the Hub. A commit hash makes the run repeatable."""
 
     trust_remote_code: bool = False
-    """Run Python code that the model repository ships. Only for repositories whose code you have read."""
+    """Run Python code that the model repository ships, at `revision`. Only for repositories whose code you have
+    read."""
 
     allow_pickle: bool = False
     """Read pickled weights (`.bin`) of a base that has no safetensors. A pickle can hold code; torch refuses what it
@@ -159,8 +160,8 @@ class TaskSection(Section):
     path: str = Field(min_length=1)
     """Data in any format that `data.train` reads; the last assistant turn (or completion) is the answer."""
 
-    name: str | None = None
-    """Name in tables; the file's stem when not given."""
+    name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    """Name in tables and of the file with the answers; the file's stem when not given."""
 
     format: Literal["alpaca", "messages", "sharegpt", "prompt_completion"] | None = None
     """Layout of a row; detected from the column names when not given."""
@@ -211,7 +212,7 @@ class TrackingSection(Section):
 class Recipe(Section):
     """One fine-tuning run."""
 
-    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     """Name of the run and of its directory `runs/<name>`; the recipe's file name when not given."""
 
     model: ModelSection

@@ -227,7 +227,7 @@ MALFORMED: dict[str, tuple[str | bytes, int, str, str]] = {
     "a bad run name": (
         "name: my run/../..\nmodel: {base_model: b}\ndata: {train: a.jsonl}\n",
         1,
-        "name must be a name of letters, digits",
+        "name must be a name of at most 100 letters, digits",
         "runs/<name>",
     ),
     "a duplicate key": (

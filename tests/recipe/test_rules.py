@@ -57,6 +57,10 @@ CONFLICTS: dict[str, tuple[list[str], list[str]]] = {
         ["data.train={path: a.jsonl, format: text}", "data.truncation=cut_prompt"],
         ["data.truncation: cut_prompt", "format: text"],
     ),
+    "code of whatever commit": (
+        ["model.base_model=org/name", "model.trust_remote_code=true"],
+        ["model.trust_remote_code"],
+    ),
     "warm-up of a constant": (
         ["training.lr_scheduler_type=constant", "training.warmup_ratio=0.03"],
         ["training.lr_scheduler_type", "training.warmup_ratio"],
@@ -170,6 +174,8 @@ def test_a_conflict_is_refused_and_names_both_settings(recipe_path, case):
         ["data.train={path: org/rows, streaming: true}"],
         ["data.train={path: a.jsonl, streaming: false}"],
         ["model.revision=main"],
+        ["model.revision=main", "model.trust_remote_code=true"],
+        ["model.base_model=./base", "model.trust_remote_code=true"],
     ],
 )
 def test_settings_that_work_together_are_accepted(recipe_path, overrides):

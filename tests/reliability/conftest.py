@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+from tests.reliability.hostile import Place, a_copy_of, furnish
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -20,3 +24,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def num_cases(name: str, default: int) -> int:
     """How many cases a long test runs: `QLORA_TORTURE_<NAME>` where it is set."""
     return int(os.environ.get(f"QLORA_TORTURE_{name}", default))
+
+
+@pytest.fixture(scope="session")
+def furnished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `place` is a copy of."""
+    root = tmp_path_factory.mktemp("furnished") / "root"
+    furnish(root)
+    return root
+
+
+@pytest.fixture
+def place(furnished, tmp_path, capsys, monkeypatch) -> Iterator[Place]:
+    """Somebody else's files, for a test to make hostile."""
+    monkeypatch.setenv("QLORA_CACHE", str(tmp_path / "root" / "here" / "cache"))
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    with a_copy_of(furnished, tmp_path / "root") as root:
+        yield Place(root, capsys)
