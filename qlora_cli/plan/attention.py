@@ -31,7 +31,8 @@ AttentionInterface.register(WITHOUT_MASK, sdpa_attention_forward)
 
 FLASH_CAPABILITY = (8, 0)
 CUDNN_FIRST = (9, 10)
-"""Major compute capabilities on which torch prefers cuDNN's attention: Hopper and Blackwell for data centres."""
+"""Major compute capabilities on which torch prefers cuDNN's attention, Hopper and Blackwell for data centres, where its
+cuDNN is newer than 9.15.1. An older one leaves the choice between the others, which take about the same."""
 
 MAX_FLASH_WIDTH = 256
 MAX_CUDNN_WIDTH = 128

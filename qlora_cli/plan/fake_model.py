@@ -8,6 +8,7 @@ parameter is replaced by a fake one, 4-bit weights by what bitsandbytes' registe
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
 from typing import Any
 
@@ -61,9 +62,11 @@ def meta_model(request: PlanRequest) -> PeftModel:
     """The model with its adapter on the meta device, its quantized weights still in their original shape.
 
     Raises:
-        RecipeError: if the base cannot be built from its configuration, or a target of the adapter does not exist.
+        RecipeError: if the base cannot be built from its configuration or cannot be trained, or a target of the adapter
+            does not exist.
     """
     base = skeleton(request)
+    _check_takes_positions(base)
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if request.recipe.quantization is not None:
@@ -91,6 +94,15 @@ def _make_fake(model: PeftModel, request: PlanRequest) -> None:
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
+
+
+def _check_takes_positions(base: PreTrainedModel) -> None:
+    """Training tells documents apart by their positions, so it refuses a base that takes none."""
+    if "position_ids" not in inspect.signature(type(base).forward).parameters:
+        raise RecipeError(
+            f"{type(base).__name__} takes no position_ids, so it cannot be trained here",
+            hint="choose a base model with rotary or learned positions, such as Llama, Qwen, Mistral or GPT-2",
+        )
 
 
 def skeleton(request: PlanRequest) -> PreTrainedModel:

@@ -35,7 +35,7 @@ class Device:
     """CUDA compute capability; it decides the kernels and, under `model.dtype: auto`, the precision."""
 
     num_multiprocessors: int = 108
-    """Streaming multiprocessors; attention splits its work, and so its workspace, by them."""
+    """Streaming multiprocessors."""
 
 
 @dataclass(frozen=True)

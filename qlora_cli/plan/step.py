@@ -16,8 +16,10 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
+from qlora_cli.errors import RecipeError
 from qlora_cli.plan.fake_model import fake_model, fake_tensors
 from qlora_cli.plan.holdings import settle_model, settle_optimizer
 from qlora_cli.plan.kernels import FAKE_KERNELS, AsOnCuda, cuda_autocast, use_cuda_int8, workspaces
@@ -27,6 +29,14 @@ from qlora_cli.plan.phases import checkpoint_contexts, follow_phases
 from qlora_cli.plan.shape import PlanRequest
 from qlora_cli.plan.timeline import Trace, finished_trace
 from qlora_cli.plan.trace import Kind, LiveMemory, Stage
+
+VALUES_NEEDED = (
+    fake_tensor.DataDependentOutputException,
+    fake_tensor.DynamicOutputShapeException,
+    fake_tensor.UnsupportedFakeTensorException,
+    fake_tensor.UnsupportedOperatorException,
+)
+"""What fake tensors raise where code asks for values that they do not have."""
 
 Loss = Callable[[PeftModel, dict[str, torch.Tensor]], torch.Tensor]
 """From the model and a batch to the loss; it calls the model's backbone itself."""
@@ -40,7 +50,8 @@ def fake_step(request: PlanRequest, loss: Loss | None = None) -> Trace:
         loss: as in `count_step`.
 
     Raises:
-        RecipeError: if the base cannot be built, or the recipe names modules that it does not have.
+        RecipeError: if the base cannot be built, the recipe names modules that it does not have, or the base computes
+            something whose shape depends on values.
     """
     mode = fake_tensors()
     model = fake_model(request, mode)
@@ -48,7 +59,14 @@ def fake_step(request: PlanRequest, loss: Loss | None = None) -> Trace:
         warnings.simplefilter("ignore")
         if request.device.kind == "cuda":
             use_cuda_int8(model)
-        return count_step(model, request, loss)
+        try:
+            return count_step(model, request, loss)
+        except VALUES_NEEDED as fault:
+            base = type(model.get_base_model()).__name__
+            raise RecipeError(
+                f"a step of {base} cannot be planned without its weights: {' '.join(str(fault).split())[:200]}",
+                hint="train a few steps with `--set training.max_steps=3` and read peak_memory_bytes in metrics.jsonl",
+            ) from fault
 
 
 def count_step(model: PeftModel, request: PlanRequest, loss: Loss | None = None) -> Trace:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
-from transformers import AutoConfig, LlamaConfig, ViTConfig
+from transformers import AutoConfig, LlamaConfig, MptConfig, ViTConfig
 
 from qlora_cli.errors import RecipeError
 from qlora_cli.plan.fake_model import fake_model, fake_tensors, meta_model, skeleton
@@ -68,6 +68,12 @@ def test_dropout_on_fused_experts_is_refused_with_the_way_out():
     with pytest.raises(RecipeError) as caught:
         meta_model(request_for(config_of("mixtral"), lora__lora_dropout=0.1))
     assert "--set lora.lora_dropout=0" in str(caught.value)
+
+
+def test_a_base_without_positions_is_refused_as_training_refuses_it():
+    config = MptConfig(d_model=128, n_heads=4, n_layers=2, vocab_size=512)
+    with pytest.raises(RecipeError, match="takes no position_ids"):
+        meta_model(request_for(config, model__attn_implementation="eager"))
 
 
 def test_a_configuration_that_makes_no_language_model_is_refused():

@@ -9,6 +9,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, LlamaConfig
 
+from qlora_cli.errors import RecipeError
 from qlora_cli.plan.optimizers import make_optimizer
 from qlora_cli.plan.step import count_step, fake_step
 from qlora_cli.plan.trace import Kind, Stage
@@ -148,3 +149,10 @@ def test_with_checkpointing_a_wide_model_is_fullest_when_its_last_layer_is_recom
     assert recomputed.peak.phase.layer == 2
     assert recomputed.peak.phase.stage in (Stage.RECOMPUTE, Stage.BACKWARD)
     assert recomputed.peak.num_bytes < kept.peak.num_bytes
+
+
+def test_a_base_whose_shapes_depend_on_values_is_refused_in_words():
+    config = config_of("mixtral")
+    config._experts_implementation = "eager"
+    with pytest.raises(RecipeError, match="MixtralForCausalLM cannot be planned without its weights"):
+        fake_step(request_for(config))
