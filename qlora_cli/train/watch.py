@@ -56,6 +56,7 @@ class Watch:
         self._values: deque[Any] = deque()
         self._verdict: Verdict | None = None
         self._done: set[int] = set()
+        self._has_left = False
         for peer in peers:
             threading.Thread(target=self._listen, args=(peer,), name=f"watch-{peer.rank}", daemon=True).start()
 
@@ -103,6 +104,7 @@ class Watch:
     def speaks(self, exit_code: int) -> bool:
         """Whether this process, which ends by an error, is the one that says so; the others are told to leave."""
         with self._changed:
+            self._has_left = True
             if self.is_first:
                 self._decide(Verdict(exit_code, 0, None))
             elif self._verdict is None:
@@ -175,7 +177,8 @@ class Watch:
         """For a main thread that is stuck, such as in a collective operation on a GPU."""
         verdict = self._verdict
         assert verdict is not None  # it started the timer
-        if verdict.lost is not None and verdict.speaker == self.launch.rank and not self._done:
+        if verdict.lost is not None and verdict.speaker == self.launch.rank and not self._has_left:
+            console.err.quiet = False
             console.show_error(self._loss(verdict.lost))
         if console.err.is_terminal:
             console.err.show_cursor(True)
