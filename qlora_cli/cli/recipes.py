@@ -20,14 +20,27 @@ def init(
     base: Annotated[str, typer.Option(help="Base model: Hub id or local folder.")] = "Qwen/Qwen3-8B",
     data: Annotated[str, typer.Option(help="Training data: file, folder or Hub id.")] = "data/train.jsonl",
     out: Annotated[Path, typer.Option(help="File to write; its name names the run.")] = Path("recipe.yaml"),
+    gpu: Annotated[
+        str | None, typer.Option(help="Card that it is to fit, e.g. 4090; values are chosen by the base's size.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
 ) -> None:
     """Write a commented starter recipe."""
     from qlora_cli import console
-    from qlora_cli.recipe.starter import write_starter
+    from qlora_cli.recipe.starter import refuse_name, write_starter
 
-    write_starter(out, base, data, overwrite=force)
-    console.result(f"wrote {out}")
+    refuse_name(out, overwrite=force)
+    values = None
+    if gpu is not None:
+        from qlora_cli.plan.advice import advise
+        from qlora_cli.plan.cards import find_card
+
+        card = find_card(gpu)
+        console.note(f"planning {base} on {card.name}")
+        with console.library_noise_to(None):
+            values = advise(base, data, card)
+    write_starter(out, base, data, overwrite=force, values=values)
+    console.result(f"wrote {out}" + (f": {values.planned[0].lower()}{values.planned[1:-1]}" if values else ""))
     console.note(f"next: edit it, then `qlora validate {out}` and `qlora train {out}`")
 
 

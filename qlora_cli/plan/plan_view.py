@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.text import Text
 
 from qlora_cli import console
-from qlora_cli.data.show.report_view import bar
+from qlora_cli.data.show.report_view import bar, show_lines
 from qlora_cli.plan.estimate import UTILIZATION
 from qlora_cli.plan.fit import Fit
 from qlora_cli.plan.knobs import Knob
@@ -107,28 +107,23 @@ def _time(report: PlanReport) -> str:
 def show_fits(fits: Sequence[Fit], report: PlanReport) -> None:
     """Print the largest settings that fit, each with all else unchanged."""
     rows = [
-        (fit.key, "none fits" if fit.value is None else f"{fit.value:,}", in_gib(fit.num_bytes), fit.override or "-")
+        (fit.key, "none fits" if fit.value is None else f"{fit.value:,}", in_gib(fit.num_bytes), fit.override)
         for fit in fits
     ]
     console.result("")
-    console.table((f"largest on {report.target.name}", "value", "GiB", "add to the command"), rows)
+    show_lines((f"largest on {report.target.name}", "value", "GiB", "add to the command"), rows)
 
 
 def show_knobs(knobs: Sequence[Knob], report: PlanReport) -> None:
-    """Print what each change saves when it alone is made; those that make the plan fit are marked."""
+    """Print what each change saves when it alone is made, and whether the plan fits then."""
     room = (report.target.memory_bytes or 0) - report.device_bytes
     rows = [
-        (
-            knob.what,
-            in_gib(knob.saved_bytes),
-            "yes" if room + knob.saved_bytes >= 0 else "no",
-            knob.override,
-        )
+        (knob.what, in_gib(knob.saved_bytes), "yes" if room + knob.saved_bytes >= 0 else "no", knob.override)
         for knob in knobs
     ]
     console.result("")
     if rows:
-        console.table(("what saves memory", "GiB", "fits then", "add to the command"), rows)
+        show_lines(("what saves memory", "GiB", "fits then", "add to the command"), rows)
     else:
         console.result("no change of a setting saves memory")
 
@@ -158,5 +153,5 @@ def duration(seconds: float) -> str:
     """
     for unit, length in (("days", 86_400), ("h", 3_600), ("min", 60)):
         if seconds >= (2 if unit == "days" else 1) * length:
-            return f"{seconds / length:.{0 if unit == 'min' else 1}f} {unit}"
+            return f"{seconds / length:.{0 if seconds >= 10 * length else 1}f} {unit}"
     return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"

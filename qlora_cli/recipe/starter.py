@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -12,7 +14,7 @@ from qlora_cli.recipe.reader import NAME_PATTERN
 TEMPLATE = """\
 # A QLoRA run: 4-bit base model, 16-bit adapter. `qlora validate {file}` checks it, `qlora train {file}` runs it.
 # Keys that are left out have defaults; `qlora schema` describes every key.
-name: {name}                   # the run goes to runs/{name}
+{head}name: {name}                   # the run goes to runs/{name}
 
 model:
   base_model: {base}  # Hub id or local folder
@@ -22,23 +24,23 @@ quantization:                  # leave this section out for 16-bit LoRA
   double_quant: true           # saves 0.37 bit per parameter, about 0.3 GB at 7B
 
 lora:
-  r: 16                        # 16 is enough for most tasks; more rank means more memory and more to overfit
-  lora_alpha: 32               # the update is scaled by lora_alpha / r
+{r}
+{lora_alpha}
   lora_dropout: 0.05           # 0.05 to 0.1 helps on small data
   target_modules: all-linear   # the paper needs all linear layers to match full fine-tuning
 
 data:
   train: {data}  # alpaca, messages, sharegpt, prompt/completion or text
   eval_fraction: 0.05          # held out, to see overfitting
-  max_length: 2048             # in tokens; halve it first when memory runs out
+{max_length}
   packing: true                # fills rows with several documents, none of which sees another
 
 training:
   num_train_epochs: 3          # 1 is often enough above 10,000 rows
-  learning_rate: 2.0e-4        # the paper's value up to 13B; 1e-4 above
-  per_device_train_batch_size: 4
-  gradient_accumulation_steps: 4   # 4 x 4 = 16 rows a step; out of memory: 2 x 8 is the same step
-  lr_scheduler_type: cosine
+{learning_rate}
+{per_device_train_batch_size}
+{gradient_accumulation_steps}
+  lr_scheduler_type: cosine    # down to 0 along half a cosine; the paper holds the rate constant
   warmup_ratio: 0.03           # share of the steps
   optim: paged_adamw_8bit      # its state moves to CPU memory when the GPU is full
 
@@ -46,8 +48,35 @@ tracking:
   report_to: []                # metrics.jsonl is always written; add tensorboard, wandb, mlflow or trackio
 """
 
+COLUMN = 31
+"""Where comments begin, as in the template."""
 
-def write_starter(out: Path, base_model: str, data: str, *, overwrite: bool) -> None:
+
+@dataclass(frozen=True)
+class Choice:
+    """One value, and why."""
+
+    value: str
+    why: str
+
+
+@dataclass(frozen=True)
+class StarterValues:
+    """The values that depend on the base and the card."""
+
+    r: Choice = Choice("16", "16 is enough for most tasks; more rank means more memory and more to overfit")
+    lora_alpha: Choice = Choice("32", "the update is scaled by lora_alpha / r")
+    max_length: Choice = Choice("2048", "in tokens; halve it first when memory runs out")
+    learning_rate: Choice = Choice("2.0e-4", "the paper's value up to 13B; 1e-4 above")
+    per_device_train_batch_size: Choice = Choice("4", "rows in one forward pass; `qlora plan` says what fits")
+    gradient_accumulation_steps: Choice = Choice("4", "4 x 4 = 16 rows a step; out of memory: 2 x 8 is the same step")
+    planned: str = ""
+    """What was planned with these values; the first comment says it."""
+
+
+def write_starter(
+    out: Path, base_model: str, data: str, *, overwrite: bool, values: StarterValues | None = None
+) -> None:
     """Write a starter recipe to `out`.
 
     Args:
@@ -55,23 +84,55 @@ def write_starter(out: Path, base_model: str, data: str, *, overwrite: bool) -> 
         base_model: Hub id or local folder.
         data: path or Hub id of the training data.
         overwrite: replace a file that exists.
+        values: chosen for a card; by default those of the schema.
 
     Raises:
         ArgumentError: if `out` exists, cannot be written, or its stem cannot name a run.
     """
-    if not NAME_PATTERN.fullmatch(out.stem):
-        hint = "use letters, digits, '.', '_' and '-', for example `--out chat.yaml`"
-        raise ArgumentError(f"the file name '{out.stem}' cannot name the run", hint=hint)
-    text = TEMPLATE.format(file=out, name=_quoted(out.stem), base=_quoted(base_model), data=_quoted(data))
+    refuse_name(out, overwrite=overwrite)
+    text = starter_text(out, base_model, data, values or StarterValues())
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with out.open("w" if overwrite else "x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
-        hint = "choose another --out, or write over it with --force"
-        raise ArgumentError(f"'{out}' is there already", hint=hint) from None
+        raise _is_there(out) from None
     except OSError as error:
         raise ArgumentError(f"'{out}' cannot be written: {error.strerror}", hint="choose another --out") from None
+
+
+def refuse_name(out: Path, *, overwrite: bool) -> None:
+    """See before any work is done that the recipe may be written.
+
+    Raises:
+        ArgumentError: if it is there already, or its stem cannot name a run.
+    """
+    if not NAME_PATTERN.fullmatch(out.stem):
+        hint = "use letters, digits, '.', '_' and '-', for example `--out chat.yaml`"
+        raise ArgumentError(f"the file name '{out.stem}' cannot name the run", hint=hint)
+    if out.exists() and not overwrite:
+        raise _is_there(out)
+
+
+def _is_there(out: Path) -> ArgumentError:
+    return ArgumentError(f"'{out}' is there already", hint="choose another --out, or write over it with --force")
+
+
+def starter_text(out: Path, base_model: str, data: str, values: StarterValues) -> str:
+    """The recipe as it is written."""
+    chosen = {name: _line(name, choice) for name, choice in vars(values).items() if isinstance(choice, Choice)}
+    head = "".join(f"# {line}\n" for line in textwrap.wrap(values.planned, 116))
+    return TEMPLATE.format(
+        file=out, name=_quoted(out.stem), base=_quoted(base_model), data=_quoted(data), head=head, **chosen
+    )
+
+
+def _line(name: str, choice: Choice) -> str:
+    """
+    >>> _line("r", Choice("16", "enough"))
+    '  r: 16                        # enough'
+    """
+    return f"{f'  {name}: {choice.value}':<{COLUMN - 1}} # {choice.why}"
 
 
 def _quoted(text: str) -> str:

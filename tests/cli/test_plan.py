@@ -122,3 +122,20 @@ def test_the_timeline_is_a_page(call, recipe_file, tmp_path):
     assert ran.code == 0
     assert "wrote pages/step.html" in ran.err
     assert "<svg " in (tmp_path / "pages" / "step.html").read_text()
+
+
+def test_init_for_a_card_writes_what_plan_finds_to_fit(call, tiny_base, chat_data, tmp_path):
+    ran = call("init", "--base", tiny_base, "--data", chat_data, "--gpu", "t4", "--out", "new.yaml")
+    assert ran.code == 0
+    assert "planned for T4: " in ran.out
+    assert call("plan", "new.yaml", "--gpu", "t4").code == 0
+    settings = [line for line in (tmp_path / "new.yaml").read_text().splitlines() if line[:2] == "  "]
+    assert sum("#" in line for line in settings) == len(settings)
+    assert max(map(len, settings)) < 160 + len(str(chat_data))
+
+
+def test_init_refuses_a_file_that_is_there_before_it_plans(call, tmp_path):
+    (tmp_path / "recipe.yaml").write_text("mine")
+    ran = call("init", "--gpu", "nonsense")
+    assert ran.code == 2
+    assert "is there already" in ran.err

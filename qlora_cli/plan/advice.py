@@ -1,0 +1,163 @@
+"""Values for a first recipe: by the base's size as the papers have them, then made to fit a card by tracing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from transformers import PreTrainedConfig
+
+from qlora_cli.errors import RecipeError, ResourceError
+from qlora_cli.plan.cards import Card
+from qlora_cli.plan.facts import model_facts
+from qlora_cli.plan.fit import Tracer
+from qlora_cli.plan.shape import PlanRequest, read_config, sketch_config
+from qlora_cli.recipe.schema import ModelSection, Recipe
+from qlora_cli.recipe.starter import Choice, StarterValues
+
+ROWS_A_STEP = 16
+"""Batch size of the QLoRA paper's fine-tuning runs (arXiv:2305.14314, appendix B)."""
+
+LENGTHS = (2048, 1024, 512)
+
+GIB = 2**30
+
+SHAPES = {0.5e9: (1024, 16), 1.5e9: (2048, 16), 3e9: (3072, 26), 8e9: (4096, 32), 14e9: (5120, 40), 33e9: (6656, 60)}
+"""Parameters of a Llama-like model -> its width and layers, for a base of which only the size is known."""
+
+LARGEST_SHAPE = (8192, 80)
+
+
+@dataclass(frozen=True)
+class Size:
+    """What is chosen by the number of parameters."""
+
+    r: int
+    batch_size: int
+    learning_rate: str
+    r_why: str
+    learning_rate_why: str
+
+
+def size_of(num_params: float) -> Size:
+    """The first choice for a base of that size.
+
+    >>> [size_of(size).r for size in (1.5e9, 8e9, 33e9)], [size_of(size).learning_rate for size in (8e9, 14e9)]
+    ([16, 16, 8], ['2.0e-4', '1.0e-4'])
+    """
+    rank = "rank matters little (arXiv:2305.14314, section 4)"
+    rate = "2e-4 up to 13B, 1e-4 above (arXiv:2305.14314, appendix B)"
+    if num_params < 6.5e9:
+        return Size(16, 8, "2.0e-4", f"below 7B: 16, {rank}", rate)
+    if num_params <= 30e9:
+        learning_rate = "2.0e-4" if num_params < 13.5e9 else "1.0e-4"
+        return Size(16, 4, learning_rate, f"7 to 30B: 8 to 16, {rank}", rate)
+    return Size(8, 2, "1.0e-4", f"above 30B: 4 to 16, {rank}", rate)
+
+
+def advise(base_model: str, data: str, card: Card) -> StarterValues:
+    """Values with which a base fits a card, each with its reason.
+
+    Raises:
+        RecipeError: if neither the base's configuration nor its size is known.
+        ResourceError: if it does not fit with the shortest rows and the smallest rank.
+    """
+    recipe = Recipe.model_validate(
+        {"name": "new", "model": {"base_model": base_model}, "quantization": {}, "data": {"train": data}}
+    )
+    config, origin = _config_of(recipe.model)
+    request = PlanRequest(recipe, config, card.device)
+    num_params = model_facts(request).num_base
+    size = size_of(num_params)
+    tracer = Tracer()
+    for candidate in _candidates(request, size):
+        needed = tracer.needs(candidate)
+        if needed <= card.memory_bytes:
+            of = f"{needed / GIB:.1f} of {card.memory_bytes / GIB:.1f} GiB"
+            planned = f"Planned for {card.name}: {of}, by tracing {origin}, {num_params / 1e9:.1f}B parameters."
+            return _values(candidate, size, card, planned)
+    raise ResourceError(
+        f"{base_model} needs {needed / GIB:.1f} GiB in 4 bit with one row of {LENGTHS[-1]} tokens and r 4, and "
+        f"{card.name} has {card.memory_bytes / GIB:.1f} GiB for a process",
+        hint="choose a smaller base or a larger card",
+    )
+
+
+def _candidates(request: PlanRequest, size: Size) -> Iterator[PlanRequest]:
+    """From the first choice down: fewer rows, then shorter ones, then a smaller rank."""
+    batches = [size.batch_size >> shift for shift in range(size.batch_size.bit_length())]
+    tried = [(batch, LENGTHS[0], size.r) for batch in batches]
+    tried += [(1, length, size.r) for length in LENGTHS[1:]] + [(1, LENGTHS[-1], 4)]
+    for batch, length, r in tried:
+        yield request.changed(
+            {
+                "training.per_device_train_batch_size": batch,
+                "training.gradient_accumulation_steps": ROWS_A_STEP // batch,
+                "data.max_length": length,
+                "lora.r": r,
+                "lora.lora_alpha": 2.0 * r,
+            }
+        )
+
+
+def _values(request: PlanRequest, size: Size, card: Card, planned: str) -> StarterValues:
+    recipe = request.recipe
+    batch, accumulation = recipe.training.per_device_train_batch_size, recipe.training.gradient_accumulation_steps
+    length, r = recipe.data.max_length, recipe.lora.r
+    longer = "longer" if length == LENGTHS[0] else f"{2 * length}"
+    return StarterValues(
+        r=Choice(f"{r}", f"{size.r_why}{_high_rank(card)}"),
+        lora_alpha=Choice(f"{2 * r}", "the update is scaled by lora_alpha / r; 2 r keeps the scale at any rank"),
+        max_length=Choice(f"{length}", f"in tokens; `qlora plan --gpu '{card.name}' --fit` says whether {longer} fits"),
+        learning_rate=Choice(size.learning_rate, size.learning_rate_why),
+        per_device_train_batch_size=Choice(
+            f"{batch}", f"the largest of {_powers(size.batch_size)} that fits {card.name}"
+        ),
+        gradient_accumulation_steps=Choice(
+            f"{accumulation}", f"{batch} x {accumulation} = {ROWS_A_STEP} rows a step, as in the paper's runs"
+        ),
+        planned=planned,
+    )
+
+
+def _high_rank(card: Card) -> str:
+    """Advice on high rank by the card's memory: 32 at 24 GB, 64 at 48 GB."""
+    gigabytes = card.memory_mib / 1024
+    if gigabytes < 22:
+        return ""
+    return f"; up to {32 if gigabytes < 44 else 64} here, at 5e-5 to 1e-4"
+
+
+def _powers(largest: int) -> str:
+    """
+    >>> _powers(4)
+    '1, 2, 4'
+    """
+    return ", ".join(str(1 << shift) for shift in range(largest.bit_length()))
+
+
+def _config_of(model: ModelSection) -> tuple[PreTrainedConfig, str]:
+    """The base's configuration, or a sketch by the size in its name, and what it is in words."""
+    try:
+        return read_config(model), "its config.json"
+    except RecipeError:
+        num_params = params_in_name(model.base_model)
+        if num_params is None:
+            raise
+        near = min(SHAPES, key=lambda size: abs(size - num_params))
+        hidden, layers = SHAPES[near] if num_params < 50e9 else LARGEST_SHAPE
+        config = sketch_config(int(num_params), hidden_size=hidden, num_layers=layers)
+        return config, "a Llama of the size in its name (its config.json is not at hand)"
+
+
+def params_in_name(name: str) -> float | None:
+    """Parameters by the name of a base; None where it has no size, or one of several experts.
+
+    >>> params_in_name("meta-llama/Llama-3.1-8B-Instruct"), params_in_name("qwen2.5-0.5b")
+    (8000000000.0, 500000000.0)
+    >>> params_in_name("mistralai/Mixtral-8x7B-v0.1"), params_in_name("gpt2")
+    (None, None)
+    """
+    found = re.search(r"(?<![\w.])(\d+(?:\.\d+)?)b(?![a-z])", name.rpartition("/")[2].lower())
+    return None if found is None else float(found[1]) * 1e9

@@ -1,0 +1,80 @@
+"""Values for a first recipe: by size, and what a small card makes of them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from qlora_cli.errors import RecipeError, ResourceError
+from qlora_cli.plan.advice import ROWS_A_STEP, advise, params_in_name, size_of
+from qlora_cli.plan.cards import MIB, USABLE, find_card
+from qlora_cli.plan.fit import Tracer
+from qlora_cli.plan.shape import PlanRequest, read_config
+from qlora_cli.recipe.schema import Recipe
+
+T4 = find_card("t4")
+
+
+def card_of(num_bytes):
+    return dataclasses.replace(T4, name="made up", memory_mib=num_bytes / USABLE / MIB)
+
+
+def needs(base, values):
+    """Bytes of a recipe with these values."""
+    numbers = {key: float(choice.value) for key, choice in vars(values).items() if key != "planned"}
+    recipe = Recipe.model_validate(
+        {
+            "name": "new",
+            "model": {"base_model": str(base)},
+            "quantization": {},
+            "lora": {"r": int(numbers["r"]), "lora_alpha": numbers["lora_alpha"]},
+            "data": {"train": "rows.jsonl", "max_length": int(numbers["max_length"])},
+            "training": {
+                key: int(numbers[key]) for key in ("per_device_train_batch_size", "gradient_accumulation_steps")
+            },
+        }
+    )
+    return Tracer().needs(PlanRequest(recipe, read_config(recipe.model), T4.device))
+
+
+@pytest.mark.parametrize(
+    ("num_params", "r", "batch_size", "learning_rate"),
+    [(1e9, 16, 8, "2.0e-4"), (7e9, 16, 4, "2.0e-4"), (13e9, 16, 4, "2.0e-4"), (33e9, 8, 2, "1.0e-4")],
+)
+def test_values_follow_the_size(num_params, r, batch_size, learning_rate):
+    size = size_of(num_params)
+    assert (size.r, size.batch_size, size.learning_rate) == (r, batch_size, learning_rate)
+
+
+def test_a_card_with_room_gets_the_first_choice(tiny_base):
+    values = advise(str(tiny_base), "rows.jsonl", T4)
+    assert (values.r.value, values.per_device_train_batch_size.value, values.max_length.value) == ("16", "8", "2048")
+    assert "its config.json" in values.planned
+
+
+def test_a_smaller_card_gets_fewer_rows_at_once_and_as_many_a_step(tiny_base):
+    first = advise(str(tiny_base), "rows.jsonl", T4)
+    card = card_of(needs(tiny_base, first) - 1)
+    values = advise(str(tiny_base), "rows.jsonl", card)
+    assert values.per_device_train_batch_size.value == "4"
+    assert int(values.gradient_accumulation_steps.value) * 4 == ROWS_A_STEP
+    assert needs(tiny_base, values) <= card.memory_bytes
+
+
+def test_what_cannot_fit_is_said_with_what_it_needs(tiny_base):
+    with pytest.raises(ResourceError) as caught:
+        advise(str(tiny_base), "rows.jsonl", card_of(100 * MIB))
+    assert "made up has 0.1 GiB" in caught.value.problems[0].text
+
+
+def test_a_base_that_is_not_at_hand_is_planned_by_the_size_in_its_name():
+    values = advise("nobody/nothing-0.5B", "rows.jsonl", T4)
+    assert "the size in its name" in values.planned
+    assert "0.5B parameters" in values.planned
+
+
+def test_a_base_of_unknown_size_is_refused():
+    assert params_in_name("nobody/nothing") is None
+    with pytest.raises(RecipeError):
+        advise("nobody/nothing", "rows.jsonl", T4)
