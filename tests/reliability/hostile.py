@@ -92,7 +92,10 @@ class Place:
 
 
 def snapshot(root: Path) -> dict[str, tuple[Any, ...]]:
-    """Every entry below `root` with its size, time and kind, without those that commands may write: results of `qlora eval` lie beside an adapter."""
+    """Every entry below `root` with its size, time and kind, without those that commands may write.
+
+    Results of `qlora eval` are among these: they lie beside an adapter.
+    """
     found = {}
     for folder, folders, names in os.walk(root):
         if Path(folder) == root / "here":
