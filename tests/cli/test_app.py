@@ -10,7 +10,7 @@ import pytest
 from qlora_cli.errors import QloraError
 
 COMMANDS = (
-    "init", "recipes", "validate", "schema", "train", "tiny", "eval", "merge", "export", "chat", "generate", "runs",
+    "init", "recipes", "validate", "schema", "plan", "train", "tiny", "eval", "merge", "export", "chat", "generate", "runs",
     "doctor", "data",
 )  # fmt: skip
 
