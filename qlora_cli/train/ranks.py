@@ -48,6 +48,7 @@ class Ranks:
             return
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, torch.get_num_threads() // self.num))
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all are on this machine, and nobody else should listen
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         try:
             distributed.init_process_group(backend, rank=self.rank, world_size=self.num, timeout=PATIENCE)
@@ -122,9 +123,8 @@ class Ranks:
         if self.num == 1:
             return [content]
         length = self.largest(len(content))
-        padded = torch.zeros(length + 8, dtype=torch.uint8)
-        padded[:8] = torch.tensor(list(len(content).to_bytes(8, "little")), dtype=torch.uint8)
-        padded[8 : 8 + len(content)] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+        labelled = len(content).to_bytes(8, "little") + content
+        padded = torch.frombuffer(bytearray(labelled.ljust(length + 8)), dtype=torch.uint8)
         all_padded = [torch.empty_like(padded) for _ in range(self.num)]
         with self._faults():
             distributed.all_gather(all_padded, padded)

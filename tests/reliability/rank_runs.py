@@ -66,13 +66,24 @@ class Ranks:
         Args:
             options: for a rank, keyword arguments of `qlora` below beside the first four.
         """
+        return self.call(f"{__name__}:qlora", arguments, options=options, num=num)
+
+    def call(
+        self,
+        function: str,
+        arguments: list[str] | None = None,
+        *,
+        options: dict[int, dict[str, Any]] | None = None,
+        num: int = NUM_RANKS,
+    ) -> Outcome:
+        """Call a function in `num` processes; it gets `rank`, `num`, `port`, `arguments` and the rank's options."""
         port = free_port()
         started, children = time.monotonic(), []
         paths = [self.logs / f"{port}-{rank}.log" for rank in range(num)]
         for rank in range(num):
-            asked = {"rank": rank, "num": num, "port": port, "arguments": arguments}
+            asked = {"rank": rank, "num": num, "port": port, "arguments": arguments or []}
             asked |= (options or {}).get(rank, {})
-            children.append(self.servers[rank].start(f"{__name__}:qlora", asked, log=paths[rank]))
+            children.append(self.servers[rank].start(function, asked, log=paths[rank]))
         ends: dict[int, float] = {}
         while len(ends) < num and time.monotonic() < started + OUT_OF_PATIENCE_SECONDS:
             for rank, child in enumerate(children):
@@ -133,8 +144,7 @@ def qlora(
     from qlora_cli.cli import app
 
     if num > 1:
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num)}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        set_place(rank, num, port)
     if killed_at is not None:
         if killed_at[0] == "start":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -151,6 +161,12 @@ def qlora(
     except SystemExit as end:
         return int(end.code or 0)
     return 0
+
+
+def set_place(rank: int, num: int, port: int) -> None:
+    """Set the variables that torchrun sets."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 
 
 def send_at(where: str, call: int, numbers: list[int]) -> None:

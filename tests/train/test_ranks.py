@@ -105,6 +105,12 @@ def test_other_kinds_of_adapter_resume_to_the_bit_too(ranks, tiny_base, chat_dat
     assert content(tmp_path / "run", 4) == content(tmp_path / "straight", 4)
 
 
+def test_sums_and_messages_between_processes(ranks):
+    """Gradients of a parameter that one process did not use count as zero there; one that none used has none."""
+    outcome = ranks.call("tests.train.rank_sums:check")
+    assert outcome.exit_codes == [0, 0], outcome.logs
+
+
 def test_processes_draw_dropout_of_their_own(straight):
     saved = content(straight[0])
     one, two = (saved[f"random-{rank}.safetensors"] for rank in (0, 1))
