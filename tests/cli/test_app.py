@@ -10,8 +10,8 @@ import pytest
 from qlora_cli.errors import QloraError
 
 COMMANDS = (
-    "init", "recipes", "validate", "schema", "plan", "train", "tiny", "eval", "merge", "export", "chat", "generate", "runs",
-    "doctor", "data",
+    "init", "recipes", "validate", "schema", "plan", "train", "tiny", "eval", "merge", "export", "chat", "generate",
+    "runs", "doctor", "data",
 )  # fmt: skip
 
 
