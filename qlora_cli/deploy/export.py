@@ -70,6 +70,13 @@ def _merged_before(source: TunedSource) -> Path | None:
     adapter_sha256 = adapter_identity(source)
     if source.run is None or not (source.run.merged_path / MERGE_RECORD).is_file():
         return None
+    for path in source.run.merged_path.rglob("*"):
+        if path.is_symlink():
+            raise IdentityError(
+                "is a link, and an export would hand on what it leads to",
+                place=str(path),
+                hint="merge again with `qlora merge --force`",
+            )
     record = _read_record(source.run.merged_path)
     return source.run.merged_path if record.get("adapter_sha256") == adapter_sha256 else None
 

@@ -16,7 +16,7 @@ from qlora_cli.errors import ArgumentError
 from qlora_cli.evaluate.comparison import Comparison, Evaluation, evaluate_run, write_comparison
 from qlora_cli.evaluate.metrics import METRICS
 from qlora_cli.evaluate.tasks import load_task
-from qlora_cli.model.tuned import Tuned, load_tuned
+from qlora_cli.model.tuned import Tuned, find_tuned, load_tuned
 from qlora_cli.recipe.data_schema import SourceSection
 from qlora_cli.recipe.schema import TaskSection
 
@@ -59,6 +59,9 @@ def measure(folder: Path | None, request: EvalRequest) -> Comparison:
 
     The results go to `<run>/eval/`, or `<folder>/eval/` for an adapter made elsewhere.
     """
+    source = find_tuned(folder)
+    if source.run is not None:
+        source.run.refuse_links()
     tuned = load_tuned(folder)
     evaluation = prepare_evaluation(tuned, request)
     num_questions = sum(len(task.questions) for task in evaluation.tasks)

@@ -16,7 +16,7 @@ from qlora_cli.model.tokenizer import load_tokenizer
 from qlora_cli.recipe.reader import load_recipe
 from qlora_cli.recipe.schema import ModelSection, QuantizationSection, Recipe
 from qlora_cli.run.directory import RunDirectory, latest_run
-from qlora_cli.run.manifest import read_json_object, read_manifest
+from qlora_cli.run.manifest import read_json_object, recorded_fingerprint
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,7 @@ def check_base(source: TunedSource) -> None:
     """
     if source.run is None or source.base_source is not None:
         return
-    expected = read_manifest(source.run)["base"]["fingerprint"]
-    if fingerprint_base(source.model) != expected:
+    if fingerprint_base(source.model) != recorded_fingerprint(source.run, "base"):
         raise IdentityError(
             f"base model '{source.model.base_model}' is not the one that run '{source.run.path}' was trained on: "
             "its weights have changed",

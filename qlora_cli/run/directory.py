@@ -142,7 +142,8 @@ class RunDirectory:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.read(lock, 32).decode("ascii", "replace").strip() or "unknown"
+            holder = os.read(lock, 32).decode("ascii", "replace").strip()
+            holder = holder if holder.isdecimal() else "unknown"
             raise RunInUseError(
                 f"process {holder} is writing to run directory '{self.path}'",
                 hint=f"wait for it, stop it with `kill {holder}`, or choose another --run-dir",

@@ -34,6 +34,23 @@ def read_manifest(run: RunDirectory) -> dict[str, Any]:
     return read_json_object(run.manifest_path, hint="this run directory is damaged; train again")
 
 
+def recorded_fingerprint(run: RunDirectory, section: str) -> str:
+    """Fingerprint of what the run was trained on: its `base`, `tokenizer`, `template` or `data`.
+
+    Raises:
+        IdentityError: if the manifest does not hold it.
+    """
+    values = read_manifest(run).get(section)
+    fingerprint = values.get("fingerprint") if isinstance(values, dict) else None
+    if not isinstance(fingerprint, str):
+        raise IdentityError(
+            f"holds no fingerprint of the {section}",
+            place=str(run.manifest_path),
+            hint="this run directory is damaged; train again",
+        )
+    return fingerprint
+
+
 def read_json_object(path: Path, *, hint: str) -> dict[str, Any]:
     """The JSON object in a file that this project wrote.
 

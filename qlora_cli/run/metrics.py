@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from qlora_cli.errors import IdentityError
 from qlora_cli.run.files import write_text
 
 
@@ -20,15 +21,36 @@ def append_metrics(path: Path, values: dict[str, Any]) -> None:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All lines; a last line cut short by a crash is left out."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    """All lines; a last line cut short by a crash is left out.
+
+    Raises:
+        IdentityError: if another line is damaged.
+    """
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
     values = []
-    for number, line in enumerate(lines):
+    for number, line in enumerate(lines, start=1):
         try:
-            values.append(json.loads(line))
-        except ValueError:
-            if number != len(lines) - 1:
-                raise
+            values.append(_parsed(line))
+        except ValueError as fault:
+            if number != len(lines):
+                raise IdentityError(
+                    f"this line is damaged: {fault}", place=f"{path}:{number}", hint="delete the line"
+                ) from fault
+    return values
+
+
+def _parsed(line: str) -> dict[str, Any]:
+    """One line of the file.
+
+    Raises:
+        ValueError: if it is no JSON object with a step.
+    """
+    try:
+        values = json.loads(line)
+    except RecursionError as fault:
+        raise ValueError("it is nested too deeply") from fault
+    if not isinstance(values, dict) or not isinstance(values.get("step"), int):
+        raise ValueError("it is no JSON object with a step")
     return values
 
 

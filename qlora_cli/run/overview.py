@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from qlora_cli.errors import IdentityError
 from qlora_cli.run.directory import RUNS_FOLDER, RunDirectory, list_runs
 from qlora_cli.run.manifest import read_manifest
 from qlora_cli.run.metrics import read_metrics
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -41,19 +44,32 @@ def overview(folder: Path = RUNS_FOLDER) -> list[RunOverview]:
 
 
 def _describe(run: RunDirectory) -> RunOverview:
-    metrics = read_metrics(run.metrics_path)
-    losses = [line["loss"] for line in metrics if "loss" in line]
-    eval_losses = [line["eval_loss"] for line in metrics if "eval_loss" in line]
-    try:
-        manifest = read_manifest(run)
-    except IdentityError:
-        manifest = {}  # stopped before the manifest was written
+    metrics = _or_nothing(lambda: read_metrics(run.metrics_path), [])
+    manifest = _or_nothing(lambda: read_manifest(run), {})  # none where the run stopped before it was written
+    base = manifest.get("base")
     return RunOverview(
         run=str(run.path),
-        status=manifest.get("status", "not started"),
-        base_model=manifest.get("base", {}).get("base_model", ""),
+        status=_text(manifest.get("status")) or "not started",
+        base_model=_text(base.get("base_model")) if isinstance(base, dict) else "",
         num_steps=metrics[-1]["step"] if metrics else 0,
-        loss=losses[-1] if losses else None,
-        eval_loss=eval_losses[-1] if eval_losses else None,
-        started_at=manifest.get("started_at", ""),
+        loss=_last(metrics, "loss"),
+        eval_loss=_last(metrics, "eval_loss"),
+        started_at=_text(manifest.get("started_at")),
     )
+
+
+def _or_nothing(read: Callable[[], Result], nothing: Result) -> Result:
+    """What is read; a damaged file of one run must not hide the others."""
+    try:
+        return read()
+    except IdentityError:
+        return nothing
+
+
+def _last(metrics: list[dict[str, Any]], key: str) -> float | None:
+    values = [line[key] for line in metrics if key in line]
+    return values[-1] if values and isinstance(values[-1], int | float) else None
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
