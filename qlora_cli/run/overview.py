@@ -44,8 +44,10 @@ def overview(folder: Path = RUNS_FOLDER) -> list[RunOverview]:
 
 
 def _describe(run: RunDirectory) -> RunOverview:
-    metrics = _or_nothing(lambda: read_metrics(run.metrics_path), [])
-    manifest = _or_nothing(lambda: read_manifest(run), {})  # none where the run stopped before it was written
+    metrics: list[dict[str, Any]] = _or_nothing(lambda: read_metrics(run.metrics_path), [])
+    manifest: dict[str, Any] = _or_nothing(
+        lambda: read_manifest(run), {}
+    )  # none where the run stopped before it was written
     base = manifest.get("base")
     return RunOverview(
         run=str(run.path),
