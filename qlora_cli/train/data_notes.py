@@ -8,8 +8,8 @@ from transformers import PreTrainedTokenizerBase
 
 from qlora_cli import console
 from qlora_cli.data.prepare import PreparedData
-from qlora_cli.data.show.preview import show_example
 from qlora_cli.data.report import DataReport
+from qlora_cli.data.show.preview import show_example
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.files import write_json
 

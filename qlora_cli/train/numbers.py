@@ -82,6 +82,22 @@ def weight_values(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
                 yield f"{name}.weight", constants
 
 
+def refuse_broken(model: nn.Module, optimizer: torch.optim.Optimizer | None, step: int, place: str) -> None:
+    """Make sure that adapter and optimizer hold nothing that is not finite.
+
+    Raises:
+        NumericError: naming the first tensor that does.
+    """
+    adapter = ((name, value) for name, value in model.named_parameters() if value.requires_grad)
+    state = leaves(optimizer.state_dict()["state"], "optimizer") if optimizer is not None else ()
+    if broken := first_broken([*adapter, *state]):
+        raise NumericError(
+            f"'{broken}' holds values that are not finite after step {step}; nothing is written",
+            place=place,
+            hint=RESTART_HINT,
+        )
+
+
 @dataclass(frozen=True)
 class MicroBatch:
     """One forward and backward pass of a step."""

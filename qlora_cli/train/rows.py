@@ -42,9 +42,10 @@ class NumberedCollator:
 
 
 def documents_of(rows: PackedRows, numbers: Iterable[int]) -> Iterator[TokenRow]:
-    """The documents of some packed rows, in the rows' order."""
+    """The documents of some packed rows, in the rows' order; negative numbers stand for rows that fill up a batch."""
     for number in numbers:
-        yield from rows.documents(number)
+        if number >= 0:
+            yield from rows.documents(number)
 
 
 def named_places(documents: Sequence[TokenRow]) -> str:

@@ -31,6 +31,7 @@ from qlora_cli.train.assembly import Ingredients, make_model, make_trainer
 from qlora_cli.train.data_notes import keep_rejected_rows, show_data
 from qlora_cli.train.ground import circumstances, ground_facts
 from qlora_cli.train.loss_level import LossWatch
+from qlora_cli.train.memory import advice
 from qlora_cli.train.progress import ProgressCallback, peak_memory_bytes
 from qlora_cli.train.ranks import Ranks
 from qlora_cli.train.resume import check_same_ground, check_same_number, clear_way, find_resume_point
@@ -177,19 +178,11 @@ def _resource_faults(recipe: Recipe, run: RunDirectory) -> Iterator[None]:
     Raises:
         ResourceError: in place of torch's and the system's own errors.
     """
-    training = recipe.training
     try:
         yield
     except torch.OutOfMemoryError as fault:
-        batch_size, accumulation = training.per_device_train_batch_size, training.gradient_accumulation_steps
-        smaller = (
-            f"--set training.per_device_train_batch_size={batch_size // 2} "
-            f"--set training.gradient_accumulation_steps={accumulation * 2}"
-            if batch_size > 1
-            else f"--set data.max_length={recipe.data.max_length // 2}"
-        )
-        hint = f"start over with {smaller} and another --run-dir"
-        raise ResourceError("out of GPU memory", place=str(run.path), hint=hint) from fault
+        reason = str(fault).splitlines()[0]
+        raise ResourceError(f"out of GPU memory: {reason}", place=str(run.path), hint=advice(recipe)) from fault
     except OSError as fault:
         if fault.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

@@ -9,7 +9,8 @@ from accelerate.data_loader import SeedableRandomSampler
 from torch import Generator
 from torch.utils.data import Dataset, Sampler
 
-from qlora_cli.data.collator import IGNORE_INDEX
+from qlora_cli.data.token_row import IGNORE_INDEX
+from qlora_cli.train.rows import ROW_NUMBERS
 
 FILLER = -1
 """Number of the row that fills up the last batch of an epoch; it has no label."""
@@ -65,5 +66,5 @@ class FilledRows(Dataset[dict[str, Any]]):
     def __getitem__(self, number: int) -> dict[str, Any]:
         if number == FILLER:
             row = self._rows[0]
-            return {**row, "labels": [IGNORE_INDEX] * len(row["labels"])}
+            return {**row, "labels": [IGNORE_INDEX] * len(row["labels"]), ROW_NUMBERS: FILLER}
         return self._rows[number]

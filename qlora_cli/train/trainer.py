@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,35 +21,26 @@ from qlora_cli import compat
 from qlora_cli.data.collator import Collator
 from qlora_cli.data.packed_rows import PackedRows
 from qlora_cli.errors import NumericError
-from qlora_cli.model.adapter import ADAPTER_WEIGHTS, save_adapter, set_adapter_tensors
-from qlora_cli.model.scoring import Score, summed_loss
+from qlora_cli.model.adapter import ADAPTER_WEIGHTS, set_adapter_tensors
 from qlora_cli.run.checkpoints import rotate_checkpoints, staged_checkpoint
 from qlora_cli.run.directory import RunDirectory
+from qlora_cli.train.contents import Contents, ProcessState, load_process
+from qlora_cli.train.held_out import HeldOutRows
+from qlora_cli.train.memory import MicroBatches
 from qlora_cli.train.numbers import (
     MAX_OVERFLOWS,
-    RESTART_HINT,
     Culprits,
     MicroBatch,
     StepNumbers,
     UpdateWatch,
-    first_broken,
     is_finite,
     largest_value,
-    leaves,
+    refuse_broken,
 )
 from qlora_cli.train.ranks import Ranks
 from qlora_cli.train.rows import ROW_NUMBERS, NumberedCollator, numbered_dataset
 from qlora_cli.train.share import FilledRows, ShareSampler
-from qlora_cli.train.state import (
-    load_optimizer,
-    load_state,
-    pack_state,
-    random_state,
-    restore_random_state,
-    save_optimizer,
-    save_state,
-    unpack_state,
-)
+from qlora_cli.train.state import load_optimizer, load_state, restore_random_state
 
 
 @dataclass(frozen=True)
@@ -76,6 +67,8 @@ class QloraTrainer(SFTTrainer):
         save_total_limit: checkpoints kept.
         seal: facts that every checkpoint's seal repeats, such as the data's fingerprint.
     """
+
+    current_gradient_accumulation_steps: int
 
     def __init__(
         self,
@@ -106,6 +99,12 @@ class QloraTrainer(SFTTrainer):
         self._trained = [parameter for parameter in parts.model.parameters() if parameter.requires_grad]
         self._step_numbers = StepNumbers()
         self._num_overflows = 0
+        self._micro_batches = MicroBatches(
+            arguments.per_device_train_batch_size, self._batch_of, self._metrics["train"]
+        )
+        self._held_out = HeldOutRows(
+            parts.eval_rows, parts.collator, parts.ranks, batch_size=arguments.per_device_eval_batch_size
+        )
 
     def takes_over_finished(self, checkpoint: Path) -> bool:
         """Load a checkpoint whose run has no step left; False, with nothing loaded, where steps are left.
@@ -138,13 +137,20 @@ class QloraTrainer(SFTTrainer):
     def training_step(
         self, model: nn.Module, inputs: dict[str, torch.Tensor], num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        """One forward and backward pass.
+        """A forward and backward pass over one micro-batch, in pieces where memory has run out.
 
         Raises:
             NumericError: if the loss is not finite; the weights are still those of the last step.
+            torch.OutOfMemoryError: if a single row does not fit.
         """
         row_numbers = inputs.pop(ROW_NUMBERS)
-        loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
+
+        def one_pass(batch: dict[str, Any], num_pieces: int) -> torch.Tensor:
+            return self._one_pass(model, batch, num_items_in_batch, num_pieces)
+
+        loss = self._micro_batches.train_on(
+            self.state.global_step, inputs, row_numbers, one_pass, lambda: model.zero_grad()
+        )
         if not is_finite(loss):
             raise self._not_finite("loss", loss.item(), row_numbers)
         largest_gradient = largest_value(parameter.grad for parameter in self._trained)
@@ -152,6 +158,22 @@ class QloraTrainer(SFTTrainer):
         if self._ranks.num > 1 and self.accelerator.sync_gradients:
             self._sum_gradients()
         return loss
+
+    def _one_pass(
+        self, model: nn.Module, batch: dict[str, Any], num_items: torch.Tensor | int | None, num_pieces: int
+    ) -> torch.Tensor:
+        """The stock training step; for a mixture of experts it takes the mean of the balancing loss over all passes."""
+        num_passes = self.current_gradient_accumulation_steps
+        self.current_gradient_accumulation_steps = num_passes * num_pieces
+        try:
+            loss: torch.Tensor = super().training_step(model, batch, num_items)
+        finally:
+            self.current_gradient_accumulation_steps = num_passes
+        return loss
+
+    def _batch_of(self, numbers: Sequence[int]) -> dict[str, Any]:
+        rows = FilledRows(self.train_dataset)
+        return self._parts.collator([rows[number] for number in numbers])
 
     def _sum_gradients(self) -> None:
         """Add up what the processes have found, unless this one found what no sum could bear."""
@@ -187,21 +209,13 @@ class QloraTrainer(SFTTrainer):
         Raises:
             NumericError: naming a tensor of the adapter or of the optimizer that holds NaN or infinity.
         """
-        adapter = ((name, value) for name, value in self.model.named_parameters() if value.requires_grad)
-        state = leaves(self.optimizer.state_dict()["state"], "optimizer") if self.optimizer is not None else ()
-        if broken := first_broken([*adapter, *state]):
-            raise NumericError(
-                f"'{broken}' holds values that are not finite after step {self.state.global_step}; nothing is written",
-                place=str(self._run.path),
-                hint=RESTART_HINT,
-            )
+        refuse_broken(self.model, self.optimizer, self.state.global_step, str(self._run.path))
 
     def evaluate(
         self, eval_dataset: None = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Mean loss per trained token over the eval rows; the stock trainer would average batch means."""
-        total, num_tokens = self._ranks.sums(summed_loss(self.model, self._eval_batches()))
-        score = Score(loss=total / num_tokens, num_tokens=int(num_tokens))
+        score = self._held_out.score(self.model)
         if not math.isfinite(score.loss):
             what = f"the eval loss after step {self.state.global_step} is {score.loss}"
             raise self._culprits(self._parts.eval_rows).error(what, range(len(self._parts.eval_rows)))
@@ -210,22 +224,15 @@ class QloraTrainer(SFTTrainer):
         self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _eval_batches(self) -> Iterator[dict[str, Any]]:
-        """This process's share: every so many batches one."""
-        size = self.args.per_device_eval_batch_size
-        for start in range(size * self._ranks.rank, len(self.eval_dataset), size * self._ranks.num):
-            stop = min(start + size, len(self.eval_dataset))
-            yield self._parts.collator([self.eval_dataset[index] for index in range(start, stop)])
-
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         step = self.state.global_step
         if not self.args.should_save or self._saved_step == step:
             return
         self.check_finite()
         self._check_same_weights()
-        states = [unpack_state(packed) for packed in self._ranks.collect(pack_state(random_state()))]
+        packed = self._ranks.collect(ProcessState.of_this_process(self._micro_batches.rows_at_once).packed())
         if self._ranks.is_first:
-            self._write_checkpoint(step, states)
+            self._write_checkpoint(step, [ProcessState.unpacked(process) for process in packed])
         self._ranks.barrier()
         self._saved_step = step
 
@@ -240,16 +247,11 @@ class QloraTrainer(SFTTrainer):
             sums = [sum(part.double().sum() for part in (p.abs(), p)).item() for p in trained]
             self._ranks.check_same(f"sum of weights after step {self.state.global_step}", f"{math.fsum(sums)!r}")
 
-    def _write_checkpoint(self, step: int, random_states: list[dict[str, Any]]) -> None:
+    def _write_checkpoint(self, step: int, processes: list[ProcessState]) -> None:
+        scaler = self.accelerator.scaler
+        contents = Contents(self.model, self.optimizer, self.lr_scheduler, scaler, self.state, processes)
         with staged_checkpoint(self._run.checkpoints_path, step, self._seal) as folder:
-            save_adapter(self.model, folder)
-            save_optimizer(folder, self.optimizer)
-            save_state(folder, "scheduler", self.lr_scheduler.state_dict())
-            for rank, state in enumerate(random_states):
-                save_state(folder, _random_name(rank, len(random_states)), state)
-            if self.accelerator.scaler is not None:
-                save_state(folder, "scaler", self.accelerator.scaler.state_dict())
-            self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+            contents.write(folder)
         rotate_checkpoints(self._run.checkpoints_path, keep=self._save_total_limit)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
@@ -259,6 +261,8 @@ class QloraTrainer(SFTTrainer):
         if checkpoint is not None:
             load_optimizer(Path(checkpoint), self.optimizer)
             self.lr_scheduler.load_state_dict(load_state(Path(checkpoint), "scheduler"))
+            process = load_process(Path(checkpoint), self._ranks.rank, self._ranks.num)
+            self._micro_batches.rows_at_once = process.rows_at_once
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         if checkpoint is not None and self.accelerator.scaler is not None:
@@ -266,8 +270,7 @@ class QloraTrainer(SFTTrainer):
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            name = _random_name(self._ranks.rank, self._ranks.num)
-            restore_random_state(load_state(Path(checkpoint), name))
+            restore_random_state(load_process(Path(checkpoint), self._ranks.rank, self._ranks.num).random)
 
     def _maybe_log_save_evaluate(self, tr_loss: torch.Tensor, *arguments: Any, **options: Any) -> None:
         if self._ranks.num > 1 and self.control.should_log and self.state.global_step > self._globalstep_last_logged:
@@ -277,8 +280,3 @@ class QloraTrainer(SFTTrainer):
             tr_loss.fill_(loss)
             self._metrics["train"]["mean_token_accuracy"] = [accuracy / max(num_batches, 1)]
         super()._maybe_log_save_evaluate(tr_loss, *arguments, **options)
-
-
-def _random_name(rank: int, num_ranks: int) -> str:
-    """Name of a process's random state in a checkpoint; `random` where there is one process."""
-    return "random" if num_ranks == 1 else f"random-{rank}"

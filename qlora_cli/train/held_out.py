@@ -1,0 +1,57 @@
+"""The loss on held-out rows while training goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from peft import PeftModel
+
+from qlora_cli import console
+from qlora_cli.data.collator import Collator
+from qlora_cli.data.packed_rows import PackedRows
+from qlora_cli.model.scoring import Score, summed_loss
+from qlora_cli.train.memory import give_back_memory, is_out_of_memory, pieces
+from qlora_cli.train.ranks import Ranks
+
+
+class HeldOutRows:
+    """Held-out rows, which the processes of a run share among them.
+
+    Args:
+        batch_size: rows in one forward pass; fewer from where memory has run out on.
+    """
+
+    def __init__(self, rows: PackedRows, collator: Collator, ranks: Ranks, *, batch_size: int) -> None:
+        self._rows = rows
+        self._collator = collator
+        self._ranks = ranks
+        self._batch_size = self._rows_at_once = batch_size
+
+    def score(self, model: PeftModel) -> Score:
+        """Mean loss per trained token over all rows, those of the other processes included.
+
+        Raises:
+            torch.OutOfMemoryError: if a single row does not fit.
+        """
+        total, num_tokens = self._ranks.sums(self._summed_loss(model))
+        return Score(loss=total / num_tokens, num_tokens=int(num_tokens))
+
+    def _summed_loss(self, model: PeftModel) -> tuple[float, int]:
+        while True:
+            try:
+                return summed_loss(model, self._batches())
+            except RuntimeError as fault:
+                if not is_out_of_memory(fault) or self._rows_at_once == 1:
+                    raise
+            self._rows_at_once //= 2
+            console.note(f"out of memory while evaluating: from here on {self._rows_at_once} rows at once")
+            give_back_memory()
+
+    def _batches(self) -> Iterator[dict[str, Any]]:
+        """This process's share: every so many batches one."""
+        dataset, size = self._rows.dataset, self._batch_size
+        for start in range(size * self._ranks.rank, len(dataset), size * self._ranks.num):
+            numbers = range(start, min(start + size, len(dataset)))
+            for part in pieces(numbers, self._rows_at_once):
+                yield self._collator([dataset[number] for number in part])
