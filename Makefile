@@ -9,10 +9,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 # A CPU whose other core is busy loses seconds to OpenMP threads that spin while they wait.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help install install-dev demo test test-gpu check format fuzz bench-data bench-gpu clean
+.PHONY: help install install-dev demo test test-gpu torture check format fuzz bench-data bench-checkpoint bench-gpu clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: .venv/.installed ## make .venv with .venv/bin/qlora
 install-dev: .venv/.installed-dev ## the same, with what the tests and checks need
@@ -32,10 +32,13 @@ demo: install ## the main job on CPU: make a base, train, compare, merge, ask
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/demo.sh
 
 test: install-dev ## run the tests
-	$(BIN)/python -m pytest -m "not gpu"
+	$(BIN)/python -m pytest -m "not gpu and not torture"
 
 test-gpu: install-dev ## run the tests that need a CUDA GPU
 	$(BIN)/python -m pytest -m gpu
+
+torture: install-dev ## the long tests of what a run survives: hours
+	$(BIN)/python -m pytest -m torture tests/reliability
 
 check: install-dev ## lint, format and types, changing nothing
 	$(BIN)/ruff check .
@@ -51,6 +54,9 @@ fuzz: install-dev ## read broken data files for a minute; no fault may end in a 
 
 bench-data: install ## JSON Lines to packed rows on disk, beside the bare tokenizer
 	$(BIN)/python benchmarks/data.py
+
+bench-checkpoint: install ## what saving every 50 steps costs a run
+	$(BIN)/python benchmarks/checkpoint.py
 
 bench-gpu: install ## tokens/s and peak memory of an 8B shape with random weights
 	$(BIN)/python benchmarks/gpu.py

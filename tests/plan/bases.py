@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -95,7 +94,6 @@ def request_for(
 def save_base(folder: Path, config: PreTrainedConfig) -> Path:
     """A folder with random weights of that configuration."""
     torch.manual_seed(0)
-    logging.getLogger("transformers").setLevel(logging.ERROR)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return folder
 
