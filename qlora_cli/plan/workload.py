@@ -76,5 +76,5 @@ def num_steps(num_rows: int, training: TrainingSection) -> int:
     """
     if training.max_steps is not None:
         return training.max_steps
-    batches = ceil(num_rows / training.per_device_train_batch_size)
-    return ceil((training.num_train_epochs or 3) * max(1, ceil(batches / training.gradient_accumulation_steps)))
+    batches = ceil(num_rows / training.rows_at_once)
+    return ceil(training.epochs * max(1, ceil(batches / training.num_passes)))

@@ -14,6 +14,8 @@ from qlora_cli.recipe.data_schema import DataSection
 from qlora_cli.recipe.section import Section
 from qlora_cli.recipe.short_forms import Names, Number, as_float, as_tuple
 
+DEFAULT_EPOCHS = 3.0
+
 
 class ModelSection(Section):
     """The pretrained model that stays frozen."""
@@ -115,8 +117,9 @@ class TrainingSection(Section):
     max_steps: int | None = Field(None, ge=1, le=1_000_000_000)
     """Optimizer steps, instead of `num_train_epochs`."""
 
-    per_device_train_batch_size: int = Field(4, ge=1, le=65_536)
-    """Rows in one forward pass on each device."""
+    per_device_train_batch_size: Annotated[int, Field(ge=1, le=65_536)] | Literal["auto"] = 4
+    """Rows in one forward pass on each device. `auto`: as many of a step's rows as fit, and
+    `gradient_accumulation_steps` is then the number of a step's rows."""
 
     gradient_accumulation_steps: int = Field(4, ge=1, le=65_536)
     """Forward passes that add up to one optimizer step."""
@@ -152,6 +155,27 @@ class TrainingSection(Section):
 
     save_total_limit: int = Field(2, ge=1, le=100_000)
     """Checkpoints kept; older ones are deleted after a newer one is whole."""
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the data; `max_steps`, where given, ends the run instead."""
+        return self.num_train_epochs or DEFAULT_EPOCHS
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of an optimizer step on each device."""
+        return self.rows_at_once * self.num_passes
+
+    @property
+    def rows_at_once(self) -> int:
+        """Rows of a forward pass where memory is no matter: with `auto` all rows of a step."""
+        batch_size = self.per_device_train_batch_size
+        return self.gradient_accumulation_steps if batch_size == "auto" else batch_size
+
+    @property
+    def num_passes(self) -> int:
+        """Forward passes of `rows_at_once` that add up to an optimizer step."""
+        return 1 if self.per_device_train_batch_size == "auto" else self.gradient_accumulation_steps
 
 
 class TaskSection(Section):

@@ -28,9 +28,8 @@ def _method(quantization: QuantizationSection | None, lora: LoraSection) -> str:
 
 
 def _length(training: TrainingSection) -> str:
-    rows = training.per_device_train_batch_size * training.gradient_accumulation_steps
     if training.max_steps is not None:
         length = f"{training.max_steps} steps"
     else:
-        length = f"{training.num_train_epochs or 3:g} epochs"
-    return f"{length} of {rows} rows a step, {training.optim}, learning rate {training.learning_rate:g}"
+        length = f"{training.epochs:g} epochs"
+    return f"{length} of {training.rows_per_step} rows a step, {training.optim}, learning rate {training.learning_rate:g}"

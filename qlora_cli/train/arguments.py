@@ -6,10 +6,8 @@ import torch
 from trl import SFTConfig
 
 from qlora_cli.errors import RecipeError
-from qlora_cli.recipe.schema import Recipe, TrainingSection
+from qlora_cli.recipe.schema import Recipe
 from qlora_cli.run.directory import RunDirectory
-
-DEFAULT_EPOCHS = 3.0
 
 UNPAGED = {"paged_adamw_8bit": "adamw_8bit", "paged_adamw_32bit": "adamw_torch"}
 """What runs where there is no GPU memory to page out of: the same update rule, the state in plain memory."""
@@ -34,11 +32,11 @@ def trainer_arguments(recipe: Recipe, run: RunDirectory, dtype: torch.dtype, dev
         lr_scheduler_type=training.lr_scheduler_type,
         warmup_steps=training.warmup_ratio,  # transformers 5 reads a number below 1 as a share of all steps
         max_grad_norm=training.max_grad_norm,
-        num_train_epochs=epochs(training),
+        num_train_epochs=training.epochs,
         max_steps=training.max_steps or -1,
-        per_device_train_batch_size=training.per_device_train_batch_size,
+        per_device_train_batch_size=training.rows_at_once,
         per_device_eval_batch_size=recipe.eval.per_device_eval_batch_size,
-        gradient_accumulation_steps=training.gradient_accumulation_steps,
+        gradient_accumulation_steps=training.num_passes,
         gradient_checkpointing=training.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False} if training.gradient_checkpointing else None,
         optim=optimizer_on(training.optim, device),
@@ -89,11 +87,6 @@ def _on_one_gpu(arguments: SFTConfig) -> SFTConfig:
     """With several GPUs in sight the trainer would wrap the model in DataParallel; the model is on one of them."""
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
-
-
-def epochs(training: TrainingSection) -> float:
-    """Passes over the data; `max_steps`, where given, ends the run instead."""
-    return training.num_train_epochs or DEFAULT_EPOCHS
 
 
 def optimizer_on(name: str, device: torch.device) -> str:

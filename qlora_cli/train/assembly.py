@@ -19,6 +19,7 @@ from qlora_cli.run.directory import RunDirectory
 from qlora_cli.train.arguments import optimizer_on, trainer_arguments
 from qlora_cli.train.ground import Facts
 from qlora_cli.train.isolation import check_takes_positions, prove_isolation
+from qlora_cli.train.meaning import seal_of
 from qlora_cli.train.ranks import Ranks
 from qlora_cli.train.trainer import QloraTrainer, TrainerParts
 
@@ -88,5 +89,5 @@ def make_trainer(recipe: Recipe, run: RunDirectory, ingredients: Ingredients) ->
         ingredients.callbacks,
         ingredients.ranks,
     )
-    seal = {f"{section}_fingerprint": values["fingerprint"] for section, values in ingredients.facts.items()}
+    seal = seal_of(recipe, ingredients.facts)
     return QloraTrainer(parts, arguments, run, save_total_limit=recipe.training.save_total_limit, seal=seal)

@@ -8,23 +8,13 @@ from typing import Any
 from qlora_cli import console
 from qlora_cli.errors import ArgumentError, IdentityError
 from qlora_cli.recipe.reader import load_recipe
-from qlora_cli.recipe.schema import Recipe
+from qlora_cli.recipe.schema import Recipe, TrainingSection
 from qlora_cli.run.checkpoints import Checkpoint, newest_whole
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.manifest import read_manifest
 from qlora_cli.run.metrics import forget_after
 from qlora_cli.train.launch import Launch
-
-MAY_CHANGE = (
-    "name",
-    "eval.",
-    "tracking.",
-    "training.logging_steps",
-    "training.save_strategy",
-    "training.save_steps",
-    "training.save_total_limit",
-)
-"""Keys that do not touch what is computed; a trailing dot stands for a whole section."""
+from qlora_cli.train.meaning import changed_keys, run_length, seal_of
 
 
 def clear_way(run: RunDirectory, *, overwrite: bool) -> None:
@@ -53,7 +43,8 @@ def find_resume_point(run: RunDirectory, recipe: Recipe) -> Checkpoint | None:
     """
     if not run.is_started:
         raise ArgumentError(f"there is no run in '{run.path}' to resume", hint="leave out --resume to start it")
-    changed = changed_keys(load_recipe(run.recipe_path), recipe)
+    before = load_recipe(run.recipe_path)
+    changed = changed_keys(before, recipe)
     if changed:
         listed = "; ".join(f"{key}: {before!r} -> {after!r}" for key, before, after in changed)
         raise IdentityError(
@@ -61,11 +52,34 @@ def find_resume_point(run: RunDirectory, recipe: Recipe) -> Checkpoint | None:
             place=str(run.recipe_path),
             hint=f"undo the change, resume with `{run.resume_command}`, or start a new run with another --run-dir",
         )
-    checkpoint, skipped = newest_whole(run.checkpoints_path)
+    checkpoint, skipped = newest_whole(run.checkpoints_path, _expected_seal(run, recipe))
     for damaged, problem in skipped:
         console.warn(f"checkpoint {damaged.path} is passed over: {problem}")
     forget_after(run.metrics_path, checkpoint.step if checkpoint else -1)
+    _tell_of_new_end(run, before.training, recipe.training, checkpoint)
     return checkpoint
+
+
+def _expected_seal(run: RunDirectory, recipe: Recipe) -> dict[str, Any]:
+    """What the seal of a checkpoint of this run says, so that one of another run is not taken for it."""
+    if not run.manifest_path.exists():  # killed before it was written, and so before the first checkpoint
+        return {}
+    manifest = read_manifest(run)
+    facts = {name: values for name, values in manifest.items() if isinstance(values, dict) and "fingerprint" in values}
+    return seal_of(recipe, facts)
+
+
+def _tell_of_new_end(
+    run: RunDirectory, before: TrainingSection, after: TrainingSection, checkpoint: Checkpoint | None
+) -> None:
+    (unit, old), (_, new) = run_length(before), run_length(after)
+    if new == old:
+        return
+    stays = f"; {run.adapter_path} stays as it is until then" if run.is_finished else ""
+    console.note(f"the run now ends after {new:g} {unit} instead of {old:g}{stays}")
+    if checkpoint is not None and after.lr_scheduler_type != "constant":
+        schedule = f"the {after.lr_scheduler_type} schedule of {new:g} {unit}"
+        console.note(f"from step {checkpoint.step + 1} on the learning rate follows {schedule}")
 
 
 def check_same_number(run: RunDirectory, num_processes: int) -> None:
@@ -85,31 +99,6 @@ def check_same_number(run: RunDirectory, num_processes: int) -> None:
 
 def _processes(number: int) -> str:
     return "1 process" if number == 1 else f"{number} processes"
-
-
-def changed_keys(before: Recipe, after: Recipe) -> list[tuple[str, Any, Any]]:
-    """Keys whose value differs and that a resumed run must not change, with both values."""
-    old, new = _flat(before.model_dump()), _flat(after.model_dump())
-    return [
-        (key, old.get(key), new.get(key))
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not key.startswith(MAY_CHANGE)
-    ]
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys joined by dots.
-
-    >>> _flat({"lora": {"r": 8}, "name": "a"})
-    {'lora.r': 8, 'name': 'a'}
-    """
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def check_same_ground(run: RunDirectory, facts: dict[str, dict[str, Any]]) -> None:

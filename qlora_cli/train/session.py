@@ -140,11 +140,9 @@ def _train(
         if not ranks.is_first:
             set_seed((recipe.training.seed + ranks.rank) % 2**32)  # each process draws dropout of its own
         with request.listening(), closing(progress):
+            if ranks.is_first:
+                _write_start(recipe, run, {"num_processes": ranks.num, **facts}, is_resumed=checkpoint is not None)
             if checkpoint is None:
-                if ranks.is_first:
-                    write_text(run.recipe_path, dump_recipe(recipe))
-                    number = {"num_processes": ranks.num}
-                    write_manifest(run, {"status": "started", **number, **facts, **circumstances(recipe)})
                 trainer.train()
             elif not trainer.takes_over_finished(checkpoint.path):
                 trainer.train(resume_from_checkpoint=str(checkpoint.path))
@@ -152,6 +150,13 @@ def _train(
     result = _result(trainer, run, first_step, time.monotonic() - started)
     _conclude(result, trainer, request, ranks)
     return result
+
+
+def _write_start(recipe: Recipe, run: RunDirectory, ground: dict[str, Any], *, is_resumed: bool) -> None:
+    """What the run is made of; a resumed one keeps its ground, and its recipe has what was allowed to change."""
+    write_text(run.recipe_path, dump_recipe(recipe))
+    written = read_manifest(run) if is_resumed else {**ground, **circumstances(recipe)}
+    write_manifest(run, {**written, "status": "started"})
 
 
 def _connect(ranks: Ranks, recipe: Recipe, prepared: PreparedData) -> None:
@@ -164,7 +169,7 @@ def _connect(ranks: Ranks, recipe: Recipe, prepared: PreparedData) -> None:
     ranks.check_same("dtype", dtype_name(pick_dtype(recipe.model.dtype, device)))
     ranks.check_same("data fingerprint", prepared.fingerprint)
     training = recipe.training
-    rows, steps = training.per_device_train_batch_size, training.gradient_accumulation_steps
+    rows, steps = training.rows_at_once, training.num_passes
     console.note(
         f"{ranks.num} processes on {device.type}: each step takes {rows} rows x {steps} x {ranks.num} processes "
         f"= {rows * steps * ranks.num} rows"

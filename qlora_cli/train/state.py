@@ -93,6 +93,18 @@ def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
     compat.page_loaded_state(optimizer)
 
 
+def load_schedule(folder: Path, schedule: torch.optim.lr_scheduler.LambdaLR) -> None:
+    """Bring back where the schedule was, and set the next step's learning rate by it.
+
+    The checkpoint holds that rate too, for the length that the run had then.
+    """
+    schedule.load_state_dict(load_state(folder, "scheduler"))
+    shares = (share(schedule.last_epoch) for share in schedule.lr_lambdas)
+    schedule._last_lr = [base * share for base, share in zip(schedule.base_lrs, shares, strict=True)]
+    for group, rate in zip(schedule.optimizer.param_groups, schedule._last_lr, strict=True):
+        group["lr"] = rate
+
+
 def random_state() -> dict[str, Any]:
     """State of every random generator that training draws from: Python, NumPy, torch on CPU and on CUDA."""
     algorithm, keys, position, has_gauss, cached_gauss = np.random.get_state(legacy=True)

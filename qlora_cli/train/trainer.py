@@ -40,7 +40,7 @@ from qlora_cli.train.numbers import (
 from qlora_cli.train.ranks import Ranks
 from qlora_cli.train.rows import ROW_NUMBERS, NumberedCollator, numbered_dataset
 from qlora_cli.train.share import FilledRows, ShareSampler
-from qlora_cli.train.state import load_optimizer, load_state, restore_random_state
+from qlora_cli.train.state import load_optimizer, load_schedule, load_state, restore_random_state
 
 
 @dataclass(frozen=True)
@@ -112,11 +112,18 @@ class QloraTrainer(SFTTrainer):
         The stock loop, resumed at `max_steps` in mid-epoch, would do one step too many.
         """
         state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        *_, state.max_steps = self.set_initial_training_values(self.args, self.get_train_dataloader())
         if state.global_step < state.max_steps:
             return False
         self.state = state
         self._load_from_checkpoint(str(checkpoint))
         return True
+
+    def _init_training_state(self, max_steps: int, *arguments: Any) -> tuple[int, int]:
+        """The stock trainer keeps the intervals of the checkpoint's own session, whatever the recipe says by now."""
+        place: tuple[int, int] = super()._init_training_state(max_steps, *arguments)
+        self.state.compute_steps(self.args, max_steps)
+        return place
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """This process's share of the rows."""
@@ -260,7 +267,7 @@ class QloraTrainer(SFTTrainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             load_optimizer(Path(checkpoint), self.optimizer)
-            self.lr_scheduler.load_state_dict(load_state(Path(checkpoint), "scheduler"))
+            load_schedule(Path(checkpoint), self.lr_scheduler)
             process = load_process(Path(checkpoint), self._ranks.rank, self._ranks.num)
             self._micro_batches.rows_at_once = process.rows_at_once
 
