@@ -101,12 +101,13 @@ def _work_out(
     report = make_report(request, target, with_data=params is None)
     if not is_fitted or target.memory_bytes is None:
         return report, [], []
-    return report, *_search(request, target.memory_bytes)
+    return report, *_search(report.request, target.memory_bytes)
 
 
 def _search(request: PlanRequest, memory_bytes: int) -> tuple[list[Fit], list[Knob]]:
-    from qlora_cli.plan.fit import UNITS, Tracer, largest_fit
+    from qlora_cli.plan.fit import UNITS, largest_fit
     from qlora_cli.plan.knobs import ranked_knobs
+    from qlora_cli.plan.tracer import Tracer
 
     tracer = Tracer()
     fits = []

@@ -11,8 +11,8 @@ from transformers import PreTrainedConfig
 from qlora_cli.errors import RecipeError, ResourceError
 from qlora_cli.plan.cards import Card
 from qlora_cli.plan.facts import model_facts
-from qlora_cli.plan.fit import Tracer
 from qlora_cli.plan.shape import PlanRequest, read_config, sketch_config
+from qlora_cli.plan.tracer import Tracer
 from qlora_cli.recipe.schema import ModelSection, Recipe
 from qlora_cli.recipe.starter import Choice, StarterValues
 
@@ -72,7 +72,7 @@ def advise(base_model: str, data: str, card: Card) -> StarterValues:
     size = size_of(num_params)
     tracer = Tracer()
     for candidate in _candidates(request, size):
-        needed = tracer.needs(candidate)
+        needed = tracer.device_bytes(candidate)
         if needed <= card.memory_bytes:
             of = f"{needed / GIB:.1f} of {card.memory_bytes / GIB:.1f} GiB"
             planned = f"Planned for {card.name}: {of}, by tracing {origin}, {num_params / 1e9:.1f}B parameters."
@@ -103,7 +103,7 @@ def _candidates(request: PlanRequest, size: Size) -> Iterator[PlanRequest]:
 
 def _values(request: PlanRequest, size: Size, card: Card, planned: str) -> StarterValues:
     recipe = request.recipe
-    batch, accumulation = recipe.training.per_device_train_batch_size, recipe.training.gradient_accumulation_steps
+    batch, accumulation = recipe.training.rows_at_once, recipe.training.num_passes
     length, r = recipe.data.max_length, recipe.lora.r
     longer = "longer" if length == LENGTHS[0] else f"{2 * length}"
     return StarterValues(

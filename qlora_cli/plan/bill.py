@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from qlora_cli.plan.allocator import MIB, allocate_trace
 from qlora_cli.plan.facts import ModelFacts
@@ -50,6 +51,20 @@ class Needs:
     def device_bytes(self) -> int:
         """Everything that the process takes; this must fit."""
         return self.reserved_bytes + sum(each.num_bytes for each in self.overheads if each.name == CONTEXT)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The needs as JSON holds them."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Needs:
+        """What `as_dict` gave.
+
+        Raises:
+            KeyError, TypeError: if it is something else.
+        """
+        overheads = tuple(Overhead(**each) for each in values["overheads"])
+        return cls(values["allocated_bytes"], values["reserved_bytes"], overheads)
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,7 @@ def estimate_pace(request: PlanRequest, facts: ModelFacts, card: Card, length: i
     num_passes = 3 if request.recipe.training.gradient_checkpointing else 2
     moved = facts.num_quantized * num_passes * (PACKED_BYTES + WRITTEN_BYTES)
     seconds = multiplying + moved / (card.bandwidth_gb_s * 1e9)
-    steps = request.recipe.training.gradient_accumulation_steps
+    steps = request.recipe.training.num_passes
     return Pace(num_tokens / seconds, seconds * steps, operations, card.name)
 
 

@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from qlora_cli.plan.bill import device_needs
-from qlora_cli.plan.planner import trace_step
 from qlora_cli.plan.shape import PlanRequest
+from qlora_cli.plan.tracer import Tracer
 
 UNITS = {"training.per_device_train_batch_size": 1, "data.max_length": 128, "lora.r": 8}
 """Recipe key -> what its value is a multiple of while it is searched."""
@@ -23,27 +22,6 @@ MAX_RANK = 512
 
 NUM_GUESSES = 8
 """Guesses on the line; then the interval is halved."""
-
-
-class Tracer:
-    """Bytes that requests need of their device, each traced once."""
-
-    def __init__(self) -> None:
-        self._known: dict[str, int] = {}
-
-    def needs(self, request: PlanRequest) -> int:
-        """Everything that the process would take of the device."""
-        recipe = request.recipe
-        sections = (recipe.model, recipe.quantization, recipe.lora, recipe.training)
-        key = "\n".join(
-            [
-                *(repr(section) for section in sections),
-                f"{recipe.data.max_length} {recipe.data.packing} {request.device} {id(request.config)}",
-            ]
-        )
-        if key not in self._known:
-            self._known[key] = device_needs(request, trace_step(request)).device_bytes
-        return self._known[key]
 
 
 @dataclass(frozen=True)
@@ -90,7 +68,7 @@ def largest_fit(request: PlanRequest, key: str, memory_bytes: int, tracer: Trace
     tried: dict[int, int] = {}
 
     def needed(count: int) -> int:
-        tried[count * unit] = tracer.needs(request.changed({key: count * unit}))
+        tried[count * unit] = tracer.device_bytes(request.changed({key: count * unit}))
         return tried[count * unit]
 
     count = search(needed, memory_bytes, _limit(request, key) // unit)

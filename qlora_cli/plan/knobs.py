@@ -11,9 +11,9 @@ from torch import nn
 
 from qlora_cli.model.base import is_linear
 from qlora_cli.plan.fake_model import skeleton
-from qlora_cli.plan.fit import Tracer
 from qlora_cli.plan.phases import decoder_layers
 from qlora_cli.plan.shape import PlanRequest
+from qlora_cli.plan.tracer import Tracer
 from qlora_cli.recipe.schema import QuantizationSection
 
 SMALLEST_LENGTH = 256
@@ -52,10 +52,10 @@ def ranked_knobs(request: PlanRequest, tracer: Tracer | None = None) -> list[Kno
         RecipeError: if the base cannot be built.
     """
     tracer = tracer or Tracer()
-    now = tracer.needs(request)
+    now = tracer.device_bytes(request)
     knobs = []
     for what, settings in changes(request):
-        saved = now - tracer.needs(_with(request, settings))
+        saved = now - tracer.device_bytes(_with(request, settings))
         if saved > 0:
             knobs.append(Knob(what, settings, saved))
     return sorted(knobs, key=lambda knob: knob.saved_bytes, reverse=True)
@@ -76,7 +76,7 @@ def changes(request: PlanRequest) -> Iterator[tuple[str, dict[str, Any]]]:
     training = recipe.training
     if not training.gradient_checkpointing:
         yield "recompute activations in backward, a third more time", {"training.gradient_checkpointing": True}
-    batch, accumulation = training.per_device_train_batch_size, training.gradient_accumulation_steps
+    batch, accumulation = training.rows_at_once, training.num_passes
     if batch > 1:
         factor = batch if batch % 2 else 2
         yield (

@@ -30,8 +30,7 @@ def show_plan(report: PlanReport) -> None:
     facts = {
         "base": told["base"],
         "method": told["method"],
-        "rows": f"{report.request.batch_size} of {recipe.data.max_length:,} tokens at once, "
-        f"{recipe.training.gradient_accumulation_steps} times a step",
+        "rows": _rows(report),
         **_facts(report),
     }
     console.facts(facts)
@@ -68,6 +67,15 @@ def _bill_rows(report: PlanReport) -> list[tuple[str, str, str]]:
     if report.fits:
         rows.append(("free", whole - report.device_bytes, ""))
     return [(name, in_gib(size), drawn) for name, size, drawn in rows]
+
+
+def _rows(report: PlanReport) -> str:
+    training, asked = report.request.recipe.training, report.asked.training
+    rows = f"{training.rows_at_once} of {report.asked.data.max_length:,} tokens at once"
+    if asked.per_device_train_batch_size == "auto":
+        passes = "1 pass" if training.num_passes == 1 else f"{training.num_passes} passes"
+        return f"{rows} (auto: the {asked.rows_per_step} of a step in {passes})"
+    return f"{rows}, {training.num_passes} times a step"
 
 
 def _facts(report: PlanReport) -> dict[str, str]:

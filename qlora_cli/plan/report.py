@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from qlora_cli.errors import ArgumentError
+from qlora_cli.plan.automatic import with_rows_that_fit
 from qlora_cli.plan.bill import Bill
 from qlora_cli.plan.cards import Card, find_card
 from qlora_cli.plan.estimate import Disk, Pace, estimate_disk, estimate_pace
@@ -15,6 +16,7 @@ from qlora_cli.plan.planner import plan
 from qlora_cli.plan.shape import Device, PlanRequest
 from qlora_cli.plan.trace import Kind
 from qlora_cli.plan.workload import Workload, find_workload
+from qlora_cli.recipe.schema import Recipe
 
 GIB = 2**30
 
@@ -35,7 +37,10 @@ class Target:
 class PlanReport:
     """Everything that `qlora plan` shows."""
 
+    asked: Recipe
     request: PlanRequest
+    """What was planned: in place of `per_device_train_batch_size: auto` it has the rows that fit."""
+
     bill: Bill
     target: Target
     workload: Workload | None
@@ -85,6 +90,7 @@ class PlanReport:
             "reserved_bytes": needs.reserved_bytes,
             "paged_bytes": self.bill.paged_bytes,
             "peak": str(self.bill.peak.phase),
+            "rows_at_once": self.request.batch_size,
             "bill": [{"what": name, "num_bytes": size} for name, size in self.lines],
             "parameters": {
                 "base": facts.num_base,
@@ -134,8 +140,10 @@ def make_report(request: PlanRequest, target: Target, *, with_data: bool = True)
     Raises:
         RecipeError: if the base cannot be built.
     """
+    asked = request.recipe
+    request = with_rows_that_fit(request, target.memory_bytes)
     bill = plan(request)
-    workload, why = find_workload(request.recipe) if with_data else (None, "a sketch has no data")
+    workload, why = find_workload(asked) if with_data else (None, "a sketch has no data")
     length = None if workload is None or request.recipe.data.packing else workload.tokens_per_row
     pace = None if target.card is None else estimate_pace(request, bill.facts, target.card, length)
-    return PlanReport(request, bill, target, workload, why, pace, estimate_disk(request, bill))
+    return PlanReport(asked, request, bill, target, workload, why, pace, estimate_disk(request, bill))

@@ -51,7 +51,7 @@ class PlanRequest:
     @property
     def batch_size(self) -> int:
         """Rows in one forward pass."""
-        return self.recipe.training.per_device_train_batch_size
+        return self.recipe.training.rows_at_once
 
     @property
     def dtype(self) -> torch.dtype:

@@ -84,7 +84,7 @@ def count_step(model: PeftModel, request: PlanRequest, loss: Loss | None = None)
         optimizer = make_optimizer(request, trained)
     if request.recipe.training.gradient_checkpointing:
         _turn_on_checkpointing(model, request, memory)
-    if request.recipe.training.gradient_accumulation_steps > 1:
+    if request.recipe.training.num_passes > 1:
         for parameter in trained:
             parameter.grad = torch.zeros_like(parameter)
     settle_model(memory, model)

@@ -14,9 +14,10 @@ from qlora_cli.errors import RecipeError
 from qlora_cli.recipe.explain import explain
 from qlora_cli.recipe.layers import Layers
 from qlora_cli.recipe.overrides import parse_override
-from qlora_cli.recipe.rules import Written, check_rules
+from qlora_cli.recipe.rules import check_rules
 from qlora_cli.recipe.schema import Recipe
 from qlora_cli.recipe.tree import Node, Place, PlacedProblem, find, merge, problem_at
+from qlora_cli.recipe.written import Written
 from qlora_cli.recipe.yaml_text import CoreSchemaLoader
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")

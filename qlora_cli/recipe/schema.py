@@ -162,6 +162,11 @@ class TrainingSection(Section):
         return self.num_train_epochs or DEFAULT_EPOCHS
 
     @property
+    def length(self) -> tuple[float, str]:
+        """When the run ends, with its unit."""
+        return (self.epochs, "epochs") if self.max_steps is None else (self.max_steps, "steps")
+
+    @property
     def rows_per_step(self) -> int:
         """Rows of an optimizer step on each device."""
         return self.rows_at_once * self.num_passes

@@ -28,8 +28,8 @@ def _method(quantization: QuantizationSection | None, lora: LoraSection) -> str:
 
 
 def _length(training: TrainingSection) -> str:
-    if training.max_steps is not None:
-        length = f"{training.max_steps} steps"
-    else:
-        length = f"{training.epochs:g} epochs"
-    return f"{length} of {training.rows_per_step} rows a step, {training.optim}, learning rate {training.learning_rate:g}"
+    length, unit = training.length
+    return (
+        f"{length:g} {unit} of {training.rows_per_step} rows a step, {training.optim}, "
+        f"learning rate {training.learning_rate:g}"
+    )

@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import Any
 
-from qlora_cli.recipe.schema import Recipe, TrainingSection
+from qlora_cli.recipe.schema import Recipe
 
 MAY_CHANGE = (
     "name",
@@ -30,7 +30,7 @@ def changed_keys(before: Recipe, after: Recipe) -> list[tuple[str, Any, Any]]:
     """
     old, new = _meaning(before), _meaning(after)
     changed = [(key, old.get(key), new.get(key)) for key in sorted(old.keys() | new.keys())]
-    (unit, length), (new_unit, new_length) = run_length(before.training), run_length(after.training)
+    (length, unit), (new_length, new_unit) = before.training.length, after.training.length
     if unit != new_unit or length > new_length:
         changed += [(key, _flat(before.model_dump())[key], _flat(after.model_dump())[key]) for key in MAY_GROW]
     return [(key, value, other) for key, value, other in changed if value != other]
@@ -40,13 +40,6 @@ def _meaning(recipe: Recipe) -> dict[str, Any]:
     """The keys that decide what a step computes, by their dotted names."""
     flat = _flat(recipe.model_dump(mode="json"))
     return {key: value for key, value in flat.items() if not key.startswith((*MAY_CHANGE, *MAY_GROW))}
-
-
-def run_length(training: TrainingSection) -> tuple[str, float]:
-    """When the run ends, with its unit."""
-    if training.max_steps is not None:
-        return "steps", training.max_steps
-    return "epochs", training.epochs
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -14,7 +14,7 @@ from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.manifest import read_manifest
 from qlora_cli.run.metrics import forget_after
 from qlora_cli.train.launch import Launch
-from qlora_cli.train.meaning import changed_keys, run_length, seal_of
+from qlora_cli.train.meaning import changed_keys, seal_of
 
 
 def clear_way(run: RunDirectory, *, overwrite: bool) -> None:
@@ -72,7 +72,7 @@ def _expected_seal(run: RunDirectory, recipe: Recipe) -> dict[str, Any]:
 def _tell_of_new_end(
     run: RunDirectory, before: TrainingSection, after: TrainingSection, checkpoint: Checkpoint | None
 ) -> None:
-    (unit, old), (_, new) = run_length(before), run_length(after)
+    (old, unit), (new, _) = before.length, after.length
     if new == old:
         return
     stays = f"; {run.adapter_path} stays as it is until then" if run.is_finished else ""

@@ -9,8 +9,8 @@ import pytest
 from qlora_cli.errors import RecipeError, ResourceError
 from qlora_cli.plan.advice import ROWS_A_STEP, advise, params_in_name, size_of
 from qlora_cli.plan.cards import MIB, USABLE, find_card
-from qlora_cli.plan.fit import Tracer
 from qlora_cli.plan.shape import PlanRequest, read_config
+from qlora_cli.plan.tracer import Tracer
 from qlora_cli.recipe.schema import Recipe
 
 T4 = find_card("t4")
@@ -35,7 +35,7 @@ def needs(base, values):
             },
         }
     )
-    return Tracer().needs(PlanRequest(recipe, read_config(recipe.model), T4.device))
+    return Tracer().device_bytes(PlanRequest(recipe, read_config(recipe.model), T4.device))
 
 
 @pytest.mark.parametrize(

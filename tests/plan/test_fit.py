@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qlora_cli.plan import fit
-from qlora_cli.plan.fit import UNITS, Tracer, largest_fit, search
+from qlora_cli.plan.fit import UNITS, largest_fit, search
 from tests.plan.bases import AMPERE, config_of, request_for
 
 
@@ -58,17 +57,3 @@ def test_a_length_beyond_the_bases_positions_is_not_tried():
 def test_a_key_that_is_no_number_of_the_step_is_refused():
     with pytest.raises(ValueError, match=r"'training\.seed' cannot be searched"):
         largest_fit(request_for(config_of("llama")), "training.seed", 1)
-
-
-def test_nothing_is_traced_twice(monkeypatch):
-    counts = []
-    monkeypatch.setattr(fit, "trace_step", lambda request: counts.append(request) or fit_trace(request))
-    tracer = Tracer()
-    request = request_for(config_of("llama"), AMPERE)
-    more = request.changed({"training.per_device_train_batch_size": 16})
-    assert tracer.needs(more) > tracer.needs(request)
-    assert tracer.needs(more.changed({"training.per_device_train_batch_size": 2})) == tracer.needs(request)
-    assert len(counts) == 2
-
-
-fit_trace = fit.trace_step

@@ -6,8 +6,8 @@ import pytest
 
 from qlora_cli.plan import knobs
 from qlora_cli.plan.fake_model import skeleton
-from qlora_cli.plan.fit import Tracer
 from qlora_cli.plan.knobs import attention_names, ranked_knobs
+from qlora_cli.plan.tracer import Tracer
 from qlora_cli.recipe.overrides import parse_override
 from tests.plan.bases import AMPERE, CONFIGS, CPU, config_of, request_for
 
@@ -52,7 +52,7 @@ def test_a_saving_is_what_the_changed_plan_needs_less(wasteful, ranked):
     tracer = Tracer()
     for knob in ranked[:2]:
         changed = wasteful.changed(knob.settings)
-        assert tracer.needs(wasteful) - tracer.needs(changed) == knob.saved_bytes
+        assert tracer.device_bytes(wasteful) - tracer.device_bytes(changed) == knob.saved_bytes
 
 
 def test_every_line_is_one_that_the_reader_takes(ranked):

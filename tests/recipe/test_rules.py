@@ -15,6 +15,10 @@ CONFLICTS: dict[str, tuple[list[str], list[str]]] = {
         ["training.max_steps=5", "training.num_train_epochs=1"],
         ["training.max_steps", "training.num_train_epochs"],
     ),
+    "automatic batches of no number of rows": (
+        ["training.per_device_train_batch_size=auto"],
+        ["training.per_device_train_batch_size: auto", "training.gradient_accumulation_steps"],
+    ),
     "save_steps without steps": (
         ["training.save_steps=5", "training.save_strategy=epoch"],
         ["training.save_steps", "training.save_strategy"],

@@ -87,7 +87,9 @@ def test_a_checkpoint_of_another_run_is_passed_over(small_recipe, tmp_path, caps
     capsys.readouterr()
     recipe = small_recipe(training={"save_strategy": "steps", "save_steps": 2})
     assert find_resume_point(run, recipe).step == 2
-    assert "step-000004 is passed over: it belongs to another run: not the same recipe_sha256" in capsys.readouterr().err
+    assert (
+        "step-000004 is passed over: it belongs to another run: not the same recipe_sha256" in capsys.readouterr().err
+    )
 
 
 EPOCH = 11

@@ -1,0 +1,55 @@
+"""A recipe as it was written, and what two settings in it are that cannot both hold."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from qlora_cli.recipe.tree import Part
+
+Written = dict[str, Any]
+"""The recipe as written, as plain dicts and lists; keys whose values are faulty are left out."""
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """Two settings that cannot both hold."""
+
+    path: tuple[Part, ...]
+    """The setting to point at."""
+
+    text: str
+    hint: str
+
+    others: tuple[str, ...] = ()
+    """Dotted paths of the settings that it cannot stand beside."""
+
+
+def at(written: Written, key: str) -> Any:
+    """The value of a dotted key; None where it is not written."""
+    value: Any = written
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def conflict(key: str, others: tuple[str, ...], text: str, hint: str) -> Conflict:
+    """A conflict at a dotted key."""
+    return Conflict(tuple(key.split(".")), text, hint, others)
+
+
+def sources(written: Written, key: str) -> Iterator[tuple[tuple[Part, ...], dict[str, Any]]]:
+    """Each source or task under a key that is written out as a section, with its path."""
+    value = at(written, key)
+    path: tuple[Part, ...] = tuple(key.split("."))
+    if isinstance(value, dict):
+        yield path, value
+    for index, item in enumerate(value if isinstance(value, list) else ()):
+        if isinstance(item, dict):
+            yield (*path, index), item
+
+
+def is_local_folder(path: str) -> bool:
+    return path.startswith((".", "/", "~")) or os.path.isdir(path)
