@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load, load_file, save, save_file
+from safetensors.torch import load, save, save_file
 
 from qlora_cli import compat
 from qlora_cli.run.files import write_json
@@ -33,9 +33,12 @@ def save_state(folder: Path, name: str, state: dict[str, Any]) -> None:
 
 
 def load_state(folder: Path, name: str) -> dict[str, Any]:
-    """Read what `save_state` wrote; tensors come to the CPU."""
+    """Read what `save_state` wrote; tensors come to the CPU.
+
+    They are read, not mapped: an optimizer keeps the very tensors, and must not change or end with the file.
+    """
     tree = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-    restored: dict[str, Any] = _with_tensors(tree, load_file(folder / f"{name}.safetensors"))
+    restored: dict[str, Any] = _with_tensors(tree, load((folder / f"{name}.safetensors").read_bytes()))
     return restored
 
 

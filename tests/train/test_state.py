@@ -77,3 +77,16 @@ def test_every_generator_goes_on_where_it_was(tmp_path):
     again = (random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn(), torch.rand(3))
     assert drawn[:4] == again[:4]
     assert torch.equal(drawn[4], again[4])
+
+
+def test_an_optimizer_does_not_change_with_the_file_that_it_was_loaded_from(tmp_path):
+    """A mapped file would: rotation may delete it, and a disk may lose it, while training goes on."""
+    _, optimizer = stepped(torch.optim.AdamW)
+    save_optimizer(tmp_path, optimizer)
+    _, restored = stepped(torch.optim.AdamW)
+    load_optimizer(tmp_path, restored)
+    path = tmp_path / "optimizer.safetensors"
+    with path.open("r+b") as file:
+        file.write(b"\xff" * path.stat().st_size)
+    for saved, values in zip(optimizer.state.values(), restored.state.values(), strict=True):
+        assert torch.equal(values["exp_avg"], saved["exp_avg"])
