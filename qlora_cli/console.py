@@ -83,6 +83,21 @@ def facts(pairs: Mapping[str, str], *, title: str = "") -> None:
         out.print(Text.assemble((f"  {label:<{width}}  ", "dim"), value))
 
 
+SIZE_UNITS = ("bytes", "kB", "MB", "GB", "TB")
+
+
+def size_in_words(num_bytes: float) -> str:
+    """A number of bytes as people read it.
+
+    >>> size_in_words(999), size_in_words(1_234_000), size_in_words(999_960)
+    ('999 bytes', '1.2 MB', '1.0 MB')
+    """
+    power = 0
+    while num_bytes >= 999.95 and power < len(SIZE_UNITS) - 1:
+        num_bytes, power = num_bytes / 1000, power + 1
+    return f"{num_bytes:.{min(power, 1)}f} {SIZE_UNITS[power]}"
+
+
 NOISY_LIBRARIES = ("accelerate", "bitsandbytes", "datasets", "huggingface_hub", "peft", "torch", "transformers", "trl")
 
 

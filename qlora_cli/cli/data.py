@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qlora_cli import console
+from qlora_cli.console import size_in_words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -79,7 +80,7 @@ def cache(
 ) -> None:
     """List the prepared data that is kept for the next run."""
     from qlora_cli.data.cache import cache_root, clear, list_entries
-    from qlora_cli.data.show.cache_view import entries_as_dict, show_entries, size_in_words
+    from qlora_cli.data.show.cache_view import entries_as_dict, show_entries
 
     freed = clear() if is_cleared else 0
     entries = list_entries()

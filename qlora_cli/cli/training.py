@@ -30,6 +30,9 @@ def train(
     stop_after: Annotated[
         int | None, typer.Option(min=1, metavar="STEPS", help="Do so many steps, save a checkpoint and end.")
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Train where memory or disk are expected not to be enough.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Train the adapter that a recipe describes."""
@@ -46,8 +49,9 @@ def train(
         from qlora_cli.run.directory import RUNS_FOLDER, RunDirectory
         from qlora_cli.train.session import Session, train_recipe
 
+        session = Session(resume, overwrite, stop_after, is_planned=True, force=force)
         run = RunDirectory(run_dir or RUNS_FOLDER / loaded.name)
-        result = train_recipe(loaded, run, Session(resume, overwrite, stop_after), watch)
+        result = train_recipe(loaded, run, session, watch)
     if watch.is_first:
         _show(result, as_json=as_json)
 

@@ -1,4 +1,4 @@
-"""Time and disk from arithmetic: an estimate, unlike the memory, which is traced.
+"""Time from arithmetic: an estimate, unlike the memory, which is traced.
 
 Operations for one token, where N are the frozen weights that multiply it, A the adapter's, and a multiplication with
 its addition is two operations (Kaplan et al. 2020, arXiv:2001.08361, section 2.1):
@@ -17,11 +17,9 @@ from dataclasses import dataclass
 
 import torch
 
-from qlora_cli.plan.bill import Bill
 from qlora_cli.plan.cards import Card
 from qlora_cli.plan.facts import ModelFacts
 from qlora_cli.plan.shape import PlanRequest
-from qlora_cli.plan.trace import Kind
 
 UTILIZATION = 0.35
 """Share of the dense rate that the multiplications are taken to reach; assumed, not measured here. Training in 16 bit
@@ -54,18 +52,6 @@ class Pace:
     seconds_per_step: float
     operations: Operations
     card: str
-
-
-@dataclass(frozen=True)
-class Disk:
-    """Bytes that a run writes."""
-
-    adapter_bytes: int
-    checkpoints_bytes: int
-    """Of all that are kept and the one that is being written."""
-
-    merged_bytes: int
-    """Of the merged model in 16 bit."""
 
 
 def operations_per_token(request: PlanRequest, facts: ModelFacts, length: int) -> Operations:
@@ -124,13 +110,3 @@ def estimate_pace(request: PlanRequest, facts: ModelFacts, card: Card, length: i
     seconds = multiplying + moved / (card.bandwidth_gb_s * 1e9)
     steps = request.recipe.training.num_passes
     return Pace(num_tokens / seconds, seconds * steps, operations, card.name)
-
-
-def estimate_disk(request: PlanRequest, bill: Bill) -> Disk:
-    """What a run of the recipe writes."""
-    facts = bill.facts
-    is_float32 = request.recipe.lora.autocast_adapter_dtype or request.dtype is torch.float32
-    adapter = facts.num_trained * (4 if is_float32 else 2)
-    state = bill.trace.largest.get(Kind.OPTIMIZER, 0) + bill.paged_bytes
-    num_kept = 1 if request.recipe.training.save_strategy == "no" else request.recipe.training.save_total_limit + 1
-    return Disk(adapter, num_kept * (adapter + state), 2 * facts.num_base)

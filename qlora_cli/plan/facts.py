@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import bitsandbytes as bnb
 from peft import PeftModel
 
+from qlora_cli.plan.disk import TrainedTensor
 from qlora_cli.plan.fake_model import meta_model
 from qlora_cli.plan.shape import PlanRequest
 
@@ -28,6 +29,8 @@ class ModelFacts:
     notes: tuple[str, ...]
     """Sentences that the user should read beside the bill."""
 
+    trained: tuple[TrainedTensor, ...] = ()
+
     @property
     def trained_share(self) -> float:
         """Trained parameters against all, the adapter's included."""
@@ -45,11 +48,12 @@ def model_facts(request: PlanRequest) -> ModelFacts:
 
 def describe(model: PeftModel, *, is_quantized: bool) -> ModelFacts:
     """The facts of a model on the meta device, its quantized weights in their original shape."""
-    num_base = num_quantized = num_trained = num_fused = fused_bytes = 0
+    num_base = num_quantized = num_fused = fused_bytes = 0
+    trained: list[TrainedTensor] = []
     for parameter in model.parameters():
         size = parameter.numel()
         if parameter.requires_grad:
-            num_trained += size
+            trained.append(TrainedTensor(size, parameter.element_size()))
             continue
         num_base += size
         if isinstance(parameter, bnb.nn.Params4bit | bnb.nn.Int8Params):
@@ -64,4 +68,5 @@ def describe(model: PeftModel, *, is_quantized: bool) -> ModelFacts:
             f"dimensions: {num_fused / num_base:.0%} of its parameters stay in 16 bit, {fused_bytes / GIB:,.1f} GiB. "
             f"Only {num_quantized / num_base:.0%} are quantized."
         )
-    return ModelFacts(num_base, num_quantized, num_trained, num_fused, fused_bytes, tuple(notes))
+    num_trained = sum(tensor.num_elements for tensor in trained)
+    return ModelFacts(num_base, num_quantized, num_trained, num_fused, fused_bytes, tuple(notes), tuple(trained))

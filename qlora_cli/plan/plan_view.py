@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from rich.text import Text
 
 from qlora_cli import console
+from qlora_cli.console import size_in_words
 from qlora_cli.data.show.report_view import bar, show_lines
 from qlora_cli.plan.estimate import UTILIZATION
 from qlora_cli.plan.fit import Fit
@@ -93,8 +94,8 @@ def _facts(report: PlanReport) -> dict[str, str]:
         told["steps"] = f"{work.num_steps:,}"
     told["time"] = _time(report)
     told["disk"] = (
-        f"adapter {size(disk.adapter_bytes)}, checkpoints {size(disk.checkpoints_bytes)}, "
-        f"merged model {size(disk.merged_bytes)}"
+        f"adapter {size_in_words(disk.adapter_bytes)}, checkpoints {size_in_words(disk.checkpoints_bytes)}, "
+        f"merged model {size_in_words(disk.merged_bytes)}"
     )
     return told
 
@@ -142,16 +143,6 @@ def in_gib(num_bytes: float) -> str:
     ('3.00', '0.00')
     """
     return f"{num_bytes / GIB:,.2f}"
-
-
-def size(num_bytes: int) -> str:
-    """
-    >>> size(2 * 10**9), size(84_000_000), size(4_000)
-    ('2.0 GB', '84 MB', '4 kB')
-    """
-    if num_bytes >= 10**9:
-        return f"{num_bytes / 10**9:,.1f} GB"
-    return f"{num_bytes / 10**6:.0f} MB" if num_bytes >= 10**6 else f"{num_bytes / 10**3:.0f} kB"
 
 
 def duration(seconds: float) -> str:

@@ -11,7 +11,8 @@ from qlora_cli.errors import ArgumentError
 from qlora_cli.plan.automatic import with_rows_that_fit
 from qlora_cli.plan.bill import Bill
 from qlora_cli.plan.cards import Card, find_card
-from qlora_cli.plan.estimate import Disk, Pace, estimate_disk, estimate_pace
+from qlora_cli.plan.disk import Disk, disk_of
+from qlora_cli.plan.estimate import Pace, estimate_pace
 from qlora_cli.plan.planner import plan
 from qlora_cli.plan.shape import Device, PlanRequest
 from qlora_cli.plan.trace import Kind
@@ -101,7 +102,7 @@ class PlanReport:
             "workload": None if self.workload is None else asdict(self.workload),
             "pace": None if self.pace is None else asdict(self.pace),
             "seconds": self.seconds,
-            "disk": asdict(self.disk),
+            "disk": asdict(self.disk) | {"checkpoints_bytes": self.disk.checkpoints_bytes},
             "notes": list(self.bill.notes),
         }
 
@@ -121,6 +122,11 @@ def choose_target(gpu: str | None, memory_gb: float | None) -> Target:
         return Target(card.name, card.device, card.memory_bytes, card)
     if not torch.cuda.is_available():
         return Target("a GPU of compute capability 8.0", Device(), None)
+    return this_gpu()
+
+
+def this_gpu() -> Target:
+    """The current GPU of this machine, with all its memory."""
     found = torch.cuda.get_device_properties(torch.cuda.current_device())
     device = Device("cuda", (found.major, found.minor), found.multi_processor_count)
     return Target(found.name, device, found.total_memory, _card_of(found.name))
@@ -146,4 +152,5 @@ def make_report(request: PlanRequest, target: Target, *, with_data: bool = True)
     workload, why = find_workload(asked) if with_data else (None, "a sketch has no data")
     length = None if workload is None or request.recipe.data.packing else workload.tokens_per_row
     pace = None if target.card is None else estimate_pace(request, bill.facts, target.card, length)
-    return PlanReport(asked, request, bill, target, workload, why, pace, estimate_disk(request, bill))
+    disk = disk_of(asked, bill.facts.trained, bill.facts.num_base)
+    return PlanReport(asked, request, bill, target, workload, why, pace, disk)

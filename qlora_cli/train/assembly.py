@@ -57,6 +57,9 @@ class Ingredients:
     prepared: PreparedData
     facts: Facts
     callbacks: tuple[TrainerCallback, ...]
+    rows_at_once: int | None = None
+    """Rows of a forward pass; None for all of a batch."""
+
     ranks: Ranks = field(default_factory=Ranks)
 
 
@@ -87,6 +90,7 @@ def make_trainer(recipe: Recipe, run: RunDirectory, ingredients: Ingredients) ->
         prepared.train,
         prepared.eval,
         ingredients.callbacks,
+        ingredients.rows_at_once or recipe.training.rows_at_once,
         ingredients.ranks,
     )
     seal = seal_of(recipe, ingredients.facts)

@@ -32,7 +32,12 @@ def is_out_of_memory(fault: RuntimeError) -> bool:
 
 
 def advice(recipe: Recipe) -> str:
-    """What to type where not even a single row fits, from what costs least to what changes the data."""
+    """What to type where not even a single row fits."""
+    return f"start over with another --run-dir and one or more of {settings_that_save(recipe)}"
+
+
+def settings_that_save(recipe: Recipe) -> str:
+    """Options that save memory, from what costs least to what changes the data."""
     training = recipe.training
     changes = [
         (not training.gradient_checkpointing, "training.gradient_checkpointing=true"),
@@ -41,8 +46,7 @@ def advice(recipe: Recipe) -> str:
         (bool(recipe.lora.modules_to_save), "lora.modules_to_save=[]"),
         (True, f"data.max_length={recipe.data.max_length // 2}"),
     ]
-    settings = " ".join(f"--set {setting}" for is_open, setting in changes if is_open)
-    return f"start over with another --run-dir and one or more of {settings}"
+    return " ".join(f"--set {setting}" for is_open, setting in changes if is_open)
 
 
 def give_back_memory() -> None:

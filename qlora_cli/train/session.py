@@ -32,10 +32,13 @@ from qlora_cli.train.data_notes import keep_rejected_rows, show_data
 from qlora_cli.train.ground import circumstances, ground_facts
 from qlora_cli.train.loss_level import LossWatch
 from qlora_cli.train.memory import advice
+from qlora_cli.train.memory_meter import MemoryMeter
+from qlora_cli.train.outlook import Outlook, compared, foresee
 from qlora_cli.train.progress import ProgressCallback, peak_memory_bytes
 from qlora_cli.train.ranks import Ranks
 from qlora_cli.train.resume import check_same_ground, check_same_number, clear_way, find_resume_point
 from qlora_cli.train.signals import ECHO_SECONDS, StopCallback, StopRequest
+from qlora_cli.train.space import check_space, disk_needed
 from qlora_cli.train.tracking import prepare_trackers
 from qlora_cli.train.trainer import QloraTrainer
 from qlora_cli.train.watch import ALONE, Watch
@@ -49,6 +52,12 @@ class Session:
     overwrite: bool = False
     stop_after: int | None = None
     """Optimizer steps to do now; the run can be resumed afterwards."""
+
+    is_planned: bool = False
+    """Trace a step first, and refuse what does not fit into the memory."""
+
+    force: bool = False
+    """Go on where memory or disk will not be enough."""
 
 
 @dataclass(frozen=True)
@@ -91,10 +100,29 @@ def train_recipe(recipe: Recipe, run: RunDirectory, session: Session, watch: Wat
     compat.send_no_telemetry()
     run = replace(run, launcher=watch.launch.command)
     with run.claimed() if watch.is_first else nullcontext():
+        outlook = _outlook(recipe, session, watch)
         point = watch.from_first(lambda: _starting_point(recipe, run, session, watch.launch.num_ranks))
         checkpoint = Checkpoint(Path(point["path"]), point["step"]) if point else None
         with console.library_noise_to(run.log_path if watch.is_first else None):
-            return _train(recipe, run, session, checkpoint, watch)
+            return _train(recipe, run, Beginning(session, checkpoint, outlook), watch)
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """From where a session goes on, and what is known of it by then."""
+
+    session: Session
+    checkpoint: Checkpoint | None
+    outlook: Outlook
+
+
+def _outlook(recipe: Recipe, session: Session, watch: Watch) -> Outlook:
+    """What a step will take; rank 0 finds out, and all take as many rows at once."""
+    outlook = Outlook.untraced(recipe)
+    if session.is_planned and watch.is_first:
+        with console.library_noise_to(None):
+            outlook = foresee(recipe, num_processes=watch.launch.num_ranks, force=session.force)
+    return replace(outlook, rows_at_once=watch.from_first(lambda: outlook.rows_at_once))
 
 
 def _starting_point(recipe: Recipe, run: RunDirectory, session: Session, num_ranks: int) -> dict[str, Any] | None:
@@ -108,10 +136,9 @@ def _starting_point(recipe: Recipe, run: RunDirectory, session: Session, num_ran
     return {"path": str(checkpoint.path), "step": checkpoint.step} if checkpoint else None
 
 
-def _train(
-    recipe: Recipe, run: RunDirectory, session: Session, checkpoint: Checkpoint | None, watch: Watch
-) -> TrainingResult:
+def _train(recipe: Recipe, run: RunDirectory, beginning: Beginning, watch: Watch) -> TrainingResult:
     started = time.monotonic()
+    session, checkpoint = beginning.session, beginning.checkpoint
     prepare_trackers(recipe.tracking, run)
     tokenizer = load_tokenizer(recipe.model)
     renderer = Renderer(tokenizer, train_on=recipe.data.train_on)
@@ -132,11 +159,17 @@ def _train(
     callbacks = (*shown, StopCallback(request, session.stop_after, ranks))
     with _resource_faults(recipe, run):
         _connect(ranks, recipe, prepared)
+        meter = MemoryMeter()
         needs_first = recipe.lora.init_lora_weights == "pissa"  # rank 0 writes the residual that all of them load
         with watch.first_goes_ahead() if needs_first else nullcontext():
             model = make_model(recipe, run, is_resumed=checkpoint is not None or not ranks.is_first)
         ranks.take_from_first(parameter for parameter in model.parameters() if parameter.requires_grad)
-        trainer = make_trainer(recipe, run, Ingredients(model, tokenizer, prepared, facts, callbacks, ranks))
+        if ranks.is_first:
+            check_space(disk_needed(recipe, model), run, force=session.force)
+        rows_at_once = beginning.outlook.rows_at_once
+        trainer = make_trainer(
+            recipe, run, Ingredients(model, tokenizer, prepared, facts, callbacks, rows_at_once, ranks)
+        )
         if not ranks.is_first:
             set_seed((recipe.training.seed + ranks.rank) % 2**32)  # each process draws dropout of its own
         with request.listening(), closing(progress):
@@ -148,7 +181,8 @@ def _train(
                 trainer.train(resume_from_checkpoint=str(checkpoint.path))
     first_step = checkpoint.step if checkpoint else 0
     result = _result(trainer, run, first_step, time.monotonic() - started)
-    _conclude(result, trainer, request, ranks)
+    memory = compared(beginning.outlook.needs, meter.measured())
+    _conclude(result, trainer, request, ranks, memory)
     return result
 
 
@@ -196,11 +230,13 @@ def _resource_faults(recipe: Recipe, run: RunDirectory) -> Iterator[None]:
         ) from fault
 
 
-def _conclude(result: TrainingResult, trainer: QloraTrainer, request: StopRequest, ranks: Ranks) -> None:
+def _conclude(
+    result: TrainingResult, trainer: QloraTrainer, request: StopRequest, ranks: Ranks, memory: dict[str, Any]
+) -> None:
     """Write the finished adapter, or say how to go on."""
     run = result.run
     if ranks.is_first:
-        _write_end(result, trainer)
+        _write_end(result, trainer, memory)
     signal_number = ranks.largest(request.signal_number or 0)
     ranks.disconnect()
     if signal_number and not result.is_finished:
@@ -211,7 +247,7 @@ def _conclude(result: TrainingResult, trainer: QloraTrainer, request: StopReques
         )
 
 
-def _write_end(result: TrainingResult, trainer: QloraTrainer) -> None:
+def _write_end(result: TrainingResult, trainer: QloraTrainer, memory: dict[str, Any]) -> None:
     run = result.run
     if result.is_finished:
         trainer.check_finite()
@@ -219,7 +255,7 @@ def _write_end(result: TrainingResult, trainer: QloraTrainer) -> None:
             save_adapter(trainer.model, folder)
             trainer.processing_class.save_pretrained(folder)
     status = {"status": "finished" if result.is_finished else "stopped", "num_steps": result.num_steps}
-    write_manifest(run, read_manifest(run) | status)
+    write_manifest(run, read_manifest(run) | status | ({"memory": memory} if result.num_steps_now else {}))
 
 
 def _result(trainer: QloraTrainer, run: RunDirectory, first_step: int, seconds: float) -> TrainingResult:

@@ -53,6 +53,9 @@ class TrainerParts:
     train_rows: PackedRows
     eval_rows: PackedRows
     callbacks: tuple[TrainerCallback, ...]
+    rows_at_once: int
+    """Rows of a forward pass; the rows of a batch are done in several where it has more."""
+
     ranks: Ranks = field(default_factory=Ranks)
     """The processes that train together; the trainer itself knows of this one only."""
 
@@ -99,9 +102,7 @@ class QloraTrainer(SFTTrainer):
         self._trained = [parameter for parameter in parts.model.parameters() if parameter.requires_grad]
         self._step_numbers = StepNumbers()
         self._num_overflows = 0
-        self._micro_batches = MicroBatches(
-            arguments.per_device_train_batch_size, self._batch_of, self._metrics["train"]
-        )
+        self._micro_batches = MicroBatches(parts.rows_at_once, self._batch_of, self._metrics["train"])
         self._held_out = HeldOutRows(
             parts.eval_rows, parts.collator, parts.ranks, batch_size=arguments.per_device_eval_batch_size
         )

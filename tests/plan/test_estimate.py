@@ -6,9 +6,8 @@ import pytest
 from transformers import LlamaConfig
 
 from qlora_cli.plan.cards import find_card
-from qlora_cli.plan.estimate import UTILIZATION, active_weights, estimate_disk, estimate_pace, operations_per_token
+from qlora_cli.plan.estimate import UTILIZATION, active_weights, estimate_pace, operations_per_token
 from qlora_cli.plan.facts import ModelFacts, model_facts
-from qlora_cli.plan.planner import plan
 from tests.plan.bases import AMPERE, config_of, request_for
 
 LLAMA_2_7B = LlamaConfig(
@@ -76,15 +75,3 @@ def test_small_batches_pay_for_dequantization():
 
 def test_float32_has_no_estimate():
     assert estimate_pace(request_7b(model__dtype="float32"), FACTS, find_card("4090")) is None
-
-
-def test_disk_is_the_adapter_in_float32_its_checkpoints_and_the_merged_model():
-    request = request_for(
-        config_of("llama"), AMPERE, training__optim="adamw_torch", training__save_total_limit=2, lora__r=64
-    )
-    disk = estimate_disk(request, plan(request))
-    num_trained = model_facts(request).num_trained
-    assert disk.adapter_bytes == 4 * num_trained
-    # Three of them, the third being written before the first goes; AdamW keeps two float32 a parameter.
-    assert disk.checkpoints_bytes == pytest.approx(3 * 12 * num_trained, rel=0.001)
-    assert disk.merged_bytes == 2 * model_facts(request).num_base

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from qlora_cli import console
+from qlora_cli.console import size_in_words
 from qlora_cli.data.cache import CacheEntry
 from qlora_cli.data.show.report_view import show_lines
 from qlora_cli.data.show.token_pieces import visible
 
 NUM_CHARS_OF_KEY = 8
-UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 
 def show_entries(entries: Sequence[CacheEntry], root: Path) -> None:
@@ -40,17 +40,6 @@ def show_entries(entries: Sequence[CacheEntry], root: Path) -> None:
 def entries_as_dict(entries: Sequence[CacheEntry], root: Path) -> dict[str, Any]:
     """What is there as JSON holds it."""
     return {"path": str(root), "entries": [{**asdict(entry), "path": str(entry.path)} for entry in entries]}
-
-
-def size_in_words(num_bytes: float) -> str:
-    """
-    >>> size_in_words(999), size_in_words(1_234_000), size_in_words(999_960)
-    ('999 bytes', '1.2 MB', '1.0 MB')
-    """
-    power = 0
-    while num_bytes >= 999.95 and power < len(UNITS) - 1:
-        num_bytes, power = num_bytes / 1000, power + 1
-    return f"{num_bytes:.{min(power, 1)}f} {UNITS[power]}"
 
 
 def _minute(moment: str) -> str:

@@ -1,0 +1,94 @@
+"""What a run writes, by arithmetic to the byte but for its small files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import ceil
+
+from qlora_cli.recipe.schema import Recipe, TrainingSection
+
+EIGHT_BIT_FROM = 4096
+"""Elements from which bitsandbytes keeps a parameter's moments in 8 bit."""
+
+BLOCK = 256
+"""Elements of a moment that share one float32 (arXiv:2110.02861)."""
+
+CODE_MAPS_BYTES = 2 * 256 * 4
+"""The signed and the unsigned map of 8-bit moments, which a checkpoint holds once a parameter."""
+
+STEP_BYTES = 4
+"""torch's AdamW counts the steps of each parameter."""
+
+
+@dataclass(frozen=True)
+class TrainedTensor:
+    """What the size of a trained tensor's files follows from."""
+
+    num_elements: int
+    element_bytes: int
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Bytes that a run writes."""
+
+    adapter_bytes: int
+    checkpoint_bytes: int
+    """Of one checkpoint."""
+
+    num_checkpoints: int
+    """That lie there at once: those that are kept and the one that is being written."""
+
+    merged_bytes: int
+    """Of the merged model in 16 bit."""
+
+    @property
+    def checkpoints_bytes(self) -> int:
+        """Of all checkpoints that lie there at once."""
+        return self.num_checkpoints * self.checkpoint_bytes
+
+
+def disk_of(recipe: Recipe, trained: Iterable[TrainedTensor], num_base: int) -> Disk:
+    """What a run of the recipe writes.
+
+    Args:
+        recipe: how often it saves, and with which optimizer.
+        trained: every trained tensor.
+        num_base: parameters of the base.
+    """
+    tensors = list(trained)
+    adapter = sum(tensor.num_elements * tensor.element_bytes for tensor in tensors)
+    state = sum(state_bytes(recipe.training.optim, tensor.num_elements) for tensor in tensors)
+    return Disk(adapter, adapter + state, num_checkpoints(recipe.training), 2 * num_base)
+
+
+def state_bytes(optim: str, num_elements: int) -> int:
+    """Bytes in a checkpoint of what the optimizer keeps of one tensor: two moments, whether paged or not.
+
+    >>> state_bytes("adamw_torch", 100), state_bytes("paged_adamw_8bit", 100), state_bytes("adamw_8bit", 8192)
+    (804, 800, 18688)
+    """
+    if not optim.endswith("8bit"):
+        return 8 * num_elements + (STEP_BYTES if optim.startswith("adamw_torch") else 0)
+    if num_elements < EIGHT_BIT_FROM:
+        return 8 * num_elements
+    return 2 * num_elements + 2 * 4 * ceil(num_elements / BLOCK) + CODE_MAPS_BYTES
+
+
+def num_checkpoints(training: TrainingSection) -> int:
+    """Checkpoints that lie there at once.
+
+    >>> num_checkpoints(TrainingSection(save_strategy="steps", save_steps=10, max_steps=100, save_total_limit=3))
+    4
+    >>> num_checkpoints(TrainingSection(num_train_epochs=1)), num_checkpoints(TrainingSection(save_strategy="no"))
+    (1, 1)
+    """
+    most = training.save_total_limit + 1
+    if training.save_strategy == "no":
+        return 1
+    if training.save_strategy == "steps" and training.max_steps and training.save_steps:
+        return min(most, ceil(training.max_steps / training.save_steps))
+    if training.save_strategy == "epoch" and training.max_steps is None:
+        return min(most, ceil(training.epochs))
+    return most

@@ -1,0 +1,72 @@
+"""What a run will write is held against what the disk has before the first step."""
+
+from __future__ import annotations
+
+import pytest
+
+from qlora_cli.errors import ResourceError
+from qlora_cli.plan.disk import Disk
+from qlora_cli.run.directory import RunDirectory
+from qlora_cli.train.session import Session, train_recipe
+from qlora_cli.train.space import SMALL_FILES_BYTES, check_space
+
+TERABYTES = {
+    "lora": {"r": 4096},
+    "training": {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 100_000, "max_steps": 1_000_000},
+}
+"""A hundred thousand checkpoints of a hundred megabytes."""
+
+
+def test_a_run_that_the_disk_cannot_hold_ends_before_its_first_step(small_recipe, tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    with pytest.raises(ResourceError, match=r"the run will write .* TB \(100001 checkpoints of ") as caught:
+        train_recipe(small_recipe(**TERABYTES), run, Session())
+    assert caught.value.exit_code == 5
+    assert "--set training.save_total_limit=1" in caught.value.problems[0].hint
+    assert not run.is_started
+
+
+@pytest.fixture
+def run(tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    run.checkpoints_path.mkdir(parents=True)
+    return run
+
+
+@pytest.fixture
+def free(monkeypatch):
+    """A function that says how much the disk has."""
+
+    def set_free(num_bytes: int) -> None:
+        usage = (10**15, 10**15 - num_bytes, num_bytes)
+        monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": usage[2]}))
+
+    return set_free
+
+
+DISK = Disk(adapter_bytes=10**8, checkpoint_bytes=3 * 10**8, num_checkpoints=3, merged_bytes=16 * 10**9)
+NEEDED = 10**9 + SMALL_FILES_BYTES
+
+
+def test_checkpoints_adapter_and_small_files_must_fit(run, free, capsys):
+    free(NEEDED - 1)
+    with pytest.raises(ResourceError, match=r"1\.0 GB \(3 checkpoints of 300\.0 MB, an adapter of 100\.0 MB\)"):
+        check_space(DISK, run, force=False)
+    check_space(DISK, run, force=True)
+    assert "warning: the run will write" in capsys.readouterr().err
+
+
+def test_a_merge_that_will_not_fit_is_only_said(run, free, capsys):
+    free(NEEDED)
+    check_space(DISK, run, force=False)
+    assert "the merged model takes 16.0 GB; `qlora merge --out`" in capsys.readouterr().err
+    free(NEEDED + DISK.merged_bytes)
+    check_space(DISK, run, force=False)
+    assert capsys.readouterr().err == ""
+
+
+def test_checkpoints_that_are_there_make_room_for_newer_ones(run, free):
+    with (run.checkpoints_path / "old").open("wb") as file:
+        file.truncate(6 * 10**8)
+    free(NEEDED - 6 * 10**8)
+    check_space(DISK, run, force=False)
