@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import pytest
 import torch
 
 from qlora_cli.errors import ResourceError
+from qlora_cli.plan.shape import Device, PlanRequest, read_config
+from qlora_cli.plan.tracer import Tracer
 from qlora_cli.recipe.schema import Recipe
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.metrics import read_metrics
@@ -131,6 +134,63 @@ def test_a_resumed_run_goes_on_with_the_pieces_that_it_had_to_the_bit(recipe, tm
         files = [run.checkpoints_path / "step-000005" / name for run in (straight, resumed)]
         assert files[0].read_bytes() == files[1].read_bytes()
     assert losses_of(straight) == losses_of(resumed)
+
+
+def automatic(recipe, **settings) -> Recipe:
+    """The rows of a step of `recipe`, as many of them at once as fit."""
+    training = {"per_device_train_batch_size": "auto", "gradient_accumulation_steps": ROWS * ACCUMULATION}
+    return recipe(training=training | settings)
+
+
+@pytest.mark.parametrize("max_rows", [1000, 3], ids=["all at once", "in pieces"])
+def test_automatic_batches_have_the_gradients_and_losses_of_batches_of_any_size(recipe, tmp_path, max_rows):
+    memory = ShortMemory(max_rows)
+    found = gradients_of(automatic(recipe), RunDirectory(tmp_path / "auto"), memory)
+    assert memory.rows_seen[0] == ROWS * ACCUMULATION
+    for rows, passes in ((ROWS, ACCUMULATION), (1, ROWS * ACCUMULATION)):
+        run = RunDirectory(tmp_path / f"{rows}")
+        training = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": passes}
+        expected = gradients_of(recipe(training=training), run, ShortMemory(1000))
+        for step, gradients in enumerate(expected.of_steps):
+            assert largest_difference(found.of_steps[step], gradients) < (TOLERANCE if step == 0 else 1e-3)
+        assert losses_of(RunDirectory(tmp_path / "auto")) == pytest.approx(losses_of(run), rel=1e-4)
+
+
+def test_what_the_plan_takes_for_too_much_is_not_tried(recipe, tmp_path):
+    """The plan is believed from the first pass on; nothing has to fail first."""
+    made = automatic(recipe)
+    run = RunDirectory(tmp_path / "run")
+    memory = ShortMemory(1000)
+
+    def prepare(trainer: QloraTrainer) -> None:
+        memory.install(trainer)
+
+    with pytest.MonkeyPatch.context() as patch:
+        needed = Tracer().device_bytes(with_rows_of(made, 3))
+        patch.setattr("qlora_cli.train.outlook.available_bytes", lambda: needed)
+        train_with(made, run, prepare, Session(is_planned=True))
+    assert set(memory.rows_seen) == {2, 3}
+    assert json.loads((run.checkpoints_path / "step-000003" / "micro_batches.json").read_text()) == {
+        "rows_at_once": [3]
+    }
+
+
+def with_rows_of(recipe: Recipe, rows: int) -> PlanRequest:
+    """The plan of its steps on this machine, so many rows at once."""
+    passes = -(-recipe.training.rows_per_step // rows)
+    settings = {"training.per_device_train_batch_size": rows, "training.gradient_accumulation_steps": passes}
+    return PlanRequest(recipe, read_config(recipe.model), Device("cpu")).changed(settings)
+
+
+def test_a_resumed_run_of_automatic_batches_goes_on_to_the_bit(recipe, tmp_path):
+    made = automatic(recipe, max_steps=5)
+    straight, resumed = RunDirectory(tmp_path / "straight"), RunDirectory(tmp_path / "resumed")
+    train_with(made, straight, ShortMemory(5, first_step=1).install)
+    train_with(made, resumed, ShortMemory(5, first_step=1).install, Session(stop_after=3))
+    train_with(made, resumed, ShortMemory(1000).install, Session(resume=True))
+    for name in ("adapter_model.safetensors", "optimizer.safetensors", "random.safetensors", "micro_batches.json"):
+        files = [run.checkpoints_path / "step-000005" / name for run in (straight, resumed)]
+        assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_it_is_said_once_for_each_halving(recipe, tmp_path, capsys):
