@@ -29,6 +29,7 @@ from tests.keys.observers import (
     eval_tokens,
     identity,
     moments,
+    offloading_on_a_gpu,
     optimization,
     optimizer_on_a_gpu,
     recomputing_layers,
@@ -166,6 +167,7 @@ KEYS: dict[str, Row] = {
     "training.per_device_train_batch_size": Row(batches, (1, 2), {"data.packing": False}),
     "training.gradient_accumulation_steps": Row(trained, (1, 2), BY_EPOCHS),
     "training.gradient_checkpointing": Row(recomputing_layers, (False, True)),
+    "training.activation_offloading": Row(offloading_on_a_gpu, (False, True)),
     "training.optim": Row(
         optimizer_on_a_gpu,
         ("paged_adamw_8bit", "adamw_8bit", "paged_adamw_32bit", "adamw_torch", "adamw_torch_fused"),

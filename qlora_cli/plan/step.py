@@ -11,7 +11,7 @@ from __future__ import annotations
 import gc
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from qlora_cli.plan.fake_model import fake_model, fake_tensors
 from qlora_cli.plan.holdings import settle_model, settle_optimizer
 from qlora_cli.plan.kernels import FAKE_KERNELS, AsOnCuda, cuda_autocast, use_cuda_int8, workspaces
 from qlora_cli.plan.loss import fused_loss
+from qlora_cli.plan.offload import FakeOffload
 from qlora_cli.plan.optimizers import make_optimizer
 from qlora_cli.plan.phases import checkpoint_contexts, follow_phases
 from qlora_cli.plan.shape import PlanRequest
@@ -106,10 +107,11 @@ def _run(
     for tensor in batch.values():
         memory.add(tensor, Kind.INPUTS)
     memory.enter(Stage.FORWARD)
-    with _computing(request):
-        value = loss(model, batch)
-    memory.enter(Stage.BACKWARD)
-    value.backward()
+    with FakeOffload() if request.recipe.training.activation_offloading else nullcontext():
+        with _computing(request):
+            value = loss(model, batch)
+        memory.enter(Stage.BACKWARD)
+        value.backward()
     del value, batch
     memory.enter(Stage.OPTIMIZER)
     on_cuda = request.device.kind == "cuda"

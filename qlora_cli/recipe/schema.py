@@ -127,6 +127,10 @@ class TrainingSection(Section):
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass: far less memory, about a third more time."""
 
+    activation_offloading: bool = False
+    """Keep in CPU memory what the backward pass will need, and bring it back when it does: less GPU memory at the cost
+    of transfers. Needs a GPU."""
+
     optim: Literal["paged_adamw_8bit", "adamw_8bit", "paged_adamw_32bit", "adamw_torch", "adamw_torch_fused"] = (
         "paged_adamw_8bit"
     )

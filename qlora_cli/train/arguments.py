@@ -39,6 +39,7 @@ def trainer_arguments(recipe: Recipe, run: RunDirectory, dtype: torch.dtype, dev
         gradient_accumulation_steps=training.num_passes,
         gradient_checkpointing=training.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False} if training.gradient_checkpointing else None,
+        activation_offloading=_offloading(training.activation_offloading, device),
         optim=optimizer_on(training.optim, device),
         adam_beta1=training.adam_beta1,
         adam_beta2=training.adam_beta2,
@@ -81,6 +82,16 @@ def _autocast(has_float32_adapter: bool, dtype: torch.dtype) -> tuple[bool, bool
             hint="--set lora.autocast_adapter_dtype=true",
         )
     return has_float32_adapter and dtype is torch.bfloat16, has_float32_adapter and dtype is torch.float16
+
+
+def _offloading(is_asked_for: bool, device: torch.device) -> bool:
+    """Whether activations go to host memory, where they are not already."""
+    if is_asked_for and device.type == "cpu":
+        raise RecipeError(
+            "training.activation_offloading is true, but there is no GPU whose memory it would save",
+            hint="--set training.activation_offloading=false",
+        )
+    return is_asked_for
 
 
 def _on_one_gpu(arguments: SFTConfig) -> SFTConfig:

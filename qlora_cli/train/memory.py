@@ -33,20 +33,22 @@ def is_out_of_memory(fault: RuntimeError) -> bool:
 
 def advice(recipe: Recipe) -> str:
     """What to type where not even a single row fits."""
-    return f"start over with another --run-dir and one or more of {settings_that_save(recipe)}"
+    return f"start over with another --run-dir and {settings_that_save(recipe)}"
 
 
 def settings_that_save(recipe: Recipe) -> str:
-    """Options that save memory, from what costs least to what changes the data."""
+    """Options that save memory, from what costs least to what changes the data, and who knows how much each saves."""
     training = recipe.training
     changes = [
         (not training.gradient_checkpointing, "training.gradient_checkpointing=true"),
         (recipe.quantization is None, "quantization.quant_type=nf4"),
         (not training.optim.startswith("paged"), "training.optim=paged_adamw_8bit"),
+        (torch.cuda.is_available() and not training.activation_offloading, "training.activation_offloading=true"),
         (bool(recipe.lora.modules_to_save), "lora.modules_to_save=[]"),
         (True, f"data.max_length={recipe.data.max_length // 2}"),
     ]
-    return " ".join(f"--set {setting}" for is_open, setting in changes if is_open)
+    settings = " ".join(f"--set {setting}" for is_open, setting in changes if is_open)
+    return f"one or more of {settings} (`qlora plan RECIPE --fit` says what each saves)"
 
 
 def give_back_memory() -> None:

@@ -90,8 +90,7 @@ def _refuse(recipe: Recipe, needed: int, memory: int, *, force: bool) -> None:
         return
     raise ResourceError(
         problem,
-        hint=f"one or more of {_automatic_batch(recipe)}{settings_that_save(recipe)}; `qlora plan RECIPE --fit` says "
-        "what each saves, and --force tries it all the same",
+        hint=f"{_automatic_batch(recipe)}{settings_that_save(recipe)}; --force tries it all the same",
     )
 
 
@@ -100,7 +99,7 @@ def _automatic_batch(recipe: Recipe) -> str:
     if training.rows_at_once == 1:
         return ""
     rows = f"--set training.gradient_accumulation_steps={training.rows_per_step}"
-    return f"--set training.per_device_train_batch_size=auto {rows} "
+    return f"--set training.per_device_train_batch_size=auto {rows}, then "
 
 
 def compared(needs: Needs | None, measured: Mapping[str, int]) -> dict[str, Any]:

@@ -30,6 +30,7 @@ RECIPES = {
     "nf4 with 32-bit paged state": {"lora": {"r": 2048}, "training": {"optim": "paged_adamw_32bit"}},
     "int8": {"quantization": {"quant_type": "int8"}},
     "16-bit": {"quantization": None},
+    "activations in host memory": {"training": {"activation_offloading": True}},
     "float32": {"quantization": None, "model": {"dtype": "float32"}},
 }
 needs_flash_attention = pytest.mark.skipif(find_spec("flash_attn") is None, reason="flash-attn is not installed")

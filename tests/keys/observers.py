@@ -109,6 +109,11 @@ def optimizer_on_a_gpu(recipe: Recipe, folder: Path) -> Any:
     return QloraTrainer.get_optimizer_cls_and_kwargs(arguments)
 
 
+def offloading_on_a_gpu(recipe: Recipe, folder: Path) -> Any:
+    """Whether trl moves activations."""
+    return trainer_arguments(recipe, RunDirectory(folder), torch.float32, torch.device("cuda")).activation_offloading
+
+
 def trained(recipe: Recipe, folder: Path) -> Any:
     """A real run: its length, the steps in metrics.jsonl, its checkpoints, its trackers' files."""
     run = RunDirectory(folder / "run")

@@ -49,6 +49,13 @@ def test_paged_optimizers_stay_paged_on_a_gpu():
     assert optimizer_on("adamw_torch", CPU) == "adamw_torch"
 
 
+def test_activations_are_moved_to_host_memory_only_where_they_are_not_there_already(small_recipe, tmp_path):
+    recipe = small_recipe(training={"activation_offloading": True})
+    with pytest.raises(RecipeError, match="no GPU whose memory it would save"):
+        arguments(recipe, tmp_path)
+    assert not arguments(small_recipe(), tmp_path).activation_offloading
+
+
 def test_adapters_in_float16_are_refused_since_no_loss_scaler_takes_their_gradients(small_recipe, tmp_path):
     with pytest.raises(RecipeError, match="autocast_adapter_dtype"):
         arguments(small_recipe(lora={"autocast_adapter_dtype": False}), tmp_path, torch.float16)
