@@ -70,12 +70,19 @@ def _show(result: TrainingResult, *, as_json: bool) -> None:
     )
     console.result(
         f"{steps}, {result.num_steps} of {result.max_steps} are done: {', '.join(losses)}, "
-        f"peak memory {result.peak_memory_bytes / 2**30:.1f} GiB"
+        f"peak memory {result.peak_memory_bytes / 2**30:.1f} GiB{_planned(result)}"
     )
     if result.is_finished:
         console.result(f"adapter: {result.run.adapter_path}")
     else:
         console.result(f"go on with: {result.run.resume_command}")
+
+
+def _planned(result: TrainingResult) -> str:
+    """What was predicted of the GPU's memory; what a CPU's process takes holds more than what is planned."""
+    predicted, measured = result.memory["predicted_bytes"], result.memory["measured_bytes"]
+    is_comparable = "allocated" in predicted and "allocated" in measured
+    return f" ({predicted['allocated'] / 2**30:.1f} GiB were planned)" if is_comparable else ""
 
 
 def register(app: typer.Typer) -> None:

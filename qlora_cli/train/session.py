@@ -76,6 +76,8 @@ class TrainingResult:
     eval_loss: float | None
     seconds: float
     peak_memory_bytes: int
+    memory: dict[str, Any]
+    """Predicted and measured bytes."""
 
     @property
     def is_finished(self) -> bool:
@@ -180,9 +182,9 @@ def _train(recipe: Recipe, run: RunDirectory, beginning: Beginning, watch: Watch
             elif not trainer.takes_over_finished(checkpoint.path):
                 trainer.train(resume_from_checkpoint=str(checkpoint.path))
     first_step = checkpoint.step if checkpoint else 0
-    result = _result(trainer, run, first_step, time.monotonic() - started)
     memory = compared(beginning.outlook.needs, meter.measured())
-    _conclude(result, trainer, request, ranks, memory)
+    result = _result(trainer, run, first_step, time.monotonic() - started, memory)
+    _conclude(result, trainer, request, ranks)
     return result
 
 
@@ -230,13 +232,11 @@ def _resource_faults(recipe: Recipe, run: RunDirectory) -> Iterator[None]:
         ) from fault
 
 
-def _conclude(
-    result: TrainingResult, trainer: QloraTrainer, request: StopRequest, ranks: Ranks, memory: dict[str, Any]
-) -> None:
+def _conclude(result: TrainingResult, trainer: QloraTrainer, request: StopRequest, ranks: Ranks) -> None:
     """Write the finished adapter, or say how to go on."""
     run = result.run
     if ranks.is_first:
-        _write_end(result, trainer, memory)
+        _write_end(result, trainer)
     signal_number = ranks.largest(request.signal_number or 0)
     ranks.disconnect()
     if signal_number and not result.is_finished:
@@ -247,7 +247,7 @@ def _conclude(
         )
 
 
-def _write_end(result: TrainingResult, trainer: QloraTrainer, memory: dict[str, Any]) -> None:
+def _write_end(result: TrainingResult, trainer: QloraTrainer) -> None:
     run = result.run
     if result.is_finished:
         trainer.check_finite()
@@ -255,10 +255,13 @@ def _write_end(result: TrainingResult, trainer: QloraTrainer, memory: dict[str, 
             save_adapter(trainer.model, folder)
             trainer.processing_class.save_pretrained(folder)
     status = {"status": "finished" if result.is_finished else "stopped", "num_steps": result.num_steps}
-    write_manifest(run, read_manifest(run) | status | ({"memory": memory} if result.num_steps_now else {}))
+    memory = {"memory": result.memory} if result.num_steps_now else {}
+    write_manifest(run, read_manifest(run) | status | memory)
 
 
-def _result(trainer: QloraTrainer, run: RunDirectory, first_step: int, seconds: float) -> TrainingResult:
+def _result(
+    trainer: QloraTrainer, run: RunDirectory, first_step: int, seconds: float, memory: dict[str, Any]
+) -> TrainingResult:
     lines = read_metrics(run.metrics_path)
     losses = [line["loss"] for line in lines if "loss" in line]
     eval_losses = [line["eval_loss"] for line in lines if "eval_loss" in line]
@@ -271,4 +274,5 @@ def _result(trainer: QloraTrainer, run: RunDirectory, first_step: int, seconds: 
         eval_loss=eval_losses[-1] if eval_losses else None,
         seconds=seconds,
         peak_memory_bytes=peak_memory_bytes(),
+        memory=memory,
     )
