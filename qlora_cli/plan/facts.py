@@ -68,5 +68,10 @@ def describe(model: PeftModel, *, is_quantized: bool) -> ModelFacts:
             f"dimensions: {num_fused / num_base:.0%} of its parameters stay in 16 bit, {fused_bytes / GIB:,.1f} GiB. "
             f"Only {num_quantized / num_base:.0%} are quantized."
         )
+    elif is_quantized and num_quantized == 0:
+        notes.append(
+            f"nothing of this base is quantized: transformers swaps plain linear layers only, and the layers of "
+            f"{type(model.get_base_model()).__name__} are of a class of their own. All of it stays in 16 bit."
+        )
     num_trained = sum(tensor.num_elements for tensor in trained)
     return ModelFacts(num_base, num_quantized, num_trained, num_fused, fused_bytes, tuple(notes), tuple(trained))

@@ -25,8 +25,13 @@ BACKWARD_FOLD_BYTES = 29
 """Most bytes a tile's element that the operators of the fold hold at once where there is no Triton, the tile not
 counted: scores, exponentials and their product in float32 and one mask; backward seven float32 tensors and one mask."""
 
+SOFTCAP_BYTES = 4
+"""More than that in backward where the scores are capped (Gemma 2): their hyperbolic tangents, in float32."""
 
-def fused_loss(hidden_BLH: torch.Tensor, head: Any, labels_BL: torch.Tensor, *, on_cuda: bool) -> torch.Tensor:
+
+def fused_loss(
+    hidden_BLH: torch.Tensor, head: Any, labels_BL: torch.Tensor, *, on_cuda: bool, has_softcap: bool = False
+) -> torch.Tensor:
     """A scalar that requires a gradient, by way of the fused head's tensors; all tokens are labelled but the first.
 
     Args:
@@ -34,6 +39,7 @@ def fused_loss(hidden_BLH: torch.Tensor, head: Any, labels_BL: torch.Tensor, *, 
         head: the output head, a module with `weight` [V, H] and perhaps `bias`.
         labels_BL: token ids.
         on_cuda: whether the fold is a kernel that holds nothing, and unlabelled tokens are left out beforehand.
+        has_softcap: whether the scores are capped.
     """
     shifted_BLH, shifted_BL = hidden_BLH[:, :-1], labels_BL[:, 1:]
     mask_BL = shifted_BL != -100
@@ -43,7 +49,8 @@ def fused_loss(hidden_BLH: torch.Tensor, head: Any, labels_BL: torch.Tensor, *, 
     else:
         hidden_NH = shifted_BLH.reshape(-1, shifted_BLH.shape[-1])
         targets_N = shifted_BL.clamp(min=0).reshape(-1)
-    log_probs_N, entropy_N = _FusedHead.apply(hidden_NH, head.weight, head.bias, targets_N, on_cuda)
+    backward_bytes = 0 if on_cuda else BACKWARD_FOLD_BYTES + (SOFTCAP_BYTES if has_softcap else 0)
+    log_probs_N, entropy_N = _FusedHead.apply(hidden_NH, head.weight, head.bias, targets_N, backward_bytes)
     log_probs_BL = log_probs_N.view(mask_BL.shape).masked_fill(~mask_BL, 0)
     entropy_BL = entropy_N.detach().view(mask_BL.shape).masked_fill(~mask_BL, 0)
     del entropy_BL
@@ -59,18 +66,18 @@ class _FusedHead(torch.autograd.Function):
         weight_VH: torch.Tensor,
         bias_V: torch.Tensor | None,
         targets_N: torch.Tensor,
-        on_cuda: bool,
+        backward_bytes: int,
     ) -> Any:
         ctx.set_materialize_grads(False)
         ctx.dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else hidden_NH.dtype
-        ctx.on_cuda = on_cuda
+        ctx.backward_bytes = backward_bytes  # 0: the fold is a kernel
         num_tokens = hidden_NH.shape[0]
         sums = [torch.empty(num_tokens) for _ in range(NUM_RUNNING_SUMS)]
         buffer = torch.empty(min(num_tokens, TILE_TOKENS), TILE_COLUMNS, dtype=ctx.dtype)
         part = hidden_NH[:TILE_TOKENS].to(ctx.dtype)
         columns = weight_VH[:TILE_COLUMNS].to(ctx.dtype)
         tile_TC = buffer[:, : columns.shape[0]]
-        if not on_cuda:
+        if backward_bytes:
             fold = torch.empty(*tile_TC.shape, FORWARD_FOLD_BYTES, dtype=torch.uint8)
             del fold
         del part, columns
@@ -90,8 +97,8 @@ class _FusedHead(torch.autograd.Function):
         part = hidden_NH[:TILE_TOKENS].to(ctx.dtype)
         columns = weight_VH[:TILE_COLUMNS].to(ctx.dtype)
         tile_TC = buffer[:, : columns.shape[0]]
-        if not ctx.on_cuda:
-            fold = torch.empty(*tile_TC.shape, BACKWARD_FOLD_BYTES, dtype=torch.uint8)
+        if ctx.backward_bytes:
+            fold = torch.empty(*tile_TC.shape, ctx.backward_bytes, dtype=torch.uint8)
             del fold
             # Products are added up in float32, from float32 copies where the tile is not; CUDA has a kernel for that.
             copies = (tile_TC.float(), columns.float())

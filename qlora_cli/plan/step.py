@@ -125,13 +125,15 @@ def _run(
 
 def _stand_in_loss(request: PlanRequest) -> Loss:
     on_cuda = request.device.kind == "cuda"
+    has_softcap = getattr(request.config.get_text_config(), "final_logit_softcapping", None) is not None
 
     def compute(model: PeftModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         base = model.get_base_model()
         hidden_BLH = base.base_model(
             input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False
         ).last_hidden_state
-        return fused_loss(hidden_BLH, base.get_output_embeddings(), batch["labels"], on_cuda=on_cuda)
+        head, labels_BL = base.get_output_embeddings(), batch["labels"]
+        return fused_loss(hidden_BLH, head, labels_BL, on_cuda=on_cuda, has_softcap=has_softcap)
 
     return compute
 

@@ -11,6 +11,7 @@ from peft import PeftModel
 from transformers import (
     AutoModelForCausalLM,
     FalconConfig,
+    Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
     LlamaConfig,
@@ -49,6 +50,7 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "qwen3": lambda: Qwen3Config(**SIZES, head_dim=32),
     "mistral": lambda: MistralConfig(**SIZES),
     "gemma3": lambda: Gemma3TextConfig(**SIZES, head_dim=32, sliding_window=64),
+    "gemma2": lambda: Gemma2Config(**SIZES, head_dim=32, sliding_window=64),
     "phi3": lambda: Phi3Config(**SIZES),
     "gpt2": lambda: GPT2Config(
         vocab_size=512, n_embd=128, n_layer=2, n_head=4, n_positions=512, bos_token_id=1, eos_token_id=2
@@ -61,6 +63,9 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
         vocab_size=512, hidden_size=128, num_hidden_layers=2, num_attention_heads=4, bos_token_id=1, eos_token_id=2
     ),
 }
+
+NEEDS_EAGER = {"gemma2"}
+"""Architectures whose attention transformers computes by plain matrix products only."""
 
 
 def config_of(name: str, num_layers: int = 2) -> PreTrainedConfig:
@@ -76,10 +81,11 @@ def request_for(
     config: PreTrainedConfig, device: Device = CPU, *, quantized: bool = True, **settings: Any
 ) -> PlanRequest:
     """Two rows of 64 tokens, without dropout in the adapter; settings by recipe key, with `__` for the dot."""
+    attention = "eager" if config.model_type in NEEDS_EAGER else "sdpa"
     recipe = Recipe.model_validate(
         {
             "name": "tiny",
-            "model": {"base_model": "tiny"},
+            "model": {"base_model": "tiny", "attn_implementation": attention},
             "quantization": {} if quantized else None,
             "lora": {"lora_dropout": 0.0},
             "data": {"train": "rows.jsonl", "max_length": 64},

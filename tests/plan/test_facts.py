@@ -30,3 +30,11 @@ def test_experts_that_are_not_quantized_are_said_with_their_bytes():
 
 def test_without_quantization_there_is_nothing_to_say():
     assert model_facts(request_for(config_of("mixtral"), AMPERE, quantized=False)).notes == ()
+
+
+def test_a_base_whose_layers_are_not_swapped_is_said_to_stay_as_it_is():
+    facts = model_facts(request_for(config_of("falcon"), AMPERE))
+    assert facts.num_quantized == 0
+    [note] = facts.notes
+    assert "nothing of this base is quantized" in note
+    assert "FalconForCausalLM" in note
