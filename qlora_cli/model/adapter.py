@@ -27,15 +27,30 @@ def attach_adapter(base: PreTrainedModel, lora: LoraSection) -> PeftModel:
     The adapter starts as PEFT's default or Gaussian init says; `initial_values` does LoftQ and PiSSA.
 
     Raises:
-        RecipeError: if a target matches no linear module, or a module to save does not exist.
+        RecipeError: if a target matches no linear module, a module to save does not exist, or PEFT refuses the base.
     """
     _check_targets(base, lora)
-    model = get_peft_model(base, lora_config(lora), autocast_adapter_dtype=lora.autocast_adapter_dtype)
+    try:
+        model = get_peft_model(base, lora_config(lora), autocast_adapter_dtype=lora.autocast_adapter_dtype)
+    except ValueError as fault:
+        raise _refusal(lora, fault) from fault
     adapter_dtype = torch.float32 if lora.autocast_adapter_dtype else base.dtype
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(torch.float32 if MAGNITUDE_KEY in name else adapter_dtype)
     return model
+
+
+def _refusal(lora: LoraSection, fault: ValueError) -> RecipeError:
+    """PEFT's reason, in words that name the recipe's keys."""
+    reason = " ".join(str(fault).split())[:300]
+    if "ParamWrapper" in reason and "lora_dropout" in reason:
+        return RecipeError(
+            "this base keeps its experts in fused weights, and PEFT's adapters on such weights take no dropout: "
+            f"lora.lora_dropout is {lora.lora_dropout:g}",
+            hint="--set lora.lora_dropout=0, or leave the experts out: --set lora.target_modules=[q_proj,v_proj]",
+        )
+    return RecipeError(f"no adapter can be put on this base: {reason}", hint="see the keys under lora")
 
 
 def lora_config(lora: LoraSection) -> LoraConfig:
