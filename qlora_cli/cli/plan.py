@@ -30,6 +30,12 @@ def plan(
     memory_gb: Annotated[
         float | None, typer.Option(min=0.1, metavar="N", help="Memory in GiB that a process can have, for any card.")
     ] = None,
+    num_gpus: Annotated[
+        int, typer.Option(min=1, metavar="N", help="GPUs of that kind in one machine, one process each.")
+    ] = 1,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="First measure this machine's GPU, for this plan and later ones.")
+    ] = False,
     fit: Annotated[bool, typer.Option("--fit", help="Search what fits, and rank what saves memory.")] = False,
     timeline: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write a page with the memory over the step.")
@@ -48,9 +54,13 @@ def plan(
     is_sketch = any(value is not None for value in sketch)
     if is_sketch and None in sketch:
         raise ArgumentError("a sketch takes --params, --hidden and --layers", hint="give all three of them")
+    if calibrate:
+        _calibrate(as_json=as_json and recipe is None and not is_sketch)
+        if recipe is None and not is_sketch:
+            return
     loaded = _load(recipe, overrides or [], is_sketch=is_sketch)
     with console.library_noise_to(None):
-        report, fits, knobs = _work_out(loaded, sketch, (gpu, memory_gb), is_fitted=fit)
+        report, fits, knobs = _work_out(loaded, sketch, (gpu, memory_gb, num_gpus), is_fitted=fit)
     if timeline is not None:
         from qlora_cli.plan.timeline_page import write_timeline
 
@@ -59,6 +69,22 @@ def plan(
     _show(report, fits, knobs, is_fitted=fit, as_json=as_json)
     if report.fits is False:
         raise typer.Exit(DOES_NOT_FIT)
+
+
+def _calibrate(*, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from qlora_cli.plan.calibrate import calibrate
+    from qlora_cli.plan.overheads import save_overheads
+    from qlora_cli.plan.plan_view import show_overheads
+
+    with console.library_noise_to(None):
+        overheads = calibrate()
+    path = save_overheads(overheads)
+    if as_json:
+        console.data(asdict(overheads) | {"file": str(path)})
+    else:
+        show_overheads(overheads, path)
 
 
 def _load(recipe: Path | None, overrides: list[str], *, is_sketch: bool) -> Recipe:
@@ -82,14 +108,14 @@ def _load(recipe: Path | None, overrides: list[str], *, is_sketch: bool) -> Reci
 def _work_out(
     recipe: Recipe,
     sketch: tuple[float | None, int | None, int | None],
-    memory: tuple[str | None, float | None],
+    devices: tuple[str | None, float | None, int],
     *,
     is_fitted: bool,
 ) -> tuple[PlanReport, list[Fit], list[Knob]]:
     from qlora_cli.plan.report import choose_target, make_report
     from qlora_cli.plan.shape import PlanRequest, read_config, sketch_config
 
-    target = choose_target(*memory)
+    target = choose_target(*devices)
     params, hidden, layers = sketch
     if params is not None and hidden is not None and layers is not None:
         config = sketch_config(int(params), hidden_size=hidden, num_layers=layers)

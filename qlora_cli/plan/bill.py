@@ -103,7 +103,8 @@ def device_needs(request: PlanRequest, trace: Trace) -> Needs:
     tensors = trace.peak.num_bytes
     if request.device.kind == "cpu":
         return Needs(tensors, tensors, ())
-    workspace = NUM_CUBLAS_THREADS * _cublas_bytes(request)
+    workspace, workspace_source = _cublas(request)
+    context, context_source = _context(request)
     allocator = allocate_trace(trace, beforehand=workspace)
     rounding = max(0, allocator.peak_allocated - tensors - workspace)
     replayed = "the step replayed by the allocator's rules"
@@ -111,14 +112,25 @@ def device_needs(request: PlanRequest, trace: Trace) -> Needs:
         allocator.peak_allocated,
         allocator.peak_reserved,
         (
-            Overhead("cuBLAS workspaces", workspace, "CublasHandlePool.cpp, two threads"),
+            Overhead("cuBLAS workspaces", workspace, workspace_source),
             Overhead("rounding", rounding, replayed),
             Overhead("fragmentation", allocator.peak_reserved - allocator.peak_allocated, replayed),
-            Overhead(CONTEXT, CONTEXT_BYTES, "an estimate: 300 to 600 MiB by card, driver and libraries"),
+            Overhead(CONTEXT, context, context_source),
         ),
     )
 
 
-def _cublas_bytes(request: PlanRequest) -> int:
+def _cublas(request: PlanRequest) -> tuple[int, str]:
+    """Bytes of cuBLAS's workspaces, and where the figure is from."""
+    if request.device.overheads is not None:
+        return request.device.overheads.cublas_bytes, request.device.overheads.source
     from_hopper = request.device.capability >= (9, 0)
-    return CUBLAS_WORKSPACE_BYTES_FROM_HOPPER if from_hopper else CUBLAS_WORKSPACE_BYTES
+    size = CUBLAS_WORKSPACE_BYTES_FROM_HOPPER if from_hopper else CUBLAS_WORKSPACE_BYTES
+    return NUM_CUBLAS_THREADS * size, "CublasHandlePool.cpp, two threads"
+
+
+def _context(request: PlanRequest) -> tuple[int, str]:
+    """Bytes of the CUDA context, and where the figure is from."""
+    if request.device.overheads is not None:
+        return request.device.overheads.context_bytes, request.device.overheads.source
+    return CONTEXT_BYTES, "an estimate: 300 to 600 MiB by card, driver and libraries"

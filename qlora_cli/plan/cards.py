@@ -97,6 +97,14 @@ def find_card(name: str) -> Card:
     raise _unknown(name)
 
 
+def card_of(name: str) -> Card | None:
+    """The card that a driver names so, where its facts are known."""
+    try:
+        return find_card(name)
+    except ArgumentError:
+        return None
+
+
 def _unknown(name: str) -> ArgumentError:
     compact = {"".join(_words(card)): card for card in all_cards()}
     short = {key.removeprefix("rtx"): card for key, card in compact.items()}

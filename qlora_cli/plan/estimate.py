@@ -46,12 +46,14 @@ class Operations:
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast a card may train."""
+    """How fast a card may train, or several together."""
 
     tokens_per_second: float
     seconds_per_step: float
     operations: Operations
     card: str
+    rate: str
+    """Operations a second that were counted on, and where the figure is from."""
 
 
 def operations_per_token(request: PlanRequest, facts: ModelFacts, length: int) -> Operations:
@@ -104,9 +106,18 @@ def estimate_pace(request: PlanRequest, facts: ModelFacts, card: Card, length: i
     length = length or request.recipe.data.max_length
     operations = operations_per_token(request, facts, length)
     num_tokens = request.batch_size * length
-    multiplying = num_tokens * operations.total / (card.dense_tflops * 1e12 * UTILIZATION)
-    num_passes = 3 if request.recipe.training.gradient_checkpointing else 2
-    moved = facts.num_quantized * num_passes * (PACKED_BYTES + WRITTEN_BYTES)
-    seconds = multiplying + moved / (card.bandwidth_gb_s * 1e9)
+    overheads = request.device.overheads
+    tflops = card.dense_tflops * UTILIZATION if overheads is None else overheads.reached_tflops
+    told = f"{UTILIZATION:.0%} of {card.dense_tflops:g}" if overheads is None else f"{tflops:,.3g}"
+    rate = f"{told} TFLOPS" + ("" if overheads is None else f", {overheads.source}")
+    seconds = num_tokens * operations.total / (tflops * 1e12) + moved_bytes(request, facts) / (
+        card.bandwidth_gb_s * 1e9
+    )
     steps = request.recipe.training.num_passes
-    return Pace(num_tokens / seconds, seconds * steps, operations, card.name)
+    return Pace(request.device.num_gpus * num_tokens / seconds, seconds * steps, operations, card.name, rate)
+
+
+def moved_bytes(request: PlanRequest, facts: ModelFacts) -> float:
+    """What dequantization reads and writes in one micro-batch."""
+    num_passes = 3 if request.recipe.training.gradient_checkpointing else 2
+    return facts.num_quantized * num_passes * (PACKED_BYTES + WRITTEN_BYTES)

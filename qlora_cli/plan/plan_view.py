@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.text import Text
 
 from qlora_cli import console
 from qlora_cli.console import size_in_words
 from qlora_cli.data.show.report_view import bar, show_lines
-from qlora_cli.plan.estimate import UTILIZATION
 from qlora_cli.plan.fit import Fit
 from qlora_cli.plan.knobs import Knob
+from qlora_cli.plan.overheads import Overheads
 from qlora_cli.plan.report import GIB, PlanReport
+from qlora_cli.plan.trace import Kind
 from qlora_cli.recipe.summary import summarize
 
-BAR_WIDTH = 40
+BAR_WIDTH = 32
+"""With the names of the lines and the figures it fits into 80 columns."""
+
 SMALL = 0.005
 """GiB below which a line of the bill is added to others; with a small model they would all be zeros."""
 
@@ -40,14 +44,26 @@ def show_plan(report: PlanReport) -> None:
         console.result(Text.assemble(("note: ", "yellow"), note))
 
 
+def _rows(report: PlanReport) -> str:
+    recipe, num_gpus = report.request.recipe, report.request.device.num_gpus
+    text = f"{report.request.batch_size} of {recipe.data.max_length:,} tokens at once, "
+    text += f"{recipe.training.gradient_accumulation_steps} times a step"
+    return text if num_gpus == 1 else f"{text}, on each of {num_gpus} GPUs: {report.rows_per_step:,} a step"
+
+
 def verdict(report: PlanReport) -> Text:
     """One line: whether it fits, in what, and where the peak lies."""
+    num_gpus = report.request.device.num_gpus
     needed = f"{in_gib(report.device_bytes)} GiB"
+    each = f", on each of {num_gpus} GPUs" if num_gpus > 1 else ""
     at = f"the peak falls in {report.bill.peak.phase}"
     memory = report.target.memory_bytes
     if memory is None:
-        return Text(f"{needed} on {report.target.name}; {at} (name a card: --gpu 4090, or its memory: --memory-gb 24)")
+        return Text(
+            f"{needed} on {report.target.name}{each}; {at} (name a card: --gpu 4090, or its memory: --memory-gb 24)"
+        )
     of = f"{in_gib(memory)} GiB" + (f" of {report.target.name}" if not report.target.name.endswith("GiB") else "")
+    of += each
     if report.fits:
         return Text.assemble(("fits", "bold green"), f": {needed} of the {of}; {at}")
     missing = in_gib(report.device_bytes - memory)
@@ -60,14 +76,17 @@ def _bar_title(report: PlanReport) -> str:
 
 def _bill_rows(report: PlanReport) -> list[tuple[str, str, str]]:
     whole = report.target.memory_bytes or report.device_bytes
-    rows = [(name, size, bar(size / whole, BAR_WIDTH)) for name, size in report.lines if size >= SMALL * GIB]
+    rows = [(name, size) for name, size in report.lines if size >= SMALL * GIB]
     if rest := sum(size for _, size in report.lines if size < SMALL * GIB):
-        rows.append((f"each below {SMALL:g} GiB", rest, bar(rest / whole, BAR_WIDTH)))
-    total = bar(min(1.0, report.device_bytes / whole), BAR_WIDTH) + (" …" if report.device_bytes > whole else "")
-    rows.append(("all", report.device_bytes, total))
-    if report.fits:
-        rows.append(("free", whole - report.device_bytes, ""))
-    return [(name, in_gib(size), drawn) for name, size, drawn in rows]
+        rows.append((f"each below {SMALL:g} GiB", rest))
+    rows.append(("all", report.device_bytes))
+    drawn = [(name, in_gib(size), _bar(size / whole)) for name, size in rows]
+    return [*drawn, ("free", in_gib(whole - report.device_bytes), "")] if report.fits else drawn
+
+
+def _bar(share: float) -> str:
+    """A bar; one that is longer than there is room ends in dots."""
+    return bar(min(1.0, share), BAR_WIDTH) + ("…" if share > 1 else "")
 
 
 def _rows(report: PlanReport) -> str:
@@ -85,6 +104,10 @@ def _facts(report: PlanReport) -> dict[str, str]:
     told = {"trained": f"{facts.num_trained:,} parameters, {facts.trained_share:.2%} of {num_all:,}"}
     if report.bill.paged_bytes:
         told["paged"] = f"{in_gib(report.bill.paged_bytes)} GiB optimizer state, in host memory when the GPU is full"
+    if report.request.device.num_gpus > 1:
+        told["GPUs"] = _gpus(report)
+    if report.request.device.overheads is not None:
+        told["measured"] = f"CUDA context, cuBLAS workspaces and rate, {report.request.device.overheads.source}"
     work = report.workload
     if work is None:
         told["data"] = f"steps are not known: {report.why_no_workload}"
@@ -100,17 +123,27 @@ def _facts(report: PlanReport) -> dict[str, str]:
     return told
 
 
+def _gpus(report: PlanReport) -> str:
+    """What several GPUs share and what they do not."""
+    sums = report.bill.trace.largest.get(Kind.GRADIENT_SUMS, 0)
+    is_at_peak = Kind.GRADIENT_SUMS in report.bill.peak.by_kind
+    return (
+        f"each holds the whole model; gradients are summed in {in_gib(sums)} GiB more after the backward pass, "
+        f"{'where the peak falls' if is_at_peak else 'below the peak'}; what NCCL takes is not in the bill"
+    )
+
+
 def _time(report: PlanReport) -> str:
     pace = report.pace
     if pace is None:
         return "no estimate: it needs a card with a known rate (--gpu) and 16-bit computation"
-    text = f"about {pace.tokens_per_second:,.0f} tokens/s, {duration(pace.seconds_per_step)} a step"
+    num_gpus = report.request.device.num_gpus
+    together = "" if num_gpus == 1 else f" on {num_gpus} GPUs"
+    text = f"about {pace.tokens_per_second:,.0f} tokens/s{together}, {duration(pace.seconds_per_step)} a step"
     if report.seconds is not None:
         text += f", {duration(report.seconds)} in all"
-    rate = report.target.card.dense_tflops if report.target.card else 0
-    return (
-        text + f" (estimate: {pace.operations.total / 1e9:,.1f} GFLOP a token at {UTILIZATION:.0%} of {rate:g} TFLOPS)"
-    )
+    unmeasured = "" if num_gpus == 1 else "; without the time to sum gradients"
+    return f"{text} (estimate: {pace.operations.total / 1e9:,.1f} GFLOP a token at {pace.rate}{unmeasured})"
 
 
 def show_fits(fits: Sequence[Fit], report: PlanReport) -> None:
@@ -135,6 +168,20 @@ def show_knobs(knobs: Sequence[Knob], report: PlanReport) -> None:
         show_lines(("what saves memory", "GiB", "fits then", "add to the command"), rows)
     else:
         console.result("no change of a setting saves memory")
+
+
+def show_overheads(overheads: Overheads, path: Path) -> None:
+    """Print what a calibration measured and where it is kept."""
+    console.facts(
+        {
+            "CUDA context": f"{in_gib(overheads.context_bytes)} GiB, with what the driver and the screen take",
+            "cuBLAS": f"{overheads.cublas_bytes / 2**20:,.1f} MiB of workspaces",
+            "memory": f"{in_gib(overheads.memory_bytes)} GiB",
+            "rate": f"{overheads.reached_tflops:,.1f} TFLOPS in a short NF4 training step",
+            "kept in": str(path),
+        },
+        title=f"{overheads.gpu}, driver {overheads.driver}, torch {overheads.torch}",
+    )
 
 
 def in_gib(num_bytes: float) -> str:

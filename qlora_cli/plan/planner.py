@@ -10,6 +10,7 @@ from qlora_cli.plan.bill import Bill, make_bill
 from qlora_cli.plan.facts import model_facts
 from qlora_cli.plan.fake_model import skeleton
 from qlora_cli.plan.phases import decoder_layers
+from qlora_cli.plan.ranks import with_gradient_sums
 from qlora_cli.plan.repetition import find_pattern, repeated, short_length
 from qlora_cli.plan.shape import PlanRequest
 from qlora_cli.plan.step import fake_step
@@ -34,7 +35,13 @@ def plan(request: PlanRequest) -> Bill:
 
 
 def trace_step(request: PlanRequest) -> Trace:
-    """The trace of one step, by way of shorter models where their layers prove to repeat."""
+    """The trace of one step on one GPU, also where others train with it."""
+    trace = _trace_alone(request)
+    return with_gradient_sums(trace, request) if request.device.num_gpus > 1 else trace
+
+
+def _trace_alone(request: PlanRequest) -> Trace:
+    """By way of shorter models where the layers prove to repeat."""
     signatures = layer_signatures(request)
     num_layers = len(signatures)
     pattern = find_pattern(signatures)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -10,9 +10,10 @@ import torch
 from qlora_cli.errors import ArgumentError
 from qlora_cli.plan.automatic import with_rows_that_fit
 from qlora_cli.plan.bill import Bill
-from qlora_cli.plan.cards import Card, find_card
+from qlora_cli.plan.cards import Card, card_of, find_card
 from qlora_cli.plan.disk import Disk, disk_of
 from qlora_cli.plan.estimate import Pace, estimate_pace
+from qlora_cli.plan.overheads import find_overheads
 from qlora_cli.plan.planner import plan
 from qlora_cli.plan.shape import Device, PlanRequest
 from qlora_cli.plan.trace import Kind
@@ -70,6 +71,12 @@ class PlanReport:
         return [(name, size) for name, size in (*tensors, *overheads) if size]
 
     @property
+    def rows_per_step(self) -> int:
+        """Rows of one optimizer step, of all GPUs together."""
+        steps = self.request.recipe.training.gradient_accumulation_steps
+        return self.request.batch_size * steps * self.request.device.num_gpus
+
+    @property
     def seconds(self) -> float | None:
         """Of the whole run, where data and pace are known."""
         if self.pace is None or self.workload is None:
@@ -78,14 +85,17 @@ class PlanReport:
 
     def as_dict(self) -> dict[str, Any]:
         """The report as JSON holds it; sizes in bytes."""
-        facts, needs = self.bill.facts, self.bill.needs
+        facts, needs, overheads = self.bill.facts, self.bill.needs, self.target.device.overheads
         return {
             "fits": self.fits,
             "target": {
                 "name": self.target.name,
                 "memory_bytes": self.target.memory_bytes,
                 "compute_capability": list(self.target.device.capability),
+                "num_gpus": self.target.device.num_gpus,
+                "overheads": None if overheads is None else asdict(overheads),
             },
+            "rows_per_step": self.rows_per_step,
             "device_bytes": self.device_bytes,
             "allocated_bytes": needs.allocated_bytes,
             "reserved_bytes": needs.reserved_bytes,
@@ -107,19 +117,28 @@ class PlanReport:
         }
 
 
-def choose_target(gpu: str | None, memory_gb: float | None) -> Target:
-    """The card that is named, or a memory in GiB, or this machine's GPU, or none.
+def choose_target(gpu: str | None, memory_gb: float | None, num_gpus: int = 1) -> Target:
+    """The card that is named, or a memory in GiB, or this machine's GPU, or none; `num_gpus` of it.
+
+    What was measured of the card on this machine goes with it.
 
     Raises:
         ArgumentError: if the card is not known.
     """
+    target = _single_target(gpu, memory_gb)
+    return replace(target, device=replace(target.device, num_gpus=num_gpus))
+
+
+def _single_target(gpu: str | None, memory_gb: float | None) -> Target:
     if gpu is not None and memory_gb is not None:
         raise ArgumentError("--gpu and --memory-gb exclude each other", hint="leave one of them out")
     if memory_gb is not None:
         return Target(f"{memory_gb:g} GiB", Device(), int(memory_gb * GIB))
     if gpu is not None:
         card = find_card(gpu)
-        return Target(card.name, card.device, card.memory_bytes, card)
+        overheads = find_overheads(lambda name: card_of(name) == card)
+        memory = card.memory_bytes if overheads is None else overheads.memory_bytes
+        return Target(card.name, replace(card.device, overheads=overheads), memory, card)
     if not torch.cuda.is_available():
         return Target("a GPU of compute capability 8.0", Device(), None)
     return this_gpu()
@@ -128,16 +147,10 @@ def choose_target(gpu: str | None, memory_gb: float | None) -> Target:
 def this_gpu() -> Target:
     """The current GPU of this machine, with all its memory."""
     found = torch.cuda.get_device_properties(torch.cuda.current_device())
-    device = Device("cuda", (found.major, found.minor), found.multi_processor_count)
-    return Target(found.name, device, found.total_memory, _card_of(found.name))
-
-
-def _card_of(name: str) -> Card | None:
-    """The card that a driver names so, where its facts are known."""
-    try:
-        return find_card(name)
-    except ArgumentError:
-        return None
+    overheads = find_overheads(lambda name: name == found.name)
+    device = Device("cuda", (found.major, found.minor), found.multi_processor_count, overheads=overheads)
+    memory = found.total_memory if overheads is None else overheads.memory_bytes
+    return Target(found.name, device, memory, card_of(found.name))
 
 
 def make_report(request: PlanRequest, target: Target, *, with_data: bool = True) -> PlanReport:
@@ -149,7 +162,8 @@ def make_report(request: PlanRequest, target: Target, *, with_data: bool = True)
     asked = request.recipe
     request = with_rows_that_fit(request, target.memory_bytes)
     bill = plan(request)
-    workload, why = find_workload(asked) if with_data else (None, "a sketch has no data")
+    num_gpus = request.device.num_gpus
+    workload, why = find_workload(asked, num_gpus) if with_data else (None, "a sketch has no data")
     length = None if workload is None or request.recipe.data.packing else workload.tokens_per_row
     pace = None if target.card is None else estimate_pace(request, bill.facts, target.card, length)
     disk = disk_of(asked, bill.facts.trained, bill.facts.num_base)

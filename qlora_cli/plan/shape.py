@@ -13,6 +13,7 @@ from transformers import AutoConfig, LlamaConfig, PreTrainedConfig
 from qlora_cli.errors import RecipeError
 from qlora_cli.model.base import source_error
 from qlora_cli.model.device import DTYPES
+from qlora_cli.plan.overheads import Overheads
 from qlora_cli.recipe.schema import ModelSection, Recipe
 from qlora_cli.recipe.section import Section
 
@@ -36,6 +37,12 @@ class Device:
 
     num_multiprocessors: int = 108
     """Streaming multiprocessors."""
+
+    num_gpus: int = 1
+    """GPUs that train together, each in a process of its own with the whole model."""
+
+    overheads: Overheads | None = None
+    """What was measured of this GPU on this machine; without it, what is generally true of CUDA."""
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ COLOURS: dict[Kind, tuple[str, str]] = {
     Kind.BASE_16BIT: ("#8db8e2", "#2b5a8f"),
     Kind.ADAPTER: ("#6d4c9f", "#9a79cf"),
     Kind.GRADIENTS: ("#a97fd0", "#c9a6ea"),
+    Kind.GRADIENT_SUMS: ("#8c6bb1", "#b794d8"),
     Kind.OPTIMIZER: ("#d2b5e8", "#6f4d94"),
     Kind.INPUTS: ("#777e87", "#a2a9b3"),
     Kind.ACTIVATIONS: ("#2f855a", "#4fb286"),

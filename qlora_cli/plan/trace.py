@@ -30,6 +30,7 @@ class Kind(StrEnum):
     BASE_16BIT = "base weights, not quantized"
     ADAPTER = "adapter"
     GRADIENTS = "gradients"
+    GRADIENT_SUMS = "sums of gradients"
     OPTIMIZER = "optimizer state"
     PAGED_OPTIMIZER = "optimizer state, paged"
     INPUTS = "inputs"

@@ -40,8 +40,8 @@ class Workload:
         return max(1, round(self.num_tokens / max(1, self.num_rows)))
 
 
-def find_workload(recipe: Recipe) -> tuple[Workload | None, str]:
-    """What the recipe's data comes to, or None and why it is not known."""
+def find_workload(recipe: Recipe, num_gpus: int = 1) -> tuple[Workload | None, str]:
+    """What the recipe's data comes to for so many GPUs, or None and why it is not known."""
     try:
         files = [file for source in recipe.data.train for file in source_files(source)]
         if not all(source_files(source) for source in recipe.data.train):
@@ -52,29 +52,31 @@ def find_workload(recipe: Recipe) -> tuple[Workload | None, str]:
         is_prepared = key is not None and (cache_root() / key).is_dir()
         if not is_prepared and sum(file.stat().st_size for file in files) > MAX_BYTES_READ:
             return None, "the data is large; run `qlora data check` once, then plan again"
-        return measure(prepare_data(recipe.data, renderer, seed).report, recipe.training), ""
+        return measure(prepare_data(recipe.data, renderer, seed).report, recipe.training, num_gpus), ""
     except QloraError as error:
         first = error.problems[0]
         return None, f"{first.place}: {first.text}" if first.place else first.text
 
 
-def measure(report: DataReport, training: TrainingSection) -> Workload:
+def measure(report: DataReport, training: TrainingSection, num_gpus: int = 1) -> Workload:
     """The amount of training that a data report stands for."""
     return Workload(
         report.num_packed_rows,
         report.num_tokens,
         report.fill,
-        num_steps(report.num_packed_rows, training),
+        num_steps(report.num_packed_rows, training, num_gpus),
     )
 
 
-def num_steps(num_rows: int, training: TrainingSection) -> int:
+def num_steps(num_rows: int, training: TrainingSection, num_gpus: int = 1) -> int:
     """Optimizer steps, counted as the trainer does: what is left at an epoch's end is a step of its own.
 
     >>> num_steps(33, TrainingSection(per_device_train_batch_size=4, gradient_accumulation_steps=4, num_train_epochs=2))
     6
+    >>> num_steps(33, TrainingSection(per_device_train_batch_size=4, gradient_accumulation_steps=1), num_gpus=2)
+    15
     """
     if training.max_steps is not None:
         return training.max_steps
-    batches = ceil(num_rows / training.rows_at_once)
+    batches = ceil(num_rows / (training.rows_at_once * num_gpus))
     return ceil(training.epochs * max(1, ceil(batches / training.num_passes)))

@@ -98,6 +98,36 @@ def test_card_and_memory_exclude_each_other(call, recipe_file):
     assert call("plan", recipe_file, "--gpu", "t4", "--memory-gb", "8").code == 2
 
 
+def test_two_gpus_take_twice_the_rows_and_the_same_memory_each(planned):
+    settings = ("--gpu", "t4", "--set", "training.max_steps=null", "--set", "training.num_train_epochs=1")
+    one, two = planned(*settings).json, planned(*settings, "--num-gpus", "2").json
+    assert (one["target"]["num_gpus"], two["target"]["num_gpus"]) == (1, 2)
+    assert two["rows_per_step"] == 2 * one["rows_per_step"]
+    assert two["workload"]["num_steps"] == -(-one["workload"]["num_steps"] // 2)
+    assert two["pace"]["tokens_per_second"] == pytest.approx(2 * one["pace"]["tokens_per_second"])
+    assert two["pace"]["seconds_per_step"] == one["pace"]["seconds_per_step"]
+    assert two["disk"] == one["disk"]
+    assert two["device_bytes"] >= one["device_bytes"]
+
+
+def test_what_several_gpus_share_is_said(call, recipe_file):
+    ran = call("plan", recipe_file, "--gpu", "t4", "--num-gpus", "2")
+    assert "on each of 2 GPUs" in ran.out.splitlines()[0]
+    assert "each holds the whole model" in ran.out
+    assert "what NCCL takes is not in the bill" in ran.out
+
+
+def test_no_gpus_are_refused(call, recipe_file):
+    assert call("plan", recipe_file, "--num-gpus", "0").code == 2
+
+
+def test_calibration_without_a_gpu_is_one_line_and_a_hint(call, empty_cache):
+    ran = call("plan", "--calibrate")
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.startswith("error: nothing was measured: torch sees no CUDA GPU\nhint: ")
+    assert list(empty_cache.iterdir()) == []
+
+
 def test_fit_needs_a_memory(call, recipe_file):
     ran = call("plan", recipe_file, "--fit")
     assert ran.code == 2
