@@ -7,7 +7,7 @@ from typing import Any
 
 from qlora_cli.plan.allocator import MIB, allocate_trace
 from qlora_cli.plan.facts import ModelFacts
-from qlora_cli.plan.shape import PlanRequest
+from qlora_cli.plan.shape import Device, PlanRequest
 from qlora_cli.plan.timeline import Moment, Trace
 from qlora_cli.plan.trace import Kind
 
@@ -104,7 +104,7 @@ def device_needs(request: PlanRequest, trace: Trace) -> Needs:
     if request.device.kind == "cpu":
         return Needs(tensors, tensors, ())
     workspace, workspace_source = _cublas(request)
-    context, context_source = _context(request)
+    context, context_source = context_on(request.device)
     allocator = allocate_trace(trace, beforehand=workspace)
     rounding = max(0, allocator.peak_allocated - tensors - workspace)
     replayed = "the step replayed by the allocator's rules"
@@ -129,8 +129,8 @@ def _cublas(request: PlanRequest) -> tuple[int, str]:
     return NUM_CUBLAS_THREADS * size, "CublasHandlePool.cpp, two threads"
 
 
-def _context(request: PlanRequest) -> tuple[int, str]:
+def context_on(device: Device) -> tuple[int, str]:
     """Bytes of the CUDA context, and where the figure is from."""
-    if request.device.overheads is not None:
-        return request.device.overheads.context_bytes, request.device.overheads.source
+    if device.overheads is not None:
+        return device.overheads.context_bytes, device.overheads.source
     return CONTEXT_BYTES, "an estimate: 300 to 600 MiB by card, driver and libraries"

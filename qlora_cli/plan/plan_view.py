@@ -45,9 +45,14 @@ def show_plan(report: PlanReport) -> None:
 
 
 def _rows(report: PlanReport) -> str:
-    recipe, num_gpus = report.request.recipe, report.request.device.num_gpus
-    text = f"{report.request.batch_size} of {recipe.data.max_length:,} tokens at once, "
-    text += f"{recipe.training.gradient_accumulation_steps} times a step"
+    training, asked = report.request.recipe.training, report.asked.training
+    num_gpus = report.request.device.num_gpus
+    text = f"{training.rows_at_once} of {report.asked.data.max_length:,} tokens at once, "
+    if asked.per_device_train_batch_size == "auto":
+        passes = "1 pass" if training.num_passes == 1 else f"{training.num_passes} passes"
+        text += f"the {asked.rows_per_step} of a step in {passes} (auto)"
+    else:
+        text += f"{training.num_passes} times a step"
     return text if num_gpus == 1 else f"{text}, on each of {num_gpus} GPUs: {report.rows_per_step:,} a step"
 
 
@@ -87,15 +92,6 @@ def _bill_rows(report: PlanReport) -> list[tuple[str, str, str]]:
 def _bar(share: float) -> str:
     """A bar; one that is longer than there is room ends in dots."""
     return bar(min(1.0, share), BAR_WIDTH) + ("…" if share > 1 else "")
-
-
-def _rows(report: PlanReport) -> str:
-    training, asked = report.request.recipe.training, report.asked.training
-    rows = f"{training.rows_at_once} of {report.asked.data.max_length:,} tokens at once"
-    if asked.per_device_train_batch_size == "auto":
-        passes = "1 pass" if training.num_passes == 1 else f"{training.num_passes} passes"
-        return f"{rows} (auto: the {asked.rows_per_step} of a step in {passes})"
-    return f"{rows}, {training.num_passes} times a step"
 
 
 def _facts(report: PlanReport) -> dict[str, str]:

@@ -73,8 +73,7 @@ class PlanReport:
     @property
     def rows_per_step(self) -> int:
         """Rows of one optimizer step, of all GPUs together."""
-        steps = self.request.recipe.training.gradient_accumulation_steps
-        return self.request.batch_size * steps * self.request.device.num_gpus
+        return self.asked.training.rows_per_step * self.request.device.num_gpus
 
     @property
     def seconds(self) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from qlora_cli import console
 from qlora_cli.errors import RecipeError, ResourceError
 from qlora_cli.model.device import pick_device
 from qlora_cli.plan.automatic import with_rows_that_fit
-from qlora_cli.plan.bill import CONTEXT_BYTES, Needs
+from qlora_cli.plan.bill import Needs, context_on
 from qlora_cli.plan.host_memory import available_bytes
 from qlora_cli.plan.report import this_gpu
 from qlora_cli.plan.shape import Device, PlanRequest, read_config
@@ -53,11 +53,11 @@ def foresee(recipe: Recipe, *, num_processes: int = 1, force: bool = False) -> O
     Raises:
         ResourceError: if it does not fit.
     """
-    is_gpu = pick_device().type == "cuda"
-    memory = _free_bytes(num_processes, is_gpu=is_gpu)
+    device = _this_device(num_processes)
+    memory = _free_bytes(device)
     tracer = Tracer()
     try:
-        asked = PlanRequest(recipe, read_config(recipe.model), this_gpu().device if is_gpu else Device("cpu"))
+        asked = PlanRequest(recipe, read_config(recipe.model), device)
         request = with_rows_that_fit(asked, memory, tracer)
         needs = tracer.needs(request)
     except RecipeError as error:
@@ -76,13 +76,18 @@ def foresee(recipe: Recipe, *, num_processes: int = 1, force: bool = False) -> O
     return Outlook(request.batch_size, needs)
 
 
-def _free_bytes(num_processes: int, *, is_gpu: bool) -> int | None:
+def _this_device(num_processes: int) -> Device:
+    is_gpu = pick_device().type == "cuda"
+    return replace(this_gpu().device if is_gpu else Device("cpu"), num_gpus=num_processes)
+
+
+def _free_bytes(device: Device) -> int | None:
     """What this process may take, what it holds of a GPU already included; None where it is not known."""
-    if not is_gpu:
+    if device.kind == "cpu":
         available = available_bytes()
-        return None if available is None else available // num_processes
+        return None if available is None else available // device.num_gpus
     free, _ = torch.cuda.mem_get_info()
-    return free + CONTEXT_BYTES
+    return free + context_on(device)[0]
 
 
 def _refuse(recipe: Recipe, needed: int, memory: int, *, force: bool) -> None:
