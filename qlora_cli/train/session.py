@@ -190,9 +190,9 @@ def _train(recipe: Recipe, run: RunDirectory, beginning: Beginning, watch: Watch
 
 def _write_start(recipe: Recipe, run: RunDirectory, ground: dict[str, Any], *, is_resumed: bool) -> None:
     """What the run is made of; a resumed one keeps its ground, and its recipe has what was allowed to change."""
-    write_text(run.recipe_path, dump_recipe(recipe))
     written = read_manifest(run) if is_resumed else {**ground, **circumstances(recipe)}
     write_manifest(run, {**written, "status": "started"})
+    write_text(run.recipe_path, dump_recipe(recipe))  # last: a run is started when this is there
 
 
 def _connect(ranks: Ranks, recipe: Recipe, prepared: PreparedData) -> None:
