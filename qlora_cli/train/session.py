@@ -33,6 +33,7 @@ from qlora_cli.train.ground import circumstances, ground_facts
 from qlora_cli.train.loss_level import LossWatch
 from qlora_cli.train.memory import advice
 from qlora_cli.train.memory_meter import MemoryMeter
+from qlora_cli.train.missed import is_evaluation_missing
 from qlora_cli.train.outlook import Outlook, compared, foresee
 from qlora_cli.train.progress import ProgressCallback, peak_memory_bytes
 from qlora_cli.train.ranks import Ranks
@@ -179,8 +180,13 @@ def _train(recipe: Recipe, run: RunDirectory, beginning: Beginning, watch: Watch
                 _write_start(recipe, run, {"num_processes": ranks.num, **facts}, is_resumed=checkpoint is not None)
             if checkpoint is None:
                 trainer.train()
-            elif not trainer.takes_over_finished(checkpoint.path):
-                trainer.train(resume_from_checkpoint=str(checkpoint.path))
+            else:
+                is_missing = ranks.is_first and is_evaluation_missing(checkpoint.path, trainer.args, run.metrics_path)
+                trainer.args.eval_on_start = bool(ranks.largest(is_missing))
+                if not trainer.takes_over_finished(checkpoint.path):
+                    trainer.train(resume_from_checkpoint=str(checkpoint.path))
+                elif trainer.args.eval_on_start:
+                    trainer.evaluate()
     first_step = checkpoint.step if checkpoint else 0
     memory = compared(beginning.outlook.needs, meter.measured())
     result = _result(trainer, run, first_step, time.monotonic() - started, memory)
