@@ -25,6 +25,9 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+"""Variables that leave the other cores to other processes."""
+
 CRASHED = 70
 """Exit code of a child whose function raised; the traceback is in its log."""
 
@@ -47,7 +50,7 @@ class ForkServer:
             stdout=subprocess.PIPE,
             text=True,
             cwd=ROOT,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"} | (environment or {}),
+            env=os.environ | ONE_THREAD | (environment or {}),
         )
 
     def __enter__(self) -> ForkServer:
