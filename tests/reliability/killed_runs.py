@@ -29,7 +29,7 @@ EVERY_EPOCH = {"eval_strategy": "epoch", "eval_steps": None}
 
 KINDS: dict[str, dict[str, dict[str, Any]]] = {
     "float32": {},
-    "nf4": {"quantization": {}, "training": {"save_steps": 2}},
+    "nf4": {"quantization": {}, "training": {"save_steps": 2, "logging_steps": 3}},
     "packed": {
         "data": {"packing": True, "max_length": 128},
         "training": {"gradient_accumulation_steps": 2},
@@ -78,7 +78,7 @@ class Straight:
 
 
 def draw_cases(count: int, kinds: list[str]) -> list[Case]:
-    """Cases of every kind in turn; first kills fall evenly over a life, further ones, in a fifth of the cases, anywhere."""
+    """Cases of every kind in turn; first kills fall evenly over a life, a fifth of the runs are killed again."""
     chance = random.Random(count)
     order = chance.sample(range(count), count)
     cases = []
@@ -111,10 +111,10 @@ def write_recipes(folder: Path, base: Path, rows: Path) -> dict[str, Path]:
     return recipes
 
 
-def qlora_with(cache: str, arguments: list[str]) -> int:
+def qlora_with(cache: str, arguments: list[str], signals_at: tuple[str, int, list[int]] | None = None) -> int:
     """In a child of a fork server: the command line with a cache of its own."""
     os.environ["QLORA_CACHE"] = cache
-    return rank_runs.qlora(0, 1, 0, arguments)
+    return rank_runs.qlora(0, 1, 0, arguments, signals_at=signals_at)
 
 
 def forked_from(server: ForkServer) -> Start:
@@ -206,10 +206,14 @@ class Field:
         return ["train", str(self._recipes[kind]), "--run-dir", str(run), *resume]
 
 
+def leftovers(folder: Path) -> list[Path]:
+    """What was being written in a folder; locks stay for ever."""
+    return [path for path in folder.rglob(".*") if path.name != ".lock" and path.suffix != ".lock"]
+
+
 def differences(run: Path, cache: Path, straight: Path) -> list[str]:
     """What is not as in an undisturbed run, or should not be there."""
-    found = [f"{path} is left" for path in (*run.rglob(".*"), *cache.rglob(".*")) if path.suffix != ".lock"]
-    found = [text for text in found if not text.endswith("/.lock is left")]
+    found = [f"{path} is left" for path in (*leftovers(run), *leftovers(cache))]
     ours, theirs = (list_checkpoints(one / "checkpoints") for one in (run, straight))
     if [one.step for one in ours] != [one.step for one in theirs]:
         found.append(f"the checkpoints are of steps {[one.step for one in ours]}")

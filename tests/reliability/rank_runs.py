@@ -188,11 +188,19 @@ def send_at(where: str, call: int, numbers: list[int]) -> None:
         nonlocal calls
         calls += 1
         if calls == call:
-            for number in numbers:
-                os.kill(os.getpid(), number)
+            send_all(numbers)
         return function(*arguments, **options)
 
     setattr(owner, name, counted)
+
+
+def send_all(numbers: list[int]) -> None:
+    """Send this process signals, each when the one before has been handled, whatever its handler raises."""
+    try:
+        os.kill(os.getpid(), numbers[0])
+    finally:
+        if numbers[1:]:
+            send_all(numbers[1:])
 
 
 def spoil_loss(call: int) -> None:
