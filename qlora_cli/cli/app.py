@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from typing import Annotated
 
@@ -11,6 +10,7 @@ import typer
 from qlora_cli import compat, console
 from qlora_cli.cli import data, deployment, evaluation, inspection, plan, recipes, training
 from qlora_cli.errors import QloraError
+from qlora_cli.interruption import Interruption, interruptible
 
 app = typer.Typer(
     name="qlora",
@@ -46,16 +46,17 @@ for _group in (recipes, data, plan, training, evaluation, deployment, inspection
 
 def main() -> None:
     """Run the command line and exit with the code that `errors.py` gives the failure."""
-    compat.let_idle_threads_sleep()
-    compat.skip_pydantic_plugins()
-    compat.keep_imports_quiet()
     try:
-        app(prog_name="qlora")
+        with interruptible():
+            compat.let_idle_threads_sleep()
+            compat.skip_pydantic_plugins()
+            compat.keep_imports_quiet()
+            app(prog_name="qlora")
     except QloraError as error:
         if "--debug" in sys.argv:
             raise
         console.show_error(error)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        console.note("stopped; nothing was half written")
-        sys.exit(128 + signal.SIGINT)
+    except Interruption as stop:
+        console.note(f"{stop}: stopped before it was done; nothing is left half written")
+        sys.exit(stop.exit_code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Annotated, Literal
 import typer
 
 from qlora_cli import console
+from qlora_cli.interruption import Interruption, keyboard_interrupts
 
 Run = Annotated[
     Path | None,
@@ -97,13 +99,14 @@ def generate(
     with console.library_noise_to(None):
         options = SamplingOptions(temperature, top_p, max_new_tokens, seed)
         session = ChatSession(load_speaker(run, is_base_wanted=base), options, system)
-        answer = session.ask(prompt, console.piece if is_streamed else _keep_quiet)
+        with keyboard_interrupts():
+            answer = session.ask(prompt, console.piece if is_streamed else _keep_quiet)
     if as_json:
         console.data(asdict(answer))
     else:
         console.piece("\n" if is_streamed else f"{answer.text}\n")
     if answer.stopped_by == "interrupt":
-        raise KeyboardInterrupt
+        raise Interruption(signal.SIGINT)
 
 
 def chat(
@@ -124,7 +127,8 @@ def chat(
     with console.library_noise_to(None):
         options = SamplingOptions(temperature, top_p, max_new_tokens, seed)
         session = ChatSession(load_speaker(run, is_base_wanted=base), options, system)
-        chat_on(session, read_lines(sys.stdin), console.piece)
+        with keyboard_interrupts():
+            chat_on(session, read_lines(sys.stdin), console.piece)
 
 
 def _keep_quiet(text: str) -> None:

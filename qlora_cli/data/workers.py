@@ -19,6 +19,7 @@ from itertools import chain, islice
 from typing import Any, TypeVar
 
 from qlora_cli.errors import ResourceError
+from qlora_cli.interruption import STOP_SIGNALS
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -78,7 +79,8 @@ def _start(function: Callable[[Any], Any]) -> None:
     gc.freeze()
     gc.set_threshold(YOUNG_OBJECTS)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # every core has a process already
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -86,28 +86,42 @@ def merge_run(path: Path | None, out: Path | None, options: MergeOptions) -> Mer
     """
     source = find_tuned(path)
     out = out or default_out(source)
+    _check_mergeable(source, options)
+    with staged_folder(out, force=options.force) as stage:
+        return replace(merge_into(stage, source, options), path=out)
+
+
+def merge_into(folder: Path, source: TunedSource, options: MergeOptions) -> Merged:
+    """Merge into a folder that is there and empty; whoever made it takes care that it is not found half full.
+
+    Raises:
+        IdentityError, NumericError: as `merge_run`.
+    """
+    adapter_sha256 = _check_mergeable(source, options)
+    reference = _write_merged(source, options, folder)
+    _let_go_of_memory()
+    agreement = compare(reference.logits, record_logits(_reload(folder, source.model, options.dtype), reference.rows))
+    merged = Merged(
+        path=folder,
+        onto=options.onto,
+        onto_in_words=describe_onto(source, options.onto),
+        dtype=options.dtype,
+        num_parameters=reference.num_parameters,
+        effect=reference.effect,
+        agreement=agreement,
+        max_kl=_bound(source, options, reference) if options.max_kl is None else options.max_kl,
+    )
+    refuse_disagreement(agreement, merged.max_kl)
+    write_json(folder / MERGE_RECORD, merge_record(source, merged, adapter_sha256))
+    return merged
+
+
+def _check_mergeable(source: TunedSource, options: MergeOptions) -> str:
+    """SHA-256 of the adapter's weights, if they may be merged."""
     adapter_sha256 = adapter_identity(source)
     refuse_second_merge(source, adapter_sha256)
     refuse_loftq_onto_original(source, options.onto)
-    with staged_folder(out, force=options.force) as stage:
-        reference = _write_merged(source, options, stage)
-        _let_go_of_memory()
-        agreement = compare(
-            reference.logits, record_logits(_reload(stage, source.model, options.dtype), reference.rows)
-        )
-        merged = Merged(
-            path=out,
-            onto=options.onto,
-            onto_in_words=describe_onto(source, options.onto),
-            dtype=options.dtype,
-            num_parameters=reference.num_parameters,
-            effect=reference.effect,
-            agreement=agreement,
-            max_kl=_bound(source, options, reference) if options.max_kl is None else options.max_kl,
-        )
-        refuse_disagreement(agreement, merged.max_kl)
-        write_json(stage / MERGE_RECORD, merge_record(source, merged, adapter_sha256))
-    return merged
+    return adapter_sha256
 
 
 def default_out(source: TunedSource) -> Path:

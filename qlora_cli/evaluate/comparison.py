@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from qlora_cli.evaluate.tasks import Task, score_answers
 from qlora_cli.model.base import load_base
 from qlora_cli.model.scoring import Score, score_rows
 from qlora_cli.model.tuned import Tuned
-from qlora_cli.run.files import write_json, write_text
+from qlora_cli.run.files import replaced_folder, write_json, write_text
 
 OnAnswers = Callable[[int], None]
 
@@ -132,12 +133,17 @@ def evaluate_run(tuned: Tuned, evaluation: Evaluation, on_answers: OnAnswers | N
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> None:
-    """Write `results.json`, and for each task `answers-<task>.jsonl` with every answer beside its reference."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for index, task in enumerate(comparison.evaluation.tasks):
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in _answer_rows(comparison, index)]
-        write_text(folder / f"answers-{task.name}.jsonl", "".join(lines))
-    write_json(folder / "results.json", comparison.as_dict())
+    """Write `results.json`, and for each task `answers-<task>.jsonl` with every answer beside its reference.
+
+    They appear together, so that the results are always those of the answers; what else is in the folder stays.
+    """
+    with replaced_folder(folder) as stage:
+        if folder.is_dir():
+            shutil.copytree(folder, stage, symlinks=True, dirs_exist_ok=True)
+        for index, task in enumerate(comparison.evaluation.tasks):
+            lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in _answer_rows(comparison, index)]
+            write_text(stage / f"answers-{task.name}.jsonl", "".join(lines))
+        write_json(stage / "results.json", comparison.as_dict())
 
 
 def _measure(tuned: Tuned, evaluation: Evaluation, on_answers: OnAnswers | None) -> Measurement:

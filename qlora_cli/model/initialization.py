@@ -20,6 +20,7 @@ from qlora_cli.model.adapter import attach_adapter, lora_config
 from qlora_cli.model.base import load_base
 from qlora_cli.model.fingerprint import base_folder, weight_files
 from qlora_cli.recipe.schema import LoraSection, ModelSection
+from qlora_cli.run.files import replaced_folder
 
 PISSA_POWER_ITERATIONS = 16
 
@@ -42,7 +43,8 @@ def split_principal(model: ModelSection, lora: LoraSection, residual_folder: Pat
         name: (layer.lora_A["default"].weight.detach().cpu(), layer.lora_B["default"].weight.detach().cpu())
         for name, layer in _lora_layers(tuned)
     }
-    tuned.unload().save_pretrained(residual_folder)
+    with replaced_folder(residual_folder) as folder:
+        tuned.unload().save_pretrained(folder)
     return values
 
 

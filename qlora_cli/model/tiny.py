@@ -20,6 +20,7 @@ from transformers.optimization import get_cosine_schedule_with_warmup
 from qlora_cli.errors import ArgumentError
 from qlora_cli.model.tiny_corpus import paragraphs, read_corpus
 from qlora_cli.model.tiny_tokenizer import SMALLEST_VOCAB, train_tokenizer
+from qlora_cli.run.files import replaced_folder
 
 NF4_BLOCK = 64
 
@@ -105,9 +106,10 @@ def make_tiny_base(out: Path, options: TinyOptions, on_step: Callable[[int, floa
         started = time.perf_counter()
         losses = train_on_windows(model, token_ids, options, on_step)
         seconds = time.perf_counter() - started
-    # Published bases come in bf16, so this one does too.
-    model.to(torch.bfloat16).save_pretrained(out)
-    tokenizer.save_pretrained(out)
+    with replaced_folder(out.absolute()) as folder:
+        # Published bases come in bf16, so this one does too.
+        model.to(torch.bfloat16).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     num_trained_tokens = options.steps * options.batch_size * options.window_length
     return TinySummary(
         path=out,

@@ -159,10 +159,15 @@ class RunDirectory:
                     remove(entry)
 
     def clear(self) -> None:
-        """Delete what an earlier run left, all but the lock."""
+        """Delete what an earlier run left, all but the lock.
+
+        Its recipe goes last: without it the directory would count as a new one, and checkpoints that a killed process
+        has not come to would be taken for those of the next run.
+        """
         for entry in self.path.iterdir():
-            if entry.name != ".lock":
+            if entry not in (self.path / ".lock", self.recipe_path):
                 remove(entry)
+        remove(self.recipe_path)
 
 
 def list_runs(folder: Path = RUNS_FOLDER) -> list[RunDirectory]:

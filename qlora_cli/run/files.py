@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -46,13 +48,17 @@ def replaced_folder(out: Path) -> Iterator[Path]:
     """A folder to write into; it becomes `out` in one rename when the block ends without an error.
 
     Whatever ends the block early, what was written is removed and `out` stays as it was. While it is written
-    its name starts with a dot and `out`'s name, so that what a killed process left behind can be found.
+    its name starts with a dot and `out`'s name, so that what a killed process left behind can be found; whoever writes
+    to the same place next deletes it.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
+    _delete_abandoned(out)
     stage = out.with_name(f".{out.name}.staging-{os.getpid()}")
     remove(stage)
-    uninterrupted(stage.mkdir)
+    lock = None
     try:
+        while lock is None:
+            lock = _make_locked(stage)
         yield stage
         for path in stage.rglob("*"):
             fsync(path)
@@ -62,6 +68,35 @@ def replaced_folder(out: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):  # what stays is found by its name
             remove(stage)
+        if lock is not None:
+            os.close(lock)
+
+
+def _delete_abandoned(out: Path) -> None:
+    """Delete what killed processes were about to put at `out`.
+
+    A folder that is being written is locked by its process. Where folders cannot be locked, as on NFS, all stay.
+    """
+    for stage in out.parent.glob(f".{glob.escape(out.name)}.staging-*"):
+        with contextlib.suppress(OSError):
+            lock = os.open(stage, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                remove(stage)
+            finally:
+                os.close(lock)
+
+
+def _make_locked(folder: Path) -> int | None:
+    """Make a folder and lock it until the descriptor is closed; None if it was taken for abandoned before the lock."""
+    uninterrupted(folder.mkdir, exist_ok=True)
+    lock = os.open(folder, os.O_RDONLY)
+    with contextlib.suppress(OSError):
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    if folder.exists() and os.path.samestat(os.fstat(lock), folder.stat()):
+        return lock
+    os.close(lock)
+    return None
 
 
 def _put_in_place(stage: Path, out: Path) -> None:
@@ -70,8 +105,13 @@ def _put_in_place(stage: Path, out: Path) -> None:
         uninterrupted(os.rename, stage, out)
     elif not _exchange(stage, out):
         retired = out.with_name(f".{out.name}.retired-{os.getpid()}")
-        uninterrupted(os.rename, out, retired)
-        uninterrupted(os.rename, stage, out)
+        try:
+            uninterrupted(os.rename, out, retired)
+            uninterrupted(os.rename, stage, out)
+        except BaseException:
+            if os.path.lexists(retired) and not os.path.lexists(out):
+                os.rename(retired, out)
+            raise
         with contextlib.suppress(OSError):
             remove(retired)
 

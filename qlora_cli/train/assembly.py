@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from peft import PeftModel
@@ -20,8 +21,9 @@ from qlora_cli.train.arguments import optimizer_on, trainer_arguments
 from qlora_cli.train.ground import Facts
 from qlora_cli.train.isolation import check_takes_positions, prove_isolation
 from qlora_cli.train.meaning import seal_of
+from qlora_cli.train.parts import TrainerParts
 from qlora_cli.train.ranks import Ranks
-from qlora_cli.train.trainer import QloraTrainer, TrainerParts
+from qlora_cli.train.trainer import QloraTrainer
 
 
 def make_model(recipe: Recipe, run: RunDirectory, *, is_resumed: bool) -> PeftModel:
@@ -61,6 +63,8 @@ class Ingredients:
     """Rows of a forward pass; None for all of a batch."""
 
     ranks: Ranks = field(default_factory=Ranks)
+    is_asked_to_stop: Callable[[], bool] = bool
+    """Whether a signal has come to this process."""
 
 
 def make_trainer(recipe: Recipe, run: RunDirectory, ingredients: Ingredients) -> QloraTrainer:
@@ -92,6 +96,7 @@ def make_trainer(recipe: Recipe, run: RunDirectory, ingredients: Ingredients) ->
         ingredients.callbacks,
         ingredients.rows_at_once or recipe.training.rows_at_once,
         ingredients.ranks,
+        ingredients.is_asked_to_stop,
     )
     seal = seal_of(recipe, ingredients.facts)
     return QloraTrainer(parts, arguments, run, save_total_limit=recipe.training.save_total_limit, seal=seal)

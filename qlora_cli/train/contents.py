@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from qlora_cli.run.files import write_json
 from qlora_cli.train.state import load_state, pack_state, random_state, save_optimizer, save_state, unpack_state
 
 MICRO_BATCHES_NAME = "micro_batches.json"
+MICRO_BATCHES = ("rows_at_once", "unlogged")
+"""What that file holds of each process."""
 
 
 @dataclass(frozen=True)
@@ -28,14 +30,17 @@ class ProcessState:
     rows_at_once: int
     """Rows of a forward pass, fewer than the recipe says where memory has run out."""
 
+    unlogged: dict[str, Any] = field(default_factory=dict)
+    """What was measured since the last line of metrics.jsonl, where not every step has one."""
+
     @classmethod
-    def of_this_process(cls, rows_at_once: int) -> ProcessState:
+    def of_this_process(cls, rows_at_once: int, unlogged: dict[str, Any]) -> ProcessState:
         """As it is now."""
-        return cls(random_state(), rows_at_once)
+        return cls(random_state(), rows_at_once, unlogged)
 
     def packed(self) -> bytes:
         """As bytes, for another process."""
-        return pack_state({"random": self.random, "rows_at_once": self.rows_at_once})
+        return pack_state({"random": self.random, "rows_at_once": self.rows_at_once, "unlogged": self.unlogged})
 
     @classmethod
     def unpacked(cls, packed: bytes) -> ProcessState:
@@ -63,7 +68,8 @@ class Contents:
         save_state(folder, "scheduler", self.scheduler.state_dict())
         for rank, process in enumerate(self.processes):
             save_state(folder, _random_name(rank, len(self.processes)), process.random)
-        write_json(folder / MICRO_BATCHES_NAME, {"rows_at_once": [process.rows_at_once for process in self.processes]})
+        columns = {name: [getattr(process, name) for process in self.processes] for name in MICRO_BATCHES}
+        write_json(folder / MICRO_BATCHES_NAME, columns)
         if self.scaler is not None:
             save_state(folder, "scaler", self.scaler.state_dict())
         dataclasses.replace(self.state, log_history=[]).save_to_json(str(folder / TRAINER_STATE_NAME))
@@ -71,8 +77,9 @@ class Contents:
 
 def load_process(folder: Path, rank: int, num_ranks: int) -> ProcessState:
     """What one process had of its own when the checkpoint was written."""
-    rows_at_once = json.loads((folder / MICRO_BATCHES_NAME).read_text("utf-8"))["rows_at_once"]
-    return ProcessState(load_state(folder, _random_name(rank, num_ranks)), rows_at_once[rank])
+    columns = json.loads((folder / MICRO_BATCHES_NAME).read_text("utf-8"))
+    values = {name: columns[name][rank] for name in MICRO_BATCHES if name in columns}
+    return ProcessState(load_state(folder, _random_name(rank, num_ranks)), **values)
 
 
 def _random_name(rank: int, num_ranks: int) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from peft import PeftModel
@@ -19,22 +19,28 @@ class HeldOutRows:
     """Held-out rows, which the processes of a run share among them.
 
     Args:
+        is_cut: asked before each batch; once it holds no more are scored.
         batch_size: rows in one forward pass; fewer from where memory has run out on.
     """
 
-    def __init__(self, rows: PackedRows, collator: Collator, ranks: Ranks, *, batch_size: int) -> None:
+    def __init__(
+        self, rows: PackedRows, collator: Collator, ranks: Ranks, is_cut: Callable[[], bool] = bool, *, batch_size: int
+    ) -> None:
         self._rows = rows
         self._collator = collator
         self._ranks = ranks
         self._batch_size = self._rows_at_once = batch_size
+        self._is_cut = is_cut
 
-    def score(self, model: PeftModel) -> Score:
-        """Mean loss per trained token over all rows, those of the other processes included.
+    def score(self, model: PeftModel) -> Score | None:
+        """Mean loss per trained token over all rows, those of the other processes included; None where it was cut.
 
         Raises:
             torch.OutOfMemoryError: if a single row does not fit.
         """
-        total, num_tokens = self._ranks.sums(self._summed_loss(model))
+        total, num_tokens, num_cut = self._ranks.sums([*self._summed_loss(model), self._is_cut()])
+        if num_cut:
+            return None
         return Score(loss=total / num_tokens, num_tokens=int(num_tokens))
 
     def _summed_loss(self, model: PeftModel) -> tuple[float, int]:
@@ -52,6 +58,8 @@ class HeldOutRows:
         """This process's share: every so many batches one."""
         dataset, size = self._rows.dataset, self._batch_size
         for start in range(size * self._ranks.rank, len(dataset), size * self._ranks.num):
+            if self._is_cut():
+                return
             numbers = range(start, min(start + size, len(dataset)))
             for part in pieces(numbers, self._rows_at_once):
                 yield self._collator([dataset[number] for number in part])

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
+import select
 import socket
 import struct
 import time
@@ -21,7 +23,27 @@ SECONDS_ALONE = 25.0
 SECONDS_WITH_AGENT = 300.0
 """The same where a launcher ends all processes when one of them dies."""
 
-RETRY_SECONDS = 0.05
+WAIT_SECONDS = 0.05
+"""How long one look for another process takes."""
+
+
+class Patience:
+    """Time to wait, counted in looks: what passes while the system lets no process run counts as one of them."""
+
+    def __init__(self, seconds: float) -> None:
+        self._num_looks = math.ceil(seconds / WAIT_SECONDS)
+
+    def spend(self) -> bool:
+        """Whether there was another look left."""
+        self._num_looks -= 1
+        return self._num_looks >= 0
+
+    def waits_for(self, source: socket.socket) -> bool:
+        """Whether somebody has come, or something was said, before the time was over."""
+        while self.spend():
+            if select.select([source], [], [], WAIT_SECONDS)[0]:
+                return True
+        return False
 
 
 @dataclass(frozen=True)
@@ -47,8 +69,8 @@ def meet(launch: Launch) -> list[Peer]:
         ArgumentError: if another process does not come, or another launch uses the same name.
     """
     seconds = SECONDS_WITH_AGENT if launch.has_agent else SECONDS_ALONE
-    deadline = time.monotonic() + seconds
-    return _receive(launch, deadline) if launch.rank == 0 else [_visit(launch, deadline)]
+    patience = Patience(seconds)
+    return _receive(launch, patience) if launch.rank == 0 else [_visit(launch, patience)]
 
 
 def _address(launch: Launch) -> str:
@@ -57,7 +79,7 @@ def _address(launch: Launch) -> str:
     return f"\0qlora-{digest[:32]}"
 
 
-def _receive(launch: Launch, deadline: float) -> list[Peer]:
+def _receive(launch: Launch, patience: Patience) -> list[Peer]:
     peers: dict[int, Peer] = {}
     with socket.socket(socket.AF_UNIX) as listener:
         try:
@@ -69,48 +91,44 @@ def _receive(launch: Launch, deadline: float) -> list[Peer]:
             ) from fault
         listener.listen(launch.num_ranks)
         while len(peers) < launch.num_ranks - 1:
-            listener.settimeout(max(deadline - time.monotonic(), 0.001))
-            try:
-                connection, _ = listener.accept()
-            except TimeoutError:
+            if not patience.waits_for(listener):
                 error = _absent(sorted(set(range(1, launch.num_ranks)) - peers.keys()), launch)
                 for peer in peers.values():
                     peer.say({"verdict": [error.exit_code, 0, None]})
-                raise error from None
-            arrived = _greeted(connection, deadline)
+                raise error
+            connection, _ = listener.accept()
+            arrived = _greeted(connection, patience)
             if arrived is not None and arrived.rank not in peers and 0 < arrived.rank < launch.num_ranks:
                 peers[arrived.rank] = arrived
     return list(peers.values())
 
 
-def _greeted(connection: socket.socket, deadline: float) -> Peer | None:
+def _greeted(connection: socket.socket, patience: Patience) -> Peer | None:
     """The process that has connected, if it is one of this user's and says its rank."""
     pid, user = _owner(connection)
-    connection.settimeout(max(deadline - time.monotonic(), 0.001))
     lines = connection.makefile("rb")
-    try:
-        rank = json.loads(lines.readline())["rank"]
-    except (OSError, ValueError, KeyError, TypeError):
-        rank = None
+    rank = None
+    if user == os.getuid() and patience.waits_for(connection):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            rank = json.loads(lines.readline())["rank"]
     if user != os.getuid() or not isinstance(rank, int):
         connection.close()
         return None
-    connection.settimeout(None)
     return Peer(rank, pid, connection, lines)
 
 
-def _visit(launch: Launch, deadline: float) -> Peer:
+def _visit(launch: Launch, patience: Patience) -> Peer:
     while True:
         connection = socket.socket(socket.AF_UNIX)
         try:
             connection.connect(_address(launch))
         except OSError as fault:
             connection.close()
-            if time.monotonic() > deadline:
+            if not patience.spend():
                 if launch.rank > 1:
                     raise SystemExit(ArgumentError.exit_code) from fault
                 raise _absent([0], launch) from fault
-            time.sleep(RETRY_SECONDS)
+            time.sleep(WAIT_SECONDS)
             continue
         pid, user = _owner(connection)
         if user != os.getuid():

@@ -17,6 +17,7 @@ from qlora_cli import compat, console
 from qlora_cli.data.prepare import PreparedData, prepare_data
 from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.errors import ResourceError, StoppedBySignal
+from qlora_cli.interruption import ECHO_SECONDS
 from qlora_cli.model.adapter import save_adapter
 from qlora_cli.model.device import dtype_name, pick_device, pick_dtype
 from qlora_cli.model.tokenizer import load_tokenizer
@@ -33,11 +34,12 @@ from qlora_cli.train.ground import circumstances, ground_facts
 from qlora_cli.train.loss_level import LossWatch
 from qlora_cli.train.memory import advice
 from qlora_cli.train.memory_meter import MemoryMeter
+from qlora_cli.train.missed import is_evaluation_missing
 from qlora_cli.train.outlook import Outlook, compared, foresee
 from qlora_cli.train.progress import ProgressCallback, peak_memory_bytes
 from qlora_cli.train.ranks import Ranks
 from qlora_cli.train.resume import check_same_ground, check_same_number, clear_way, find_resume_point
-from qlora_cli.train.signals import ECHO_SECONDS, StopCallback, StopRequest
+from qlora_cli.train.signals import StopCallback, StopRequest, explained
 from qlora_cli.train.space import check_space, disk_needed
 from qlora_cli.train.tracking import prepare_trackers
 from qlora_cli.train.trainer import QloraTrainer
@@ -101,7 +103,7 @@ def train_recipe(recipe: Recipe, run: RunDirectory, session: Session, watch: Wat
     """
     compat.send_no_telemetry()
     run = replace(run, launcher=watch.launch.command)
-    with run.claimed() if watch.is_first else nullcontext():
+    with explained(run), run.claimed() if watch.is_first else nullcontext():
         outlook = _outlook(recipe, session, watch)
         point = watch.from_first(lambda: _starting_point(recipe, run, session, watch.launch.num_ranks))
         checkpoint = Checkpoint(Path(point["path"]), point["step"]) if point else None
@@ -169,30 +171,39 @@ def _train(recipe: Recipe, run: RunDirectory, beginning: Beginning, watch: Watch
         if ranks.is_first:
             check_space(disk_needed(recipe, model), run, force=session.force)
         rows_at_once = beginning.outlook.rows_at_once
-        trainer = make_trainer(
-            recipe, run, Ingredients(model, tokenizer, prepared, facts, callbacks, rows_at_once, ranks)
-        )
+        ingredients = Ingredients(model, tokenizer, prepared, facts, callbacks, rows_at_once, ranks, request.is_made)
+        trainer = make_trainer(recipe, run, ingredients)
         if not ranks.is_first:
             set_seed((recipe.training.seed + ranks.rank) % 2**32)  # each process draws dropout of its own
         with request.listening(), closing(progress):
             if ranks.is_first:
                 _write_start(recipe, run, {"num_processes": ranks.num, **facts}, is_resumed=checkpoint is not None)
-            if checkpoint is None:
-                trainer.train()
-            elif not trainer.takes_over_finished(checkpoint.path):
-                trainer.train(resume_from_checkpoint=str(checkpoint.path))
-    first_step = checkpoint.step if checkpoint else 0
-    memory = compared(beginning.outlook.needs, meter.measured())
-    result = _result(trainer, run, first_step, time.monotonic() - started, memory)
-    _conclude(result, trainer, request, ranks)
+            _do_steps(trainer, run, checkpoint, ranks)
+            first_step = checkpoint.step if checkpoint else 0
+            memory = compared(beginning.outlook.needs, meter.measured())
+            result = _result(trainer, run, first_step, time.monotonic() - started, memory)
+            _conclude(result, trainer, request, ranks)
     return result
+
+
+def _do_steps(trainer: QloraTrainer, run: RunDirectory, checkpoint: Checkpoint | None, ranks: Ranks) -> None:
+    """Train, from a checkpoint on where there is one; what it was saved before, an evaluation, comes first."""
+    if checkpoint is None:
+        trainer.train()
+        return
+    is_missing = ranks.is_first and is_evaluation_missing(checkpoint.path, trainer.args, run.metrics_path)
+    trainer.args.eval_on_start = bool(ranks.largest(is_missing))
+    if not trainer.takes_over_finished(checkpoint.path):
+        trainer.train(resume_from_checkpoint=str(checkpoint.path))
+    elif trainer.args.eval_on_start:
+        trainer.evaluate()
 
 
 def _write_start(recipe: Recipe, run: RunDirectory, ground: dict[str, Any], *, is_resumed: bool) -> None:
     """What the run is made of; a resumed one keeps its ground, and its recipe has what was allowed to change."""
-    write_text(run.recipe_path, dump_recipe(recipe))
     written = read_manifest(run) if is_resumed else {**ground, **circumstances(recipe)}
     write_manifest(run, {**written, "status": "started"})
+    write_text(run.recipe_path, dump_recipe(recipe))  # last: a run is started when this is there
 
 
 def _connect(ranks: Ranks, recipe: Recipe, prepared: PreparedData) -> None:
@@ -239,7 +250,7 @@ def _conclude(result: TrainingResult, trainer: QloraTrainer, request: StopReques
         _write_end(result, trainer)
     signal_number = ranks.largest(request.signal_number or 0)
     ranks.disconnect()
-    if signal_number and not result.is_finished:
+    if signal_number and (not result.is_finished or trainer.is_evaluation_cut):
         raise StoppedBySignal(
             f"stopped at step {result.num_steps} of {result.max_steps}; the checkpoint is saved",
             signal_number=signal_number,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -12,13 +11,30 @@ from types import FrameType
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from qlora_cli import console
+from qlora_cli.errors import StoppedBySignal
+from qlora_cli.interruption import Interruption, heeded_signals, leave_at_once
+from qlora_cli.run.checkpoints import list_checkpoints
+from qlora_cli.run.directory import RunDirectory
 from qlora_cli.train.ranks import Ranks
 
-ECHO_SECONDS = 2.0
-"""`patience_seconds` where there are several processes."""
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-"""Ctrl-C, `kill`, a closed terminal, and the notice that Slurm sends before a job's time is up."""
+@contextmanager
+def explained(run: RunDirectory) -> Iterator[None]:
+    """The block is the part of a session in which no step is under way.
+
+    Raises:
+        StoppedBySignal: in place of an interruption: where the run stands, and how to go on.
+    """
+    try:
+        yield
+    except Interruption as stop:
+        steps = [checkpoint.step for checkpoint in list_checkpoints(run.checkpoints_path)]
+        done = f"the run stands at step {steps[-1]}" if run.is_started and steps else "nothing is trained yet"
+        raise StoppedBySignal(
+            f"stopped by {stop} between steps; {done}",
+            signal_number=stop.signal_number,
+            hint=f"go on with `{run.resume_command}`" if run.is_started else "start it again with the same command",
+        ) from stop
 
 
 class StopRequest:
@@ -34,10 +50,14 @@ class StopRequest:
         self._patience_seconds = patience_seconds
         self._asked_at = 0.0
 
+    def is_made(self) -> bool:
+        """Whether a signal has come to this process."""
+        return self.signal_number is not None
+
     @contextmanager
     def listening(self) -> Iterator[StopRequest]:
         """Take the stop signals while the block runs; what handled them before handles them after."""
-        before = {number: signal.signal(number, self._receive) for number in STOP_SIGNALS}
+        before = {number: signal.signal(number, self._receive) for number in heeded_signals()}
         try:
             yield self
         finally:
@@ -48,8 +68,7 @@ class StopRequest:
         if self.signal_number is not None:
             if time.monotonic() < self._asked_at + self._patience_seconds:
                 return
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
+            leave_at_once(number)
             return
         self.signal_number = number
         self._asked_at = time.monotonic()

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback, TrainerState
+from transformers import PrinterCallback, Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from trl import SFTConfig, SFTTrainer
 
 from qlora_cli import compat
-from qlora_cli.data.collator import Collator
 from qlora_cli.data.packed_rows import PackedRows
 from qlora_cli.errors import NumericError
 from qlora_cli.model.adapter import ADAPTER_WEIGHTS, set_adapter_tensors
@@ -37,27 +34,10 @@ from qlora_cli.train.numbers import (
     largest_value,
     refuse_broken,
 )
-from qlora_cli.train.ranks import Ranks
+from qlora_cli.train.parts import TrainerParts
 from qlora_cli.train.rows import ROW_NUMBERS, NumberedCollator, numbered_dataset
 from qlora_cli.train.share import FilledRows, ShareSampler
 from qlora_cli.train.state import load_optimizer, load_schedule, load_state, restore_random_state
-
-
-@dataclass(frozen=True)
-class TrainerParts:
-    """What a trainer is made of."""
-
-    model: PeftModel
-    tokenizer: PreTrainedTokenizerBase
-    collator: Collator
-    train_rows: PackedRows
-    eval_rows: PackedRows
-    callbacks: tuple[TrainerCallback, ...]
-    rows_at_once: int
-    """Rows of a forward pass; the rows of a batch are done in several where it has more."""
-
-    ranks: Ranks = field(default_factory=Ranks)
-    """The processes that train together; the trainer itself knows of this one only."""
 
 
 class QloraTrainer(SFTTrainer):
@@ -98,14 +78,15 @@ class QloraTrainer(SFTTrainer):
         self._save_total_limit = save_total_limit
         self._seal = seal
         self._saved_step: int | None = None
+        self.is_evaluation_cut = False
+        """Whether a signal has cut an evaluation short; a resumed run makes up for it."""
         self._parts = parts
         self._trained = [parameter for parameter in parts.model.parameters() if parameter.requires_grad]
         self._step_numbers = StepNumbers()
         self._num_overflows = 0
         self._micro_batches = MicroBatches(parts.rows_at_once, self._batch_of, self._metrics["train"])
-        self._held_out = HeldOutRows(
-            parts.eval_rows, parts.collator, parts.ranks, batch_size=arguments.per_device_eval_batch_size
-        )
+        held_out = (parts.eval_rows, parts.collator, parts.ranks, parts.is_asked_to_stop)
+        self._held_out = HeldOutRows(*held_out, batch_size=arguments.per_device_eval_batch_size)
 
     def takes_over_finished(self, checkpoint: Path) -> bool:
         """Load a checkpoint whose run has no step left; False, with nothing loaded, where steps are left.
@@ -222,8 +203,14 @@ class QloraTrainer(SFTTrainer):
     def evaluate(
         self, eval_dataset: None = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Mean loss per trained token over the eval rows; the stock trainer would average batch means."""
+        """Mean loss per trained token over the eval rows; the stock trainer would average batch means.
+
+        A signal cuts it short: the run ends with a checkpoint of the step that was to be evaluated.
+        """
         score = self._held_out.score(self.model)
+        if score is None:
+            self.is_evaluation_cut = self.control.should_save = self.control.should_training_stop = True
+            return {}
         if not math.isfinite(score.loss):
             what = f"the eval loss after step {self.state.global_step} is {score.loss}"
             raise self._culprits(self._parts.eval_rows).error(what, range(len(self._parts.eval_rows)))
@@ -238,7 +225,8 @@ class QloraTrainer(SFTTrainer):
             return
         self.check_finite()
         self._check_same_weights()
-        packed = self._ranks.collect(ProcessState.of_this_process(self._micro_batches.rows_at_once).packed())
+        process = ProcessState.of_this_process(self._micro_batches.rows_at_once, self._unlogged())
+        packed = self._ranks.collect(process.packed())
         if self._ranks.is_first:
             self._write_checkpoint(step, [ProcessState.unpacked(process) for process in packed])
         self._ranks.barrier()
@@ -264,6 +252,7 @@ class QloraTrainer(SFTTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         set_adapter_tensors(self.model, load_file(Path(resume_from_checkpoint) / ADAPTER_WEIGHTS))
+        self._saved_step = TrainerState.load_from_json(f"{resume_from_checkpoint}/{TRAINER_STATE_NAME}").global_step
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
@@ -278,7 +267,21 @@ class QloraTrainer(SFTTrainer):
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            restore_random_state(load_process(Path(checkpoint), self._ranks.rank, self._ranks.num).random)
+            process = load_process(Path(checkpoint), self._ranks.rank, self._ranks.num)
+            restore_random_state(process.random)
+            self._take_up(process.unlogged)
+
+    def _unlogged(self) -> dict[str, Any]:
+        """Summed loss, and accuracy of each micro-batch, since the step that was logged last."""
+        accuracies = list(self._metrics["train"]["mean_token_accuracy"])
+        return {"loss": self._tr_loss.item(), "since": self._globalstep_last_logged, "accuracies": accuracies}
+
+    def _take_up(self, unlogged: dict[str, Any]) -> None:
+        """Go on with what `_unlogged` gave, so that the next line of metrics.jsonl is that of an undisturbed run."""
+        if unlogged:
+            self._tr_loss.fill_(unlogged["loss"])
+            self._globalstep_last_logged = unlogged["since"]
+            self._metrics["train"]["mean_token_accuracy"] = list(unlogged["accuracies"])
 
     def _maybe_log_save_evaluate(self, tr_loss: torch.Tensor, *arguments: Any, **options: Any) -> None:
         if self._ranks.num > 1 and self.control.should_log and self.state.global_step > self._globalstep_last_logged:

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 from qlora_cli import console
 from qlora_cli.errors import QloraError, ResourceError
+from qlora_cli.interruption import Interruption
 from qlora_cli.train.launch import Launch
 from qlora_cli.train.meeting import Peer, meet
 
@@ -223,10 +224,8 @@ def joined(launch: Launch) -> Iterator[Watch]:
 
 
 def _exit_code(fault: BaseException) -> int:
-    if isinstance(fault, QloraError):
+    if isinstance(fault, QloraError | Interruption):
         return fault.exit_code
-    if isinstance(fault, KeyboardInterrupt):
-        return 130
     if isinstance(fault, SystemExit) and isinstance(fault.code, int):
         return fault.code
     return CRASHED

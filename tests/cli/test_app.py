@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 from importlib.metadata import version
 
 import pytest
 
 from qlora_cli.errors import QloraError
+from qlora_cli.interruption import STOP_SIGNALS
 
 COMMANDS = (
     "init", "recipes", "validate", "schema", "plan", "train", "tiny", "eval", "merge", "export", "chat", "generate",
@@ -81,14 +84,14 @@ def test_every_kind_of_error_ends_with_its_exit_code(call, monkeypatch):
         assert (ran.code, ran.err) == (error.exit_code, "error: x\n")
 
 
-def test_ctrl_c_in_any_command_is_one_line_and_exit_code_130(call, monkeypatch):
-    def interrupted():
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("qlora_cli.recipe.json_schema.recipe_json_schema", interrupted)
+@pytest.mark.parametrize("number", STOP_SIGNALS, ids=lambda number: number.name)
+def test_a_signal_in_any_command_is_one_line_and_exit_code_128_plus_its_number(call, monkeypatch, number):
+    handlers = [signal.getsignal(one) for one in STOP_SIGNALS]
+    monkeypatch.setattr("qlora_cli.recipe.json_schema.recipe_json_schema", lambda: os.kill(os.getpid(), number))
     ran = call("schema")
-    assert ran.code == 130
-    assert "Traceback" not in ran.err
+    assert (ran.code, ran.out) == (128 + number, "")
+    assert ran.err == f"{number.name}: stopped before it was done; nothing is left half written\n"
+    assert [signal.getsignal(one) for one in STOP_SIGNALS] == handlers
 
 
 def test_a_fault_of_ours_is_not_dressed_up_as_the_user_s(call, monkeypatch):

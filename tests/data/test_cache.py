@@ -92,6 +92,17 @@ def test_what_a_killed_process_left_is_no_entry_and_is_cleared(section):
     assert not stage.exists()
 
 
+def test_what_a_killed_process_left_goes_when_the_same_data_is_made(section, renderer):
+    key = cache_key(section, renderer, 0)
+    with locked(key) as entry:
+        stages = [entry.with_name(f".{name}.staging-1") for name in (key, "0" * 32)]
+        for stage in stages:
+            stage.mkdir()
+    prepare_data(section, renderer, 0)
+    assert [stage.exists() for stage in stages] == [False, True]
+    assert (cache_root() / f".{key}.lock").exists()
+
+
 def test_an_entry_holds_no_path_that_a_reader_needs(section, renderer):
     """The folder can be moved: facts name sources, and nothing of the cache itself."""
     prepare_data(section, renderer, 0)

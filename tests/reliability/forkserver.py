@@ -25,6 +25,9 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+"""Variables that leave the other cores to other processes."""
+
 CRASHED = 70
 """Exit code of a child whose function raised; the traceback is in its log."""
 
@@ -47,7 +50,7 @@ class ForkServer:
             stdout=subprocess.PIPE,
             text=True,
             cwd=ROOT,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"} | (environment or {}),
+            env=os.environ | ONE_THREAD | (environment or {}),
         )
 
     def __enter__(self) -> ForkServer:
@@ -131,7 +134,7 @@ def _work(asked: dict[str, Any]) -> None:
         for descriptor, source in ((0, os.open(os.devnull, os.O_RDONLY)), (1, log), (2, log)):
             os.dup2(source, descriptor)
         for standard in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
-            signal.signal(standard, signal.default_int_handler if standard == signal.SIGINT else signal.SIG_DFL)
+            signal.signal(standard, signal.SIG_DFL)
         if asked["is_held"]:
             ctypes.CDLL(None).prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY, 0, 0, 0)
             os.kill(os.getpid(), signal.SIGSTOP)

@@ -31,8 +31,13 @@ NAMES = (
     "adapter_model.safetensors",
     "optimizer.safetensors",
     "scheduler.json",
-    *(f"random-{rank}.{kind}" for rank in range(NUM_RANKS) for kind in ("json", "safetensors")),
+    *(
+        f"random{of}.{kind}"
+        for of in ("", *(f"-{rank}" for rank in range(NUM_RANKS)))
+        for kind in ("json", "safetensors")
+    ),
 )
+"""What a checkpoint goes on from; `random` of a single process, `random-0` and so on of several."""
 
 
 @dataclass(frozen=True)
@@ -183,11 +188,19 @@ def send_at(where: str, call: int, numbers: list[int]) -> None:
         nonlocal calls
         calls += 1
         if calls == call:
-            for number in numbers:
-                os.kill(os.getpid(), number)
+            send_all(numbers)
         return function(*arguments, **options)
 
     setattr(owner, name, counted)
+
+
+def send_all(numbers: list[int]) -> None:
+    """Send this process signals, each when the one before has been handled, whatever its handler raises."""
+    try:
+        os.kill(os.getpid(), numbers[0])
+    finally:
+        if numbers[1:]:
+            send_all(numbers[1:])
 
 
 def spoil_loss(call: int) -> None:
@@ -219,7 +232,7 @@ def keep_gradients(folder: Path) -> None:
     QloraTrainer._clip_grad_norm = kept
 
 
-def write_recipe(path: Path, base: Path, data: Path, **sections: dict[str, Any]) -> Path:
+def write_recipe(path: Path, base: Path, data: Path, /, **sections: dict[str, Any]) -> Path:
     """A run of eight steps with dropout over a little more than three epochs, saved and evaluated every two steps."""
     values: dict[str, Any] = {
         "name": "two",
@@ -237,7 +250,8 @@ def write_recipe(path: Path, base: Path, data: Path, **sections: dict[str, Any])
         "eval": {"eval_strategy": "steps", "eval_steps": 2, "per_device_eval_batch_size": 2},
     }
     for section, keys in sections.items():
-        values[section] = {**values.get(section, {}), **keys}
+        merged = {**values.get(section, {}), **keys}
+        values[section] = {key: value for key, value in merged.items() if value is not None}
     path.write_text(yaml.safe_dump(values), encoding="utf-8")
     return path
 

@@ -96,6 +96,29 @@ def test_one_of_two_processes_killed_ends_both_and_the_resumed_run_is_the_undist
     check_killed(ranks, recipe, straight, tmp_path / "run", rank, killed_at)
 
 
+@pytest.mark.parametrize(
+    ("rank", "point", "said"),
+    [
+        (0, "in the data", "nothing is trained yet"),
+        (1, "in the model", "nothing is trained yet"),
+        (1, "in an evaluation", "stopped at step 2 of 8; the checkpoint is saved"),
+        (0, "at the end", None),
+    ],
+)
+def test_a_signal_to_one_of_two_processes_ends_both_in_good_order(ranks, recipe, straight, tmp_path, rank, point, said):
+    where, _ = POINTS[point]
+    run, twice = tmp_path / "run", [signal.SIGTERM, signal.SIGTERM]  # the second one is the launcher's echo
+    start = ["train", str(recipe), "--run-dir", str(run)]
+    outcome = ranks.run(start, options={rank: {"signals_at": (where, 1, twice)}})
+    assert outcome.exit_codes == ([0, 0] if said is None else [143, 143]), outcome.logs
+    assert "".join(outcome.logs).count("error:") == (said is not None)
+    assert said is None or said in "".join(outcome.logs)
+    resumed = ranks.run([*start, "--resume"] if RunDirectory(run).is_started else start)
+    assert resumed.exit_codes == [0, 0], resumed.logs
+    assert content(run) == content(straight)
+    assert metrics(run) == metrics(straight)
+
+
 @pytest.mark.torture
 @pytest.mark.parametrize("case", range(num_cases("RANKS", 40)))
 def test_one_of_two_processes_killed_at_a_random_moment(ranks, recipe, straight, tmp_path, case, record_property):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import time
 
 import pytest
 
@@ -48,6 +50,51 @@ def test_a_folder_is_replaced_with_and_without_an_exchange_of_names(tmp_path, mo
         with replaced_folder(out) as folder:
             (folder / "a").write_text(text)
     assert (out / "a").read_text() == "new"
+    assert [item.name for item in tmp_path.iterdir()] == ["merged"]
+
+
+def test_what_killed_processes_left_goes_and_what_others_are_writing_stays(tmp_path):
+    out, other, killed = tmp_path / "merged", tmp_path / "merged-too", tmp_path / ".merged.staging-1"
+    child = os.fork()
+    if child == 0:  # another process that writes to the same place
+        with replaced_folder(out):
+            (tmp_path / "is there").touch()
+            time.sleep(60)
+    while not (tmp_path / "is there").exists():
+        time.sleep(0.01)
+    killed.mkdir()
+    (killed / "a").write_text("half")
+    with replaced_folder(other):
+        pass
+    assert killed.exists()
+    with replaced_folder(out):
+        pass
+    theirs = tmp_path / f".merged.staging-{child}"
+    assert (killed.exists(), theirs.exists()) == (False, True)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    with replaced_folder(out):
+        pass
+    assert not theirs.exists()
+
+
+def test_the_old_folder_is_put_back_where_names_cannot_be_exchanged(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+    out = tmp_path / "merged"
+    with replaced_folder(out) as folder:
+        (folder / "a").write_text("old")
+    rename, calls = os.rename, []
+
+    def interrupted_at_the_second(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        rename(*arguments)
+
+    monkeypatch.setattr(os, "rename", interrupted_at_the_second)
+    with pytest.raises(KeyboardInterrupt), replaced_folder(out) as folder:
+        (folder / "a").write_text("new")
+    assert (out / "a").read_text() == "old"
     assert [item.name for item in tmp_path.iterdir()] == ["merged"]
 
 

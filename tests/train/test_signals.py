@@ -8,7 +8,8 @@ import signal
 import pytest
 from transformers import TrainerControl, TrainerState
 
-from qlora_cli.train.signals import STOP_SIGNALS, StopCallback, StopRequest
+from qlora_cli.interruption import STOP_SIGNALS
+from qlora_cli.train.signals import StopCallback, StopRequest
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS, ids=lambda number: number.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -120,6 +121,16 @@ def test_processes_that_do_not_come_are_named_by_one_of_those_that_wait(tmp_path
     assert set(exit_codes) == {2}
     [said] = [output for output in outputs if output]
     assert f"{missing} did not come in time" in said
+
+
+def test_time_in_which_no_process_may_run_does_not_count(tmp_path):
+    first = start("pass", ranks=[0], name=str(tmp_path))
+    time.sleep(0.7)
+    first[0].send_signal(signal.SIGSTOP)
+    time.sleep(2.5)
+    first[0].send_signal(signal.SIGCONT)
+    assert together("pass", ranks=[1, 2], name=str(tmp_path)) == ([0, 0], ["", ""])
+    assert first[0].communicate(timeout=10) == ("", None)
 
 
 def test_a_second_launch_of_the_same_name_is_refused(tmp_path):

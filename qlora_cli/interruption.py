@@ -1,0 +1,129 @@
+"""Leaving in good order when a signal says so: Ctrl-C, `kill`, a closed terminal, the notice of a scheduler.
+
+The first signal raises `Interruption` in the main thread, wherever that is, so that whatever was begun is tidied up on
+the way out. A second one ends the process at once, as if nobody had listened.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+"""Ctrl-C, `kill`, a closed terminal, and the notice that Slurm sends before a job's time is up."""
+
+ECHO_SECONDS = 2.0
+"""For so long after the first signal others are echoes of it, where a launcher started several processes: it passes on
+to all of them what the terminal has sent them already."""
+
+AGAIN_SECONDS = 1.0
+"""After so long an interruption that has got lost is raised again."""
+
+
+class Interruption(BaseException):
+    """A stop signal has come. No `Exception`, so that no library takes it for a fault of its own."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(f"{signal.Signals(signal_number).name}")
+        self.signal_number = signal_number
+
+    @property
+    def exit_code(self) -> int:
+        """128 + the signal's number, as a shell has it."""
+        return 128 + self.signal_number
+
+
+class Interrupter:
+    """Turns the first stop signal into an `Interruption`.
+
+    Args:
+        patience_seconds: for so long after the first signal others are echoes of it.
+    """
+
+    def __init__(self, patience_seconds: float = 0.0) -> None:
+        self._process = os.getpid()
+        self._patience_seconds = patience_seconds
+        self._signal_number: int | None = None
+        self._asked_at = 0.0
+
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal; a forked process that has not made its own arrangements yet does not stop for it."""
+        if os.getpid() != self._process:
+            if number == signal.SIGTERM:
+                leave_at_once(number)
+        elif self._signal_number is None:
+            self._signal_number = number
+            self._asked_at = time.monotonic()
+            self._raise()
+        elif time.monotonic() >= self._asked_at + self._patience_seconds:
+            leave_at_once(number)
+
+    def remind(self, number: int, frame: FrameType | None) -> None:
+        """Handle the alarm: what is raised in `__del__`, in a callback from C or below a bare `except` gets lost."""
+        if _is_on_its_way():
+            signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS)
+        else:
+            self._raise()
+
+    def _raise(self) -> None:
+        assert self._signal_number is not None  # a signal has come
+        signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS)
+        raise Interruption(self._signal_number)
+
+
+def _is_on_its_way() -> bool:
+    """Whether the main thread is tidying up; a generator that is closed on the way knows only of its own end."""
+    fault = sys.exception()
+    while fault is not None:
+        if isinstance(fault, Interruption | GeneratorExit):
+            return True
+        fault = fault.__context__
+    return False
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """The block ends with an `Interruption` at the first stop signal; it runs in the main thread.
+
+    What was ignored when the block began stays ignored: SIGHUP under `nohup`, Ctrl-C for a script's `command &`.
+    """
+    has_launcher = os.environ.get("WORLD_SIZE", "1") != "1"
+    interrupter = Interrupter(ECHO_SECONDS if has_launcher else 0)
+    handlers = dict.fromkeys(heeded_signals(), interrupter.receive) | {signal.SIGALRM: interrupter.remind}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def keyboard_interrupts() -> Iterator[None]:
+    """Ctrl-C is a `KeyboardInterrupt` in the block, which may be caught; what leaves the block is an interruption."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt as fault:
+        raise Interruption(signal.SIGINT) from fault
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def heeded_signals() -> list[signal.Signals]:
+    """The stop signals that are not ignored."""
+    return [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+
+
+def leave_at_once(number: int) -> None:
+    """End this process as the signal does where nobody listens."""
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)

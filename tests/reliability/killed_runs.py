@@ -1,0 +1,224 @@
+"""`qlora train` that is killed from outside and started again until it ends by itself, beside an undisturbed run."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from qlora_cli.run.checkpoints import list_checkpoints
+from qlora_cli.run.directory import RunDirectory
+from tests.reliability import rank_runs
+from tests.reliability.forkserver import ONE_THREAD, ROOT, ForkServer
+from tests.reliability.rank_runs import content, metrics, write_recipe
+
+MANY_ROWS = 2_100
+"""More than four batches of 512, so that processes are forked to prepare them."""
+
+EVERY_EPOCH = {"eval_strategy": "epoch", "eval_steps": None}
+
+KINDS: dict[str, dict[str, dict[str, Any]]] = {
+    "float32": {},
+    "nf4": {"quantization": {}, "training": {"save_steps": 2, "logging_steps": 3}},
+    "packed": {
+        "data": {"packing": True, "max_length": 128},
+        "training": {"gradient_accumulation_steps": 2},
+        "eval": EVERY_EPOCH,
+    },
+    "many rows": {"training": {"save_strategy": "epoch", "save_steps": None}, "eval": EVERY_EPOCH},
+}
+"""Name -> how its recipe differs from one of eight steps in float32, saved after each, evaluated after each second."""
+
+OVERRUN = 1.1
+"""Moments are drawn from so many times the undisturbed life, so that some processes have ended by themselves."""
+
+
+class Life(Protocol):
+    """A process that was started."""
+
+    pid: int
+
+    def wait(self) -> int:
+        """Its exit code, or the negative number of the signal that ended it."""
+
+
+Start = Callable[[list[str], Path, Path], Life]
+"""Starts `qlora` with arguments, with a folder for its cache and a log for what it prints."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run and what happens to it."""
+
+    number: int
+    kind: str
+    moments: tuple[float, ...]
+    """When each process is killed, as a share of an undisturbed one's life."""
+
+    is_group: bool
+    """Whether the workers that a process has forked are killed with it."""
+
+
+@dataclass(frozen=True)
+class Straight:
+    """A run that nothing disturbed."""
+
+    run: Path
+    seconds: float
+
+
+def draw_cases(count: int, kinds: list[str]) -> list[Case]:
+    """Cases of every kind in turn; first kills fall evenly over a life, a fifth of the runs are killed again."""
+    chance = random.Random(count)
+    order = chance.sample(range(count), count)
+    cases = []
+    for number in range(count):
+        moments = [OVERRUN * (order[number] + chance.random()) / count]
+        if number % 5 == 0:
+            moments += [OVERRUN * chance.random() for _ in range(chance.randint(1, 2))]
+        is_group = number // len(kinds) % 2 == 0
+        cases.append(Case(number, kinds[number % len(kinds)], tuple(moments), is_group))
+    return cases
+
+
+def write_recipes(folder: Path, base: Path, rows: Path) -> dict[str, Path]:
+    """A recipe of each kind."""
+    many = folder / "many.jsonl"
+    lines = (json.dumps({"instruction": f"add {n} and {n}", "output": str(2 * n)}) for n in range(MANY_ROWS))
+    many.write_text("\n".join(lines))
+    recipes = {}
+    for kind, changes in KINDS.items():
+        sections: dict[str, dict[str, Any]] = {
+            "data": {"eval_fraction": 0.5},
+            "training": {"gradient_accumulation_steps": 5, "save_steps": 1, "save_total_limit": 2},
+        }
+        if kind == "many rows":
+            few = {"path": str(many), "weight": 24 / MANY_ROWS}
+            sections["data"] = {"train": [few], "eval": str(rows), "eval_fraction": None}
+        for section, keys in changes.items():
+            sections[section] = {**sections.get(section, {}), **keys}
+        recipes[kind] = write_recipe(folder / f"{kind}.yaml", base, rows, **sections)
+    return recipes
+
+
+def qlora_with(cache: str, arguments: list[str], signals_at: tuple[str, int, list[int]] | None = None) -> int:
+    """In a child of a fork server: the command line with a cache of its own."""
+    os.environ["QLORA_CACHE"] = cache
+    return rank_runs.qlora(0, 1, 0, arguments, signals_at=signals_at)
+
+
+def forked_from(server: ForkServer) -> Start:
+    """Processes that start in milliseconds."""
+
+    def start(arguments: list[str], cache: Path, log: Path) -> Life:
+        asked = {"cache": str(cache), "arguments": arguments}
+        return server.start(f"{__name__}:qlora_with", asked, log=log)
+
+    return start
+
+
+def command_line(arguments: list[str], cache: Path, log: Path) -> Life:
+    """The real command line, leading a group of processes as a shell would have it."""
+    with log.open("a") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", "qlora_cli", *arguments],
+            cwd=ROOT,
+            env=os.environ | ONE_THREAD | {"QLORA_CACHE": str(cache)},
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
+
+
+def kill_after(life: Life, seconds: float, *, is_group: bool) -> None:
+    """Kill a process, and with it its group, unless it has ended by itself before."""
+    with suppress(ProcessLookupError), os.fdopen(os.pidfd_open(life.pid)) as process:
+        if select.select([process], [], [], seconds)[0]:
+            return
+        if is_group:
+            os.killpg(life.pid, signal.SIGKILL)
+        else:
+            signal.pidfd_send_signal(process.fileno(), signal.SIGKILL)
+
+
+def phase_of(run: Path, cache: Path) -> str:
+    """Where a killed process was, by what it left."""
+    directory = RunDirectory(run)
+    staged = [*run.glob(".*.sta*"), *directory.checkpoints_path.glob(".step-*")]
+    if directory.is_finished:
+        return "after the end"
+    if staged:
+        return "in a save"
+    if list_checkpoints(directory.checkpoints_path):
+        return "in training"
+    if directory.is_started:
+        return "before the first checkpoint"
+    return "in the data" if list(cache.glob("data/.*.staging-*")) else "at the start"
+
+
+class Field:
+    """Recipes, their undisturbed runs, and a folder for the runs of the cases."""
+
+    def __init__(self, folder: Path, recipes: dict[str, Path]) -> None:
+        self._folder = folder
+        self._recipes = recipes
+        self._straight: dict[str, Straight] = {}
+
+    def measure(self, start: Start, kind: str, name: str) -> Straight:
+        """An undisturbed run with an empty cache; what other runs of the kind are compared with."""
+        run, started = self._folder / f"straight-{kind}-{name}", time.monotonic()
+        log = run.with_suffix(".log")
+        life = start(self._arguments(kind, run), self._folder / f"cache-{kind}-{name}", log)
+        assert life.wait() == 0, log.read_text()
+        self._straight[kind] = Straight(run, time.monotonic() - started)
+        return self._straight[kind]
+
+    def disturb(self, start: Start, case: Case, straight: Straight) -> tuple[list[str], list[str]]:
+        """The phases in which the processes of a case were killed, and what is wrong with the run in the end."""
+        run, cache = (self._folder / f"{name}-{case.kind}-{case.number}" for name in ("run", "cache"))
+        log = run.with_suffix(".log")
+        phases = []
+        for moment in case.moments:
+            life = start(self._arguments(case.kind, run), cache, log)
+            kill_after(life, moment * straight.seconds, is_group=case.is_group)
+            exit_code = life.wait()
+            if exit_code not in (0, -signal.SIGKILL):
+                return phases, [f"{case}: exit {exit_code} after {phases}: {log.read_text()}"]
+            phases.append(phase_of(run, cache))
+        exit_code = start(self._arguments(case.kind, run), cache, log).wait()
+        if exit_code != 0:
+            return phases, [f"{case}: exit {exit_code} after {phases}: {log.read_text()}"]
+        return phases, [f"{case}: {problem}, after {phases}" for problem in differences(run, cache, straight.run)]
+
+    def _arguments(self, kind: str, run: Path) -> list[str]:
+        resume = ["--resume"] if RunDirectory(run).is_started else []
+        return ["train", str(self._recipes[kind]), "--run-dir", str(run), *resume]
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """What was being written in a folder; locks stay for ever."""
+    return [path for path in folder.rglob(".*") if path.name != ".lock" and path.suffix != ".lock"]
+
+
+def differences(run: Path, cache: Path, straight: Path) -> list[str]:
+    """What is not as in an undisturbed run, or should not be there."""
+    found = [f"{path} is left" for path in (*leftovers(run), *leftovers(cache))]
+    ours, theirs = (list_checkpoints(one / "checkpoints") for one in (run, straight))
+    if [one.step for one in ours] != [one.step for one in theirs]:
+        found.append(f"the checkpoints are of steps {[one.step for one in ours]}")
+    found += [f"checkpoint {one.step}: {one.problem()}" for one in ours if one.problem()]
+    if metrics(run) != metrics(straight):
+        found.append(f"the metrics are {metrics(run)} and not {metrics(straight)}")
+    ours_bytes, theirs_bytes = content(run), content(straight)
+    return found + [f"{name} differs" for name in theirs_bytes if ours_bytes.get(name) != theirs_bytes[name]]
