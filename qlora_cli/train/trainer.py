@@ -273,7 +273,7 @@ class QloraTrainer(SFTTrainer):
 
     def _unlogged(self) -> dict[str, Any]:
         """Summed loss, and accuracy of each micro-batch, since the step that was logged last."""
-        accuracies = list(self._metrics["train"]["mean_token_accuracy"])
+        accuracies = list(self._metrics["train"].get("mean_token_accuracy", ()))
         return {"loss": self._tr_loss.item(), "since": self._globalstep_last_logged, "accuracies": accuracies}
 
     def _take_up(self, unlogged: dict[str, Any]) -> None:
@@ -281,7 +281,8 @@ class QloraTrainer(SFTTrainer):
         if unlogged:
             self._tr_loss.fill_(unlogged["loss"])
             self._globalstep_last_logged = unlogged["since"]
-            self._metrics["train"]["mean_token_accuracy"] = list(unlogged["accuracies"])
+            if unlogged["accuracies"]:  # trl divides by the length of each list that is there
+                self._metrics["train"]["mean_token_accuracy"] = list(unlogged["accuracies"])
 
     def _maybe_log_save_evaluate(self, tr_loss: torch.Tensor, *arguments: Any, **options: Any) -> None:
         if self._ranks.num > 1 and self.control.should_log and self.state.global_step > self._globalstep_last_logged:

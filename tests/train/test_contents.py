@@ -20,6 +20,8 @@ def test_the_lines_of_a_stopped_and_resumed_run_are_those_of_an_undisturbed_one(
     train_recipe(recipe, stopped, Session(resume=True))
     train_recipe(recipe, straight, Session())
     assert metrics(stopped.path) == metrics(straight.path)
+    logged = [line["step"] for line in metrics(straight.path) if "eval_loss" not in line]
+    assert logged == list(range(logging_steps, 9, logging_steps))
 
 
 def test_a_checkpoint_from_before_lines_could_span_a_stop_is_read(small_recipe, tmp_path):
