@@ -72,7 +72,7 @@ class ProgressCallback(TrainerCallback):
         **kwargs: object,
     ) -> None:
         values = {key: logs[key] for key in RECORDED if logs and key in logs}
-        if not values:
+        if "loss" not in values and "eval_loss" not in values:  # the summary at the end, with what no line has told yet
             return
         if "loss" in values:
             values |= self._speed(state)
