@@ -15,6 +15,7 @@ FLOORS = {
     "errors": 0,
     "console": 0,
     "compat": 0,
+    "secrets": 0,
     "recipe": 1,
     "run": 2,
     "data": 3,
