@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import warnings
 
 import pytest
@@ -109,3 +110,37 @@ def test_with_no_log_the_noise_is_dropped(capfd):
     with console.library_noise_to(None):
         logging.getLogger("datasets").warning("progress")
     assert capfd.readouterr() == ("", "")
+
+
+TOKEN = "hf_" + "a1" * 17
+
+
+def test_nothing_that_is_said_holds_a_secret(capsys):
+    console.note(TOKEN)
+    console.warn(TOKEN)
+    console.show_error(RecipeError([Problem(TOKEN, TOKEN, TOKEN)]))
+    console.result(f"wrote {TOKEN}")
+    console.data({TOKEN: TOKEN})
+    console.table(("base", "path"), [(TOKEN, TOKEN)])
+    console.facts({"base": TOKEN})
+    printed = capsys.readouterr()
+    assert TOKEN not in printed.out + printed.err
+    assert (printed.out.count("(secret "), printed.err.count("(secret ")) == (6, 5)
+
+
+def test_rows_and_answers_are_printed_as_they_are(capsys):
+    console.result(Text(TOKEN))
+    console.piece(TOKEN)
+    console.data(TOKEN, is_answer=True)
+    assert capsys.readouterr().out.count(TOKEN) == 3
+
+
+def test_stderr_is_clean_whoever_writes_to_it(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", sys.stderr)
+    console.keep_stderr_clean()
+    console.keep_stderr_clean()
+    print("a", TOKEN, file=sys.stderr)
+    sys.stderr.writelines([f"b {TOKEN}\n"])
+    console.err.print("c", TOKEN)
+    assert capsys.readouterr().err == "".join(f"{word} (secret Hugging Face token)\n" for word in "abc")
+    assert not sys.stderr.isatty()

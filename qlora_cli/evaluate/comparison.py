@@ -136,7 +136,7 @@ def write_comparison(comparison: Comparison, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for index, task in enumerate(comparison.evaluation.tasks):
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in _answer_rows(comparison, index)]
-        write_text(folder / f"answers-{task.name}.jsonl", "".join(lines))
+        write_text(folder / f"answers-{task.name}.jsonl", "".join(lines), is_content=True)
     write_json(folder / "results.json", comparison.as_dict())
 
 
