@@ -49,19 +49,28 @@ def show_error(error: QloraError) -> None:
 
 def result(text: str | Text) -> None:
     """One line of what the command made or found, to stdout; a `Text`, such as a row of data, as it is."""
-    out.print(text if isinstance(text, Text) else Text(redacted(text)))
+    if isinstance(text, str):
+        out.print(Text(redacted(text)))
+        return
+    with _content():
+        out.print(text)
 
 
 def piece(text: str) -> None:
     """Part of an answer, at once and exactly as it is (rich would expand tabs), to stdout."""
-    out.file.write(text)
-    out.file.flush()
+    with _content():
+        out.file.write(text)
+        out.file.flush()
 
 
 def data(value: Any, *, is_answer: bool = False) -> None:
     """`value` as JSON on stdout, for `--json`; NaN and infinities are refused. A model's answer stays as it is."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    sys.stdout.write(text if is_answer else redacted(text))
+    if not is_answer:
+        sys.stdout.write(redacted(text))
+        return
+    with _content():
+        sys.stdout.write(text)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -92,27 +101,55 @@ class CleanStream:
     """A stream that takes the secrets out of each text that is written to it; else it is the stream below."""
 
     def __init__(self, below: TextIO) -> None:
+        self.has_content = False
+        """Whether rows or answers are written, which stay as they are."""
+
         self._below = below
 
     def write(self, text: str) -> int:
-        self._below.write(redacted(text))
+        self._below.write(self._cleaned(text))
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
         for line in lines:
             self.write(line)
 
+    def _cleaned(self, text: str) -> str:
+        return text if self.has_content else redacted(text)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # W&B puts a `write` of its own over a stream's, to send what the screen shows; it must get no more than that.
+        def write_clean(text: str) -> Any:
+            return value(self._cleaned(text))
+
+        super().__setattr__(name, write_clean if name == "write" else value)
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._below, name)
 
 
-def keep_stderr_clean() -> None:
-    """Let no secret through to stderr for the rest of the process, where tracebacks and libraries write too.
+def keep_streams_clean() -> None:
+    """Let no secret through to stdout and stderr for the rest of the process: libraries and tracebacks write there too.
 
     Job schedulers keep what comes there. Python writes each message whole, so that no secret comes in two pieces.
     """
-    if not isinstance(sys.stderr, CleanStream):
-        sys.stderr = CleanStream(sys.stderr)
+    for name in ("stdout", "stderr"):
+        if not isinstance(getattr(sys, name), CleanStream):
+            setattr(sys, name, CleanStream(getattr(sys, name)))
+
+
+@contextmanager
+def _content() -> Iterator[None]:
+    """What is written to stdout meanwhile is the user's data or a model's answer."""
+    stream = sys.stdout
+    if not isinstance(stream, CleanStream):
+        yield
+        return
+    stream.has_content = True
+    try:
+        yield
+    finally:
+        stream.has_content = False
 
 
 NOISY_LIBRARIES = ("accelerate", "bitsandbytes", "datasets", "huggingface_hub", "peft", "torch", "transformers", "trl")

@@ -65,8 +65,8 @@ SHAPES = (
     Shape(
         "private key",
         ("PRIVATE KEY-----",),
-        # Its line ends may be written `\n`, as JSON does; a key that was cut off has no END.
-        r"-----BEGIN [A-Z ]{0,20}PRIVATE KEY-----(?:\\[nr]|[A-Za-z0-9+/=:,\s]|-(?!-)){16,}"
+        # Its line ends may be written `\n`, as JSON does, or `\x0a`; a key that was cut off has no END.
+        r"-----BEGIN [A-Z ]{0,20}PRIVATE KEY-----(?:\\(?:[nr]|x0[ad])|[A-Za-z0-9+/=:,\s]|-(?!-)){16,}"
         r"(?:-----END [A-Z ]{0,20}PRIVATE KEY-----)?",
     ),
     # A digit is asked for where prose would fit too: "bearer responsibilities".

@@ -135,10 +135,35 @@ def test_rows_and_answers_are_printed_as_they_are(capsys):
     assert capsys.readouterr().out.count(TOKEN) == 3
 
 
+def clean_streams(monkeypatch):
+    """As a command has them; pytest gives each phase of a test other streams, so that this is no fixture."""
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, getattr(sys, name))
+    console.keep_streams_clean()
+    console.keep_streams_clean()
+
+
+def test_rows_and_answers_go_past_the_clean_streams_and_nothing_else_does(capsys, monkeypatch):
+    clean_streams(monkeypatch)
+    test_rows_and_answers_are_printed_as_they_are(capsys)
+    print(TOKEN)
+    console.out.print(TOKEN)
+    assert capsys.readouterr().out == "(secret Hugging Face token)\n" * 2
+
+
+def test_a_tracker_that_listens_to_the_screen_hears_what_the_screen_shows(capsys, monkeypatch):
+    clean_streams(monkeypatch)
+    heard, write = [], sys.stderr.write
+    sys.stderr.write = lambda text: (heard.append(text), write(text))
+    print(TOKEN, file=sys.stderr)
+    sys.stderr.write = write
+    print("later", file=sys.stderr)
+    assert "".join(heard) == "(secret Hugging Face token)\n"
+    assert capsys.readouterr().err == "(secret Hugging Face token)\nlater\n"
+
+
 def test_stderr_is_clean_whoever_writes_to_it(capsys, monkeypatch):
-    monkeypatch.setattr(sys, "stderr", sys.stderr)
-    console.keep_stderr_clean()
-    console.keep_stderr_clean()
+    clean_streams(monkeypatch)
     print("a", TOKEN, file=sys.stderr)
     sys.stderr.writelines([f"b {TOKEN}\n"])
     console.err.print("c", TOKEN)

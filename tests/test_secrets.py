@@ -34,6 +34,12 @@ def test_a_secret_is_found_and_taken_out_whole(kind, around):
     assert find_secret(redacted(text)) == ""
 
 
+def test_a_private_key_is_found_however_its_line_ends_are_written():
+    key = written("private key")
+    for text in (key, repr(key), json.dumps(key), key.replace("\n", "\\x0a"), key.replace("\n", "\r\n"), key[:150]):
+        assert redacted(text).strip("'\"") == "(secret private key)"
+
+
 @pytest.mark.parametrize("kind", SECRETS)
 def test_what_stands_around_a_secret_stays(kind):
     words = f"before {written(kind)} <b>after</b>"

@@ -78,7 +78,7 @@ def main() -> None:
     compat.let_idle_threads_sleep()
     compat.skip_pydantic_plugins()
     compat.keep_imports_quiet()
-    console.keep_stderr_clean()
+    console.keep_streams_clean()
     try:
         app(prog_name="qlora")
     except QloraError as error:

@@ -65,6 +65,7 @@ def talkative_library(monkeypatch) -> None:
             logging.getLogger("huggingface_hub").warning("%s is %s", name, value)
             logging.getLogger("some.other.library").error("%s is %s", name, value)
             print(name, repr(value), quote(value), base64.b64encode(value.encode()).decode(), file=sys.stderr)
+        print("on stdout", ENVIRONMENT["HF_TOKEN"])
         warnings.warn(f"the token {ENVIRONMENT['HF_TOKEN']} is deprecated", UserWarning, stacklevel=1)
         try:
             raise ValueError(f"401 for {ENVIRONMENT['HF_TOKEN']}")
