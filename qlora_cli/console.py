@@ -1,4 +1,7 @@
-"""The one place that prints: results and tables to stdout, notes to stderr, JSON where it is asked for."""
+"""The one place that prints: results and tables to stdout, notes to stderr, JSON where it is asked for.
+
+Secrets are taken out of all of it but rows and answers, which are printed as they are.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,13 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 from rich.console import Console
 from rich.text import Text
 
 from qlora_cli.errors import QloraError
+from qlora_cli.secrets import redacted
 
 NUMBER = re.compile(r"[+-]?[\d.,]*%?|-")
 """What stands right in a table: a number, a percentage, a dash or nothing."""
@@ -26,12 +30,12 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 def note(text: str) -> None:
     """One calm line about what happens, to stderr."""
-    err.print(Text(text))
+    err.print(Text(redacted(text)))
 
 
 def warn(text: str) -> None:
     """One line that the user should read, to stderr."""
-    err.print(Text.assemble(("warning: ", "yellow"), text))
+    err.print(Text.assemble(("warning: ", "yellow"), redacted(text)))
 
 
 def show_error(error: QloraError) -> None:
@@ -44,26 +48,36 @@ def show_error(error: QloraError) -> None:
 
 
 def result(text: str | Text) -> None:
-    """One line of what the command made or found, to stdout."""
-    out.print(text if isinstance(text, Text) else Text(text))
+    """One line of what the command made or found, to stdout; a `Text`, such as a row of data, as it is."""
+    if isinstance(text, str):
+        out.print(Text(redacted(text)))
+        return
+    with _content():
+        out.print(text)
 
 
 def piece(text: str) -> None:
     """Part of an answer, at once and exactly as it is (rich would expand tabs), to stdout."""
-    out.file.write(text)
-    out.file.flush()
+    with _content():
+        out.file.write(text)
+        out.file.flush()
 
 
-def data(value: Any) -> None:
-    """`value` as JSON on stdout, for `--json`; NaN and infinities are refused."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+def data(value: Any, *, is_answer: bool = False) -> None:
+    """`value` as JSON on stdout, for `--json`; NaN and infinities are refused. A model's answer stays as it is."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    if not is_answer:
+        sys.stdout.write(redacted(text))
+        return
+    with _content():
+        sys.stdout.write(text)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """A table on stdout; a column of numbers stands right, and the first column is never broken."""
     from rich.table import Table  # 6 ms that most commands do not need
 
-    rows = [list(row) for row in rows]
+    rows = [[redacted(cell) for cell in row] for row in rows]
     view = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
     for index, column in enumerate(columns):
         is_numeric = index > 0 and all(NUMBER.fullmatch(row[index]) for row in rows)
@@ -80,7 +94,62 @@ def facts(pairs: Mapping[str, str], *, title: str = "") -> None:
         out.print(Text(title, style="bold"))
     width = max(map(len, pairs), default=0)
     for label, value in pairs.items():
-        out.print(Text.assemble((f"  {label:<{width}}  ", "dim"), value))
+        out.print(Text.assemble((f"  {label:<{width}}  ", "dim"), redacted(value)))
+
+
+class CleanStream:
+    """A stream that takes the secrets out of each text that is written to it; else it is the stream below."""
+
+    def __init__(self, below: TextIO) -> None:
+        self.has_content = False
+        """Whether rows or answers are written, which stay as they are."""
+
+        self._below = below
+
+    def write(self, text: str) -> int:
+        self._below.write(self._cleaned(text))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def _cleaned(self, text: str) -> str:
+        return text if self.has_content else redacted(text)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # W&B puts a `write` of its own over a stream's, to send what the screen shows; it must get no more than that.
+        def write_clean(text: str) -> Any:
+            return value(self._cleaned(text))
+
+        super().__setattr__(name, write_clean if name == "write" else value)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._below, name)
+
+
+def keep_streams_clean() -> None:
+    """Let no secret through to stdout and stderr for the rest of the process: libraries and tracebacks write there too.
+
+    Job schedulers keep what comes there. Python writes each message whole, so that no secret comes in two pieces.
+    """
+    for name in ("stdout", "stderr"):
+        if not isinstance(getattr(sys, name), CleanStream):
+            setattr(sys, name, CleanStream(getattr(sys, name)))
+
+
+@contextmanager
+def _content() -> Iterator[None]:
+    """What is written to stdout meanwhile is the user's data or a model's answer."""
+    stream = sys.stdout
+    if not isinstance(stream, CleanStream):
+        yield
+        return
+    stream.has_content = True
+    try:
+        yield
+    finally:
+        stream.has_content = False
 
 
 SIZE_UNITS = ("bytes", "kB", "MB", "GB", "TB")
@@ -101,6 +170,13 @@ def size_in_words(num_bytes: float) -> str:
 NOISY_LIBRARIES = ("accelerate", "bitsandbytes", "datasets", "huggingface_hub", "peft", "torch", "transformers", "trl")
 
 
+class CleanFormatter(logging.Formatter):
+    """Lines of a log without secrets; exceptions and their causes are part of a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redacted(super().format(record))
+
+
 @contextmanager
 def library_noise_to(log_path: Path | None) -> Iterator[None]:
     """Send what the libraries log and warn into a file, or nowhere, instead of onto the screen.
@@ -113,7 +189,7 @@ def library_noise_to(log_path: Path | None) -> Iterator[None]:
 
     transformers_logging.disable_progress_bar()
     handler = logging.NullHandler() if log_path is None else logging.FileHandler(log_path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(CleanFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     loggers = [logging.getLogger(name) for name in (*NOISY_LIBRARIES, "py.warnings")]
     before = [(logger, logger.handlers, logger.propagate) for logger in loggers]
     logging.captureWarnings(True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+
+from qlora_cli.secrets import redacted
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong: where, what, and the next step."""
+    """One thing that is wrong: where, what, and the next step; secrets in it are taken out when it is made."""
 
     text: str
     """What is wrong, with the value that was seen."""
@@ -17,6 +19,10 @@ class Problem:
 
     hint: str = ""
     """What to type or change; empty where the text already says it."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            object.__setattr__(self, field.name, redacted(getattr(self, field.name)))
 
     def __str__(self) -> str:
         line = f"{self.place}: {self.text}" if self.place else self.text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import warnings
 
 import pytest
@@ -109,3 +110,62 @@ def test_with_no_log_the_noise_is_dropped(capfd):
     with console.library_noise_to(None):
         logging.getLogger("datasets").warning("progress")
     assert capfd.readouterr() == ("", "")
+
+
+TOKEN = "hf_" + "a1" * 17
+
+
+def test_nothing_that_is_said_holds_a_secret(capsys):
+    console.note(TOKEN)
+    console.warn(TOKEN)
+    console.show_error(RecipeError([Problem(TOKEN, TOKEN, TOKEN)]))
+    console.result(f"wrote {TOKEN}")
+    console.data({TOKEN: TOKEN})
+    console.table(("base", "path"), [(TOKEN, TOKEN)])
+    console.facts({"base": TOKEN})
+    printed = capsys.readouterr()
+    assert TOKEN not in printed.out + printed.err
+    assert (printed.out.count("(secret "), printed.err.count("(secret ")) == (6, 5)
+
+
+def test_rows_and_answers_are_printed_as_they_are(capsys):
+    console.result(Text(TOKEN))
+    console.piece(TOKEN)
+    console.data(TOKEN, is_answer=True)
+    assert capsys.readouterr().out.count(TOKEN) == 3
+
+
+def clean_streams(monkeypatch):
+    """As a command has them; pytest gives each phase of a test other streams, so that this is no fixture."""
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, getattr(sys, name))
+    console.keep_streams_clean()
+    console.keep_streams_clean()
+
+
+def test_rows_and_answers_go_past_the_clean_streams_and_nothing_else_does(capsys, monkeypatch):
+    clean_streams(monkeypatch)
+    test_rows_and_answers_are_printed_as_they_are(capsys)
+    print(TOKEN)
+    console.out.print(TOKEN)
+    assert capsys.readouterr().out == "(secret Hugging Face token)\n" * 2
+
+
+def test_a_tracker_that_listens_to_the_screen_hears_what_the_screen_shows(capsys, monkeypatch):
+    clean_streams(monkeypatch)
+    heard, write = [], sys.stderr.write
+    sys.stderr.write = lambda text: (heard.append(text), write(text))
+    print(TOKEN, file=sys.stderr)
+    sys.stderr.write = write
+    print("later", file=sys.stderr)
+    assert "".join(heard) == "(secret Hugging Face token)\n"
+    assert capsys.readouterr().err == "(secret Hugging Face token)\nlater\n"
+
+
+def test_stderr_is_clean_whoever_writes_to_it(capsys, monkeypatch):
+    clean_streams(monkeypatch)
+    print("a", TOKEN, file=sys.stderr)
+    sys.stderr.writelines([f"b {TOKEN}\n"])
+    console.err.print("c", TOKEN)
+    assert capsys.readouterr().err == "".join(f"{word} (secret Hugging Face token)\n" for word in "abc")
+    assert not sys.stderr.isatty()

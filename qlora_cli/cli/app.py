@@ -3,17 +3,46 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from qlora_cli import compat, console
 from qlora_cli.cli import data, deployment, evaluation, inspection, plan, recipes, training
 from qlora_cli.errors import QloraError
 from qlora_cli.interruption import Interruption, interruptible
+from qlora_cli.secrets import redacted
+
+
+class Commands(TyperGroup):
+    """The commands. What is said of arguments that do not fit goes into a frame, whose lines would cut a secret."""
+
+    def make_context(self, *arguments: Any, **options: Any) -> Any:
+        with _clean_messages():
+            return super().make_context(*arguments, **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _clean_messages():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _clean_messages() -> Iterator[None]:
+    """Take secrets out of the message of a usage error on its way to the screen."""
+    try:
+        yield
+    except Exception as error:  # typer has no public name for usage errors
+        if isinstance(message := getattr(error, "message", None), str):
+            error.message = redacted(message)  # type: ignore[attr-defined]
+        raise
+
 
 app = typer.Typer(
     name="qlora",
+    cls=Commands,
     help="Fine-tune a language model on one GPU with QLoRA, and prove at every step that it is right.",
     no_args_is_help=True,
     add_completion=False,
@@ -51,6 +80,7 @@ def main() -> None:
             compat.let_idle_threads_sleep()
             compat.skip_pydantic_plugins()
             compat.keep_imports_quiet()
+            console.keep_streams_clean()
             app(prog_name="qlora")
     except QloraError as error:
         if "--debug" in sys.argv:

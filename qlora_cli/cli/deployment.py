@@ -102,7 +102,7 @@ def generate(
         with keyboard_interrupts():
             answer = session.ask(prompt, console.piece if is_streamed else _keep_quiet)
     if as_json:
-        console.data(asdict(answer))
+        console.data(asdict(answer), is_answer=True)
     else:
         console.piece("\n" if is_streamed else f"{answer.text}\n")
     if answer.stopped_by == "interrupt":

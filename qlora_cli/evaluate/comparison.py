@@ -142,7 +142,7 @@ def write_comparison(comparison: Comparison, folder: Path) -> None:
             shutil.copytree(folder, stage, symlinks=True, dirs_exist_ok=True)
         for index, task in enumerate(comparison.evaluation.tasks):
             lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in _answer_rows(comparison, index)]
-            write_text(stage / f"answers-{task.name}.jsonl", "".join(lines))
+            write_text(stage / f"answers-{task.name}.jsonl", "".join(lines), is_content=True)
         write_json(stage / "results.json", comparison.as_dict())
 
 

@@ -19,6 +19,7 @@ from qlora_cli.errors import RecipeError
 from qlora_cli.model.device import pick_device, pick_dtype
 from qlora_cli.model.fingerprint import base_folder, has_only_pickles, weight_files
 from qlora_cli.recipe.schema import ModelSection, QuantizationSection
+from qlora_cli.secrets import redacted_values
 
 READ_FAULTS = (
     *(OSError, ValueError, ImportError, TypeError, LookupError, AttributeError, RuntimeError),
@@ -75,6 +76,7 @@ def load_base(
         config = AutoConfig.from_pretrained(
             name, revision=None if source else model.revision, trust_remote_code=model.trust_remote_code
         )
+        _forget_secrets(config)
         config._attn_implementation = model.attn_implementation  # a base's own choice, if any, would win over ours
         base, report = AutoModelForCausalLM.from_pretrained(
             name,
@@ -91,6 +93,15 @@ def load_base(
     compat.keep_four_bit_weights_unpacked(base)
     base.requires_grad_(False)
     return base
+
+
+def _forget_secrets(config: PreTrainedConfig) -> None:
+    """Take out what somebody left in a base's settings, which go to trackers and into merged folders."""
+    for name, value in list(vars(config).items()):
+        if isinstance(value, PreTrainedConfig):
+            _forget_secrets(value)
+        elif (clean := redacted_values(value)) != value:
+            setattr(config, name, clean)
 
 
 def refuse_code_from_elsewhere(name: str, settings: Mapping[str, Any]) -> None:

@@ -24,7 +24,7 @@ def explain(errors: Iterable[Mapping[str, Any]], root: Node) -> tuple[list[Place
     doubtful: set[str] = set()
     for error in errors:
         path = _path_in(root, error)
-        if isinstance(find(root, path).value, Unreadable):
+        if _is_unreadable(find(root, path)):
             doubtful.add(_dotted(path))
         else:
             found.setdefault(path, error)
@@ -36,6 +36,12 @@ def explain(errors: Iterable[Mapping[str, Any]], root: Node) -> tuple[list[Place
         problems.append(_explain_one(path, error, root))
         doubtful.add(_dotted(path))
     return problems, doubtful
+
+
+def _is_unreadable(node: Node) -> bool:
+    """Whether the fault of a value, or of an item of a list, is reported already."""
+    items = node.value if isinstance(node.value, list) else [node]
+    return any(isinstance(item.value, Unreadable) for item in items)
 
 
 def _path_in(root: Node, error: Mapping[str, Any]) -> Path:

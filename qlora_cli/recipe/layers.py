@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 
+from qlora_cli.recipe.secret_values import without_secrets
 from qlora_cli.recipe.shipped import shipped_root
 from qlora_cli.recipe.tree import Node, Place, PlacedProblem, Unreadable, merge, problem_at
 from qlora_cli.recipe.yaml_text import MAX_TEXT_BYTES, parse_yaml
@@ -59,10 +60,12 @@ class Layers:
 
     def _load_new(self, path: Path, chain: tuple[Path, ...], named_at: Place | None) -> Node:
         parsed = parse_yaml(_read_text(path, named_at), str(path))
-        keys = parsed.root.value if parsed.root else None
+        root, secrets = without_secrets(parsed.root) if parsed.root else (None, [])
+        problems = parsed.problems + secrets
+        keys = root.value if root else None
         if not isinstance(keys, dict):
-            raise _UnusableFileError(*(parsed.problems or [_not_a_recipe(path, parsed.root)]))
-        self.problems += parsed.problems
+            raise _UnusableFileError(*(problems or [_not_a_recipe(path, root)]))
+        self.problems += problems
         tree = Node({}, Place(str(path), 1))
         for target in self._targets(keys.get("extends")):
             part = self.load(_locate(path, str(target.value)), (*chain, path), target.place)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from qlora_cli.recipe.secret_values import SECRETS_HINT, without_secrets
 from qlora_cli.recipe.tree import Node, Place, PlacedProblem, problem_at
 from qlora_cli.recipe.yaml_text import parse_yaml
+from qlora_cli.secrets import find_secret
 
 
 def parse_override(text: str) -> tuple[Node | None, list[PlacedProblem]]:
@@ -18,6 +20,8 @@ def parse_override(text: str) -> tuple[Node | None, list[PlacedProblem]]:
     parts = key.strip().split(".")
     if not equals or not all(parts):
         return None, [problem_at(place, "this is not `key=value`", "write `--set training.learning_rate=1e-4`")]
+    if kind := find_secret(key):  # the dots in it would cut it
+        return None, [problem_at(place, f"the key is a secret: {kind}", SECRETS_HINT)]
     if parts == ["extends"]:
         return None, [problem_at(place, "'extends' belongs in the file", "set the keys themselves")]
     parsed = parse_yaml(value, place.file, is_option=True)
@@ -28,4 +32,5 @@ def parse_override(text: str) -> tuple[Node | None, list[PlacedProblem]]:
     tree = parsed.root
     for part in reversed(parts):
         tree = Node({part: tree}, place)
-    return tree, parsed.problems
+    tree, secrets = without_secrets(tree)
+    return tree, parsed.problems + secrets

@@ -19,6 +19,7 @@ from qlora_cli.recipe.schema import Recipe
 from qlora_cli.recipe.tree import Node, Place, PlacedProblem, find, merge, problem_at
 from qlora_cli.recipe.written import Written
 from qlora_cli.recipe.yaml_text import CoreSchemaLoader
+from qlora_cli.secrets import find_secret
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -94,6 +95,8 @@ def _with_name(root: Node, path: Path) -> tuple[Node, list[PlacedProblem]]:
     if root.child("name") is not None:
         return root, []
     place = Place(str(path), 1)
+    if kind := find_secret(path.stem):
+        return root, [problem_at(place, f"the file name holds a secret: {kind}", "rename the file")]
     if NAME_PATTERN.fullmatch(path.stem):
         return merge(root, Node({"name": Node(path.stem, place)}, place)), []
     text = f"the file name '{path.stem}' cannot name the run"

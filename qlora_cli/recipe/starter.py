@@ -10,6 +10,8 @@ import yaml
 
 from qlora_cli.errors import ArgumentError
 from qlora_cli.recipe.reader import NAME_PATTERN
+from qlora_cli.recipe.secret_values import SECRETS_HINT
+from qlora_cli.secrets import find_secret
 
 TEMPLATE = """\
 # A QLoRA run: 4-bit base model, 16-bit adapter. `qlora validate {file}` checks it, `qlora train {file}` runs it.
@@ -87,9 +89,12 @@ def write_starter(
         values: chosen for a card; by default those of the schema.
 
     Raises:
-        ArgumentError: if `out` exists, cannot be written, or its stem cannot name a run.
+        ArgumentError: if `out` exists, cannot be written, or its stem cannot name a run; if a value holds a secret.
     """
     refuse_name(out, overwrite=overwrite)
+    for option, value in (("--base", base_model), ("--data", data), ("--out", str(out))):
+        if kind := find_secret(value):
+            raise ArgumentError(f"{option} holds a secret: {kind}", hint=SECRETS_HINT)
     text = starter_text(out, base_model, data, values or StarterValues())
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

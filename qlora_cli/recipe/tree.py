@@ -31,6 +31,9 @@ def problem_at(place: Place, text: str, hint: str = "") -> PlacedProblem:
 class Unreadable:
     """Stands for a value whose fault is already reported, so that nothing further is said of it."""
 
+    def __repr__(self) -> str:
+        return "…"
+
 
 UNREADABLE = Unreadable()
 Value = dict[str, "Node"] | list["Node"] | str | int | float | bool | None | Unreadable

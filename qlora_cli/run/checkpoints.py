@@ -19,7 +19,7 @@ from typing import Any
 from qlora_cli import console
 from qlora_cli.errors import IdentityError
 from qlora_cli.run.directory import RunDirectory
-from qlora_cli.run.files import delete_folder, remove, replaced_folder, sha256_file, write_json
+from qlora_cli.run.files import delete_folder, remove, replaced_folder, sha256_file, take_secrets_out, write_json
 from qlora_cli.run.manifest import library_versions, read_json_object
 from qlora_cli.run.storage import storage_faults
 
@@ -88,6 +88,7 @@ def staged_checkpoint(folder: Path, step: int, facts: dict[str, Any]) -> Iterato
     """
     with storage_faults(RunDirectory(folder.parent)), replaced_folder(folder / f"step-{step:06d}") as stage:
         yield stage
+        take_secrets_out(stage)  # before it is hashed
         hashes = {str(path.relative_to(stage)): sha256_file(path) for path in sorted(_files(stage))}
         seal = {"step": step, **facts, "versions": library_versions(), "sha256": hashes}
         write_json(stage / SEAL_NAME, {**seal, "seal_sha256": _seal_sha256(seal)})

@@ -16,19 +16,31 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from qlora_cli.secrets import redacted
+
 Result = TypeVar("Result")
 
 RENAME_EXCHANGE = 2
 AT_FDCWD = -100
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace the file at `path` by `text` in one rename, durable when this returns."""
+SETTINGS = ("*config.json", "*_state.json", "*_merge.json", "*.md")
+"""What lies in a model's folder beside weights, vocabulary and template."""
+
+
+def write_text(path: Path, text: str, *, is_content: bool = False) -> None:
+    """Replace the file at `path` by `text` in one rename, durable when this returns.
+
+    Args:
+        path: file to write.
+        text: secrets in it are taken out.
+        is_content: the text is the user's data or a model's answers, and is written as it is.
+    """
     staged = path.with_name(f".{path.name}.staged-{os.getpid()}")
     try:
         remove(staged)
         with staged.open("x", encoding="utf-8") as file:  # x: a link that lies there is not written through
-            file.write(text)
+            file.write(text if is_content else redacted(text))
         fsync(staged)
         uninterrupted(os.replace, staged, path)
     except BaseException:
@@ -60,6 +72,7 @@ def replaced_folder(out: Path) -> Iterator[Path]:
         while lock is None:
             lock = _make_locked(stage)
         yield stage
+        take_secrets_out(stage)
         for path in stage.rglob("*"):
             fsync(path)
         fsync(stage)
@@ -97,6 +110,15 @@ def _make_locked(folder: Path) -> int | None:
         return lock
     os.close(lock)
     return None
+
+
+def take_secrets_out(folder: Path) -> None:
+    """Rewrite what libraries wrote or copied into `folder` where it holds a secret, such as a tokenizer's settings."""
+    for path in [path for pattern in SETTINGS for path in folder.glob(pattern) if path.is_file()]:
+        text = path.read_text("utf-8", errors="replace")
+        clean = redacted(text)
+        if clean != text:
+            write_text(path, clean)
 
 
 def _put_in_place(stage: Path, out: Path) -> None:

@@ -11,7 +11,7 @@ from qlora_cli.recipe.reader import load_recipe
 from qlora_cli.recipe.schema import Recipe, TrainingSection
 from qlora_cli.run.checkpoints import Checkpoint, newest_whole
 from qlora_cli.run.directory import RunDirectory
-from qlora_cli.run.manifest import read_manifest
+from qlora_cli.run.manifest import read_manifest, recorded_fingerprint
 from qlora_cli.run.metrics import forget_after
 from qlora_cli.train.launch import Launch
 from qlora_cli.train.meaning import changed_keys, seal_of
@@ -109,11 +109,10 @@ def check_same_ground(run: RunDirectory, facts: dict[str, dict[str, Any]]) -> No
         facts: as written into the manifest: section -> values, of which `fingerprint` is compared.
 
     Raises:
-        IdentityError: naming the first that differs.
+        IdentityError: naming the first that differs, or that the manifest does not hold.
     """
-    manifest = read_manifest(run)
     for section, values in facts.items():
-        if manifest.get(section, {}).get("fingerprint") != values["fingerprint"]:
+        if recorded_fingerprint(run, section) != values["fingerprint"]:
             raise IdentityError(
                 f"the {section} has changed since the run was started",
                 place=str(run.manifest_path),

@@ -127,3 +127,12 @@ def test_what_cannot_be_deleted_is_said_and_no_reason_to_stop(tmp_path, capsys, 
 def test_folders_of_other_names_are_no_checkpoints(tmp_path, name):
     (tmp_path / name).mkdir()
     assert list_checkpoints(tmp_path) == []
+
+
+def test_a_checkpoint_is_whole_also_where_a_secret_was_taken_out_of_it(tmp_path):
+    token = "hf_" + "a1" * 17
+    with staged_checkpoint(tmp_path, 5, {}) as stage:
+        (stage / "adapter_config.json").write_text(f'{{"token": "{token}"}}')
+    newest, passed_over = newest_whole(tmp_path)
+    assert newest is not None, passed_over
+    assert token not in (newest.path / "adapter_config.json").read_text()

@@ -127,3 +127,21 @@ def test_an_interrupted_call_is_made_again():
         return value
 
     assert uninterrupted(call, 7) == 7
+
+
+def test_secrets_are_taken_out_of_what_is_written_but_for_content(tmp_path):
+    token = "hf_" + "a1" * 17
+    write_json(tmp_path / "manifest.json", {"base_model": token})
+    write_text(tmp_path / "answers.jsonl", token, is_content=True)
+    assert (tmp_path / "manifest.json").read_text() == '{\n  "base_model": "(secret Hugging Face token)"\n}\n'
+    assert (tmp_path / "answers.jsonl").read_text() == token
+
+
+def test_secrets_are_taken_out_of_what_libraries_put_into_a_folder_and_of_nothing_else(tmp_path):
+    token = "hf_" + "a1" * 17
+    names = ("tokenizer_config.json", "README.md", "trainer_state.json", "tokenizer.json", "chat_template.jinja")
+    with replaced_folder(tmp_path / "adapter") as folder:
+        for name in names:
+            (folder / name).write_bytes(token.encode() + b"\xff" * (name == "README.md"))
+    held = [name for name in names if token in (tmp_path / "adapter" / name).read_text(errors="replace")]
+    assert held == ["tokenizer.json", "chat_template.jinja"]

@@ -24,3 +24,8 @@ def test_a_resume_forgets_the_steps_it_does_again(tmp_path):
         append_metrics(path, {"step": step})
     forget_after(path, 2)
     assert [line["step"] for line in read_metrics(path)] == [1, 2]
+
+
+def test_a_line_holds_no_secret(tmp_path):
+    append_metrics(tmp_path / "metrics.jsonl", {"step": 1, "note": "hf_" + "a1" * 17})
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "note": "(secret Hugging Face token)"}]

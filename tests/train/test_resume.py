@@ -6,13 +6,14 @@ import shutil
 
 import pytest
 
+from qlora_cli.errors import IdentityError
 from qlora_cli.recipe.reader import load_recipe
 from qlora_cli.run.checkpoints import list_checkpoints
 from qlora_cli.run.directory import RunDirectory
-from qlora_cli.run.manifest import read_manifest
+from qlora_cli.run.manifest import read_manifest, write_manifest
 from qlora_cli.run.metrics import read_metrics
 from qlora_cli.train.meaning import changed_keys, seal_of
-from qlora_cli.train.resume import find_resume_point
+from qlora_cli.train.resume import check_same_ground, find_resume_point
 from qlora_cli.train.session import Session, train_recipe
 
 UNPACKED = {"packing": False}
@@ -49,6 +50,16 @@ def test_a_key_that_changes_what_is_computed_is_named(small_recipe, change):
 )
 def test_a_key_that_changes_only_what_is_written_may_change(small_recipe, change):
     assert changed_keys(small_recipe(), small_recipe(**change)) == []
+
+
+@pytest.mark.parametrize("section", [None, "x", [], {}, {"fingerprint": None}, {"fingerprint": "other"}])
+def test_a_manifest_that_says_nothing_of_the_base_or_another_one_is_refused(tmp_path, section):
+    run = RunDirectory(tmp_path)
+    write_manifest(run, {"base": {"fingerprint": "same"}})
+    check_same_ground(run, {"base": {"fingerprint": "same"}})
+    write_manifest(run, {"base": section})
+    with pytest.raises(IdentityError, match="base"):
+        check_same_ground(run, {"base": {"fingerprint": "same"}})
 
 
 def by_epochs(small_recipe, epochs):

@@ -13,7 +13,7 @@ from qlora_cli.data.causes import Cause, RowError
 from qlora_cli.data.example import Place, RawRow, Row
 from qlora_cli.data.read.strict_json import JsonError, decode_json
 from qlora_cli.data.read.text_files import UTF8_BOM, decoding_problem, empty_file, open_bytes
-from qlora_cli.data.read.values import kind_of
+from qlora_cli.data.read.values import kind_of, shown
 from qlora_cli.errors import DataError
 
 _SPACE = " \t\r\n\ufeff"
@@ -80,5 +80,5 @@ def parse_line(raw: bytes, place: Place, offset: int) -> Row:
     rest = text[end:]
     if rest:
         hint = "put one {...} on each line"
-        raise RowError(Cause.MALFORMED, f"text after the object: {rest.strip()[:20]!r}", place=str(place), hint=hint)
+        raise RowError(Cause.MALFORMED, f"text after the object: {shown(rest.strip())}", place=str(place), hint=hint)
     return value

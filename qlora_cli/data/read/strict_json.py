@@ -103,7 +103,7 @@ def load_json(text: str) -> Any:
     value, end = decode_json(text, len(text) - len(text.lstrip(" \t\r\n")))
     rest = text[end:].strip(" \t\r\n")
     if rest:
-        raise JsonError(f"text after the value: {rest[:20]!r}", end)
+        raise JsonError(f"text after the value: {shown(rest)}", end)
     return value
 
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+from qlora_cli.secrets import redacted
+
 MAX_CHARS = 60
 MAX_NAMES = 20
+LONGEST_SECRET = 4096
+"""Characters that are looked at for secrets before a value is cut: half a secret has no shape, and is one still."""
 
 
 def kind_of(value: Any) -> str:
@@ -28,8 +32,8 @@ def shown(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, str):
-        value = value[: MAX_CHARS + 1]
-    text = repr(value)
+        value = redacted(value[: MAX_CHARS + LONGEST_SECRET])[: MAX_CHARS + 1]
+    text = redacted(repr(value))
     return text if len(text) <= MAX_CHARS else text[:MAX_CHARS] + "..."
 
 

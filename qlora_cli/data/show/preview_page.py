@@ -72,7 +72,7 @@ def write_page(path: Path, title: str, shown: Sequence[ShownRow], tokenizer: Pre
         raise ArgumentError(f"'{path}' does not end in .html", hint=f"try `--html {path.with_suffix('.html')}`")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, page(title, shown, tokenizer))
+        write_text(path, page(title, shown, tokenizer), is_content=True)
     except OSError as fault:
         raise ArgumentError(f"'{path}' cannot be written: {fault.strerror}") from fault
 
