@@ -207,8 +207,9 @@ class Field:
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """What was being written in a folder; locks stay for ever."""
-    return [path for path in folder.rglob(".*") if path.name != ".lock" and path.suffix != ".lock"]
+    """What was being written in a folder. Locks stay for ever, and so may a kilobyte of a plan in the cache."""
+    found = [path for path in folder.rglob(".*") if path.name != ".lock" and path.suffix != ".lock"]
+    return [path for path in found if path.parent.name != "plans"]
 
 
 def differences(run: Path, cache: Path, straight: Path) -> list[str]:

@@ -33,10 +33,9 @@ PHASES = ("at the start", "before the first checkpoint", "in training", "in a sa
 """Each must be met, or the kills would show little."""
 
 
-@pytest.fixture(scope="module")
-def field(tiny_base, chat_data, tmp_path_factory) -> Field:
-    folder = tmp_path_factory.mktemp("kills")
-    return Field(folder, write_recipes(folder, tiny_base, chat_data))
+@pytest.fixture
+def field(tiny_base, chat_data, tmp_path) -> Field:
+    return Field(tmp_path, write_recipes(tmp_path, tiny_base, chat_data))
 
 
 @pytest.fixture(scope="module")
