@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 # A CPU whose other core is busy loses seconds to OpenMP threads that spin while they wait.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help install install-dev demo test test-gpu torture check format fuzz bench-data bench-checkpoint bench-gpu clean
+.PHONY: help install install-dev demo test test-gpu torture check format fuzz bench-data bench-checkpoint bench-gpu bench-plan clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ bench-checkpoint: install ## what saving every 50 steps costs a run
 
 bench-gpu: install ## tokens/s and peak memory of an 8B shape with random weights
 	$(BIN)/python benchmarks/gpu.py
+
+bench-plan: install ## memory that plans predict beside what 12 recipes take of a GPU
+	$(BIN)/python benchmarks/plan.py
 
 clean: ## delete .venv and caches, never runs/
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache build *.egg-info

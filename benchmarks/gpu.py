@@ -5,7 +5,7 @@ read back through `load_base`, because that is where the 4-bit weights of a real
 what is quantized and how high memory rises while loading are then measured, not assumed. The price is 16 GB of disk
 for the time of the run.
 
-Rows hold random tokens; each has the full length and is packed from several documents, as in real data, so that
+Rows hold random letters; each has the full length and is packed from several documents, as in real data, so that
 attention pays for keeping them apart.
 """
 
@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qlora_cli.recipe.schema import Recipe
-    from qlora_cli.run.directory import RunDirectory
     from qlora_cli.train.trainer import QloraTrainer
 
 NUM_WARM_UP_STEPS = 5
@@ -67,7 +66,7 @@ def make_recipe(options: argparse.Namespace, base: Path) -> Recipe:
             "model": {"base_model": str(base), "attn_implementation": options.attention},
             "quantization": {"quant_type": "nf4", "double_quant": True},
             "lora": {"r": options.r, "target_modules": "all-linear"},
-            "data": {"train": "random-tokens.jsonl", "max_length": options.max_length},
+            "data": {"train": str(base.with_name("rows.jsonl")), "max_length": options.max_length},
             "training": {
                 "max_steps": options.steps,
                 "per_device_train_batch_size": options.batch_size,
@@ -83,6 +82,7 @@ def make_recipe(options: argparse.Namespace, base: Path) -> Recipe:
 def measure(options: argparse.Namespace, workdir: Path) -> dict[str, Any]:
     """Write the base, load it, train, and return the figures."""
     from random_base import Shape, write_random_base
+    from random_rows import trainer_on_random_rows
 
     from qlora_cli.model.device import pick_device
     from qlora_cli.run.directory import RunDirectory
@@ -97,7 +97,7 @@ def measure(options: argparse.Namespace, workdir: Path) -> dict[str, Any]:
     started = time.perf_counter()
     model = make_model(recipe, run, is_resumed=False)
     figures |= {"load_seconds": time.perf_counter() - started, **_memory(device, "load")}
-    trainer = _make_trainer(recipe, run, model, options)
+    trainer = trainer_on_random_rows(recipe, run, model, options.documents_per_row)
     step_seconds = _timed_steps(trainer, device)
     figures |= _memory(device, "train")
     seconds = statistics.median(step_seconds[NUM_WARM_UP_STEPS:])
@@ -112,27 +112,6 @@ def measure(options: argparse.Namespace, workdir: Path) -> dict[str, Any]:
         "tokens_per_second": tokens / seconds,
     }
     return figures
-
-
-def _make_trainer(recipe: Recipe, run: RunDirectory, model: Any, options: argparse.Namespace) -> QloraTrainer:
-    """The trainer of `qlora train` over rows of random tokens, every one of them trained."""
-    import random
-
-    from qlora_cli.data.example import Place
-    from qlora_cli.data.prepare import PreparedData
-    from qlora_cli.data.token_row import TokenRow
-    from qlora_cli.model.tokenizer import load_tokenizer
-    from qlora_cli.train.assembly import Ingredients, make_trainer
-
-    generator = random.Random(0)
-    num_documents = options.steps * options.batch_size * options.documents_per_row
-    length = options.max_length // options.documents_per_row
-    documents = []
-    for row in range(num_documents):
-        ids = [generator.randrange(options.vocab) for _ in range(length)]
-        documents.append(TokenRow(ids, ids, Place("random tokens", None, row)))
-    prepared = PreparedData(documents, [], num_documents, 0)
-    return make_trainer(recipe, run, Ingredients(model, load_tokenizer(recipe.model), prepared, {}, ()))
 
 
 def _timed_steps(trainer: QloraTrainer, device: Any) -> list[float]:
