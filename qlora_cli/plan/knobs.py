@@ -75,7 +75,7 @@ def changes(request: PlanRequest) -> Iterator[tuple[str, dict[str, Any]]]:
     recipe = request.recipe
     training = recipe.training
     if not training.gradient_checkpointing:
-        yield "recompute activations in backward, a third more time", {"training.gradient_checkpointing": True}
+        yield "recompute activations in backward, up to half more time", {"training.gradient_checkpointing": True}
     if not training.activation_offloading and request.device.kind == "cuda":
         yield "activations in host memory until backward, transfers cost time", {"training.activation_offloading": True}
     batch, accumulation = training.rows_at_once, training.num_passes

@@ -125,7 +125,7 @@ class TrainingSection(Section):
     """Forward passes that add up to one optimizer step."""
 
     gradient_checkpointing: bool = True
-    """Recompute activations in the backward pass: far less memory, about a third more time."""
+    """Recompute activations in the backward pass: far less memory, up to half more time."""
 
     activation_offloading: bool = False
     """Keep in CPU memory what the backward pass will need, and bring it back when it does: less GPU memory at the cost
