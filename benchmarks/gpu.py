@@ -211,6 +211,7 @@ def main() -> None:
         print(json.dumps({"not_run": "no CUDA GPU"}) if options.json else "not run: no CUDA GPU")
         return
     workdir = Path(tempfile.mkdtemp(prefix="qlora-benchmark-", dir=options.workdir))
+    os.environ["QLORA_CACHE"] = str(workdir / "cache")
     try:
         figures = measure(options, workdir)
     except torch.OutOfMemoryError as fault:

@@ -210,6 +210,7 @@ def source_error(name: str, fault: BaseException) -> RecipeError:
     elif "offline" in lowered or "couldn't connect" in lowered or "can't load" in lowered or "cannot find" in lowered:
         hint = "check the name for typing errors; offline, it must be a local folder or already in the Hub cache"
     elif "attention implementation" in lowered or "flash" in lowered:
+        reason = reason.partition(". ")[0]  # the rest asks to open an issue with transformers
         hint = "--set model.attn_implementation=eager, or install the kernel that it names"
     elif "safetensors" in lowered:
         hint = (

@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig
 from qlora_cli.errors import RecipeError, ResourceError
 from qlora_cli.plan.cards import Card
 from qlora_cli.plan.facts import model_facts
+from qlora_cli.plan.report import card_target
 from qlora_cli.plan.shape import PlanRequest, read_config, sketch_config
 from qlora_cli.plan.tracer import Tracer
 from qlora_cli.recipe.schema import ModelSection, Recipe
@@ -20,6 +21,9 @@ ROWS_A_STEP = 16
 """Batch size of the QLoRA paper's fine-tuning runs (arXiv:2305.14314, appendix B)."""
 
 LENGTHS = (2048, 1024, 512)
+
+FILLED = 0.95
+"""Share of a card's memory that a first recipe may fill: what CUDA takes is an estimate, and rows differ."""
 
 GIB = 2**30
 
@@ -67,21 +71,38 @@ def advise(base_model: str, data: str, card: Card) -> StarterValues:
         {"name": "new", "model": {"base_model": base_model}, "quantization": {}, "data": {"train": data}}
     )
     config, origin = _config_of(recipe.model)
-    request = PlanRequest(recipe, config, card.device)
-    num_params = model_facts(request).num_base
+    target = card_target(card)
+    memory = round((target.memory_bytes or 0) * FILLED)
+    request = PlanRequest(recipe, config, target.device)
+    num_params = _num_params(request)
     size = size_of(num_params)
     tracer = Tracer()
     for candidate in _candidates(request, size):
         needed = tracer.device_bytes(candidate)
-        if needed <= card.memory_bytes:
-            of = f"{needed / GIB:.1f} of {card.memory_bytes / GIB:.1f} GiB"
+        if needed <= memory:
+            of = f"{needed / GIB:.1f} of {(target.memory_bytes or 0) / GIB:.1f} GiB"
             planned = f"Planned for {card.name}: {of}, by tracing {origin}, {num_params / 1e9:.1f}B parameters."
             return _values(candidate, size, card, planned)
     raise ResourceError(
         f"{base_model} needs {needed / GIB:.1f} GiB in 4 bit with one row of {LENGTHS[-1]} tokens and r 4, and "
-        f"{card.name} has {card.memory_bytes / GIB:.1f} GiB for a process",
+        f"{card.name} has {memory / GIB:.1f} GiB for a process if {1 - FILLED:.0%} are left free",
         hint="choose a smaller base or a larger card",
     )
+
+
+def _num_params(request: PlanRequest) -> int:
+    """Parameters of the base.
+
+    Raises:
+        RecipeError: if the base needs other keys than a first recipe has.
+    """
+    try:
+        return model_facts(request).num_base
+    except RecipeError as error:
+        first = error.problems[0]
+        raise RecipeError(
+            first.text, hint=f"write the recipe without --gpu, then plan it with the keys that it needs: {first.hint}"
+        ) from error
 
 
 def _candidates(request: PlanRequest, size: Size) -> Iterator[PlanRequest]:

@@ -20,6 +20,9 @@ from qlora_cli.recipe.summary import summarize
 BAR_WIDTH = 32
 """With the names of the lines and the figures it fits into 80 columns."""
 
+NARROW = 0.05
+"""Share of the memory below which what is left is no more than the estimates in the bill may be wrong by."""
+
 SMALL = 0.005
 """GiB below which a line of the bill is added to others; with a small model they would all be zeros."""
 
@@ -69,6 +72,8 @@ def verdict(report: PlanReport) -> Text:
         )
     of = f"{in_gib(memory)} GiB" + (f" of {report.target.name}" if not report.target.name.endswith("GiB") else "")
     of += each
+    if report.fits and memory - report.device_bytes < NARROW * memory:
+        return Text.assemble(("fits narrowly", "bold yellow"), f": {needed} of the {of}; {at}")
     if report.fits:
         return Text.assemble(("fits", "bold green"), f": {needed} of the {of}; {at}")
     missing = in_gib(report.device_bytes - memory)

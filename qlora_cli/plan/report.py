@@ -128,16 +128,20 @@ def choose_target(gpu: str | None, memory_gb: float | None, num_gpus: int = 1) -
     return replace(target, device=replace(target.device, num_gpus=num_gpus))
 
 
+def card_target(card: Card) -> Target:
+    """A card, with what was measured of it on this machine."""
+    overheads = find_overheads(lambda name: card_of(name) == card)
+    memory = card.memory_bytes if overheads is None else overheads.memory_bytes
+    return Target(card.name, replace(card.device, overheads=overheads), memory, card)
+
+
 def _single_target(gpu: str | None, memory_gb: float | None) -> Target:
     if gpu is not None and memory_gb is not None:
         raise ArgumentError("--gpu and --memory-gb exclude each other", hint="leave one of them out")
     if memory_gb is not None:
         return Target(f"{memory_gb:g} GiB", Device(), int(memory_gb * GIB))
     if gpu is not None:
-        card = find_card(gpu)
-        overheads = find_overheads(lambda name: card_of(name) == card)
-        memory = card.memory_bytes if overheads is None else overheads.memory_bytes
-        return Target(card.name, replace(card.device, overheads=overheads), memory, card)
+        return card_target(find_card(gpu))
     if not torch.cuda.is_available():
         return Target("a GPU of compute capability 8.0", Device(), None)
     return this_gpu()

@@ -169,3 +169,10 @@ def test_init_refuses_a_file_that_is_there_before_it_plans(call, tmp_path):
     ran = call("init", "--gpu", "nonsense")
     assert ran.code == 2
     assert "is there already" in ran.err
+
+
+def test_what_fits_with_little_to_spare_is_said(call, planned, recipe_file):
+    needed = planned("--memory-gb", "8").json["device_bytes"] / 2**30
+    ran = call("plan", recipe_file, "--memory-gb", f"{1.02 * needed:.4f}")
+    assert ran.code == 0
+    assert ran.out.startswith("fits narrowly: ")

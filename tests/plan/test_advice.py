@@ -12,6 +12,7 @@ from qlora_cli.plan.cards import MIB, USABLE, find_card
 from qlora_cli.plan.shape import PlanRequest, read_config
 from qlora_cli.plan.tracer import Tracer
 from qlora_cli.recipe.schema import Recipe
+from tests.plan.bases import config_of
 
 T4 = find_card("t4")
 
@@ -78,3 +79,21 @@ def test_a_base_of_unknown_size_is_refused():
     assert params_in_name("nobody/nothing") is None
     with pytest.raises(RecipeError):
         advise("nobody/nothing", "rows.jsonl", T4)
+
+
+def test_a_first_recipe_leaves_room(tiny_base):
+    first = advise(str(tiny_base), "rows.jsonl", T4)
+    tight = advise(str(tiny_base), "rows.jsonl", card_of(needs(tiny_base, first) + 1))
+    assert tight.per_device_train_batch_size.value == "4"
+
+
+def test_a_base_that_needs_other_keys_is_told_how(tmp_path):
+    config_of("gemma2").save_pretrained(tmp_path)
+    with pytest.raises(RecipeError) as caught:
+        advise(str(tmp_path), "rows.jsonl", T4)
+    [problem] = caught.value.problems
+    assert problem.text.endswith(
+        "does not support an attention implementation through torch.nn.functional.scaled_dot_product_attention yet"
+    )
+    assert "without --gpu" in problem.hint
+    assert "--set model.attn_implementation=eager" in problem.hint
