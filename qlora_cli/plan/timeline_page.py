@@ -61,7 +61,7 @@ svg text { fill: var(--calm); font: 12px system-ui, sans-serif; }
 .limit { stroke: var(--limit); stroke-width: 1.5; stroke-dasharray: 7 4; }
 svg .limit-text { fill: var(--limit); }
 .peak { fill: none; stroke: var(--ink); stroke-width: 1.5; }
-svg .peak-text { fill: var(--ink); font-weight: 600; }
+svg .peak-text { fill: var(--ink); font-weight: 600; paint-order: stroke; stroke: var(--paper); stroke-width: 4px; }
 table { border-collapse: collapse; margin-top: 1.25rem; width: 100%%; }
 th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: right; }
 th:first-child, td:first-child { text-align: left; }
@@ -121,14 +121,16 @@ def page(report: PlanReport) -> str:
     light, dark = (
         "".join(f"  --k{n}: {COLOURS[kind][which]};\n" for n, kind in enumerate(COLOURS)) for which in (0, 1)
     )
-    size = f"{recipe.model.base_model}, {report.request.batch_size} rows of {recipe.data.max_length:,} tokens"
+    rows = "1 row" if report.request.batch_size == 1 else f"{report.request.batch_size} rows"
+    size = f"{recipe.model.base_model}, {rows} of {recipe.data.max_length:,} tokens"
+    said = verdict(report).plain
     return "\n".join(
         (
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
             """<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">""",
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>{escape(title)}</title>\n<style>\n{STYLE % (light, dark)}</style>\n</head>\n<body>",
-            f"<h1>{escape(title)}</h1>\n<p>{escape(size)}. {escape(verdict(report).plain)}.</p>",
+            f"<h1>{escape(title)}</h1>\n<p>{escape(size)}. {escape(said[0].upper() + said[1:])}.</p>",
             *_drawing(report, moments, present),
             *_table(report, present),
             "<p>The drawing holds the tensors of the last micro-batch of a step, in the order in which they come and "
@@ -186,7 +188,9 @@ def _areas(scale: Scale, moments: Sequence[Moment], present: Sequence[Kind]) -> 
 
 def _stages(scale: Scale, moments: Sequence[Moment]) -> Iterator[str]:
     """Names of the stages along the lower edge; backward and recomputation take turns and are one."""
-    for name, run in groupby(moments, key=lambda moment: _stage_name(moment.phase.stage)):
+    has_recomputation = any(moment.phase.stage is Stage.RECOMPUTE for moment in moments)
+    backward = "backward with recomputation" if has_recomputation else str(Stage.BACKWARD)
+    for name, run in groupby(moments, key=lambda moment: _stage_name(moment.phase.stage, backward)):
         clocks = [moment.clock for moment in run]
         left, right = scale.x(clocks[0]), scale.x(clocks[-1])
         yield f'<line class="stage" x1="{left:.1f}" x2="{left:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM + 8}"/>'
@@ -195,10 +199,10 @@ def _stages(scale: Scale, moments: Sequence[Moment]) -> Iterator[str]:
             yield f'<text x="{middle:.1f}" y="{HEIGHT - 10}" text-anchor="middle">{escape(name)}</text>'
 
 
-def _stage_name(stage: Stage) -> str:
+def _stage_name(stage: Stage, backward: str) -> str:
     if stage is Stage.SETUP:
         return str(Stage.FORWARD)
-    return "backward with recomputation" if stage in (Stage.BACKWARD, Stage.RECOMPUTE) else str(stage)
+    return backward if stage in (Stage.BACKWARD, Stage.RECOMPUTE) else str(stage)
 
 
 def _table(report: PlanReport, present: Sequence[Kind]) -> Iterator[str]:

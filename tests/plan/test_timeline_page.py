@@ -76,3 +76,13 @@ def test_a_name_that_is_no_page_is_refused(report, tmp_path):
     with pytest.raises(ArgumentError) as caught:
         write_timeline(tmp_path / "step.svg", report)
     assert "step.html" in caught.value.problems[0].hint
+
+
+@pytest.mark.parametrize(("checkpointing", "name"), [(True, "backward with recomputation"), (False, "backward")])
+def test_recomputation_is_named_where_there_is_some(report, checkpointing, name):
+    request = report.request.changed(
+        {"training.gradient_checkpointing": checkpointing, "training.per_device_train_batch_size": 1}
+    )
+    drawn = page(make_report(request, report.target, with_data=False))
+    assert f">{name}</text>" in drawn
+    assert "1 row of 64 tokens. Fits: " in drawn
