@@ -55,8 +55,9 @@ def plan(
     if is_sketch and None in sketch:
         raise ArgumentError("a sketch takes --params, --hidden and --layers", hint="give all three of them")
     if calibrate:
-        _calibrate(as_json=as_json and recipe is None and not is_sketch)
-        if recipe is None and not is_sketch:
+        is_all = recipe is None and not is_sketch
+        _calibrate(is_all=is_all, as_json=as_json)
+        if is_all:
             return
     loaded = _load(recipe, overrides or [], is_sketch=is_sketch)
     with console.library_noise_to(None):
@@ -71,7 +72,7 @@ def plan(
         raise typer.Exit(DOES_NOT_FIT)
 
 
-def _calibrate(*, as_json: bool) -> None:
+def _calibrate(*, is_all: bool, as_json: bool) -> None:
     from dataclasses import asdict
 
     from qlora_cli.plan.calibrate import calibrate
@@ -81,7 +82,9 @@ def _calibrate(*, as_json: bool) -> None:
     with console.library_noise_to(None):
         overheads = calibrate()
     path = save_overheads(overheads)
-    if as_json:
+    if not is_all:
+        console.note(f"measured {overheads.gpu}; the figures are kept in {path}")
+    elif as_json:
         console.data(asdict(overheads) | {"file": str(path)})
     else:
         show_overheads(overheads, path)

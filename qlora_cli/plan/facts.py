@@ -66,7 +66,7 @@ def describe(model: PeftModel, *, is_quantized: bool) -> ModelFacts:
         notes.append(
             f"bitsandbytes quantizes linear layers only, and this base keeps its experts in fused weights of three "
             f"dimensions: {num_fused / num_base:.0%} of its parameters stay in 16 bit, {fused_bytes / GIB:,.1f} GiB. "
-            f"Only {num_quantized / num_base:.0%} are quantized."
+            f"Only {num_quantized / num_base:.0%} are quantized: nearer to LoRA on a 16-bit base than to QLoRA."
         )
     elif is_quantized and num_quantized == 0:
         notes.append(

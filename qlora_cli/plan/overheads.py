@@ -16,7 +16,7 @@ import torch
 
 from qlora_cli import console
 from qlora_cli.data.cache import cache_root
-from qlora_cli.errors import IdentityError
+from qlora_cli.errors import IdentityError, ResourceError
 from qlora_cli.run.files import write_json
 from qlora_cli.run.manifest import read_json_object
 
@@ -72,11 +72,17 @@ def save_overheads(overheads: Overheads) -> Path:
         The file.
 
     Raises:
-        OSError: if it cannot be written.
+        ResourceError: if it cannot be written.
     """
     path = overheads_root() / f"{_slug(overheads.gpu, overheads.driver, overheads.torch)}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, asdict(overheads))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, asdict(overheads))
+    except OSError as fault:
+        raise ResourceError(
+            f"what was measured cannot be kept in '{path}': {fault.strerror}",
+            hint="make room, or name another folder: QLORA_CACHE=...",
+        ) from fault
     return path
 
 

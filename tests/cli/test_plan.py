@@ -128,6 +128,38 @@ def test_calibration_without_a_gpu_is_one_line_and_a_hint(call, empty_cache):
     assert list(empty_cache.iterdir()) == []
 
 
+@pytest.fixture
+def measured(monkeypatch, empty_cache):
+    """A machine whose calibration finds invented figures."""
+    import torch
+
+    from qlora_cli.plan import calibrate, overheads
+
+    found = overheads.Overheads("Tesla T4", "unknown", torch.__version__, "2026-11-25", 15 * 2**30, 2**29, 2**24, 20.0)
+    monkeypatch.setattr(calibrate, "calibrate", lambda: found)
+    monkeypatch.setattr(overheads, "DRIVER_VERSION", empty_cache / "none")
+
+
+def test_a_calibration_is_shown_and_kept(call, measured, empty_cache):
+    ran = call("plan", "--calibrate")
+    assert ran.code == 0
+    assert "Tesla T4, driver unknown" in ran.out
+    assert "0.50 GiB" in ran.out
+    [path] = (empty_cache / "calibration").iterdir()
+    assert str(path) in ran.out
+    assert call("plan", "--calibrate", "--json").json["file"] == str(path)
+
+
+def test_a_plan_after_a_calibration_says_that_it_stands_on_it(call, recipe_file, measured):
+    ran = call("plan", recipe_file, "--calibrate", "--gpu", "t4", "--json")
+    assert ran.json["target"]["overheads"]["context_bytes"] == 2**29
+    assert {"what": "CUDA context", "num_bytes": 2**29} in ran.json["bill"]
+    assert ran.err.startswith("measured Tesla T4; ")
+    told = call("plan", recipe_file, "--gpu", "t4").out
+    assert "measured  CUDA context, cuBLAS workspaces and rate, measured here on 2026-11-25" in told
+    assert call("plan", recipe_file, "--gpu", "4090", "--json").json["target"]["overheads"] is None
+
+
 def test_fit_needs_a_memory(call, recipe_file):
     ran = call("plan", recipe_file, "--fit")
     assert ran.code == 2

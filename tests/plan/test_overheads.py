@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from qlora_cli.errors import IdentityError
+from qlora_cli.errors import IdentityError, ResourceError
 from qlora_cli.plan import overheads as module
 from qlora_cli.plan.estimate import estimate_pace
 from qlora_cli.plan.facts import model_facts
@@ -120,3 +120,10 @@ def test_another_card_is_planned_without_them():
 
 def test_the_file_is_plain_json():
     assert json.loads(save_overheads(MEASURED).read_text())["context_bytes"] == 700 * MIB
+
+
+def test_a_cache_that_cannot_be_written_is_said(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("QLORA_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(ResourceError, match="cannot be kept in"):
+        save_overheads(MEASURED)
