@@ -11,7 +11,7 @@ from qlora_cli import console
 from qlora_cli.errors import ArgumentError
 
 if TYPE_CHECKING:
-    from qlora_cli.train.session import TrainingResult
+    from qlora_cli.train.ending import TrainingResult
 
 
 def train(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from trl import SFTConfig
 
 from qlora_cli.errors import RecipeError
-from qlora_cli.recipe.schema import Recipe
+from qlora_cli.recipe.schema import Recipe, TrainingSection
 from qlora_cli.run.directory import RunDirectory
 
 UNPAGED = {"paged_adamw_8bit": "adamw_8bit", "paged_adamw_32bit": "adamw_torch"}
@@ -27,11 +29,7 @@ def trainer_arguments(recipe: Recipe, run: RunDirectory, dtype: torch.dtype, dev
     arguments = SFTConfig(
         output_dir=str(run.checkpoints_path),
         run_name=recipe.name,
-        learning_rate=training.learning_rate,
-        weight_decay=training.weight_decay,
-        lr_scheduler_type=training.lr_scheduler_type,
-        warmup_steps=training.warmup_ratio,  # transformers 5 reads a number below 1 as a share of all steps
-        max_grad_norm=training.max_grad_norm,
+        **_optimization(training, device),
         num_train_epochs=training.epochs,
         max_steps=training.max_steps or -1,
         per_device_train_batch_size=training.rows_at_once,
@@ -40,10 +38,6 @@ def trainer_arguments(recipe: Recipe, run: RunDirectory, dtype: torch.dtype, dev
         gradient_checkpointing=training.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False} if training.gradient_checkpointing else None,
         activation_offloading=_offloading(training.activation_offloading, device),
-        optim=optimizer_on(training.optim, device),
-        adam_beta1=training.adam_beta1,
-        adam_beta2=training.adam_beta2,
-        adam_epsilon=training.adam_epsilon,
         bf16=bf16,
         fp16=fp16,
         use_cpu=device.type == "cpu",
@@ -65,6 +59,21 @@ def trainer_arguments(recipe: Recipe, run: RunDirectory, dtype: torch.dtype, dev
         disable_tqdm=True,
     )
     return _on_one_gpu(arguments)
+
+
+def _optimization(training: TrainingSection, device: torch.device) -> dict[str, Any]:
+    """The optimizer, its schedule and what is done to gradients before an update."""
+    return {
+        "optim": optimizer_on(training.optim, device),
+        "learning_rate": training.learning_rate,
+        "weight_decay": training.weight_decay,
+        "adam_beta1": training.adam_beta1,
+        "adam_beta2": training.adam_beta2,
+        "adam_epsilon": training.adam_epsilon,
+        "lr_scheduler_type": training.lr_scheduler_type,
+        "warmup_steps": training.warmup_ratio,  # transformers 5 reads a number below 1 as a share of all steps
+        "max_grad_norm": training.max_grad_norm,
+    }
 
 
 def _eval_strategy(recipe: Recipe) -> str:

@@ -6,7 +6,7 @@ import errno
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +16,27 @@ from transformers import set_seed
 from qlora_cli import compat, console
 from qlora_cli.data.prepare import PreparedData, prepare_data
 from qlora_cli.data.render.renderer import Renderer
-from qlora_cli.errors import ResourceError, StoppedBySignal
+from qlora_cli.errors import ResourceError
 from qlora_cli.interruption import ECHO_SECONDS
-from qlora_cli.model.adapter import save_adapter
 from qlora_cli.model.device import dtype_name, pick_device, pick_dtype
 from qlora_cli.model.tokenizer import load_tokenizer
 from qlora_cli.recipe.reader import dump_recipe
 from qlora_cli.recipe.schema import Recipe
 from qlora_cli.run.checkpoints import Checkpoint
 from qlora_cli.run.directory import RunDirectory
-from qlora_cli.run.files import replaced_folder, write_text
+from qlora_cli.run.files import write_text
 from qlora_cli.run.manifest import read_manifest, write_manifest
-from qlora_cli.run.metrics import read_metrics
+from qlora_cli.run.storage import resource_error
 from qlora_cli.train.assembly import Ingredients, make_model, make_trainer
 from qlora_cli.train.data_notes import keep_rejected_rows, show_data
+from qlora_cli.train.ending import TrainingResult, conclude, result_of
 from qlora_cli.train.ground import circumstances, ground_facts
 from qlora_cli.train.loss_level import LossWatch
 from qlora_cli.train.memory import advice
 from qlora_cli.train.memory_meter import MemoryMeter
 from qlora_cli.train.missed import is_evaluation_missing
 from qlora_cli.train.outlook import Outlook, compared, foresee
-from qlora_cli.train.progress import ProgressCallback, peak_memory_bytes
+from qlora_cli.train.progress import ProgressCallback
 from qlora_cli.train.ranks import Ranks
 from qlora_cli.train.resume import check_same_ground, check_same_number, clear_way, find_resume_point
 from qlora_cli.train.signals import StopCallback, StopRequest, explained
@@ -60,35 +60,6 @@ class Session:
 
     force: bool = False
     """Go on where memory or disk will not be enough."""
-
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """What a session did."""
-
-    run: RunDirectory
-    num_steps: int
-    """Steps done, those of earlier sessions included."""
-
-    num_steps_now: int
-    """Steps done in this session."""
-
-    max_steps: int
-    loss: float | None
-    eval_loss: float | None
-    seconds: float
-    peak_memory_bytes: int
-    memory: dict[str, Any]
-    """Predicted and measured bytes."""
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether every step of the recipe is done and the adapter is written."""
-        return self.num_steps >= self.max_steps
-
-    def as_dict(self) -> dict[str, Any]:
-        """The result as JSON holds it."""
-        return asdict(self) | {"run": str(self.run.path), "is_finished": self.is_finished}
 
 
 def train_recipe(recipe: Recipe, run: RunDirectory, session: Session, watch: Watch = ALONE) -> TrainingResult:
@@ -181,8 +152,8 @@ def _train(recipe: Recipe, run: RunDirectory, beginning: Beginning, watch: Watch
             _do_steps(trainer, run, checkpoint, ranks)
             first_step = checkpoint.step if checkpoint else 0
             memory = compared(beginning.outlook.needs, meter.measured())
-            result = _result(trainer, run, first_step, time.monotonic() - started, memory)
-            _conclude(result, trainer, request, ranks)
+            result = result_of(trainer, run, first_step, time.monotonic() - started, memory)
+            conclude(result, trainer, request, ranks)
     return result
 
 
@@ -238,52 +209,4 @@ def _resource_faults(recipe: Recipe, run: RunDirectory) -> Iterator[None]:
     except OSError as fault:
         if fault.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise ResourceError(
-            f"the disk is full: {fault}", place=str(run.path), hint=f"make room, then `{run.resume_command}`"
-        ) from fault
-
-
-def _conclude(result: TrainingResult, trainer: QloraTrainer, request: StopRequest, ranks: Ranks) -> None:
-    """Write the finished adapter, or say how to go on."""
-    run = result.run
-    if ranks.is_first:
-        _write_end(result, trainer)
-    signal_number = ranks.largest(request.signal_number or 0)
-    ranks.disconnect()
-    if signal_number and (not result.is_finished or trainer.is_evaluation_cut):
-        raise StoppedBySignal(
-            f"stopped at step {result.num_steps} of {result.max_steps}; the checkpoint is saved",
-            signal_number=signal_number,
-            hint=f"go on with `{run.resume_command}`",
-        )
-
-
-def _write_end(result: TrainingResult, trainer: QloraTrainer) -> None:
-    run = result.run
-    if result.is_finished:
-        trainer.check_finite()
-        with replaced_folder(run.adapter_path) as folder:
-            save_adapter(trainer.model, folder)
-            trainer.processing_class.save_pretrained(folder)
-    status = {"status": "finished" if result.is_finished else "stopped", "num_steps": result.num_steps}
-    memory = {"memory": result.memory} if result.num_steps_now else {}
-    write_manifest(run, read_manifest(run) | status | memory)
-
-
-def _result(
-    trainer: QloraTrainer, run: RunDirectory, first_step: int, seconds: float, memory: dict[str, Any]
-) -> TrainingResult:
-    lines = read_metrics(run.metrics_path)
-    losses = [line["loss"] for line in lines if "loss" in line]
-    eval_losses = [line["eval_loss"] for line in lines if "eval_loss" in line]
-    return TrainingResult(
-        run=run,
-        num_steps=trainer.state.global_step,
-        num_steps_now=trainer.state.global_step - first_step,
-        max_steps=trainer.state.max_steps,
-        loss=losses[-1] if losses else None,
-        eval_loss=eval_losses[-1] if eval_losses else None,
-        seconds=seconds,
-        peak_memory_bytes=peak_memory_bytes(),
-        memory=memory,
-    )
+        raise resource_error(run, fault) from fault

@@ -31,7 +31,7 @@ POINTS = {
     "in an evaluation": ("qlora_cli.model.scoring:labelled_losses", 6),
     "before a save": ("qlora_cli.train.trainer:QloraTrainer._save_checkpoint", 3),
     "after a save": ("qlora_cli.train.ranks:Ranks.barrier", 3),
-    "at the end": ("qlora_cli.train.session:_conclude", 1),
+    "at the end": ("qlora_cli.train.session:conclude", 1),
 }
 """Moments that both processes come to -> function, and the most calls of it that a run is sure to make."""
 
@@ -41,7 +41,7 @@ POINTS_OF_FIRST = {
     "in the seal": ("qlora_cli.run.checkpoints:write_json", 4),
     "in the rename": ("qlora_cli.run.files:_put_in_place", 4),
     "in the rotation": ("qlora_cli.train.trainer:rotate_checkpoints", 4),
-    "in the final adapter": ("qlora_cli.train.session:save_adapter", 1),
+    "in the final adapter": ("qlora_cli.train.ending:save_adapter", 1),
 }
 """The same for what only the first process does."""
 

@@ -1,0 +1,103 @@
+"""How a session ends: what it did, and the finished adapter or the way on."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from qlora_cli.errors import StoppedBySignal
+from qlora_cli.model.adapter import save_adapter
+from qlora_cli.run.directory import RunDirectory
+from qlora_cli.run.files import replaced_folder
+from qlora_cli.run.manifest import read_manifest, write_manifest
+from qlora_cli.run.metrics import read_metrics
+from qlora_cli.train.progress import peak_memory_bytes
+from qlora_cli.train.ranks import Ranks
+from qlora_cli.train.signals import StopRequest
+from qlora_cli.train.trainer import QloraTrainer
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a session did."""
+
+    run: RunDirectory
+    num_steps: int
+    """Steps done, those of earlier sessions included."""
+
+    num_steps_now: int
+    """Steps done in this session."""
+
+    max_steps: int
+    loss: float | None
+    eval_loss: float | None
+    seconds: float
+    peak_memory_bytes: int
+    memory: dict[str, Any]
+    """Predicted and measured bytes."""
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every step of the recipe is done and the adapter is written."""
+        return self.num_steps >= self.max_steps
+
+    def as_dict(self) -> dict[str, Any]:
+        """The result as JSON holds it."""
+        return asdict(self) | {"run": str(self.run.path), "is_finished": self.is_finished}
+
+
+def conclude(result: TrainingResult, trainer: QloraTrainer, request: StopRequest, ranks: Ranks) -> None:
+    """Write the finished adapter, or say how to go on.
+
+    Raises:
+        StoppedBySignal: if a signal has ended the session before the run's end.
+    """
+    run = result.run
+    if ranks.is_first:
+        _write_end(result, trainer)
+    signal_number = ranks.largest(request.signal_number or 0)
+    ranks.disconnect()
+    if signal_number and (not result.is_finished or trainer.is_evaluation_cut):
+        raise StoppedBySignal(
+            f"stopped at step {result.num_steps} of {result.max_steps}; the checkpoint is saved",
+            signal_number=signal_number,
+            hint=f"go on with `{run.resume_command}`",
+        )
+
+
+def _write_end(result: TrainingResult, trainer: QloraTrainer) -> None:
+    run = result.run
+    if result.is_finished:
+        trainer.check_finite()
+        with replaced_folder(run.adapter_path) as folder:
+            save_adapter(trainer.model, folder)
+            trainer.processing_class.save_pretrained(folder)
+    status = {"status": "finished" if result.is_finished else "stopped", "num_steps": result.num_steps}
+    memory = {"memory": result.memory} if result.num_steps_now else {}
+    write_manifest(run, read_manifest(run) | status | memory)
+
+
+def result_of(
+    trainer: QloraTrainer, run: RunDirectory, first_step: int, seconds: float, memory: dict[str, Any]
+) -> TrainingResult:
+    """What the session did that has just done its last step.
+
+    Args:
+        first_step: steps that were done before it.
+        seconds: that it took.
+        memory: predicted and measured bytes.
+    """
+    lines = read_metrics(run.metrics_path)
+    losses = [line["loss"] for line in lines if "loss" in line]
+    eval_losses = [line["eval_loss"] for line in lines if "eval_loss" in line]
+    return TrainingResult(
+        run=run,
+        num_steps=trainer.state.global_step,
+        num_steps_now=trainer.state.global_step - first_step,
+        max_steps=trainer.state.max_steps,
+        loss=losses[-1] if losses else None,
+        eval_loss=eval_losses[-1] if eval_losses else None,
+        seconds=seconds,
+        peak_memory_bytes=peak_memory_bytes(),
+        memory=memory,
+    )
