@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -29,6 +30,10 @@ def pytest_configure(config: pytest.Config) -> None:
     """Tests that are not marked `gpu` run on the CPU, also where there is a GPU."""
     if config.option.markexpr != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    # Where the tests were started in the background or by nohup, signals are ignored, and programs would inherit that.
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
     # Tests find what other tests prepared, and never what the developer did.
     cache = tempfile.TemporaryDirectory(prefix="qlora-tests-")
     os.environ["QLORA_CACHE"] = cache.name
