@@ -17,8 +17,8 @@ from qlora_cli.model.adapter import save_adapter
 from qlora_cli.run.files import write_json
 from qlora_cli.train.state import load_state, pack_state, random_state, save_optimizer, save_state, unpack_state
 
-MICRO_BATCHES_NAME = "micro_batches.json"
-MICRO_BATCHES = ("rows_at_once", "unlogged")
+PROCESSES_NAME = "processes.json"
+COLUMNS = ("rows_at_once", "unlogged")
 """What that file holds of each process."""
 
 
@@ -68,8 +68,8 @@ class Contents:
         save_state(folder, "scheduler", self.scheduler.state_dict())
         for rank, process in enumerate(self.processes):
             save_state(folder, _random_name(rank, len(self.processes)), process.random)
-        columns = {name: [getattr(process, name) for process in self.processes] for name in MICRO_BATCHES}
-        write_json(folder / MICRO_BATCHES_NAME, columns)
+        columns = {name: [getattr(process, name) for process in self.processes] for name in COLUMNS}
+        write_json(folder / PROCESSES_NAME, columns)
         if self.scaler is not None:
             save_state(folder, "scaler", self.scaler.state_dict())
         dataclasses.replace(self.state, log_history=[]).save_to_json(str(folder / TRAINER_STATE_NAME))
@@ -77,8 +77,8 @@ class Contents:
 
 def load_process(folder: Path, rank: int, num_ranks: int) -> ProcessState:
     """What one process had of its own when the checkpoint was written."""
-    columns = json.loads((folder / MICRO_BATCHES_NAME).read_text("utf-8"))
-    values = {name: columns[name][rank] for name in MICRO_BATCHES if name in columns}
+    columns = json.loads((folder / PROCESSES_NAME).read_text("utf-8"))
+    values = {name: columns[name][rank] for name in COLUMNS if name in columns}
     return ProcessState(load_state(folder, _random_name(rank, num_ranks)), **values)
 
 

@@ -31,7 +31,7 @@ def explained(run: RunDirectory) -> Iterator[None]:
         steps = [checkpoint.step for checkpoint in list_checkpoints(run.checkpoints_path)]
         done = f"the run stands at step {steps[-1]}" if run.is_started and steps else "nothing is trained yet"
         raise StoppedBySignal(
-            f"stopped by {stop} between steps; {done}",
+            f"stopped by {stop}; {done}",
             signal_number=stop.signal_number,
             hint=f"go on with `{run.resume_command}`" if run.is_started else "start it again with the same command",
         ) from stop

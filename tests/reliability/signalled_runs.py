@@ -273,7 +273,7 @@ def wrong_end(case: Case, exit_code: int, said: str, run: Path) -> list[str]:
         newest, _ = newest_whole(run / "checkpoints")
         words = [f"stopped at step {newest.step if newest else None} of 8; the checkpoint is saved", "--resume"]
     else:
-        words = [f"stopped by {name} between steps; nothing is trained yet", "start it again with the same command"]
+        words = [f"stopped by {name}; nothing is trained yet", "start it again with the same command"]
     return found + [f"it does not say: {text}" for text in words if text not in said]
 
 

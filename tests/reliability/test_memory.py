@@ -130,7 +130,7 @@ def test_a_resumed_run_goes_on_with_the_pieces_that_it_had_to_the_bit(recipe, tm
     plenty = ShortMemory(1000)
     train_with(dropout, resumed, plenty.install, Session(resume=True))
     assert set(plenty.rows_seen) == {2}
-    for name in ("adapter_model.safetensors", "optimizer.safetensors", "random.safetensors", "micro_batches.json"):
+    for name in ("adapter_model.safetensors", "optimizer.safetensors", "random.safetensors", "processes.json"):
         files = [run.checkpoints_path / "step-000005" / name for run in (straight, resumed)]
         assert files[0].read_bytes() == files[1].read_bytes()
     assert losses_of(straight) == losses_of(resumed)
@@ -170,9 +170,8 @@ def test_what_the_plan_takes_for_too_much_is_not_tried(recipe, tmp_path):
         patch.setattr("qlora_cli.train.outlook.available_bytes", lambda: needed)
         train_with(made, run, prepare, Session(is_planned=True))
     assert set(memory.rows_seen) == {2, 3}
-    assert json.loads((run.checkpoints_path / "step-000003" / "micro_batches.json").read_text()) == {
-        "rows_at_once": [3]
-    }
+    saved = json.loads((run.checkpoints_path / "step-000003" / "processes.json").read_text())
+    assert saved["rows_at_once"] == [3]
 
 
 def with_rows_of(recipe: Recipe, rows: int) -> PlanRequest:
@@ -188,7 +187,7 @@ def test_a_resumed_run_of_automatic_batches_goes_on_to_the_bit(recipe, tmp_path)
     train_with(made, straight, ShortMemory(5, first_step=1).install)
     train_with(made, resumed, ShortMemory(5, first_step=1).install, Session(stop_after=3))
     train_with(made, resumed, ShortMemory(1000).install, Session(resume=True))
-    for name in ("adapter_model.safetensors", "optimizer.safetensors", "random.safetensors", "micro_batches.json"):
+    for name in ("adapter_model.safetensors", "optimizer.safetensors", "random.safetensors", "processes.json"):
         files = [run.checkpoints_path / "step-000005" / name for run in (straight, resumed)]
         assert files[0].read_bytes() == files[1].read_bytes()
 

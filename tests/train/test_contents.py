@@ -7,7 +7,7 @@ import json
 import pytest
 
 from qlora_cli.run.directory import RunDirectory
-from qlora_cli.train.contents import MICRO_BATCHES_NAME, load_process
+from qlora_cli.train.contents import PROCESSES_NAME, load_process
 from qlora_cli.train.session import Session, train_recipe
 from tests.reliability.rank_runs import metrics
 
@@ -28,6 +28,6 @@ def test_a_checkpoint_from_before_lines_could_span_a_stop_is_read(small_recipe, 
     run = RunDirectory(tmp_path / "run")
     train_recipe(small_recipe(), run, Session(stop_after=2))
     folder = run.checkpoints_path / "step-000002"
-    (folder / MICRO_BATCHES_NAME).write_text(json.dumps({"rows_at_once": [1]}))
+    (folder / PROCESSES_NAME).write_text(json.dumps({"rows_at_once": [1]}))
     process = load_process(folder, 0, 1)
     assert (process.rows_at_once, process.unlogged) == (1, {})
