@@ -97,22 +97,28 @@ def methods() -> str:
     return table(("method", "rows", *HEAD, "add to the command"), rows)
 
 
+KEEPING = (
+    ("training.gradient_checkpointing=true", "training.activation_offloading=true"),
+    ("training.gradient_checkpointing=true",),
+    ("training.gradient_checkpointing=false",),
+)
+
+
 def activations() -> str:
-    """What a QLoRA step of Llama 2 7B keeps, with checkpointing and without."""
+    """What a QLoRA step of Llama 2 7B keeps on the GPU, by what is done about it."""
     config = BASES["llama-2-7b"]()
+    tokens = {"1 x 512": 512, "1 x 2,048": 2048, "4 x 2,048": 8192}
     rows = []
-    for step, num_tokens, more in (("1 x 512", 512, STEPS["1 x 512"]), ("1 x 2,048", 2048, ())):
+    for step, num_tokens in tokens.items():
         inputs = num_tokens * config.num_hidden_layers * config.hidden_size * 2
-        kept, recomputed = (
-            traced("llama-2-7b", *more, f"training.gradient_checkpointing={value}").peak.by_kind[Kind.ACTIVATIONS]
-            for value in ("false", "true")
-        )
-        rows.append((step, gib(inputs), gib(recomputed), gib(kept), f"{kept / num_tokens / 2**20:.1f}"))
+        kept = [traced("llama-2-7b", *STEPS[step], *settings).peak.by_kind[Kind.ACTIVATIONS] for settings in KEEPING]
+        rows.append((step, gib(inputs), *map(gib, kept), f"{kept[-1] / num_tokens / 2**20:.1f}"))
     head = (
         "rows",
         "inputs of 32 layers, by arithmetic, GiB",
-        "kept with checkpointing, GiB",
-        "kept without, GiB",
+        "kept with checkpointing and offloading, GiB",
+        "with checkpointing, GiB",
+        "without, GiB",
         "without, MiB a token",
     )
     return table(head, rows)
