@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,12 +13,11 @@ from qlora_cli import console
 from qlora_cli.errors import ArgumentError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from qlora_cli.plan.fit import Fit
     from qlora_cli.plan.knobs import Knob
     from qlora_cli.plan.report import PlanReport
-    from qlora_cli.plan.shape import PlanRequest
     from qlora_cli.recipe.schema import Recipe
 
 DOES_NOT_FIT = 5
@@ -60,8 +61,9 @@ def plan(
         if is_all:
             return
     loaded = _load(recipe, overrides or [], is_sketch=is_sketch)
-    with console.library_noise_to(None):
-        report, fits, knobs = _work_out(loaded, sketch, (gpu, memory_gb, num_gpus), is_fitted=fit)
+    with _without_collection(), console.library_noise_to(None):
+        report = _work_out(loaded, sketch, (gpu, memory_gb, num_gpus), is_fitted=fit)
+    fits, knobs = _search(report) if fit else ([], [])
     if timeline is not None:
         from qlora_cli.plan.timeline_page import write_timeline
 
@@ -114,7 +116,7 @@ def _work_out(
     devices: tuple[str | None, float | None, int],
     *,
     is_fitted: bool,
-) -> tuple[PlanReport, list[Fit], list[Knob]]:
+) -> PlanReport:
     from qlora_cli.plan.report import choose_target, make_report
     from qlora_cli.plan.shape import PlanRequest, read_config, sketch_config
 
@@ -127,24 +129,35 @@ def _work_out(
     request = PlanRequest(recipe, config, target.device)
     if is_fitted and target.memory_bytes is None:
         raise ArgumentError("--fit needs to know the memory", hint="name a card: --gpu 4090, or --memory-gb 24")
-    report = make_report(request, target, with_data=params is None)
-    if not is_fitted or target.memory_bytes is None:
-        return report, [], []
-    return report, *_search(report.request, target.memory_bytes)
+    return make_report(request, target, with_data=params is None)
 
 
-def _search(request: PlanRequest, memory_bytes: int) -> tuple[list[Fit], list[Knob]]:
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Looking for garbage over and over takes a quarter of the time of one plan, and finds next to none."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _search(report: PlanReport) -> tuple[list[Fit], list[Knob]]:
     from qlora_cli.plan.fit import UNITS, largest_fit
     from qlora_cli.plan.knobs import ranked_knobs
     from qlora_cli.plan.tracer import Tracer
 
+    assert report.target.memory_bytes is not None, "--fit was refused without a memory"
     tracer = Tracer()
     fits = []
-    for key in UNITS:
-        console.note(f"searching the largest {key} that fits")
-        fits.append(largest_fit(request, key, memory_bytes, tracer))
-    console.note("trying what saves memory")
-    return fits, ranked_knobs(request, tracer)
+    with console.library_noise_to(None):
+        for key in UNITS:
+            console.note(f"searching the largest {key} that fits")
+            fits.append(largest_fit(report.request, key, report.target.memory_bytes, tracer))
+        console.note("trying what saves memory")
+        return fits, ranked_knobs(report.request, tracer)
 
 
 def _show(report: PlanReport, fits: Sequence[Fit], knobs: Sequence[Knob], *, is_fitted: bool, as_json: bool) -> None:
