@@ -1,7 +1,8 @@
 """Activations in host memory, as trl's `OffloadActivations` moves them (trl/models/activation_offloading.py).
 
-What autograd saves in the forward pass is copied to the host, the latest few of it staying until their copies are done;
-in the backward pass each comes back as a new tensor when it is asked for. Parameters and small tensors stay. Under
+What autograd saves in the forward pass is copied to the host, the latest few of it staying until their copies are done.
+What is saved again while it is on its way stays until the backward pass, as an input of several adapters does. In the
+backward pass each comes back as a new tensor when it is asked for. Parameters and small tensors stay. Under
 gradient checkpointing what is saved are the inputs of the layers.
 
 Here nothing is copied: a trace needs to know only which tensors are on the device, and fake ones hold no values.
@@ -33,6 +34,11 @@ class OnHost:
     dtype: torch.dtype
 
 
+def _place(tensor: torch.Tensor) -> tuple[int, int, torch.dtype]:
+    """What tells tensors apart: their storage, where they begin in it, and their dtype."""
+    return tensor.untyped_storage()._cdata, int(tensor.storage_offset()), tensor.dtype
+
+
 class FakeOffload(saved_tensors_hooks):
     """What autograd saves while it is entered leaves the device, and comes back in the backward pass."""
 
@@ -44,9 +50,9 @@ class FakeOffload(saved_tensors_hooks):
         super().__init__(self._pack, self._unpack)
 
     def _pack(self, tensor: torch.Tensor) -> torch.Tensor | OnHost:
-        storages = {stashed.untyped_storage()._cdata for stashed in self._stash.values()}
         is_small = tensor.numel() * tensor.element_size() < LEAST_BYTES
-        if is_small or isinstance(tensor, torch.nn.Parameter) or tensor.untyped_storage()._cdata in storages:
+        is_on_its_way = _place(tensor) in map(_place, self._stash.values())
+        if is_small or isinstance(tensor, torch.nn.Parameter) or is_on_its_way:
             return tensor
         self._number += 1
         self._stash[self._number] = tensor

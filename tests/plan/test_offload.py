@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from qlora_cli.plan.offload import LEAST_BYTES, NUM_STASHED, FakeOffload
+from qlora_cli.plan.offload import LEAST_BYTES, NUM_STASHED, FakeOffload, OnHost
 from qlora_cli.plan.step import fake_step
 from qlora_cli.plan.trace import Kind, Stage
 from tests.plan.bases import AMPERE, request_for
@@ -59,9 +59,10 @@ def test_small_tensors_parameters_and_what_is_on_its_way_already_stay():
     large = torch.empty(LEAST_BYTES // 4)
     for tensor in (torch.empty(LEAST_BYTES // 4 - 1), torch.nn.Parameter(torch.empty(LEAST_BYTES))):
         assert packed(offload, tensor)[0] is tensor
-    first, second = packed(offload, large, large[1:])
+    first, again, elsewhere = packed(offload, large, large[:], torch.empty(2 * LEAST_BYTES)[LEAST_BYTES:])
     assert first is not large
-    assert second.data_ptr() == large[1:].data_ptr()
+    assert again.data_ptr() == large.data_ptr()
+    assert isinstance(elsewhere, OnHost)
 
 
 def test_a_tensor_comes_back_with_its_shape_and_strides():
