@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +24,8 @@ from tests.reliability.rank_runs import content, metrics, write_recipe
 
 MANY_ROWS = 2_100
 """More than four batches of 512, so that processes are forked to prepare them."""
+
+LOOK_SECONDS = 0.01
 
 EVERY_EPOCH = {"eval_strategy": "epoch", "eval_steps": None}
 
@@ -38,6 +40,8 @@ KINDS: dict[str, dict[str, dict[str, Any]]] = {
     "many rows": {"training": {"save_strategy": "epoch", "save_steps": None}, "eval": EVERY_EPOCH},
 }
 """Name -> how its recipe differs from one of eight steps in float32, saved after each, evaluated after each second."""
+
+LAST_STEP = 8
 
 OVERRUN = 1.1
 """Moments are drawn from so many times the undisturbed life, so that some processes have ended by themselves."""
@@ -68,6 +72,9 @@ class Case:
     is_group: bool
     """Whether the workers that a process has forked are killed with it."""
 
+    after_step: int = 0
+    """Moments count from when a checkpoint of this step is there, or a later one; 0 for the start of the process."""
+
 
 @dataclass(frozen=True)
 class Straight:
@@ -75,6 +82,21 @@ class Straight:
 
     run: Path
     seconds: float
+
+
+def draw_late_cases(count: int, kinds: list[str]) -> list[Case]:
+    """As `draw_cases`, but that every second kill comes after a step of chance, up to a tenth of a life later.
+
+    Most of a command line's life is its start, and all of it where the machine is slower than it was when measured.
+    """
+    chance = random.Random(count)
+    cases = []
+    for case in draw_cases(count, kinds):
+        if case.number % 4 in (0, 3):
+            moments = (0.1 * chance.random(), *case.moments[1:])
+            case = replace(case, moments=moments, after_step=chance.randint(1, LAST_STEP - 1))
+        cases.append(case)
+    return cases
 
 
 def draw_cases(count: int, kinds: list[str]) -> list[Case]:
@@ -141,15 +163,23 @@ def command_line(arguments: list[str], cache: Path, log: Path) -> Life:
         )
 
 
-def kill_after(life: Life, seconds: float, *, is_group: bool) -> None:
-    """Kill a process, and with it its group, unless it has ended by itself before."""
+def kill_after(life: Life, seconds: float, *, is_group: bool, is_time: Callable[[], bool]) -> None:
+    """Kill a process so long after its time has come, and with it its group, unless it has ended by itself before."""
     with suppress(ProcessLookupError), os.fdopen(os.pidfd_open(life.pid)) as process:
+        while not is_time():
+            if select.select([process], [], [], LOOK_SECONDS)[0]:
+                return
         if select.select([process], [], [], seconds)[0]:
             return
         if is_group:
             os.killpg(life.pid, signal.SIGKILL)
         else:
             signal.pidfd_send_signal(process.fileno(), signal.SIGKILL)
+
+
+def newest_step(run: Path) -> int:
+    """Of the checkpoints that are visible; 0 where there is none."""
+    return max([one.step for one in list_checkpoints(run / "checkpoints")], default=0)
 
 
 def phase_of(run: Path, cache: Path) -> str:
@@ -191,7 +221,8 @@ class Field:
         phases = []
         for moment in case.moments:
             life = start(self._arguments(case.kind, run), cache, log)
-            kill_after(life, moment * straight.seconds, is_group=case.is_group)
+            seconds = moment * straight.seconds
+            kill_after(life, seconds, is_group=case.is_group, is_time=lambda: newest_step(run) >= case.after_step)
             exit_code = life.wait()
             if exit_code not in (0, -signal.SIGKILL):
                 return phases, [f"{case}: exit {exit_code} after {phases}: {log.read_text()}"]

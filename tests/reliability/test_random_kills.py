@@ -20,6 +20,7 @@ from tests.reliability.killed_runs import (
     Straight,
     command_line,
     draw_cases,
+    draw_late_cases,
     forked_from,
     write_recipes,
 )
@@ -86,9 +87,10 @@ def test_a_run_killed_at_any_moments_and_resumed_is_the_undisturbed_one(field, f
 
 @pytest.mark.slow
 def test_a_command_line_killed_at_any_moments_and_resumed_is_the_undisturbed_run(field, record_property):
-    phases = disturb(field, [command_line] * NUM_LANES, draw_cases(NUM_REAL, ["float32", "many rows"]))
+    phases = disturb(field, [command_line] * NUM_LANES, draw_late_cases(NUM_REAL, ["float32", "many rows"]))
     record_property("phases", phases)
-    assert len(phases) >= 3
+    assert phases["at the start"] > 0
+    assert phases["in training"] + phases["in a save"] >= 3
 
 
 @pytest.mark.torture
