@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +11,7 @@ from qlora_cli import console
 from qlora_cli.errors import ArgumentError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from qlora_cli.plan.fit import Fit
     from qlora_cli.plan.knobs import Knob
@@ -60,8 +58,10 @@ def plan(
         _calibrate(is_all=is_all, as_json=as_json)
         if is_all:
             return
+    from qlora_cli.plan.collection import without_collection
+
     loaded = _load(recipe, overrides or [], is_sketch=is_sketch)
-    with _without_collection(), console.library_noise_to(None):
+    with without_collection(), console.library_noise_to(None):
         report = _work_out(loaded, sketch, (gpu, memory_gb, num_gpus), is_fitted=fit)
     fits, knobs = _search(report) if fit else ([], [])
     if timeline is not None:
@@ -130,18 +130,6 @@ def _work_out(
     if is_fitted and target.memory_bytes is None:
         raise ArgumentError("--fit needs to know the memory", hint="name a card: --gpu 4090, or --memory-gb 24")
     return make_report(request, target, with_data=params is None)
-
-
-@contextmanager
-def _without_collection() -> Iterator[None]:
-    """Looking for garbage over and over takes a quarter of the time of one plan, and finds next to none."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def _search(report: PlanReport) -> tuple[list[Fit], list[Knob]]:

@@ -8,7 +8,6 @@ The model may be made of real or of fake tensors. `fake_step` plans; real ones a
 
 from __future__ import annotations
 
-import gc
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -20,6 +19,7 @@ from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
 from qlora_cli.errors import RecipeError
+from qlora_cli.plan.collection import without_collection
 from qlora_cli.plan.fake_model import fake_model, fake_tensors
 from qlora_cli.plan.holdings import settle_model, settle_optimizer
 from qlora_cli.plan.kernels import FAKE_KERNELS, AsOnCuda, cuda_autocast, use_cuda_int8, workspaces
@@ -90,7 +90,7 @@ def count_step(model: PeftModel, request: PlanRequest, loss: Loss | None = None)
             parameter.grad = torch.zeros_like(parameter)
     settle_model(memory, model)
     with ExitStack() as stack:
-        stack.enter_context(_without_collection())
+        stack.enter_context(without_collection())
         stack.enter_context(follow_phases(memory, model))
         for parameter in trained:
             stack.callback(parameter.register_post_accumulate_grad_hook(_counts_gradient(memory)).remove)
@@ -181,15 +181,3 @@ def _counts_gradient(memory: LiveMemory) -> Callable[[torch.Tensor], None]:
             memory.add(parameter.grad, Kind.GRADIENTS)
 
     return count
-
-
-@contextmanager
-def _without_collection() -> Iterator[None]:
-    """Storages die when the last reference goes, not when the collector happens to run."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
