@@ -51,13 +51,14 @@ def foresee(recipe: Recipe, *, num_processes: int = 1, force: bool = False) -> O
         force: say that it does not fit, and go on.
 
     Raises:
+        RecipeError: if the base's configuration cannot be found or read.
         ResourceError: if it does not fit.
     """
     device = _this_device(num_processes)
     memory = _free_bytes(device)
     tracer = Tracer()
+    asked = PlanRequest(recipe, read_config(recipe.model), device)
     try:
-        asked = PlanRequest(recipe, read_config(recipe.model), device)
         request = with_rows_that_fit(asked, memory, tracer)
         needs = tracer.needs(request)
     except RecipeError as error:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
+from transformers import MptConfig
 
-from qlora_cli.errors import ResourceError
+from qlora_cli.errors import RecipeError, ResourceError
 from qlora_cli.plan.host_memory import available_bytes
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.manifest import read_manifest
@@ -55,18 +54,19 @@ def test_predicted_and_measured_bytes_stand_in_the_manifest(small_recipe, tmp_pa
     assert memory["measured_bytes"]["resident"] > 0
 
 
-def test_a_base_whose_step_cannot_be_traced_is_trained_all_the_same(small_recipe, tiny_base, tmp_path, capsys):
-    """One with a window that depends on values; a mixture of experts computed expert by expert."""
-    config = {
-        **json.loads((tiny_base / "config.json").read_text()),
-        "architectures": ["NoSuchModel"],
-        "model_type": "no_such_model",
-    }
-    (tmp_path / "base").mkdir()
-    (tmp_path / "base" / "config.json").write_text(json.dumps(config))
+def test_a_base_whose_step_cannot_be_traced_is_trained_all_the_same(small_recipe, tmp_path, capsys):
+    """As far as it goes: this one does not know the kernel that the recipe asks for, which training will say."""
+    MptConfig(d_model=64, n_heads=2, n_layers=2, vocab_size=300).save_pretrained(tmp_path / "base")
     outlook = foresee(small_recipe(model={"base_model": str(tmp_path / "base")}))
     assert (outlook.needs, outlook.rows_at_once) == (None, 2)
-    assert "memory is not planned: " in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "memory is not planned: " in said
+    assert "MptForCausalLM" in said
+
+
+def test_a_base_that_is_not_there_is_told_once(small_recipe, tmp_path):
+    with pytest.raises(RecipeError, match="no-such-base"):
+        foresee(small_recipe(model={"base_model": str(tmp_path / "no-such-base")}))
 
 
 def test_automatic_batches_are_all_rows_of_a_step_where_they_fit(small_recipe, capsys):
