@@ -6,6 +6,7 @@ import json
 import os
 import random
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -81,11 +83,16 @@ class Straight:
     """A run that nothing disturbed."""
 
     run: Path
+    cache: Path
+    seconds_tracing: float
+    """Its life with an empty cache, where the step has to be traced first."""
+
     seconds: float
+    """Its life where the cache knows what the step needs."""
 
 
 def draw_late_cases(count: int, kinds: list[str]) -> list[Case]:
-    """As `draw_cases`, but that every second kill comes after a step of chance, up to a tenth of a life later.
+    """As `draw_cases`, but that every second kill comes after a step of chance, up to a hundredth of a life later.
 
     Most of a command line's life is its start, and all of it where the machine is slower than it was when measured.
     """
@@ -93,8 +100,8 @@ def draw_late_cases(count: int, kinds: list[str]) -> list[Case]:
     cases = []
     for case in draw_cases(count, kinds):
         if case.number % 4 in (0, 3):
-            moments = (0.1 * chance.random(), *case.moments[1:])
-            case = replace(case, moments=moments, after_step=chance.randint(1, LAST_STEP - 1))
+            moments = (0.01 * chance.random(), *case.moments[1:])
+            case = replace(case, moments=moments, after_step=chance.randint(1, LAST_STEP // 2))
         cases.append(case)
     return cases
 
@@ -177,9 +184,9 @@ def kill_after(life: Life, seconds: float, *, is_group: bool, is_time: Callable[
             signal.pidfd_send_signal(process.fileno(), signal.SIGKILL)
 
 
-def newest_step(run: Path) -> int:
-    """Of the checkpoints that are visible; 0 where there is none."""
-    return max([one.step for one in list_checkpoints(run / "checkpoints")], default=0)
+def has_step(run: Path, step: int) -> bool:
+    """Whether a checkpoint of this step is visible, or a later one."""
+    return step == 0 or any(one.step >= step for one in list_checkpoints(run / "checkpoints"))
 
 
 def phase_of(run: Path, cache: Path) -> str:
@@ -203,26 +210,34 @@ class Field:
     def __init__(self, folder: Path, recipes: dict[str, Path]) -> None:
         self._folder = folder
         self._recipes = recipes
-        self._straight: dict[str, Straight] = {}
 
     def measure(self, start: Start, kind: str, name: str) -> Straight:
-        """An undisturbed run with an empty cache; what other runs of the kind are compared with."""
-        run, started = self._folder / f"straight-{kind}-{name}", time.monotonic()
-        log = run.with_suffix(".log")
-        life = start(self._arguments(kind, run), self._folder / f"cache-{kind}-{name}", log)
-        assert life.wait() == 0, log.read_text()
-        self._straight[kind] = Straight(run, time.monotonic() - started)
-        return self._straight[kind]
+        """Two undisturbed runs, the first with an empty cache; it is what other runs of the kind are compared with."""
+        run, cache, again, known = (
+            self._folder / f"{part}-{kind}-{name}" for part in ("straight", "cache", "again", "known")
+        )
+        seconds_tracing = self._timed(start, kind, run, cache)
+        shutil.copytree(cache / "plans", known / "plans")
+        return Straight(run, cache, seconds_tracing, self._timed(start, kind, again, known))
+
+    def _timed(self, start: Start, kind: str, run: Path, cache: Path) -> float:
+        started, log = time.monotonic(), run.with_suffix(".log")
+        assert start(self._arguments(kind, run), cache, log).wait() == 0, log.read_text()
+        return time.monotonic() - started
 
     def disturb(self, start: Start, case: Case, straight: Straight) -> tuple[list[str], list[str]]:
         """The phases in which the processes of a case were killed, and what is wrong with the run in the end."""
         run, cache = (self._folder / f"{name}-{case.kind}-{case.number}" for name in ("run", "cache"))
         log = run.with_suffix(".log")
         phases = []
+        whole = straight.seconds_tracing
+        if case.number % 3:  # tracing is not much to kill, and half of a life
+            shutil.copytree(straight.cache / "plans", cache / "plans")
+            whole = straight.seconds
         for moment in case.moments:
             life = start(self._arguments(case.kind, run), cache, log)
-            seconds = moment * straight.seconds
-            kill_after(life, seconds, is_group=case.is_group, is_time=lambda: newest_step(run) >= case.after_step)
+            is_time = partial(has_step, run, case.after_step)
+            kill_after(life, moment * whole, is_group=case.is_group, is_time=is_time)
             exit_code = life.wait()
             if exit_code not in (0, -signal.SIGKILL):
                 return phases, [f"{case}: exit {exit_code} after {phases}: {log.read_text()}"]
