@@ -31,7 +31,8 @@ NUM_LANES = 2
 NUM_FORKED, NUM_REAL = 90, 10
 
 PHASES = ("at the start", "before the first checkpoint", "in training", "after the end")
-"""Each must be met, or the kills would show little. Saves are short; `test_saves_under_fire.py` kills all their calls."""
+"""Each must be met, or the kills would show little. Saves are short; `test_saves_under_fire.py` kills each of their
+calls."""
 
 
 @pytest.fixture
