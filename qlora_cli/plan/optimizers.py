@@ -12,8 +12,8 @@ from qlora_cli.plan.shape import PlanRequest
 PAGED_FROM = 100_000
 """Elements from which bitsandbytes pages a parameter's state; smaller ones stay in plain GPU memory."""
 
-ON_CPU = {"paged_adamw_8bit": "adamw_8bit", "paged_adamw_32bit": "adamw_torch"}
-"""What runs where there is no GPU memory to page out of."""
+UNPAGED = {"paged_adamw_8bit": "adamw_8bit", "paged_adamw_32bit": "adamw_torch"}
+"""What runs where there is no GPU memory to page out of: the same update rule, the state in plain memory."""
 
 Parameters = Iterable[torch.nn.Parameter]
 
@@ -30,7 +30,7 @@ def make_optimizer(request: PlanRequest, parameters: Parameters) -> torch.optim.
         "paged_adamw_8bit": lambda trained: bnb.optim.AdamW(trained, optim_bits=8),
         "paged_adamw_32bit": lambda trained: bnb.optim.AdamW(trained, optim_bits=32),
     }
-    return makers[name if on_cuda else ON_CPU.get(name, name)](parameters)
+    return makers[name if on_cuda else UNPAGED.get(name, name)](parameters)
 
 
 def is_paged(request: PlanRequest, parameter: torch.Tensor) -> bool:

@@ -8,11 +8,9 @@ import torch
 from trl import SFTConfig
 
 from qlora_cli.errors import RecipeError
+from qlora_cli.plan.optimizers import UNPAGED
 from qlora_cli.recipe.schema import Recipe, TrainingSection
 from qlora_cli.run.directory import RunDirectory
-
-UNPAGED = {"paged_adamw_8bit": "adamw_8bit", "paged_adamw_32bit": "adamw_torch"}
-"""What runs where there is no GPU memory to page out of: the same update rule, the state in plain memory."""
 
 
 def trainer_arguments(recipe: Recipe, run: RunDirectory, dtype: torch.dtype, device: torch.device) -> SFTConfig:

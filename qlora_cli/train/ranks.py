@@ -16,13 +16,11 @@ import torch
 from torch import distributed, nn
 
 from qlora_cli.errors import ArgumentError, IdentityError
+from qlora_cli.plan.ranks import MAX_ELEMENTS
 from qlora_cli.train.watch import ALONE, Watch
 
 PATIENCE = timedelta(minutes=30)
 """How long a collective operation waits for a process that lives and does not come; a dead one is seen at once."""
-
-MAX_ELEMENTS = 2**24
-"""Gradients summed in one operation, in elements: 64 MiB in float32."""
 
 
 class Ranks:
