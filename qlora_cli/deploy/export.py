@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.deploy.checks import MERGE_RECORD
-from qlora_cli.deploy.merge import MergeOptions, adapter_identity, merge_into
+from qlora_cli.deploy.merge import MergeOptions, adapter_identity, check_mergeable, merge_into
 from qlora_cli.deploy.staging import staged_folder
 from qlora_cli.deploy.verify import MAX_KL_ROUNDED, Agreement, compare, record_logits, refuse_disagreement
 from qlora_cli.errors import IdentityError
@@ -58,7 +58,8 @@ def export_run(path: Path | None, out: Path, *, format: ExportFormat, force: boo
     with staged_folder(out, force=force) as stage:
         merged = _merged_before(source)
         if merged is None:
-            merge_into(stage, source, MergeOptions())
+            options = MergeOptions()
+            merge_into(stage, source, options, check_mergeable(source, options))
         else:
             shutil.copytree(merged, stage, dirs_exist_ok=True)
         agreement = _prove(source, stage)

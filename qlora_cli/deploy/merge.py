@@ -86,18 +86,20 @@ def merge_run(path: Path | None, out: Path | None, options: MergeOptions) -> Mer
     """
     source = find_tuned(path)
     out = out or default_out(source)
-    _check_mergeable(source, options)
+    adapter_sha256 = check_mergeable(source, options)
     with staged_folder(out, force=options.force) as stage:
-        return replace(merge_into(stage, source, options), path=out)
+        return replace(merge_into(stage, source, options, adapter_sha256), path=out)
 
 
-def merge_into(folder: Path, source: TunedSource, options: MergeOptions) -> Merged:
+def merge_into(folder: Path, source: TunedSource, options: MergeOptions, adapter_sha256: str) -> Merged:
     """Merge into a folder that is there and empty; whoever made it takes care that it is not found half full.
 
+    Args:
+        adapter_sha256: what `check_mergeable` has found.
+
     Raises:
-        IdentityError, NumericError: as `merge_run`.
+        NumericError: as `merge_run`.
     """
-    adapter_sha256 = _check_mergeable(source, options)
     reference = _write_merged(source, options, folder)
     _let_go_of_memory()
     agreement = compare(reference.logits, record_logits(_reload(folder, source.model, options.dtype), reference.rows))
@@ -116,8 +118,13 @@ def merge_into(folder: Path, source: TunedSource, options: MergeOptions) -> Merg
     return merged
 
 
-def _check_mergeable(source: TunedSource, options: MergeOptions) -> str:
-    """SHA-256 of the adapter's weights, if they may be merged."""
+def check_mergeable(source: TunedSource, options: MergeOptions) -> str:
+    """SHA-256 of the adapter's weights, if they may be merged.
+
+    Raises:
+        IdentityError: if they are merged already.
+        ArgumentError: if they belong onto another base than `options` names.
+    """
     adapter_sha256 = adapter_identity(source)
     refuse_second_merge(source, adapter_sha256)
     refuse_loftq_onto_original(source, options.onto)
