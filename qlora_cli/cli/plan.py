@@ -117,8 +117,9 @@ def _work_out(
     *,
     is_fitted: bool,
 ) -> PlanReport:
+    from qlora_cli.model.base import read_config
     from qlora_cli.plan.report import choose_target, make_report
-    from qlora_cli.plan.shape import PlanRequest, read_config, sketch_config
+    from qlora_cli.plan.shape import PlanRequest, sketch_config
 
     target = choose_target(*devices)
     params, hidden, layers = sketch

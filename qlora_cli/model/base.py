@@ -45,6 +45,24 @@ class reading:  # noqa: N801 - reads like a function: `with reading(name):`
             raise source_error(self._name, fault) from fault
 
 
+def read_config(model: ModelSection, *, source: str | None = None) -> PreTrainedConfig:
+    """The base's configuration from the Hub, its cache or a local folder; no weights are fetched.
+
+    Args:
+        model: which model, at which revision, and whether its own code may run.
+        source: folder that stands in for `model.base_model`.
+
+    Raises:
+        RecipeError: if it cannot be found or read, or if it names code of another repository.
+    """
+    name = source or model.base_model
+    revision = None if source else model.revision
+    with reading(name):
+        if model.trust_remote_code:
+            refuse_code_from_elsewhere(name, PreTrainedConfig.get_config_dict(name, revision=revision)[0])
+        return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=model.trust_remote_code)
+
+
 def load_base(
     model: ModelSection,
     quantization: QuantizationSection | None,
@@ -70,13 +88,9 @@ def load_base(
     is_pickled = model.allow_pickle and source is None and has_only_pickles(base_folder(model))
     if Path(name).is_dir() and not has_only_pickles(Path(name)):
         weight_files(Path(name))  # an index that leads out of the folder is refused
+    config = read_config(model, source=source)
+    _forget_secrets(config)
     with reading(name):
-        if model.trust_remote_code:
-            refuse_code_from_elsewhere(name, PreTrainedConfig.get_config_dict(name, revision=model.revision)[0])
-        config = AutoConfig.from_pretrained(
-            name, revision=None if source else model.revision, trust_remote_code=model.trust_remote_code
-        )
-        _forget_secrets(config)
         config._attn_implementation = model.attn_implementation  # a base's own choice, if any, would win over ours
         base, report = AutoModelForCausalLM.from_pretrained(
             name,

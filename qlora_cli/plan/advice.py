@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from transformers import PreTrainedConfig
 
 from qlora_cli.errors import RecipeError, ResourceError
+from qlora_cli.model.base import read_config
 from qlora_cli.plan.cards import Card
 from qlora_cli.plan.facts import model_facts
 from qlora_cli.plan.report import card_target
-from qlora_cli.plan.shape import PlanRequest, read_config, sketch_config
+from qlora_cli.plan.shape import PlanRequest, sketch_config
 from qlora_cli.plan.tracer import Tracer
 from qlora_cli.recipe.schema import ModelSection, Recipe
 from qlora_cli.recipe.starter import Choice, StarterValues

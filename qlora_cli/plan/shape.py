@@ -7,14 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, LlamaConfig, PreTrainedConfig
+from transformers import LlamaConfig, PreTrainedConfig
 
 from qlora_cli.errors import RecipeError
-from qlora_cli.model.base import source_error
 from qlora_cli.model.device import DTYPES
 from qlora_cli.plan.overheads import Overheads
-from qlora_cli.recipe.schema import ModelSection, Recipe
+from qlora_cli.recipe.schema import Recipe
 from qlora_cli.recipe.section import Section
 
 BFLOAT16_CAPABILITY = (8, 0)
@@ -100,20 +98,6 @@ class PlanRequest:
                 raise ValueError(f"the recipe has no key '{key}'")
             recipe = recipe.model_copy(update={name: section.model_copy(update={field: value})})
         return replace(self, recipe=recipe)
-
-
-def read_config(model: ModelSection) -> PreTrainedConfig:
-    """The base's configuration from the Hub, its cache or a local folder; no weights are fetched.
-
-    Raises:
-        RecipeError: if it cannot be found or read.
-    """
-    try:
-        return AutoConfig.from_pretrained(
-            model.base_model, revision=model.revision, trust_remote_code=model.trust_remote_code
-        )
-    except (OSError, ValueError, ImportError, StrictDataclassError) as fault:
-        raise source_error(model.base_model, fault) from fault
 
 
 def sketch_config(

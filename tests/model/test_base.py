@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
+import json
+
 import bitsandbytes as bnb
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig
 
 from qlora_cli.errors import RecipeError
-from qlora_cli.model.base import linear_names, load_base
+from qlora_cli.model.base import linear_names, load_base, read_config
 from qlora_cli.recipe.schema import ModelSection, QuantizationSection
 
 
 def load(folder, quantization=None, **model):
     return load_base(ModelSection(base_model=str(folder), **model), quantization)
+
+
+def test_a_configuration_is_read_without_weights(tmp_path):
+    LlamaConfig(hidden_size=128).save_pretrained(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    assert read_config(ModelSection(base_model=str(tmp_path))).hidden_size == 128
+
+
+def test_a_base_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(RecipeError, match="cannot be loaded"):
+        read_config(ModelSection(base_model=str(tmp_path / "nowhere")))
+
+
+def test_a_configuration_that_contradicts_itself_is_refused(tmp_path):
+    settings = {"model_type": "llama", "hidden_size": 96, "num_attention_heads": 5}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(RecipeError, match="not a multiple of the number of attention heads"):
+        read_config(ModelSection(base_model=str(tmp_path)))
 
 
 @pytest.mark.parametrize(

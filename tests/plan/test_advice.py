@@ -7,9 +7,10 @@ import dataclasses
 import pytest
 
 from qlora_cli.errors import RecipeError, ResourceError
+from qlora_cli.model.base import read_config
 from qlora_cli.plan.advice import ROWS_A_STEP, advise, params_in_name, size_of
 from qlora_cli.plan.cards import MIB, USABLE, find_card
-from qlora_cli.plan.shape import PlanRequest, read_config
+from qlora_cli.plan.shape import PlanRequest
 from qlora_cli.plan.tracer import Tracer
 from qlora_cli.recipe.schema import Recipe
 from tests.plan.bases import config_of

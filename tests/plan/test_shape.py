@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 
 from qlora_cli.errors import RecipeError
 from qlora_cli.plan.fake_model import skeleton
-from qlora_cli.plan.shape import Device, read_config, sketch_config
-from qlora_cli.recipe.schema import ModelSection
+from qlora_cli.plan.shape import Device, sketch_config
 from tests.plan.bases import CPU, config_of, request_for
 
 
@@ -45,24 +42,6 @@ def test_a_changed_request_leaves_the_first_as_it_was():
 def test_an_unknown_key_is_refused(key):
     with pytest.raises(ValueError, match="no key"):
         request_for(config_of("llama")).changed({key: 1})
-
-
-def test_a_configuration_is_read_without_weights(tmp_path):
-    config_of("llama").save_pretrained(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
-    assert read_config(ModelSection(base_model=str(tmp_path))).hidden_size == 128
-
-
-def test_a_base_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(RecipeError, match="cannot be loaded"):
-        read_config(ModelSection(base_model=str(tmp_path / "nowhere")))
-
-
-def test_a_configuration_that_contradicts_itself_is_refused(tmp_path):
-    settings = {"model_type": "llama", "hidden_size": 96, "num_attention_heads": 5}
-    (tmp_path / "config.json").write_text(json.dumps(settings))
-    with pytest.raises(RecipeError, match="not a multiple of the number of attention heads"):
-        read_config(ModelSection(base_model=str(tmp_path)))
 
 
 @pytest.mark.parametrize(

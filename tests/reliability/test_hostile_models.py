@@ -300,9 +300,10 @@ def test_an_adapter_that_would_do_harm_is_refused_in_one_line(place, plant, monk
     assert ended.exit_code in REFUSED, ended.said
 
 
-def test_trust_in_a_repositorys_code_does_not_reach_to_another_repository(place):
+@pytest.mark.parametrize("command", ["train", "plan"])
+def test_trust_in_a_repositorys_code_does_not_reach_to_another_repository(place, command):
     code_of_another_repository(place)
-    ended = place.qlora("train", str(place.write_recipe(model={"trust_remote_code": True})))
+    ended = place.qlora(command, str(place.write_recipe(model={"trust_remote_code": True})))
     assert ended.exit_code == 2
     assert "'evil/repo'" in ended.said
 
@@ -316,6 +317,7 @@ def test_trust_in_code_needs_the_revision_that_was_read(place):
 COMMANDS = {
     "train": ("train", "recipe.yaml"),
     "validate": ("validate", "recipe.yaml"),
+    "plan": ("plan", "recipe.yaml"),
     "data check": ("data", "check", "recipe.yaml"),
     "data show": ("data", "show", "recipe.yaml"),
     "generate with the adapter": ("generate", "made-elsewhere/adapter", "--prompt", "hi", "--max-new-tokens", "1"),
