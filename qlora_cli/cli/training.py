@@ -25,7 +25,8 @@ def train(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest whole checkpoint.")] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Delete the run that is there and start over.")
+        bool,
+        typer.Option("--overwrite", help="Start over; the run that is there is deleted when the new one is started."),
     ] = False,
     stop_after: Annotated[
         int | None, typer.Option(min=1, metavar="STEPS", help="Do so many steps, save a checkpoint and end.")

@@ -10,14 +10,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from qlora_cli import console
 from qlora_cli.errors import ArgumentError, RunInUseError
+from qlora_cli.run.earlier import settle
 from qlora_cli.run.files import remove
 from qlora_cli.run.storage import storage_faults
 
 RUNS_FOLDER = Path("runs")
 
 LEFTOVER = re.compile(
-    r"\.(?:adapter|residual|manifest\.json|recipe\.yaml|metrics\.jsonl|report\.json)\.(?:staging|staged|retired)-[0-9]+"
+    r"\.(?:\.earlier|adapter|residual|manifest\.json|recipe\.yaml|metrics\.jsonl|report\.json)\.(?:staging|staged|retired)-[0-9]+"
 )
 """What the holder of the directory writes, under the names it has until it is whole; merges are made by others."""
 
@@ -81,6 +83,16 @@ class RunDirectory:
         return self.path / "merged"
 
     @property
+    def earlier_path(self) -> Path:
+        """The run that a new one is about to replace."""
+        return self.path / ".earlier"
+
+    @property
+    def lock_path(self) -> Path:
+        """Locked by the process that writes here, whose id it holds."""
+        return self.path / ".lock"
+
+    @property
     def resume_command(self) -> str:
         """What to type to go on with the run."""
         return f"{self.launcher} train {self.recipe_path} --run-dir {self.path} --resume"
@@ -99,6 +111,8 @@ class RunDirectory:
     def claimed(self) -> Iterator[RunDirectory]:
         """Hold the directory for this process; a dead process holds nothing, and what it left half done is deleted.
 
+        A run that was put aside comes back when the directory is let go, unless the new one is started by then.
+
         Raises:
             RunInUseError: if another process holds it, with that process's id.
             ArgumentError: if it cannot be a run directory, or links lead out of it.
@@ -107,12 +121,18 @@ class RunDirectory:
         with storage_faults(self):
             self._make()
             self.refuse_links()
-            lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            lock = os.open(self.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             with storage_faults(self):
                 self._lock(lock)
+                self._settle()
+                self.refuse_links()  # in what was brought back
                 self._delete_leftovers()
-            yield self
+            try:
+                yield self
+            finally:
+                with storage_faults(self):
+                    self._settle()
         finally:
             os.close(lock)
 
@@ -158,16 +178,9 @@ class RunDirectory:
                 if LEFTOVER.fullmatch(entry.name):
                     remove(entry)
 
-    def clear(self) -> None:
-        """Delete what an earlier run left, all but the lock.
-
-        Its recipe goes last: without it the directory would count as a new one, and checkpoints that a killed process
-        has not come to would be taken for those of the next run.
-        """
-        for entry in self.path.iterdir():
-            if entry not in (self.path / ".lock", self.recipe_path):
-                remove(entry)
-        remove(self.recipe_path)
+    def _settle(self) -> None:
+        if settle(self):
+            console.note(f"the earlier run is in {self.path} as before")
 
 
 def list_runs(folder: Path = RUNS_FOLDER) -> list[RunDirectory]:

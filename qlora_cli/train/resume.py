@@ -11,6 +11,7 @@ from qlora_cli.recipe.reader import load_recipe
 from qlora_cli.recipe.schema import Recipe, TrainingSection
 from qlora_cli.run.checkpoints import Checkpoint, newest_whole
 from qlora_cli.run.directory import RunDirectory
+from qlora_cli.run.earlier import put_aside
 from qlora_cli.run.manifest import read_manifest, recorded_fingerprint
 from qlora_cli.run.metrics import forget_after
 from qlora_cli.train.launch import Launch
@@ -18,7 +19,7 @@ from qlora_cli.train.meaning import changed_keys, seal_of
 
 
 def clear_way(run: RunDirectory, *, overwrite: bool) -> None:
-    """Make sure that a new run can be written here; nothing is written yet.
+    """Make sure that a new run can be written here; an earlier one is put aside until the new one is started.
 
     Raises:
         ArgumentError: if an earlier run is there and `overwrite` is not given.
@@ -31,7 +32,7 @@ def clear_way(run: RunDirectory, *, overwrite: bool) -> None:
             f"run directory '{run.path}' already holds {state}",
             hint="go on with --resume, start over with --overwrite, or choose another --run-dir",
         )
-    run.clear()
+    put_aside(run)
 
 
 def find_resume_point(run: RunDirectory, recipe: Recipe) -> Checkpoint | None:

@@ -24,6 +24,7 @@ from qlora_cli.recipe.reader import dump_recipe
 from qlora_cli.recipe.schema import Recipe
 from qlora_cli.run.checkpoints import Checkpoint
 from qlora_cli.run.directory import RunDirectory
+from qlora_cli.run.earlier import settle
 from qlora_cli.run.files import write_text
 from qlora_cli.run.manifest import read_manifest, write_manifest
 from qlora_cli.run.storage import resource_error
@@ -74,7 +75,7 @@ def train_recipe(recipe: Recipe, run: RunDirectory, session: Session, watch: Wat
     """
     compat.send_no_telemetry()
     run = replace(run, launcher=watch.launch.command)
-    with explained(run), run.claimed() if watch.is_first else nullcontext():
+    with run.claimed() if watch.is_first else nullcontext(), explained(run):
         outlook = _outlook(recipe, session, watch)
         point = watch.from_first(lambda: _starting_point(recipe, run, session, watch.launch.num_ranks))
         checkpoint = Checkpoint(Path(point["path"]), point["step"]) if point else None
@@ -175,6 +176,7 @@ def _write_start(recipe: Recipe, run: RunDirectory, ground: dict[str, Any], *, i
     written = read_manifest(run) if is_resumed else {**ground, **circumstances(recipe)}
     write_manifest(run, {**written, "status": "started"})
     write_text(run.recipe_path, dump_recipe(recipe))  # last: a run is started when this is there
+    settle(run)
 
 
 def _connect(ranks: Ranks, recipe: Recipe, prepared: PreparedData) -> None:

@@ -28,15 +28,20 @@ def disk_needed(recipe: Recipe, model: PeftModel) -> Disk:
 def check_space(disk: Disk, run: RunDirectory, *, force: bool) -> None:
     """Compare what the run will write with what is free where it is written.
 
-    Checkpoints that are there already will make room for newer ones. The merged model may go elsewhere, so that it
-    does not fit is only said.
+    Checkpoints that are there already will make room for newer ones, and an earlier run for this one. The merged model
+    may go elsewhere, so that it does not fit is only said.
 
     Raises:
         ResourceError: if checkpoints and adapter do not fit, unless `force` is given.
     """
     free = shutil.disk_usage(run.path).free
-    there = sum(path.stat().st_size for path in run.checkpoints_path.rglob("*") if path.is_file())
-    needed = disk.checkpoints_bytes + disk.adapter_bytes + SMALL_FILES_BYTES - there
+    freed = sum(
+        path.stat().st_size
+        for folder in (run.checkpoints_path, run.earlier_path)
+        for path in folder.rglob("*")
+        if path.is_file()
+    )
+    needed = disk.checkpoints_bytes + disk.adapter_bytes + SMALL_FILES_BYTES - freed
     if needed > free:
         problem = (
             f"the run will write {size_in_words(needed)} ({disk.num_checkpoints} checkpoints of "

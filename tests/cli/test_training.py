@@ -66,6 +66,45 @@ def test_a_finished_run_is_neither_overwritten_unasked_nor_kept_when_asked(call,
     assert not (tmp_path / "runs/small/stray").exists()
 
 
+def files_in(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ("data.train=nowhere.jsonl", 2),
+        ("data.max_length=2", 2),
+        ("model.base_model=no-such-base", 2),
+        ("lora.target_modules=[no_such_proj]", 2),
+    ],
+)
+def test_a_run_whose_successor_cannot_start_stays_as_it_was(call, recipe_file, tmp_path, change, code):
+    call("train", recipe_file, "--set", "training.max_steps=1")
+    before = files_in(tmp_path / "runs")
+    ran = call("train", recipe_file, "--overwrite", "--set", change)
+    assert ran.code == code, ran.err
+    assert "error: " in ran.err
+    assert files_in(tmp_path / "runs") == before
+
+
+def test_a_signal_while_a_successor_is_prepared_brings_the_earlier_run_back(call, recipe_file, tmp_path, monkeypatch):
+    call("train", recipe_file, "--set", "training.max_steps=1")
+    before = files_in(tmp_path / "runs")
+
+    def prepare_data(*arguments):
+        assert files_in(tmp_path / "runs") != before
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("qlora_cli.train.session.prepare_data", prepare_data)
+    ran = call("train", recipe_file, "--overwrite")
+    assert ran.code == 143
+    assert "nothing is trained yet" in ran.err
+    assert "start it again with the same command" in ran.err
+    assert "the earlier run is in runs/small as before" in ran.err
+    assert files_in(tmp_path / "runs") == before
+
+
 def test_resume_and_overwrite_exclude_each_other(call, recipe_file, tmp_path):
     ran = call("train", recipe_file, "--resume", "--overwrite")
     assert ran.code == 2

@@ -77,12 +77,14 @@ class Call:
     """What it names first, or the file behind its descriptor."""
 
 
-def trace_calls(server: ForkServer, function: str, arguments: dict[str, Any], *, log: Path) -> list[Call]:
-    """The calls that an undisturbed child makes, in order."""
+def trace_calls(
+    server: ForkServer, function: str, arguments: dict[str, Any], *, log: Path, exit_code: int = 0
+) -> list[Call]:
+    """The calls that an undisturbed child, which ends with `exit_code`, makes in order."""
     trace = log.with_suffix(".trace")
     options = ("-y", "-s", "0", "-o", str(trace), "-e", f"trace={','.join(STORING_CALLS)}")
     child, tracer = start_under_strace(server, function, arguments, *options, log=log)
-    assert child.wait() == 0, log.read_text()
+    assert child.wait() == exit_code, log.read_text()
     tracer.communicate(timeout=30)
     found = re.findall(r"^(\w+)\((?:\d+<([^>]*)>|\"([^\"]*)\"|)", trace.read_text(), flags=re.MULTILINE)
     return [Call(name, behind or named) for name, behind, named in found]

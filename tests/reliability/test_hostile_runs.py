@@ -84,6 +84,18 @@ def test_a_link_to_a_file_is_not_written_through(place, run, name):
     assert place.qlora(*RESUME).exit_code == 2
 
 
+@pytest.mark.parametrize("command", [RESUME, START_OVER], ids=["resume", "overwrite"])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "log.txt", "checkpoints", "adapter"])
+def test_a_link_in_a_run_that_is_brought_back_is_not_written_through(place, run, name, command):
+    (run / ".earlier").mkdir()
+    for entry in [entry for entry in run.iterdir() if entry.name not in (".lock", ".earlier")]:
+        entry.rename(run / ".earlier" / entry.name)
+    replace_by_a_link(run / ".earlier" / name, place.outside)
+    ended = place.qlora(*command)
+    assert ended.exit_code == 2
+    assert "is a link" in ended.said
+
+
 @pytest.mark.parametrize("name", ["step-000010", "step-000002", ".step-000001.staging-7"])
 def test_a_checkpoint_that_is_a_link_to_everything_is_neither_read_nor_deleted(place, run, name):
     replace_by_a_link(run / "checkpoints" / name, Path("/"))

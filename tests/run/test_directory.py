@@ -60,35 +60,6 @@ def test_no_run_at_all_says_how_to_make_one(tmp_path):
     assert "qlora train" in caught.value.problems[0].hint
 
 
-def test_clearing_a_run_does_not_follow_links(tmp_path):
-    run = start(tmp_path, "run", 100.0)
-    precious = tmp_path / "precious"
-    precious.mkdir()
-    (precious / "file").write_text("keep")
-    (run.path / "link").symlink_to(precious)
-    run.clear()
-    assert (precious / "file").read_text() == "keep"
-    assert not run.is_started
-
-
-def test_a_run_that_is_half_cleared_does_not_count_as_a_new_one(tmp_path, monkeypatch):
-    run = start(tmp_path, "run", 100.0)
-    for name in ("checkpoints", "data", "eval"):
-        (run.path / name).mkdir()
-    removed = []
-
-    def remove_two(path):
-        removed.append(path)
-        if len(removed) == 3:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr("qlora_cli.run.directory.remove", remove_two)
-    with pytest.raises(KeyboardInterrupt):
-        run.clear()
-    assert run.is_started
-    assert run.recipe_path not in removed
-
-
 @pytest.mark.parametrize("name", ["metrics.jsonl", "log.txt", ".lock", "checkpoints", "checkpoints/step-000002"])
 def test_a_run_whose_links_lead_out_of_it_is_refused(tmp_path, name):
     outside = tmp_path / "outside"

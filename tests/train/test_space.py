@@ -56,6 +56,16 @@ def test_checkpoints_adapter_and_small_files_must_fit(run, free, capsys):
     assert "warning: the run will write" in capsys.readouterr().err
 
 
+def test_a_run_that_is_replaced_makes_room_for_the_new_one(run, free):
+    free(NEEDED - 1000)
+    run.earlier_path.mkdir()
+    (run.earlier_path / "weights").write_bytes(bytes(999))
+    with pytest.raises(ResourceError):
+        check_space(DISK, run, force=False)
+    (run.earlier_path / "more").write_bytes(bytes(1))
+    check_space(DISK, run, force=False)
+
+
 def test_a_merge_that_will_not_fit_is_only_said(run, free, capsys):
     free(NEEDED)
     check_space(DISK, run, force=False)
