@@ -21,7 +21,7 @@ def load_tokenizer(model: ModelSection) -> PreTrainedTokenizerBase:
     built from the text, never from the padding id.
 
     Raises:
-        RecipeError: if the tokenizer or the template file cannot be read.
+        RecipeError: if the tokenizer or the template file cannot be read, or the tokenizer has no vocabulary.
     """
     with reading(model.base_model):
         if model.trust_remote_code:
@@ -29,6 +29,12 @@ def load_tokenizer(model: ModelSection) -> PreTrainedTokenizerBase:
             refuse_code_from_elsewhere(model.base_model, settings)
         tokenizer = AutoTokenizer.from_pretrained(
             model.base_model, revision=model.revision, trust_remote_code=model.trust_remote_code
+        )
+    # Without its files `transformers` makes one up that knows special tokens alone: every text is "unknown" or empty.
+    if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
+        raise RecipeError(
+            f"the tokenizer of '{model.base_model}' has no vocabulary: its files are missing",
+            hint="download the model again, tokenizer.json included",
         )
     if model.chat_template is not None:
         tokenizer.chat_template = _read_template(Path(model.chat_template))

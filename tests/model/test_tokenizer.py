@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from transformers import AutoTokenizer, Gemma2Config, GPT2Config
 
 from qlora_cli.errors import RecipeError
 from qlora_cli.model.tokenizer import load_tokenizer
@@ -32,3 +33,12 @@ def test_without_a_padding_token_the_end_of_sequence_pads(tiny_base, tmp_path):
 def test_a_folder_without_a_tokenizer_is_one_line(tmp_path):
     with pytest.raises(RecipeError, match="cannot be loaded"):
         load_tokenizer(ModelSection(base_model=str(tmp_path)))
+
+
+@pytest.mark.parametrize("config", [Gemma2Config(), GPT2Config()], ids=["all unknown", "all empty"])
+def test_a_vocabulary_that_is_made_up_is_refused(tmp_path, config):
+    config.save_pretrained(tmp_path)
+    assert len(AutoTokenizer.from_pretrained(tmp_path)) in (1, 5)  # no error: special tokens only
+    with pytest.raises(RecipeError, match="has no vocabulary") as caught:
+        load_tokenizer(ModelSection(base_model=str(tmp_path)))
+    assert "tokenizer.json" in caught.value.problems[0].hint

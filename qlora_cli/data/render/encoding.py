@@ -208,7 +208,7 @@ class Encoder:
     def _prefix_ids(self) -> list[int]:
         with_special = self._backend.encode("a", add_special_tokens=True).ids
         plain = self._ids("a")
-        before = next(at for at in range(len(with_special)) if with_special[at : at + len(plain)] == plain)
+        before = next(at for at in range(len(with_special) + 1) if with_special[at : at + len(plain)] == plain)
         return list(with_special[:before])
 
 
