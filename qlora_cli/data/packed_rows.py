@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow
+import pyarrow.compute
 from datasets import Dataset
 
 from qlora_cli.data.example import Place
@@ -74,6 +75,10 @@ def _lists(values: np.ndarray, bounds: np.ndarray) -> pyarrow.Array:
     )
 
 
+def _largest(values: pyarrow.ChunkedArray) -> int:
+    return pyarrow.compute.max(values).as_py() or 0
+
+
 class PackedRows(Sequence[PackedRow]):
     """The packed rows of a file; each is read when it is asked for."""
 
@@ -90,6 +95,24 @@ class PackedRows(Sequence[PackedRow]):
 
     def __len__(self) -> int:
         return len(self.dataset)
+
+    @property
+    def longest_row(self) -> int:
+        """Tokens of the longest packed row; 0 where there is none."""
+        return _largest(pyarrow.compute.list_value_length(self._column("input_ids")))
+
+    @property
+    def longest_document(self) -> int:
+        """Tokens of the longest document; 0 where there is none."""
+        return _largest(pyarrow.compute.list_flatten(self._column("seq_lengths")))
+
+    @property
+    def largest_id(self) -> int:
+        """The largest token id of all rows, which are read for it; 0 where there is none."""
+        return _largest(pyarrow.compute.list_flatten(self._column("input_ids")))
+
+    def _column(self, name: str) -> pyarrow.ChunkedArray:
+        return self.dataset.data.column(name)
 
     def __getitem__(self, number: Any) -> Any:
         row = self.dataset[number]

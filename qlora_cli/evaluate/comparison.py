@@ -20,6 +20,7 @@ from qlora_cli.evaluate.metrics import METRICS
 from qlora_cli.evaluate.tasks import Task, score_answers
 from qlora_cli.model.base import load_base
 from qlora_cli.model.scoring import Score, score_rows
+from qlora_cli.model.tables import check_length, check_tokens
 from qlora_cli.model.tuned import Tuned
 from qlora_cli.run.files import replaced_folder, write_json, write_text
 
@@ -120,7 +121,11 @@ def evaluate_run(tuned: Tuned, evaluation: Evaluation, on_answers: OnAnswers | N
         tuned: as loaded; a model without an adapter is measured alone.
         evaluation: rows and tasks.
         on_answers: called with a number of questions whenever so many more are answered.
+
+    Raises:
+        RecipeError: if the model has no embeddings or no positions for what it is to be measured on.
     """
+    _check_reach(tuned, evaluation)
     base = None
     if tuned.source.base_source is not None:
         original = load_base(tuned.source.model, tuned.source.quantization).eval()
@@ -130,6 +135,16 @@ def evaluate_run(tuned: Tuned, evaluation: Evaluation, on_answers: OnAnswers | N
         with tuned.model.disable_adapter():
             base = _measure(tuned, evaluation, on_answers)
     return Comparison(evaluation, base, _measure(tuned, evaluation, on_answers))
+
+
+def _check_reach(tuned: Tuned, evaluation: Evaluation) -> None:
+    name = tuned.source.model.base_model
+    rows = [row.input_ids for row in evaluation.rows]
+    prompts = [(question.prompt_ids, task.max_new_tokens) for task in evaluation.tasks for question in task.questions]
+    texts = [*rows, *(prompt for prompt, _ in prompts)]
+    check_tokens(tuned.model, tuned.tokenizer, name, lambda: max(max(ids) for ids in texts if ids))
+    longest = max([len(row) for row in rows] + [len(ids) + num_new for ids, num_new in prompts])
+    check_length(tuned.model, name, longest, remedy="shorten that row, or the answer to it by --max-new-tokens")
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 from transformers import PreTrainedConfig
 
 from qlora_cli.errors import RecipeError, ResourceError
 from qlora_cli.model.base import read_config
+from qlora_cli.model.tables import num_positions
 from qlora_cli.plan.cards import Card
 from qlora_cli.plan.facts import model_facts
 from qlora_cli.plan.report import card_target
@@ -20,6 +22,14 @@ from qlora_cli.recipe.starter import Choice, StarterValues
 
 ROWS_A_STEP = 16
 """Batch size of the QLoRA paper's fine-tuning runs (arXiv:2305.14314, appendix B)."""
+
+SUBSTITUTES = (
+    {"model.attn_implementation": "eager"},
+    {"lora.lora_dropout": 0.0},
+    {"model.attn_implementation": "eager", "lora.lora_dropout": 0.0},
+)
+"""What to try with bases that the defaults do not fit: `transformers` runs Gemma 2 without torch's fused attention, and
+PEFT's adapters on the fused experts of a mixture take no dropout."""
 
 LENGTHS = (2048, 1024, 512)
 
@@ -74,8 +84,7 @@ def advise(base_model: str, data: str, card: Card) -> StarterValues:
     config, origin = _config_of(recipe.model)
     target = card_target(card)
     memory = round((target.memory_bytes or 0) * FILLED)
-    request = PlanRequest(recipe, config, target.device)
-    num_params = _num_params(request)
+    request, num_params = _buildable(PlanRequest(recipe, config, target.device))
     size = size_of(num_params)
     tracer = Tracer()
     for candidate in _candidates(request, size):
@@ -85,32 +94,38 @@ def advise(base_model: str, data: str, card: Card) -> StarterValues:
             planned = f"Planned for {card.name}: {of}, by tracing {origin}, {num_params / 1e9:.1f}B parameters."
             return _values(candidate, size, card, planned)
     raise ResourceError(
-        f"{base_model} needs {needed / GIB:.1f} GiB in 4 bit with one row of {LENGTHS[-1]} tokens and r 4, and "
-        f"{card.name} has {memory / GIB:.1f} GiB for a process if {1 - FILLED:.0%} are left free",
+        f"{base_model} needs {needed / GIB:.1f} GiB in 4 bit with one row of {candidate.recipe.data.max_length} tokens "
+        f"and r 4, and {card.name} has {memory / GIB:.1f} GiB for a process if {1 - FILLED:.0%} are left free",
         hint="choose a smaller base or a larger card",
     )
 
 
-def _num_params(request: PlanRequest) -> int:
-    """Parameters of the base.
+def _buildable(request: PlanRequest) -> tuple[PlanRequest, int]:
+    """The request with what its base needs other than the defaults, and the parameters of that base.
 
     Raises:
         RecipeError: if the base needs other keys than a first recipe has.
     """
     try:
-        return model_facts(request).num_base
+        return request, model_facts(request).num_base
     except RecipeError as error:
-        first = error.problems[0]
-        raise RecipeError(
-            first.text, hint=f"write the recipe without --gpu, then plan it with the keys that it needs: {first.hint}"
-        ) from error
+        fault = error
+    for settings in SUBSTITUTES:
+        changed = request.changed(settings)
+        with suppress(RecipeError):
+            return changed, model_facts(changed).num_base
+    [problem, *_] = fault.problems
+    raise RecipeError(
+        problem.text, hint=f"write the recipe without --gpu, then plan it with the keys that it needs: {problem.hint}"
+    ) from fault
 
 
 def _candidates(request: PlanRequest, size: Size) -> Iterator[PlanRequest]:
     """From the first choice down: fewer rows, then shorter ones, then a smaller rank."""
+    lengths = _lengths(request)
     batches = [size.batch_size >> shift for shift in range(size.batch_size.bit_length())]
-    tried = [(batch, LENGTHS[0], size.r) for batch in batches]
-    tried += [(1, length, size.r) for length in LENGTHS[1:]] + [(1, LENGTHS[-1], 4)]
+    tried = [(batch, lengths[0], size.r) for batch in batches]
+    tried += [(1, length, size.r) for length in lengths[1:]] + [(1, lengths[-1], 4)]
     for batch, length, r in tried:
         yield request.changed(
             {
@@ -123,15 +138,25 @@ def _candidates(request: PlanRequest, size: Size) -> Iterator[PlanRequest]:
         )
 
 
+def _lengths(request: PlanRequest) -> tuple[int, ...]:
+    """Row lengths to try, none beyond the positions of the base."""
+    positions = num_positions(request.config) or LENGTHS[0]
+    return tuple(length for length in LENGTHS if length <= positions) or (positions,)
+
+
 def _values(request: PlanRequest, size: Size, card: Card, planned: str) -> StarterValues:
     recipe = request.recipe
     batch, accumulation = recipe.training.rows_at_once, recipe.training.num_passes
     length, r = recipe.data.max_length, recipe.lora.r
-    longer = "longer" if length == LENGTHS[0] else f"{2 * length}"
+    if length == num_positions(request.config):
+        length_why = "the base has no more positions"
+    else:
+        longer = "longer" if length == LENGTHS[0] else f"{2 * length}"
+        length_why = f"in tokens; `qlora plan --gpu '{card.name}' --fit` says whether {longer} fits"
     return StarterValues(
         r=Choice(f"{r}", f"{size.r_why}{_high_rank(card)}"),
         lora_alpha=Choice(f"{2 * r}", "the update is scaled by lora_alpha / r; 2 r keeps the scale at any rank"),
-        max_length=Choice(f"{length}", f"in tokens; `qlora plan --gpu '{card.name}' --fit` says whether {longer} fits"),
+        max_length=Choice(f"{length}", length_why),
         learning_rate=Choice(size.learning_rate, size.learning_rate_why),
         per_device_train_batch_size=Choice(
             f"{batch}", f"the largest of {_powers(size.batch_size)} that fits {card.name}"
@@ -140,7 +165,19 @@ def _values(request: PlanRequest, size: Size, card: Card, planned: str) -> Start
             f"{accumulation}", f"{batch} x {accumulation} = {ROWS_A_STEP} rows a step, as in the paper's runs"
         ),
         planned=planned,
+        **_substituted(recipe),
     )
+
+
+def _substituted(recipe: Recipe) -> dict[str, Choice]:
+    """The values that stand in for defaults which the base cannot do with."""
+    chosen = {}
+    if recipe.model.attn_implementation == "eager":
+        why = "transformers runs this base without torch's fused attention; flash_attention_2 takes less memory"
+        chosen["attn_implementation"] = Choice("eager", why)
+    if recipe.lora.lora_dropout == 0:
+        chosen["lora_dropout"] = Choice("0", "adapters on the fused experts of this base take no dropout")
+    return chosen
 
 
 def _high_rank(card: Card) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import bitsandbytes as bnb
 from peft import PeftModel
 
+from qlora_cli.model.tables import has_position_table, num_positions
 from qlora_cli.plan.disk import TrainedTensor
 from qlora_cli.plan.fake_model import meta_model
 from qlora_cli.plan.shape import PlanRequest
@@ -43,7 +44,14 @@ def model_facts(request: PlanRequest) -> ModelFacts:
     Raises:
         RecipeError: if the base cannot be built, or a target of the adapter does not exist.
     """
-    return describe(meta_model(request), is_quantized=request.recipe.quantization is not None)
+    model = meta_model(request)
+    facts = describe(model, is_quantized=request.recipe.quantization is not None)
+    positions, length = num_positions(request.config), request.recipe.data.max_length
+    if positions is None or length <= positions:
+        return facts
+    effect = "rows beyond cannot be trained on" if has_position_table(model) else "it has never seen later ones"
+    note = f"this base was made for {positions:,} positions, and data.max_length is {length:,}: {effect}."
+    return replace(facts, notes=(*facts.notes, note))
 
 
 def describe(model: PeftModel, *, is_quantized: bool) -> ModelFacts:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from qlora_cli.model.tables import num_positions
 from qlora_cli.plan.shape import PlanRequest
 from qlora_cli.plan.tracer import Tracer
 
@@ -78,7 +79,7 @@ def largest_fit(request: PlanRequest, key: str, memory_bytes: int, tracer: Trace
 
 def _limit(request: PlanRequest, key: str) -> int:
     if key == "data.max_length":
-        return int(getattr(request.config.get_text_config(), "max_position_embeddings", None) or MAX_LENGTH)
+        return num_positions(request.config) or MAX_LENGTH
     return MAX_BATCH if key == "training.per_device_train_batch_size" else MAX_RANK
 
 

@@ -22,6 +22,7 @@ HEAD_DIM = 128
 """Width of an attention head in a sketch, as in Llama and Qwen."""
 
 LLAMA_3_VOCABULARY = 128_256
+LLAMA_3_POSITIONS = 131_072
 
 
 @dataclass(frozen=True)
@@ -137,5 +138,6 @@ def sketch_config(
         num_hidden_layers=num_layers,
         num_attention_heads=num_heads,
         num_key_value_heads=num_key_heads,
+        max_position_embeddings=LLAMA_3_POSITIONS,
         tie_word_embeddings=False,
     )

@@ -19,7 +19,7 @@ TEMPLATE = """\
 {head}name: {name}                   # the run goes to runs/{name}
 
 model:
-  base_model: {base}  # Hub id or local folder
+  base_model: {base}  # Hub id or local folder{attn_implementation}
 
 quantization:                  # leave this section out for 16-bit LoRA
   quant_type: nf4              # the paper's 4-bit type (arXiv:2305.14314); int8 loses less and takes twice as much
@@ -28,7 +28,7 @@ quantization:                  # leave this section out for 16-bit LoRA
 lora:
 {r}
 {lora_alpha}
-  lora_dropout: 0.05           # 0.05 to 0.1 helps on small data
+{lora_dropout}
   target_modules: all-linear   # the paper needs all linear layers to match full fine-tuning
 
 data:
@@ -72,6 +72,10 @@ class StarterValues:
     learning_rate: Choice = Choice("2.0e-4", "the paper's value up to 13B; 1e-4 above")
     per_device_train_batch_size: Choice = Choice("4", "rows in one forward pass; `qlora plan` says what fits")
     gradient_accumulation_steps: Choice = Choice("4", "4 x 4 = 16 rows a step; out of memory: 2 x 8 is the same step")
+    lora_dropout: Choice = Choice("0.05", "0.05 to 0.1 helps on small data")
+    attn_implementation: Choice | None = None
+    """Only where the base cannot do with the default."""
+
     planned: str = ""
     """What was planned with these values; the first comment says it."""
 
@@ -126,9 +130,16 @@ def _is_there(out: Path) -> ArgumentError:
 def starter_text(out: Path, base_model: str, data: str, values: StarterValues) -> str:
     """The recipe as it is written."""
     chosen = {name: _line(name, choice) for name, choice in vars(values).items() if isinstance(choice, Choice)}
+    attention = chosen.pop("attn_implementation", None)
     head = "".join(f"# {line}\n" for line in textwrap.wrap(values.planned, 116))
     return TEMPLATE.format(
-        file=out, name=_quoted(out.stem), base=_quoted(base_model), data=_quoted(data), head=head, **chosen
+        file=out,
+        name=_quoted(out.stem),
+        base=_quoted(base_model),
+        attn_implementation=f"\n{attention}" if attention else "",
+        data=_quoted(data),
+        head=head,
+        **chosen,
     )
 
 

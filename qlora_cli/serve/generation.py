@@ -15,6 +15,7 @@ from qlora_cli.data.example import Message
 from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.errors import ArgumentError
 from qlora_cli.model.generation_settings import generation_settings, only_these_settings
+from qlora_cli.model.tables import num_positions
 from qlora_cli.model.tuned import Tuned
 from qlora_cli.serve.decoding import StreamDecoder
 
@@ -132,7 +133,7 @@ def _generate(tuned: Tuned, prompt_ids: list[int], settings: GenerationConfig, s
 
 def _room_for_answer(tuned: Tuned, num_prompt_tokens: int) -> int:
     """Tokens between the prompt and the end of the model's context."""
-    context = getattr(tuned.model.config.get_text_config(), "max_position_embeddings", None)
+    context = num_positions(tuned.model.config)
     if context is None:
         return 1 << 30
     if num_prompt_tokens >= context:

@@ -1,15 +1,17 @@
-"""What a run says and keeps about its data."""
+"""What a run says and keeps about its data, and whether its base can take them."""
 
 from __future__ import annotations
 
 import shutil
 
+from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from qlora_cli import console
 from qlora_cli.data.prepare import PreparedData
 from qlora_cli.data.report import DataReport
 from qlora_cli.data.show.preview import show_example
+from qlora_cli.model.tables import check_length, check_tokens, num_positions
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.files import write_json
 
@@ -37,6 +39,23 @@ def show_data(prepared: PreparedData, tokenizer: PreTrainedTokenizerBase) -> Non
     has_colour = console.err.color_system is not None
     console.note(f"first row ({first.place}), trained tokens {'in green' if has_colour else 'between ⟦ and ⟧'}:")
     console.err.print(show_example(first, tokenizer, with_brackets=not has_colour))
+
+
+def check_reach(model: PeftModel, tokenizer: PreTrainedTokenizerBase, name: str, prepared: PreparedData) -> None:
+    """Refuse data that the base `name` has no embeddings or no positions for; say where it was not made for them.
+
+    Raises:
+        RecipeError: with what is missing.
+    """
+    parts = (prepared.train, prepared.eval)
+    check_tokens(model, tokenizer, name, lambda: max(part.largest_id for part in parts))
+    check_length(model, name, max(part.longest_row for part in parts))
+    longest, positions = max(part.longest_document for part in parts), num_positions(model.config)
+    if positions is not None and longest > positions:
+        console.warn(
+            f"the longest row has {longest:,} tokens, and '{name}' was made for {positions:,} positions: it has never "
+            f"seen later ones; --set data.max_length={positions} stays within"
+        )
 
 
 def _show_mix(report: DataReport) -> None:

@@ -29,7 +29,7 @@ from qlora_cli.run.files import write_text
 from qlora_cli.run.manifest import read_manifest, write_manifest
 from qlora_cli.run.storage import resource_error
 from qlora_cli.train.assembly import Ingredients, make_model, make_trainer
-from qlora_cli.train.data_notes import keep_rejected_rows, show_data
+from qlora_cli.train.data_notes import check_reach, keep_rejected_rows, show_data
 from qlora_cli.train.ending import TrainingResult, conclude, result_of
 from qlora_cli.train.ground import circumstances, ground_facts
 from qlora_cli.train.loss_level import LossWatch
@@ -141,6 +141,7 @@ def _train(recipe: Recipe, run: RunDirectory, beginning: Beginning, watch: Watch
             model = make_model(recipe, run, is_resumed=checkpoint is not None or not ranks.is_first)
         ranks.take_from_first(parameter for parameter in model.parameters() if parameter.requires_grad)
         if ranks.is_first:
+            check_reach(model, tokenizer, recipe.model.base_model, prepared)
             check_space(disk_needed(recipe, model), run, force=session.force)
         rows_at_once = beginning.outlook.rows_at_once
         ingredients = Ingredients(model, tokenizer, prepared, facts, callbacks, rows_at_once, ranks, request.is_made)

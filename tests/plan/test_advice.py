@@ -5,14 +5,18 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from transformers import MptConfig
 
 from qlora_cli.errors import RecipeError, ResourceError
 from qlora_cli.model.base import read_config
 from qlora_cli.plan.advice import ROWS_A_STEP, advise, params_in_name, size_of
 from qlora_cli.plan.cards import MIB, USABLE, find_card
+from qlora_cli.plan.facts import model_facts
 from qlora_cli.plan.shape import PlanRequest
 from qlora_cli.plan.tracer import Tracer
+from qlora_cli.recipe.reader import load_recipe
 from qlora_cli.recipe.schema import Recipe
+from qlora_cli.recipe.starter import Choice, write_starter
 from tests.plan.bases import config_of
 
 T4 = find_card("t4")
@@ -24,7 +28,7 @@ def card_of(num_bytes):
 
 def needs(base, values):
     """Bytes of a recipe with these values."""
-    numbers = {key: float(choice.value) for key, choice in vars(values).items() if key != "planned"}
+    numbers = {key: float(choice.value) for key, choice in vars(values).items() if isinstance(choice, Choice)}
     recipe = Recipe.model_validate(
         {
             "name": "new",
@@ -49,8 +53,11 @@ def test_values_follow_the_size(num_params, r, batch_size, learning_rate):
     assert (size.r, size.batch_size, size.learning_rate) == (r, batch_size, learning_rate)
 
 
-def test_a_card_with_room_gets_the_first_choice(tiny_base):
-    values = advise(str(tiny_base), "rows.jsonl", T4)
+def test_a_card_with_room_gets_the_first_choice(tmp_path):
+    config = config_of("llama")
+    config.max_position_embeddings = 4096
+    config.save_pretrained(tmp_path)
+    values = advise(str(tmp_path), "rows.jsonl", T4)
     assert (values.r.value, values.per_device_train_batch_size.value, values.max_length.value) == ("16", "8", "2048")
     assert "its config.json" in values.planned
 
@@ -88,13 +95,33 @@ def test_a_first_recipe_leaves_room(tiny_base):
     assert tight.per_device_train_batch_size.value == "4"
 
 
+@pytest.mark.parametrize(
+    ("architecture", "attention", "dropout"),
+    [("gemma2", "eager", "0.05"), ("qwen3_moe", None, "0"), ("mixtral", None, "0"), ("llama", None, "0.05")],
+)
+def test_a_base_that_the_defaults_do_not_fit_gets_others(tmp_path, architecture, attention, dropout):
+    config_of(architecture).save_pretrained(tmp_path)
+    values = advise(str(tmp_path), "rows.jsonl", T4)
+    assert (values.attn_implementation and values.attn_implementation.value) == attention
+    assert values.lora_dropout.value == dropout
+    out = tmp_path / "first.yaml"
+    write_starter(out, str(tmp_path), "rows.jsonl", overwrite=False, values=values)
+    recipe = load_recipe(out)
+    assert recipe.model.attn_implementation == (attention or "sdpa")
+    assert recipe.lora.lora_dropout == float(dropout)
+    assert model_facts(PlanRequest(recipe, config_of(architecture), T4.device)).num_base > 0
+
+
+def test_rows_are_no_longer_than_the_base_has_positions(tmp_path):
+    config = config_of("gpt2")
+    assert config.max_position_embeddings == 512
+    config.save_pretrained(tmp_path)
+    length = advise(str(tmp_path), "rows.jsonl", T4).max_length
+    assert (length.value, length.why) == ("512", "the base has no more positions")
+
+
 def test_a_base_that_needs_other_keys_is_told_how(tmp_path):
-    config_of("gemma2").save_pretrained(tmp_path)
-    with pytest.raises(RecipeError) as caught:
+    MptConfig(d_model=64, n_heads=2, n_layers=2, vocab_size=300).save_pretrained(tmp_path)
+    with pytest.raises(RecipeError, match="MptForCausalLM") as caught:
         advise(str(tmp_path), "rows.jsonl", T4)
-    [problem] = caught.value.problems
-    assert problem.text.endswith(
-        "does not support an attention implementation through torch.nn.functional.scaled_dot_product_attention yet"
-    )
-    assert "without --gpu" in problem.hint
-    assert "--set model.attn_implementation=eager" in problem.hint
+    assert "without --gpu" in caught.value.problems[0].hint

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from qlora_cli.plan.facts import model_facts
 from tests.plan.bases import AMPERE, config_of, request_for
 
@@ -38,3 +40,17 @@ def test_a_base_whose_layers_are_not_swapped_is_said_to_stay_as_it_is():
     [note] = facts.notes
     assert "nothing of this base is quantized" in note
     assert "FalconForCausalLM" in note
+
+
+@pytest.mark.parametrize(
+    ("architecture", "effect"),
+    [("gpt2", "rows beyond cannot be trained on"), ("llama", "it has never seen later ones")],
+)
+def test_rows_beyond_the_positions_of_the_base_are_said(architecture, effect):
+    config = config_of(architecture)
+    positions = config.max_position_embeddings
+    assert not model_facts(request_for(config, AMPERE, data__max_length=positions)).notes
+    [note] = model_facts(request_for(config, AMPERE, data__max_length=positions + 1)).notes
+    assert note == (
+        f"this base was made for {positions:,} positions, and data.max_length is {positions + 1:,}: {effect}."
+    )
