@@ -11,12 +11,13 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import Embedding as LoraEmbedding
 from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import ParamWrapper
 from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from qlora_cli.deploy.weights import LowRankUpdate, merged_weight
+from qlora_cli.deploy.weights import LowRankUpdate, merged_experts, merged_weight
 from qlora_cli.errors import ArgumentError
 from qlora_cli.model.quantized import dequantized_weight, is_quantized
 
@@ -60,7 +61,9 @@ def _empty_copy(base: PreTrainedModel) -> PreTrainedModel:
 
 def _merged_tensors(module: nn.Module, prefix: str) -> NamedTensors:
     """Name and value of each parameter and buffer below `module`, as the plain model names and stores them."""
-    if isinstance(module, LoraLayer):
+    if isinstance(module, ParamWrapper):
+        yield from _folded_experts(module, prefix)
+    elif isinstance(module, LoraLayer):
         yield from _folded_layer(module, prefix)
     elif isinstance(module, ModulesToSaveWrapper):
         yield from _merged_tensors(module.modules_to_save[ADAPTER], prefix)
@@ -85,6 +88,25 @@ def _folded_layer(layer: LoraLayer, prefix: str) -> NamedTensors:
     weight_OI = merged_weight(_weight_oi(base_layer), _update(layer))
     yield f"{prefix}weight", _as_stored(weight_OI, base_layer)
     yield from _bias(base_layer, prefix)
+
+
+def _folded_experts(wrapper: ParamWrapper, prefix: str) -> NamedTensors:
+    """The tensors of experts or a router whose parameters carry adapters, each in a wrapper around the next."""
+    wrappers = {}
+    module: nn.Module = wrapper
+    while isinstance(module, ParamWrapper):
+        wrappers[f"{prefix}{module.parameter_name}"] = module
+        module = module.base_layer
+    for name, tensor in _merged_tensors(module, prefix):
+        if name not in wrappers:
+            yield name, tensor
+            continue
+        one = wrappers[name]
+        update = LowRankUpdate(one.lora_A[ADAPTER].weight, one.lora_B[ADAPTER].weight, one.scaling[ADAPTER])
+        if tensor.dim() == 3:
+            yield name, merged_experts(tensor, update, is_output_first=one._did_swap_in_out_features)
+        else:  # a router's matrix
+            yield name, merged_weight(tensor, update)
 
 
 def _update(layer: LoraLayer) -> LowRankUpdate:
@@ -125,13 +147,15 @@ def _untie_if_different(plain: PreTrainedModel, tensors: dict[str, torch.Tensor]
     """
     names = {module: f"{name}.weight" for name, module in plain.named_modules()}
     embedding, head = plain.get_input_embeddings(), plain.get_output_embeddings()
-    if plain.config.tie_word_embeddings and not torch.equal(tensors[names[embedding]], tensors[names[head]]):
+    if getattr(plain.config, "tie_word_embeddings", False) and not torch.equal(
+        tensors[names[embedding]], tensors[names[head]]
+    ):
         plain.config.tie_word_embeddings = False
 
 
 def _unmergeable(prefix: str, kind: str) -> ArgumentError:
     return ArgumentError(
         f"'{prefix.rstrip('.')}' carries a {kind} with parts that cannot be folded into a weight matrix",
-        hint="LoRA, rsLoRA and DoRA on linear and embedding layers can be merged, and modules_to_save; "
+        hint="LoRA, rsLoRA and DoRA on linear and embedding layers can be merged, LoRA on experts, modules_to_save; "
         "serve this adapter unmerged",
     )

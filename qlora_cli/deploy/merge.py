@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from peft import PeftModel
@@ -180,7 +181,7 @@ def _write_merged(source: TunedSource, options: MergeOptions, stage: Path) -> _R
 
 def _on_original(source: TunedSource, dtype: MergedDtype) -> PeftModel:
     assert source.adapter is not None
-    model = source.model.model_copy(update={"dtype": dtype, "attn_implementation": "sdpa"})
+    model = source.model.model_copy(update={"dtype": dtype, "attn_implementation": _attention(source.model)})
     base = load_base(model, None, source=source.base_source, device=torch.device("cpu"))
     return load_adapter(base, source.adapter)
 
@@ -198,8 +199,18 @@ def _reload(folder: Path, base: ModelSection, dtype: MergedDtype) -> PreTrainedM
     num_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     if device.type == "cuda" and torch.cuda.mem_get_info(device)[0] < ROOM_FOR_ACTIVATIONS * num_bytes:
         device = torch.device("cpu")
-    model = ModelSection(base_model=str(folder), dtype=dtype, trust_remote_code=base.trust_remote_code)
+    model = ModelSection(
+        base_model=str(folder),
+        dtype=dtype,
+        attn_implementation=_attention(base),
+        trust_remote_code=base.trust_remote_code,
+    )
     return load_base(model, None, device=device).eval()
+
+
+def _attention(base: ModelSection) -> Literal["sdpa", "eager"]:
+    """One that runs anywhere: torch's fused attention where the run used it, else the one that all bases have."""
+    return "sdpa" if base.attn_implementation == "sdpa" else "eager"
 
 
 def _bound(source: TunedSource, options: MergeOptions, reference: _Reference) -> float:
