@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
+    from transformers import PreTrainedModel
 
 
 def keep_four_bit_weights_unpacked(model: nn.Module) -> None:
@@ -61,6 +62,32 @@ def page_loaded_state(optimizer: Optimizer) -> None:
         for name in ("state1", "state2"):
             if name in values:
                 values[name] = paged.get_state_buffer(parameter, dtype=values[name].dtype).copy_(values[name])
+
+
+def name_experts(config: Any) -> None:
+    """Give the number of a base's experts the name by which trl asks for it.
+
+    What breaks: where the configuration has a loss for the routers (`router_aux_loss_coef`), `SFTTrainer` reads
+    `num_experts`, and GraniteMoE calls it `num_local_experts`: an AttributeError in the first step.
+    Seen in: trl 1.16.0 (`trainer/utils.py`, `_fused_forward`). Can go when: it asks the model for its router loss.
+
+    Args:
+        config: the base's; changed in place.
+    """
+    text = config.get_text_config()
+    if not hasattr(text, "num_experts") and hasattr(text, "num_local_experts"):
+        text.num_experts = text.num_local_experts
+
+
+def name_backbone(model: PreTrainedModel) -> None:
+    """Let `model.base_model` be the part below the output head.
+
+    What breaks: Llama 4's class names its backbone `language_model` and keeps it as `model`, so `base_model` is the
+    whole model, and `SFTTrainer`, which computes the loss from the backbone's output, ends with an AttributeError.
+    Seen in: transformers 5.23 (`Llama4ForCausalLM.base_model_prefix`). Can go when: name and attribute agree.
+    """
+    if model.base_model is model and hasattr(model, "model"):
+        model.base_model_prefix = "model"
 
 
 def alias_reasoning_fields(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:

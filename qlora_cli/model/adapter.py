@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
+from qlora_cli import compat
 from qlora_cli.errors import IdentityError, RecipeError
 from qlora_cli.model.base import is_linear, linear_names
 from qlora_cli.recipe.schema import LoraSection
@@ -30,8 +31,9 @@ def attach_adapter(base: PreTrainedModel, lora: LoraSection) -> PeftModel:
         RecipeError: if a target matches no linear module, a module to save does not exist, or PEFT refuses the base.
     """
     _check_targets(base, lora)
+    compat.name_backbone(base)
     try:
-        model = get_peft_model(base, lora_config(lora), autocast_adapter_dtype=lora.autocast_adapter_dtype)
+        model = get_peft_model(base, lora_config(lora, base), autocast_adapter_dtype=lora.autocast_adapter_dtype)
     except ValueError as fault:
         raise _refusal(lora, fault) from fault
     adapter_dtype = torch.float32 if lora.autocast_adapter_dtype else base.dtype
@@ -53,8 +55,8 @@ def _refusal(lora: LoraSection, fault: ValueError) -> RecipeError:
     return RecipeError(f"no adapter can be put on this base: {reason}", hint="see the keys under lora")
 
 
-def lora_config(lora: LoraSection) -> LoraConfig:
-    """PEFT's configuration of the adapter.
+def lora_config(lora: LoraSection, base: PreTrainedModel) -> LoraConfig:
+    """PEFT's configuration of the adapter on `base`.
 
     LoftQ and PiSSA set A and B after the adapter is made, so the configuration that is saved with it says
     nothing of them: PEFT would otherwise repeat the init, and change the base, whenever the adapter is loaded.
@@ -66,6 +68,7 @@ def lora_config(lora: LoraSection) -> LoraConfig:
         lora_alpha=lora.lora_alpha,
         lora_dropout=lora.lora_dropout,
         target_modules=targets,
+        exclude_modules=_routers(base) if targets == "all-linear" else None,
         modules_to_save=list(lora.modules_to_save) or None,
         use_dora=lora.use_dora,
         use_rslora=lora.use_rslora,
@@ -89,6 +92,12 @@ def _check_targets(base: PreTrainedModel, lora: LoraSection) -> None:
                 f"lora.modules_to_save: '{saved}' matches no module of the base model",
                 hint="`embed_tokens` and `lm_head` are the usual ones",
             )
+
+
+def _routers(base: PreTrainedModel) -> list[str] | None:
+    """Last parts of the names of modules that PEFT takes for linear layers and that are none."""
+    modules = [(name, module) for name, module in base.named_modules() if isinstance(module, torch.nn.Linear)]
+    return sorted({name.rpartition(".")[2] for name, module in modules if not is_linear(module)}) or None
 
 
 def _matches(target: str, names: set[str]) -> bool:

@@ -200,8 +200,12 @@ def linear_names(model: torch.nn.Module) -> list[str]:
 
 
 def is_linear(module: torch.nn.Module) -> bool:
-    """Whether the module is a linear layer, quantized or not."""
-    return isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
+    """Whether the module is a linear layer, quantized or not.
+
+    The routers of Llama 4 and PhiMoE derive from one, but give a choice of experts and not a product.
+    """
+    kind = type(module)
+    return kind.__name__ == "Conv1D" or (isinstance(module, torch.nn.Linear) and not kind.__name__.endswith("Router"))
 
 
 def source_error(name: str, fault: BaseException) -> RecipeError:

@@ -36,7 +36,7 @@ def split_principal(model: ModelSection, lora: LoraSection, residual_folder: Pat
     """
     base = load_base(model, None)
     attach_adapter(base, lora).unload()
-    config = lora_config(lora)
+    config = lora_config(lora, base)
     config.init_lora_weights = f"pissa_niter_{PISSA_POWER_ITERATIONS}"
     tuned = get_peft_model(base, config)
     values = {

@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from transformers import PreTrainedConfig
 
 from qlora_cli.plan.cards import Card
 from qlora_cli.plan.facts import ModelFacts
@@ -66,8 +67,9 @@ def operations_per_token(request: PlanRequest, facts: ModelFacts, length: int) -
     """
     is_recomputed = request.recipe.training.gradient_checkpointing
     text = request.config.get_text_config()
-    width = text.num_attention_heads * (getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
-    forward_attention = 4 * text.num_hidden_layers * length * width
+    # Later versions of transformers give each layer settings of its own, and refuse to say those that differ globally.
+    layers = getattr(text, "per_layer_config", None) or [text] * text.num_hidden_layers
+    forward_attention = 4 * length * sum(_attention_width(layer) for layer in layers)
     if not request.has_mask:
         forward_attention //= 2
     return Operations(
@@ -75,6 +77,12 @@ def operations_per_token(request: PlanRequest, facts: ModelFacts, length: int) -
         adapter=(8 if is_recomputed else 6) * facts.num_trained,
         attention=(4 if is_recomputed else 3) * forward_attention,
     )
+
+
+def _attention_width(layer: PreTrainedConfig) -> int:
+    """Of all heads together; in some bases it differs from layer to layer."""
+    heads: int = layer.num_attention_heads
+    return heads * (getattr(layer, "head_dim", None) or layer.hidden_size // heads)
 
 
 def active_weights(request: PlanRequest, facts: ModelFacts) -> int:

@@ -8,7 +8,6 @@ parameter is replaced by a fake one, 4-bit weights by what bitsandbytes' registe
 from __future__ import annotations
 
 import copy
-import inspect
 import warnings
 from typing import Any
 
@@ -23,6 +22,7 @@ from transformers.quantizers.base import get_keys_to_not_convert
 
 from qlora_cli import compat
 from qlora_cli.errors import RecipeError
+from qlora_cli.model.abilities import check_takes_positions
 from qlora_cli.model.adapter import attach_adapter
 from qlora_cli.model.base import source_error
 from qlora_cli.plan.attention import attention_on
@@ -66,7 +66,7 @@ def meta_model(request: PlanRequest) -> PeftModel:
             does not exist.
     """
     base = skeleton(request)
-    _check_takes_positions(base)
+    check_takes_positions(base)
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if request.recipe.quantization is not None:
@@ -90,15 +90,6 @@ def _make_fake(model: PeftModel, request: PlanRequest) -> None:
                 module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
 
 
-def _check_takes_positions(base: PreTrainedModel) -> None:
-    """Training tells documents apart by their positions, so it refuses a base that takes none."""
-    if "position_ids" not in inspect.signature(type(base).forward).parameters:
-        raise RecipeError(
-            f"{type(base).__name__} takes no position_ids, so it cannot be trained here",
-            hint="choose a base model with rotary or learned positions, such as Llama, Qwen, Mistral or GPT-2",
-        )
-
-
 def skeleton(request: PlanRequest) -> PreTrainedModel:
     """The base on the meta device, in the recipe's precision and not quantized.
 
@@ -118,12 +109,26 @@ def skeleton(request: PlanRequest) -> PreTrainedModel:
 def _from_config(request: PlanRequest, attention: str) -> PreTrainedModel:
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return AutoModelForCausalLM.from_config(
+        base = AutoModelForCausalLM.from_config(
             copy.deepcopy(request.config),
             dtype=request.dtype,
             attn_implementation=attention,
             trust_remote_code=request.recipe.model.trust_remote_code,
         )
+    _keep_in_float32(base, request.dtype)
+    return base
+
+
+def _keep_in_float32(base: PreTrainedModel, dtype: torch.dtype) -> None:
+    """What `from_pretrained` loads in float32 whatever is asked for: parts that overflow or are counted in 16 bit."""
+    names: set[str] = set()
+    if dtype in (torch.float16, torch.bfloat16):
+        names |= set(base._keep_in_fp32_modules_strict or ())
+    if dtype is torch.float16:
+        names |= set(base._keep_in_fp32_modules or ())
+    for name, tensor in (*base.named_parameters(), *base.named_buffers()):
+        if tensor.is_floating_point() and any(f".{kept}." in f".{name}." for kept in names):
+            tensor.data = tensor.data.float()
 
 
 def _swap_linear_layers(base: PreTrainedModel, quantization: QuantizationSection, dtype: torch.dtype) -> None:

@@ -28,14 +28,19 @@ def plan(request: PlanRequest) -> Bill:
     """What one training step of the recipe needs.
 
     Raises:
-        RecipeError: if the base cannot be built from its configuration, or the recipe names modules it does not have.
+        RecipeError: if the base cannot be built from its configuration or run, or the recipe names modules that it does
+            not have.
     """
     facts = model_facts(request)
     return make_bill(request, trace_step(request), facts)
 
 
 def trace_step(request: PlanRequest) -> Trace:
-    """The trace of one step on one GPU, also where others train with it."""
+    """The trace of one step on one GPU, also where others train with it.
+
+    Raises:
+        RecipeError: if the base cannot be built or run.
+    """
     trace = _trace_alone(request)
     return with_gradient_sums(trace, request) if request.device.num_gpus > 1 else trace
 

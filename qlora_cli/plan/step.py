@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
 from qlora_cli.errors import RecipeError
+from qlora_cli.model.abilities import check_recomputes
 from qlora_cli.plan.collection import without_collection
 from qlora_cli.plan.fake_model import fake_model, fake_tensors
 from qlora_cli.plan.holdings import settle_model, settle_optimizer
@@ -31,13 +31,8 @@ from qlora_cli.plan.shape import PlanRequest
 from qlora_cli.plan.timeline import Trace, finished_trace
 from qlora_cli.plan.trace import Kind, LiveMemory, Stage
 
-VALUES_NEEDED = (
-    fake_tensor.DataDependentOutputException,
-    fake_tensor.DynamicOutputShapeException,
-    fake_tensor.UnsupportedFakeTensorException,
-    fake_tensor.UnsupportedOperatorException,
-)
-"""What fake tensors raise where code asks for values that they do not have."""
+TRACE_FAULTS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""How the code of a base fails on tensors that hold no values, or on a configuration that contradicts itself."""
 
 Loss = Callable[[PeftModel, dict[str, torch.Tensor]], torch.Tensor]
 """From the model and a batch to the loss; it calls the model's backbone itself."""
@@ -51,8 +46,8 @@ def fake_step(request: PlanRequest, loss: Loss | None = None) -> Trace:
         loss: as in `count_step`.
 
     Raises:
-        RecipeError: if the base cannot be built, the recipe names modules that it does not have, or the base computes
-            something whose shape depends on values.
+        RecipeError: if the base cannot be built, the recipe names modules that it does not have, or its code fails on
+            tensors without values.
     """
     mode = fake_tensors()
     model = fake_model(request, mode)
@@ -62,10 +57,11 @@ def fake_step(request: PlanRequest, loss: Loss | None = None) -> Trace:
             use_cuda_int8(model)
         try:
             return count_step(model, request, loss)
-        except VALUES_NEEDED as fault:
+        except TRACE_FAULTS as fault:
             base = type(model.get_base_model()).__name__
+            reason = f"{type(fault).__name__}: {' '.join(str(fault).split())[:200]}"
             raise RecipeError(
-                f"a step of {base} cannot be planned without its weights: {' '.join(str(fault).split())[:200]}",
+                f"a step of {base} cannot be planned without its weights: {reason}",
                 hint="train a few steps with `--set training.max_steps=3` and read peak_memory_bytes in metrics.jsonl",
             ) from fault
 
@@ -153,6 +149,7 @@ def _batch(request: PlanRequest) -> dict[str, torch.Tensor]:
 
 def _turn_on_checkpointing(model: PeftModel, request: PlanRequest, memory: LiveMemory) -> None:
     """As the trainer does; trl then has the embeddings' output require a gradient."""
+    check_recomputes(model.get_base_model())
     on_cuda = request.device.kind == "cuda"
     arguments: dict[str, Any] = {
         "use_reentrant": False,

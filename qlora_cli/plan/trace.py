@@ -177,7 +177,8 @@ class LiveMemory(TorchDispatchMode):
     def _kind_of_result(self, func: Any, args: tuple[Any, ...]) -> Kind | None:
         if func in _DEQUANTIZING:
             return Kind.DEQUANTIZED
-        if func in _HANDED_ON and self.kind_of(args[0]) is Kind.DEQUANTIZED:
+        is_handed_on = func in _HANDED_ON and isinstance(args[0], torch.Tensor)  # not a number plus a tensor
+        if is_handed_on and self.kind_of(args[0]) is Kind.DEQUANTIZED:
             return Kind.DEQUANTIZED
         return None
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
 
-from qlora_cli import console
+from qlora_cli import compat, console
 from qlora_cli.data.collator import Collator
 from qlora_cli.data.prepare import PreparedData
+from qlora_cli.model.abilities import check_recomputes, check_takes_positions
 from qlora_cli.model.adapter import attach_adapter
 from qlora_cli.model.base import load_base
 from qlora_cli.model.device import dtype_name, pick_device, pick_dtype
@@ -19,7 +20,7 @@ from qlora_cli.recipe.schema import Recipe
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.train.arguments import optimizer_on, trainer_arguments
 from qlora_cli.train.ground import Facts
-from qlora_cli.train.isolation import check_takes_positions, prove_isolation
+from qlora_cli.train.isolation import prove_causality, prove_isolation
 from qlora_cli.train.meaning import seal_of
 from qlora_cli.train.parts import TrainerParts
 from qlora_cli.train.ranks import Ranks
@@ -68,11 +69,15 @@ class Ingredients:
 
 
 def make_trainer(recipe: Recipe, run: RunDirectory, ingredients: Ingredients) -> QloraTrainer:
-    """A trainer over packed rows, after the proof that packed documents do not see each other."""
+    """A trainer over packed rows, after the proof that no token sees a later one or another document."""
     model, prepared = ingredients.model, ingredients.prepared
-    check_takes_positions(model)
+    check_takes_positions(model.get_base_model())
+    if recipe.training.gradient_checkpointing:
+        check_recomputes(model.get_base_model())
     has_varlen_kernel = recipe.model.attn_implementation.startswith("flash_attention")
     collator = Collator(ingredients.tokenizer.pad_token_id, flatten=has_varlen_kernel)
+    compat.name_experts(model.config)
+    prove_causality(model, collator)
     if recipe.data.packing:
         isolation = prove_isolation(model, collator)
         console.note(

@@ -23,9 +23,6 @@ from qlora_cli.train.memory import settings_that_save
 
 GIB = 2**30
 
-TRACE_FAULTS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-"""How the code of a base may fail on tensors that hold nothing. Training runs it on real ones."""
-
 
 @dataclass(frozen=True)
 class Outlook:
@@ -64,9 +61,6 @@ def foresee(recipe: Recipe, *, num_processes: int = 1, force: bool = False) -> O
         needs = tracer.needs(request)
     except RecipeError as error:
         console.note(f"memory is not planned: {error.problems[0].text}")
-        return Outlook.untraced(recipe)
-    except TRACE_FAULTS as fault:
-        console.note(f"memory is not planned: {type(fault).__name__}: {' '.join(str(fault).split())[:200]}")
         return Outlook.untraced(recipe)
     if memory is not None and needs.device_bytes > memory:
         _refuse(recipe, needs.device_bytes, memory, force=force)

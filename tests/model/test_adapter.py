@@ -6,7 +6,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Llama4TextConfig, PhimoeConfig
 
 from qlora_cli.errors import IdentityError, RecipeError
 from qlora_cli.model.adapter import ADAPTER_WEIGHTS, attach_adapter, load_adapter, save_adapter, set_adapter_tensors
@@ -118,3 +118,33 @@ def test_an_adapter_of_another_base_is_refused(tiny_base, tmp_path):
     save_adapter(attach_adapter(base_of(tiny_base), LoraSection(r=4)), tmp_path / "adapter")
     with pytest.raises(IdentityError, match="does not fit"):
         load_adapter(base_of(tmp_path / "gpt2"), tmp_path / "adapter")
+
+
+ROUTED = {"vocab_size": 300, "hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 1} | {
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "num_local_experts": 2,
+    "num_experts_per_tok": 1,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+@pytest.mark.parametrize("quantization", [None, QuantizationSection()], ids=["16 bit", "nf4"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        Llama4TextConfig(**ROUTED, head_dim=32, intermediate_size_mlp=32),
+        PhimoeConfig(**{**ROUTED, "num_experts_per_tok": 2}),
+    ],
+    ids=["llama4", "phimoe"],
+)
+def test_a_router_that_derives_from_a_linear_layer_is_none(tmp_path, config, quantization):
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    model = attach_adapter(base_of(tmp_path, quantization), LoraSection(r=2, lora_dropout=0))
+    assert model(torch.tensor([[5, 6, 7]])).logits.isfinite().all()
+    assert not [name for name in trained_names(model) if "router" in name]
+    assert [name for name in trained_names(model) if "q_proj" in name]
+    with pytest.raises(RecipeError, match="'router' matches no linear module"):
+        attach_adapter(base_of(tmp_path, quantization), LoraSection(target_modules=("router",)))

@@ -10,15 +10,21 @@ import torch
 from peft import PeftModel
 from transformers import (
     AutoModelForCausalLM,
+    DeepseekV3Config,
     FalconConfig,
     Gemma2Config,
     Gemma3TextConfig,
+    Glm4Config,
     GPT2Config,
+    GraniteMoeConfig,
+    Llama4TextConfig,
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
     Phi3Config,
+    PhimoeConfig,
     PreTrainedConfig,
+    Qwen3_5TextConfig,
     Qwen3Config,
     Qwen3MoeConfig,
 )
@@ -64,6 +70,34 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     ),
 }
 
+CONFIGS |= {
+    "deepseek_v3": lambda: DeepseekV3Config(
+        **{**SIZES, "num_key_value_heads": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+        q_lora_rank=16,
+        kv_lora_rank=16,
+        qk_rope_head_dim=8,
+        qk_nope_head_dim=8,
+        v_head_dim=16,
+        n_routed_experts=4,
+        n_group=1,
+        topk_group=1,
+        first_k_dense_replace=1,
+    ),
+    "glm4": lambda: Glm4Config(**SIZES, head_dim=32),
+    "granitemoe": lambda: GraniteMoeConfig(
+        **SIZES, num_local_experts=4, num_experts_per_tok=2, router_aux_loss_coef=0.01
+    ),
+    "llama4": lambda: Llama4TextConfig(
+        **SIZES, head_dim=32, num_local_experts=4, num_experts_per_tok=1, intermediate_size_mlp=64
+    ),
+    "phimoe": lambda: PhimoeConfig(**SIZES, num_local_experts=4, num_experts_per_tok=2),
+    "qwen3_5": lambda: Qwen3_5TextConfig(
+        **{**SIZES, "head_dim": 32, "linear_key_head_dim": 16, "linear_value_head_dim": 16},
+        linear_num_key_heads=4,
+        linear_num_value_heads=4,
+    ),
+}
+
 NEEDS_EAGER = {"gemma2"}
 """Architectures whose attention transformers computes by plain matrix products only."""
 
@@ -71,8 +105,11 @@ NEEDS_EAGER = {"gemma2"}
 def config_of(name: str, num_layers: int = 2) -> PreTrainedConfig:
     """A tiny configuration of the architecture with so many layers, all alike."""
     config = CONFIGS[name]()
-    if getattr(config, "layer_types", None):
-        config.layer_types = [config.layer_types[0]] * num_layers
+    for listed in ("layer_types", "no_rope_layers"):
+        if getattr(config, listed, None):
+            setattr(config, listed, [getattr(config, listed)[0]] * num_layers)
+    if getattr(config, "moe_layers", None):
+        config.moe_layers = list(range(num_layers))
     config.num_hidden_layers = num_layers
     return config
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, BertConfig, BertLMHeadModel
 
 from qlora_cli.data.collator import Collator
 from qlora_cli.errors import NumericError, RecipeError
 from qlora_cli.model.adapter import attach_adapter
 from qlora_cli.model.base import load_base
 from qlora_cli.recipe.schema import LoraSection, ModelSection, QuantizationSection
-from qlora_cli.train.isolation import check_takes_positions, prove_isolation
+from qlora_cli.train.isolation import prove_causality, prove_isolation
+from tests.plan.bases import config_of
 
 
-def tuned(folder, attention="sdpa", quantization=None):
-    base = load_base(ModelSection(base_model=str(folder), attn_implementation=attention), quantization)
-    return attach_adapter(base, LoraSection(r=4))
+def tuned(folder, attention="sdpa", quantization=None, dtype="auto"):
+    model = ModelSection(base_model=str(folder), attn_implementation=attention, dtype=dtype)
+    return attach_adapter(load_base(model, quantization), LoraSection(r=4, lora_dropout=0))
 
 
 class LeakyCollator(Collator):
@@ -34,9 +36,37 @@ def test_documents_that_are_apart_do_not_move_each_other_by_a_bit(tiny_base, att
     assert model.training
 
 
-def test_documents_that_see_each_other_are_found_out(tiny_base):
-    with pytest.raises(NumericError, match="see each other"):
-        prove_isolation(tuned(tiny_base), LeakyCollator(0))
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("attention", "remedy"), [("sdpa", ""), ("eager", ", or --set model.attn_implementation=sdpa")]
+)
+def test_documents_that_see_each_other_are_found_out(tiny_base, attention, remedy, dtype):
+    with pytest.raises(NumericError, match="see each other") as caught:
+        prove_isolation(tuned(tiny_base, attention, dtype=dtype), LeakyCollator(0))
+    assert caught.value.problems[0].hint == f"--set data.packing=false{remedy}"
+
+
+@pytest.mark.parametrize("architecture", ["mixtral", "qwen3_moe"])
+def test_the_roundings_of_a_mixture_in_16_bit_are_no_leak(tmp_path, architecture):
+    AutoModelForCausalLM.from_config(config_of(architecture)).save_pretrained(tmp_path)
+    model = tuned(tmp_path, dtype="bfloat16")
+    prove_causality(model, Collator(0))
+    prove_isolation(model, Collator(0))
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_causal_base_is_one(tiny_base, attention):
+    model = tuned(tiny_base, attention).train()
+    prove_causality(model, Collator(0))
+    assert model.training
+
+
+def test_a_base_that_sees_what_follows_is_refused(tmp_path):
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    BertLMHeadModel(BertConfig(vocab_size=64, **sizes)).save_pretrained(tmp_path)
+    with pytest.raises(RecipeError, match="BertLMHeadModel is no causal language model") as caught:
+        prove_causality(tuned(tmp_path), Collator(0))
+    assert caught.value.exit_code == 2
 
 
 def test_a_base_with_broken_weights_is_not_blamed_on_packing(tiny_base):
@@ -45,11 +75,3 @@ def test_a_base_with_broken_weights_is_not_blamed_on_packing(tiny_base):
         model.get_input_embeddings().weight.fill_(float("nan"))
     with pytest.raises(NumericError, match="not finite before the first step"):
         prove_isolation(model, Collator(0))
-
-
-def test_a_model_without_position_ids_is_refused(tmp_path):
-    from transformers import BloomConfig, BloomForCausalLM
-
-    BloomForCausalLM(BloomConfig(vocab_size=64, hidden_size=64, n_layer=1, n_head=2)).save_pretrained(tmp_path)
-    with pytest.raises(RecipeError, match="takes no position_ids"):
-        check_takes_positions(tuned(tmp_path, "eager"))

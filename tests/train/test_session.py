@@ -181,11 +181,11 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(small_recipe, tiny_ba
     model = AutoModelForCausalLM.from_pretrained(tiny_base)
     tokenizer = AutoTokenizer.from_pretrained(tiny_base)
     with torch.no_grad():
-        model.get_input_embeddings().weight[tokenizer.convert_tokens_to_ids("~")] = float("nan")
+        model.get_input_embeddings().weight[tokenizer.convert_tokens_to_ids("}")] = float("nan")
     for saved in (model, tokenizer):
         saved.save_pretrained(tmp_path / "base")
     data = tmp_path / "data.jsonl"
-    rows = ({"instruction": "say", "output": "~" if number == 30 else str(number)} for number in range(40))
+    rows = ({"instruction": "say", "output": "}" if number == 30 else str(number)} for number in range(40))
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     recipe = small_recipe(
         model={"base_model": str(tmp_path / "base")},

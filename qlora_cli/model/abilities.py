@@ -1,0 +1,35 @@
+"""What a base must be able to do to be trained here, as its class says."""
+
+from __future__ import annotations
+
+import inspect
+
+from transformers import PreTrainedModel
+
+from qlora_cli.errors import RecipeError
+
+
+def check_takes_positions(base: PreTrainedModel) -> None:
+    """Refuse a model that cannot be told where a document starts.
+
+    Raises:
+        RecipeError: if its forward pass takes no `position_ids`.
+    """
+    if "position_ids" not in inspect.signature(type(base).forward).parameters:
+        raise RecipeError(
+            f"{type(base).__name__} takes no position_ids, which rows of this project are made of",
+            hint="choose a base model with rotary or learned positions, such as Llama, Qwen, Mistral or GPT-2",
+        )
+
+
+def check_recomputes(base: PreTrainedModel) -> None:
+    """Refuse a model whose activations cannot be computed again in backward.
+
+    Raises:
+        RecipeError: if it does not support gradient checkpointing.
+    """
+    if not base.supports_gradient_checkpointing:
+        raise RecipeError(
+            f"{type(base).__name__} does not support gradient checkpointing",
+            hint="--set training.gradient_checkpointing=false",
+        )
