@@ -64,21 +64,6 @@ def page_loaded_state(optimizer: Optimizer) -> None:
                 values[name] = paged.get_state_buffer(parameter, dtype=values[name].dtype).copy_(values[name])
 
 
-def name_experts(config: Any) -> None:
-    """Give the number of a base's experts the name by which trl asks for it.
-
-    What breaks: where the configuration has a loss for the routers (`router_aux_loss_coef`), `SFTTrainer` reads
-    `num_experts`, and GraniteMoE calls it `num_local_experts`: an AttributeError in the first step.
-    Seen in: trl 1.16.0 (`trainer/utils.py`, `_fused_forward`). Can go when: it asks the model for its router loss.
-
-    Args:
-        config: the base's; changed in place.
-    """
-    text = config.get_text_config()
-    if not hasattr(text, "num_experts") and hasattr(text, "num_local_experts"):
-        text.num_experts = text.num_local_experts
-
-
 def name_backbone(model: PreTrainedModel) -> None:
     """Let `model.base_model` be the part below the output head.
 

@@ -42,6 +42,7 @@ def trainer_arguments(recipe: Recipe, run: RunDirectory, dtype: torch.dtype, dev
         seed=training.seed,
         data_seed=training.seed,
         logging_steps=training.logging_steps,
+        router_aux_loss_coef=0.0,  # a mean over a pass, so that a step done in more passes would be another one
         logging_nan_inf_filter=False,  # it would write an average in place of a loss that is not finite
         eval_strategy=_eval_strategy(recipe),
         eval_steps=recipe.eval.eval_steps,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
 
-from qlora_cli import compat, console
+from qlora_cli import console
 from qlora_cli.data.collator import Collator
 from qlora_cli.data.prepare import PreparedData
 from qlora_cli.model.abilities import check_recomputes, check_takes_positions
@@ -76,7 +76,6 @@ def make_trainer(recipe: Recipe, run: RunDirectory, ingredients: Ingredients) ->
         check_recomputes(model.get_base_model())
     has_varlen_kernel = recipe.model.attn_implementation.startswith("flash_attention")
     collator = Collator(ingredients.tokenizer.pad_token_id, flatten=has_varlen_kernel)
-    compat.name_experts(model.config)
     prove_causality(model, collator)
     if recipe.data.packing:
         isolation = prove_isolation(model, collator)

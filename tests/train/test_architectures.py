@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from qlora_cli.deploy.merge import MergeOptions, merge_run
 from qlora_cli.run.directory import RunDirectory
+from qlora_cli.run.metrics import read_metrics
 from qlora_cli.train.session import Session, train_recipe
 from tests.conftest import byte_tokenizer
 from tests.plan.bases import config_of
@@ -33,14 +35,18 @@ CASES = {
 """Architecture -> the keys that it needs."""
 
 
+def save_base(folder, config):
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_an_architecture_is_trained_resumed_and_merged(small_recipe, tmp_path, name):
-    torch.manual_seed(0)
-    base = AutoModelForCausalLM.from_config(config_of(name, num_layers=4 if name == "qwen3_5" else 2))
-    base.save_pretrained(tmp_path / "base")
-    byte_tokenizer().save_pretrained(tmp_path / "base")
+    base = save_base(tmp_path / "base", config_of(name, num_layers=4 if name == "qwen3_5" else 2))
     keys = {"model": {}, **CASES[name]}
-    keys["model"] = {**keys["model"], "base_model": str(tmp_path / "base")}
+    keys["model"] = {**keys["model"], "base_model": base}
     recipe = small_recipe(**keys, quantization={}, training={"max_steps": 2, "gradient_accumulation_steps": 1})
     straight, stopped = RunDirectory(tmp_path / "straight"), RunDirectory(tmp_path / "stopped")
     assert train_recipe(recipe, straight, Session()).is_finished
@@ -51,3 +57,21 @@ def test_an_architecture_is_trained_resumed_and_merged(small_recipe, tmp_path, n
     merged = merge_run(straight.path, None, MergeOptions(dtype="float32"))
     assert merged.agreement.mean_kl < 1e-7
     assert merged.effect.mean_kl > 100 * merged.agreement.mean_kl
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "granitemoe"])
+def test_the_loss_of_a_mixture_is_that_of_its_tokens_however_a_step_is_cut(small_recipe, tmp_path, name):
+    """A loss that balances its experts is a mean over the rows of a pass, and so another one for other passes."""
+    config = config_of(name)
+    config.router_aux_loss_coef = 1.0
+    losses, adapters = [], []
+    for rows, passes in ((4, 1), (1, 4)):
+        run = RunDirectory(tmp_path / f"{rows}-rows")
+        training = {"max_steps": 1, "per_device_train_batch_size": rows, "gradient_accumulation_steps": passes}
+        base = save_base(tmp_path / "base", config)
+        train_recipe(small_recipe(**NO_DROPOUT, model={"base_model": base}, training=training), run, Session())
+        losses.append(read_metrics(run.metrics_path)[0]["loss"])
+        adapters.append(load_file(run.checkpoints_path / "step-000001" / "optimizer.safetensors"))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    for key, moments in adapters[0].items():
+        assert torch.allclose(moments.float(), adapters[1][key].float(), atol=1e-6), key
