@@ -75,7 +75,8 @@ def train_recipe(recipe: Recipe, run: RunDirectory, session: Session, watch: Wat
     """
     compat.send_no_telemetry()
     run = replace(run, launcher=watch.launch.command)
-    with run.claimed() if watch.is_first else nullcontext(), explained(run):
+    claim = run.claimed() if watch.is_first else nullcontext()
+    with explained(run), claim, explained(run):  # inside the claim an earlier run may be out of the way
         outlook = _outlook(recipe, session, watch)
         point = watch.from_first(lambda: _starting_point(recipe, run, session, watch.launch.num_ranks))
         checkpoint = Checkpoint(Path(point["path"]), point["step"]) if point else None

@@ -99,6 +99,8 @@ class QloraTrainer(SFTTrainer):
             return False
         self.state = state
         self._load_from_checkpoint(str(checkpoint))
+        if self._ranks.is_first:  # a kill may have come between the last save and this
+            rotate_checkpoints(self._run.checkpoints_path, keep=self._save_total_limit)
         return True
 
     def _init_training_state(self, max_steps: int, *arguments: Any) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -213,6 +214,16 @@ def test_resuming_a_finished_run_does_no_step_too_many_and_gives_back_a_lost_ada
     result = train_recipe(recipe, run, Session(resume=True))
     assert (result.num_steps, result.num_steps_now) == (max_steps, 0)
     assert weights.read_bytes() == trained
+
+
+def test_a_checkpoint_too_many_that_a_kill_after_the_last_save_left_goes_with_the_resume(small_recipe, tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    training = {"max_steps": 4, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 2}
+    train_recipe(small_recipe(training=training), run, Session())
+    shutil.copytree(run.checkpoints_path / "step-000003", run.checkpoints_path / "step-000002")
+    shutil.rmtree(run.adapter_path)
+    train_recipe(small_recipe(training=training), run, Session(resume=True))
+    assert [checkpoint.step for checkpoint in list_checkpoints(run.checkpoints_path)] == [3, 4]
 
 
 def test_a_start_that_fails_leaves_the_directory_free_for_the_next_one(small_recipe, tmp_path):
