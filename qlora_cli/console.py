@@ -190,13 +190,12 @@ def library_noise_to(log_path: Path | None) -> Iterator[None]:
     transformers_logging.disable_progress_bar()
     handler = logging.NullHandler() if log_path is None else logging.FileHandler(log_path, encoding="utf-8")
     handler.setFormatter(CleanFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    loggers = [logging.getLogger(name) for name in (*NOISY_LIBRARIES, "py.warnings")]
-    known = logging.root.manager.loggerDict.items()  # torch gives handlers of their own to many of its modules
-    loggers += [
-        logger
-        for name, logger in known
+    with_own_handlers = {  # torch gives them to many of its modules
+        name
+        for name, logger in logging.root.manager.loggerDict.items()
         if isinstance(logger, logging.Logger) and logger.handlers and name.partition(".")[0] in NOISY_LIBRARIES
-    ]
+    }
+    loggers = [logging.getLogger(name) for name in {*NOISY_LIBRARIES, "py.warnings", *with_own_handlers}]
     before = [(logger, logger.handlers, logger.propagate) for logger in loggers]
     logging.captureWarnings(True)
     for logger in loggers:

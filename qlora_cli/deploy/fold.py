@@ -100,13 +100,11 @@ def _folded_experts(wrapper: ParamWrapper, prefix: str) -> NamedTensors:
     for name, tensor in _merged_tensors(module, prefix):
         if name not in wrappers:
             yield name, tensor
-            continue
-        one = wrappers[name]
-        update = LowRankUpdate(one.lora_A[ADAPTER].weight, one.lora_B[ADAPTER].weight, one.scaling[ADAPTER])
-        if tensor.dim() == 3:
-            yield name, merged_experts(tensor, update, is_output_first=one._did_swap_in_out_features)
+        elif tensor.dim() == 3:
+            is_output_first = wrappers[name]._did_swap_in_out_features
+            yield name, merged_experts(tensor, _update(wrappers[name]), is_output_first=is_output_first)
         else:  # a router's matrix
-            yield name, merged_weight(tensor, update)
+            yield name, merged_weight(tensor, _update(wrappers[name]))
 
 
 def _update(layer: LoraLayer) -> LowRankUpdate:

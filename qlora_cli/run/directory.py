@@ -19,7 +19,8 @@ from qlora_cli.run.storage import storage_faults
 RUNS_FOLDER = Path("runs")
 
 LEFTOVER = re.compile(
-    r"\.(?:\.earlier|adapter|residual|manifest\.json|recipe\.yaml|metrics\.jsonl|report\.json)\.(?:staging|staged|retired)-[0-9]+"
+    r"\.(?:\.earlier|adapter|residual|manifest\.json|recipe\.yaml|metrics\.jsonl|report\.json)"
+    r"\.(?:staging|staged|retired)-[0-9]+"
 )
 """What the holder of the directory writes, under the names it has until it is whole; merges are made by others."""
 

@@ -68,7 +68,7 @@ def test_tokens_without_embeddings_are_refused(base, train, tmp_path):
     assert "has embeddings for 200 tokens, and its tokenizer makes token 2" in ran.err
 
 
-def test_computed_positions_that_the_base_has_never_seen_are_a_warning(train, tiny_base, tmp_path, capsys):
+def test_computed_positions_that_the_base_has_never_seen_are_a_warning(train, tiny_base, tmp_path):
     positions = json.loads((tiny_base / "config.json").read_text())["max_position_embeddings"]
     ran = train(tiny_base, rows_of(tmp_path, positions), f"data.max_length={2 * positions}", "training.max_steps=1")
     assert ran.code == 0, ran.err

@@ -68,9 +68,6 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "falcon": lambda: FalconConfig(
         vocab_size=512, hidden_size=128, num_hidden_layers=2, num_attention_heads=4, bos_token_id=1, eos_token_id=2
     ),
-}
-
-CONFIGS |= {
     "deepseek_v3": lambda: DeepseekV3Config(
         **{**SIZES, "num_key_value_heads": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
         q_lora_rank=16,
