@@ -10,7 +10,7 @@ import fcntl
 import hashlib
 import json
 import os
-import shutil
+import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,14 +18,23 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import IO
 
 from qlora_cli.data.read.sources import source_files
 from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.recipe.data_schema import DataSection, SourceSection
 from qlora_cli.run.files import sha256_file
+from qlora_cli.run.folders import delete_folder, sweep
+from qlora_cli.run.inventory import has_inventory, listed_files
 
 FACTS_FILE = "facts.json"
 LIBRARIES = ("qlora", "transformers", "tokenizers", "jinja2", "pyarrow", "datasets", "datasketch", "numpy")
+
+KEY = re.compile(r"[0-9a-f]{32}")
+"""Name of an entry's folder."""
+
+SCRATCH = "check"
+"""Name of what `qlora data check` is making."""
 
 _COMMIT_LENGTH = 40
 
@@ -96,9 +105,13 @@ def locked(key: str) -> Iterator[Path]:
     """The folder of an entry, there or not, while nobody else makes, opens or deletes it."""
     root = cache_root()
     root.mkdir(parents=True, exist_ok=True)
-    with (root / f".{key}.lock").open("w") as lock:
+    with _lock_file(key) as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield root / key
+
+
+def _lock_file(key: str) -> IO[str]:
+    return (cache_root() / f".{key}.lock").open("a")
 
 
 def touch(entry: Path) -> bool:
@@ -113,7 +126,9 @@ def touch(entry: Path) -> bool:
 def list_entries() -> list[CacheEntry]:
     """All entries, the latest used first."""
     entries = []
-    for path in cache_root().glob(f"[!.]*/{FACTS_FILE}"):
+    for path in cache_root().glob(f"*/{FACTS_FILE}"):
+        if not _is_entry(path.parent):
+            continue
         facts = json.loads(path.read_text("utf-8"))
         num_bytes = sum(file.stat().st_size for file in path.parent.iterdir())
         report = facts["report"]
@@ -129,19 +144,30 @@ def list_entries() -> list[CacheEntry]:
 def clear(keys: Sequence[str] | None = None) -> int:
     """Delete entries, all of them when no key is given, and what killed processes left; those in use stay.
 
+    Only files that an entry lists are deleted: `QLORA_CACHE` may lead to a folder with other things.
+
     Returns:
         Bytes that were freed.
     """
-    freed = 0
-    for path in sorted(cache_root().glob("*")):
-        key = path.name.removeprefix(".").partition(".")[0]
-        if not path.is_dir() or (keys is not None and key not in keys):
+    root = cache_root()
+    before = _num_bytes(root)
+    for path in sorted(root.glob("*")):
+        if not _is_entry(path) or (keys is not None and path.name not in keys):
             continue
-        with (cache_root() / f".{key}.lock").open("w") as lock:
+        with _lock_file(path.name) as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 continue
-            freed += sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-            shutil.rmtree(path)
-    return freed
+            delete_folder(path, listed_files(path))
+    if keys is None:
+        sweep(root, f"{KEY.pattern}|{SCRATCH}")
+    return before - _num_bytes(root)
+
+
+def _is_entry(path: Path) -> bool:
+    return KEY.fullmatch(path.name) is not None and not path.is_symlink() and has_inventory(path)
+
+
+def _num_bytes(root: Path) -> int:
+    return sum(file.stat().st_size for file in root.rglob("*") if file.is_file() and not file.is_symlink())

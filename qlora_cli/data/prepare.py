@@ -17,7 +17,8 @@ from qlora_cli.data.report import DataReport
 from qlora_cli.data.seen import Kind
 from qlora_cli.errors import DataError
 from qlora_cli.recipe.data_schema import DataSection
-from qlora_cli.run.files import remove, replaced_folder, write_json
+from qlora_cli.run.files import write_json
+from qlora_cli.run.folders import replaced_folder
 
 
 @dataclass(frozen=True)
@@ -61,16 +62,9 @@ def prepare_data(data: DataSection, renderer: Renderer, seed: int) -> PreparedDa
     with locked(key) as entry:
         is_cached = touch(entry)
         if not is_cached:
-            _delete_leftovers(entry)
             with replaced_folder(entry) as stage:
                 _refuse(build_into(stage, data, renderer, seed))
         return _open(entry, is_cached=is_cached)
-
-
-def _delete_leftovers(entry: Path) -> None:
-    """What a killed process was making, now that its lock is held here."""
-    for leftover in entry.parent.glob(f".{entry.name}.*-[0-9]*"):
-        remove(leftover)
 
 
 def build_into(

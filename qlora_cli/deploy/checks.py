@@ -11,7 +11,7 @@ from peft.utils.other import ModulesToSaveWrapper
 from qlora_cli.errors import ArgumentError, IdentityError, NumericError
 from qlora_cli.model.fingerprint import base_folder
 from qlora_cli.model.tuned import TunedSource
-from qlora_cli.run.manifest import read_json_object
+from qlora_cli.run.files import read_json_object
 
 MERGE_RECORD = "qlora_merge.json"
 """What a merged model folder says of its making."""

@@ -18,7 +18,7 @@ from qlora_cli.deploy.staging import staged_folder
 from qlora_cli.deploy.verify import MAX_KL_ROUNDED, Agreement, compare, record_logits, refuse_disagreement
 from qlora_cli.errors import IdentityError
 from qlora_cli.model.tuned import TunedSource, find_tuned, load_tuned
-from qlora_cli.run.manifest import read_json_object
+from qlora_cli.run.files import read_json_object
 
 ExportFormat = Literal["hf"]
 

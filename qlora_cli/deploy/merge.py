@@ -144,6 +144,7 @@ def default_out(source: TunedSource) -> Path:
             f"'{source.folder}' is not a run directory, so the merged model has no default place",
             hint="name a folder with --out",
         )
+    source.run.refuse_links()
     return source.run.merged_path
 
 

@@ -7,7 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from qlora_cli.errors import ArgumentError
-from qlora_cli.run.files import replaced_folder
+from qlora_cli.run.folders import refuse_foreign, replaced_folder
+from qlora_cli.run.places import refuse_place
+
+OTHER_OUT = "choose another --out"
 
 
 @contextmanager
@@ -17,36 +20,30 @@ def staged_folder(out: Path, *, force: bool) -> Iterator[Path]:
     Whatever ends the block early, the staging folder is removed and `out` stays as it was.
 
     Args:
-        out: the folder to make.
-        force: whether a model folder that is there may be replaced.
+        out: the folder to make; a link to a folder is followed.
+        force: whether a model folder that qlora wrote may be replaced.
 
     Raises:
         ArgumentError: if `out` is in the way.
     """
-    out = out.absolute()  # "." has no name to stage beside
+    out = out.resolve()  # "." has no name to stage beside
     refuse_occupied(out, force=force)
     with replaced_folder(out) as stage:
         yield stage
 
 
 def refuse_occupied(out: Path, *, force: bool) -> None:
-    """Raise unless `out` is free, empty, or a model folder that `force` gives up.
+    """Raise unless `out` is free, empty, or a model folder that qlora wrote and `force` gives up.
 
-    `force` never deletes a folder without config.json: `--out ~ --force` must not cost a home directory.
+    `force` gives up only what `merge` or `export` wrote: a model from elsewhere in the same place is not theirs.
     """
     if not out.exists():
         return
     if not out.is_dir():
         raise ArgumentError("is a file", place=str(out), hint="name a folder with --out")
+    refuse_place(out, hint=OTHER_OUT)
     if not any(out.iterdir()):
         return
+    refuse_foreign(out, hint=OTHER_OUT)
     if not force:
-        raise ArgumentError(
-            "the output folder is not empty", place=str(out), hint="add --force, or choose another --out"
-        )
-    if not (out / "config.json").is_file():
-        raise ArgumentError(
-            "--force replaces model folders only, and this one has no config.json",
-            place=str(out),
-            hint="choose another --out",
-        )
+        raise ArgumentError("the output folder is not empty", place=str(out), hint=f"add --force, or {OTHER_OUT}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -15,6 +16,7 @@ from peft import PeftModel
 from qlora_cli.data.collator import Collator
 from qlora_cli.data.packing import unpacked
 from qlora_cli.data.render.renderer import Renderer, TokenRow
+from qlora_cli.errors import ArgumentError
 from qlora_cli.evaluate.answers import AnswerOptions, generate_answers
 from qlora_cli.evaluate.metrics import METRICS
 from qlora_cli.evaluate.tasks import Task, score_answers
@@ -22,7 +24,11 @@ from qlora_cli.model.base import load_base
 from qlora_cli.model.scoring import Score, score_rows
 from qlora_cli.model.tables import check_length, check_tokens
 from qlora_cli.model.tuned import Tuned
-from qlora_cli.run.files import replaced_folder, write_json, write_text
+from qlora_cli.run.files import write_json, write_text
+from qlora_cli.run.folders import replaced_folder
+from qlora_cli.run.inventory import listed_files
+
+MOVE_RESULTS = "move it away, then measure again"
 
 OnAnswers = Callable[[int], None]
 
@@ -147,18 +153,38 @@ def _check_reach(tuned: Tuned, evaluation: Evaluation) -> None:
     check_length(tuned.model, name, longest, remedy="shorten that row, or the answer to it by --max-new-tokens")
 
 
+def refuse_foreign_results(folder: Path, evaluation: Evaluation) -> None:
+    """Refuse to replace results in `folder` that this project did not write, or that were changed since.
+
+    Raises:
+        ArgumentError: naming the first.
+    """
+    if folder.is_symlink():
+        raise ArgumentError("is a link, and results are not written through it", place=str(folder), hint=MOVE_RESULTS)
+    own = listed_files(folder) if folder.is_dir() else set()
+    for name in ("results.json", *(_answers_name(task) for task in evaluation.tasks)):
+        if os.path.lexists(folder / name) and name not in own:
+            raise ArgumentError(
+                "was not written by qlora, or was changed since", place=str(folder / name), hint=MOVE_RESULTS
+            )
+
+
 def write_comparison(comparison: Comparison, folder: Path) -> None:
     """Write `results.json`, and for each task `answers-<task>.jsonl` with every answer beside its reference.
 
     They appear together, so that the results are always those of the answers; what else is in the folder stays.
     """
     with replaced_folder(folder) as stage:
-        if folder.is_dir():
-            shutil.copytree(folder, stage, symlinks=True, dirs_exist_ok=True)
+        for name in listed_files(folder) if folder.is_dir() else ():
+            shutil.copyfile(folder / name, stage / name)
         for index, task in enumerate(comparison.evaluation.tasks):
             lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in _answer_rows(comparison, index)]
-            write_text(stage / f"answers-{task.name}.jsonl", "".join(lines), is_content=True)
+            write_text(stage / _answers_name(task), "".join(lines), is_content=True)
         write_json(stage / "results.json", comparison.as_dict())
+
+
+def _answers_name(task: Task) -> str:
+    return f"answers-{task.name}.jsonl"
 
 
 def _measure(tuned: Tuned, evaluation: Evaluation, on_answers: OnAnswers | None) -> Measurement:

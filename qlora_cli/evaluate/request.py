@@ -13,7 +13,13 @@ from qlora_cli.data.prepare import prepare_data
 from qlora_cli.data.read.examples import read_examples
 from qlora_cli.data.render.renderer import Renderer, TokenRow
 from qlora_cli.errors import ArgumentError
-from qlora_cli.evaluate.comparison import Comparison, Evaluation, evaluate_run, write_comparison
+from qlora_cli.evaluate.comparison import (
+    Comparison,
+    Evaluation,
+    evaluate_run,
+    refuse_foreign_results,
+    write_comparison,
+)
 from qlora_cli.evaluate.metrics import METRICS
 from qlora_cli.evaluate.tasks import load_task
 from qlora_cli.model.tuned import Tuned, find_tuned, load_tuned
@@ -64,13 +70,14 @@ def measure(folder: Path | None, request: EvalRequest) -> Comparison:
         source.run.refuse_links()
     tuned = load_tuned(folder)
     evaluation = prepare_evaluation(tuned, request)
+    results = tuned.source.run.eval_path if tuned.source.run else tuned.source.folder / "eval"
+    refuse_foreign_results(results, evaluation)
     num_questions = sum(len(task.questions) for task in evaluation.tasks)
     with Progress(console=console.err, transient=True) as bar:
         # Base and tuned model answer each question.
         shown = bar.add_task("answering", total=2 * num_questions)
         comparison = evaluate_run(tuned, evaluation, lambda num_answers: bar.advance(shown, num_answers))
-    run = tuned.source.run
-    write_comparison(comparison, run.eval_path if run else tuned.source.folder / "eval")
+    write_comparison(comparison, results)
     return comparison
 
 

@@ -10,7 +10,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from qlora_cli.errors import IdentityError
 from qlora_cli.recipe.schema import ModelSection
-from qlora_cli.run.manifest import read_json_object
+from qlora_cli.run.files import read_json_object
 
 SAMPLE_BYTES = 4096
 SAMPLE_STRIDE = 1024 * 1024

@@ -20,7 +20,7 @@ from qlora_cli.model.adapter import attach_adapter, lora_config
 from qlora_cli.model.base import load_base
 from qlora_cli.model.fingerprint import base_folder, weight_files
 from qlora_cli.recipe.schema import LoraSection, ModelSection
-from qlora_cli.run.files import replaced_folder
+from qlora_cli.run.folders import replaced_folder
 
 PISSA_POWER_ITERATIONS = 16
 

@@ -20,7 +20,8 @@ from transformers.optimization import get_cosine_schedule_with_warmup
 from qlora_cli.errors import ArgumentError
 from qlora_cli.model.tiny_corpus import paragraphs, read_corpus
 from qlora_cli.model.tiny_tokenizer import SMALLEST_VOCAB, train_tokenizer
-from qlora_cli.run.files import replaced_folder
+from qlora_cli.run.folders import replaced_folder
+from qlora_cli.run.places import refuse_place
 
 NF4_BLOCK = 64
 
@@ -106,7 +107,7 @@ def make_tiny_base(out: Path, options: TinyOptions, on_step: Callable[[int, floa
         started = time.perf_counter()
         losses = train_on_windows(model, token_ids, options, on_step)
         seconds = time.perf_counter() - started
-    with replaced_folder(out.absolute()) as folder:
+    with replaced_folder(out.resolve()) as folder:
         # Published bases come in bf16, so this one does too.
         model.to(torch.bfloat16).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -189,6 +190,8 @@ def _check(out: Path, options: TinyOptions) -> None:
         raise ArgumentError(
             "this path already holds something", place=str(out), hint="choose another folder, or remove it"
         )
+    if out.exists():
+        refuse_place(out, hint="choose another folder")
     if options.hidden_size % NF4_BLOCK or options.hidden_size <= 0:
         raise ArgumentError(
             f"--hidden is {options.hidden_size}, not a multiple of {NF4_BLOCK} (the NF4 block)",

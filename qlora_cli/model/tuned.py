@@ -16,7 +16,8 @@ from qlora_cli.model.tokenizer import load_tokenizer
 from qlora_cli.recipe.reader import load_recipe
 from qlora_cli.recipe.schema import ModelSection, QuantizationSection, Recipe
 from qlora_cli.run.directory import RunDirectory, latest_run
-from qlora_cli.run.manifest import read_json_object, recorded_fingerprint
+from qlora_cli.run.files import read_json_object
+from qlora_cli.run.manifest import recorded_fingerprint
 
 
 @dataclass(frozen=True)

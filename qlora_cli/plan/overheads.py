@@ -17,8 +17,7 @@ import torch
 from qlora_cli import console
 from qlora_cli.data.cache import cache_root
 from qlora_cli.errors import IdentityError, ResourceError
-from qlora_cli.run.files import write_json
-from qlora_cli.run.manifest import read_json_object
+from qlora_cli.run.files import read_json_object, write_json
 
 DRIVER_VERSION = Path("/sys/module/nvidia/version")
 

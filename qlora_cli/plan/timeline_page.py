@@ -14,7 +14,7 @@ from qlora_cli.plan.plan_view import in_gib, verdict
 from qlora_cli.plan.report import GIB, PlanReport
 from qlora_cli.plan.timeline import Moment
 from qlora_cli.plan.trace import Kind, Stage
-from qlora_cli.run.files import write_text
+from qlora_cli.run.files import GENERATOR, refuse_foreign_page, write_text
 
 NUM_POINTS = 400
 WIDTH, HEIGHT = 1000, 420
@@ -101,11 +101,12 @@ def write_timeline(path: Path, report: PlanReport) -> None:
     """Write the page.
 
     Raises:
-        ArgumentError: if the name is not that of a page, or it cannot be written.
+        ArgumentError: if the name is not that of a page or is another file's, or it cannot be written.
     """
     if path.suffix.lower() not in (".html", ".htm"):
         raise ArgumentError(f"'{path}' does not end in .html", hint=f"try `--timeline {path.with_suffix('.html')}`")
     try:
+        refuse_foreign_page(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, page(report))
     except OSError as fault:
@@ -129,6 +130,7 @@ def page(report: PlanReport) -> str:
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
             """<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">""",
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            GENERATOR,
             f"<title>{escape(title)}</title>\n<style>\n{STYLE % (light, dark)}</style>\n</head>\n<body>",
             f"<h1>{escape(title)}</h1>\n<p>{escape(size)}. {escape(said[0].upper() + said[1:])}.</p>",
             *_drawing(report, moments, present),

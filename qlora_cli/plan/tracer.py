@@ -16,8 +16,8 @@ from qlora_cli.errors import IdentityError
 from qlora_cli.plan.bill import Needs, device_needs
 from qlora_cli.plan.planner import trace_step
 from qlora_cli.plan.shape import PlanRequest
-from qlora_cli.run.files import write_json
-from qlora_cli.run.manifest import library_versions, read_json_object
+from qlora_cli.run.files import read_json_object, write_json
+from qlora_cli.run.manifest import library_versions
 
 
 def plans_root() -> Path:

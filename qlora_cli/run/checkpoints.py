@@ -19,11 +19,12 @@ from typing import Any
 from qlora_cli import console
 from qlora_cli.errors import IdentityError
 from qlora_cli.run.directory import RunDirectory
-from qlora_cli.run.files import delete_folder, remove, replaced_folder, sha256_file, take_secrets_out, write_json
-from qlora_cli.run.manifest import library_versions, read_json_object
+from qlora_cli.run.files import read_json_object, sha256_file, take_secrets_out, write_json
+from qlora_cli.run.folders import KEPT, delete_folder, replaced_folder, sweep
+from qlora_cli.run.inventory import SEAL_NAME, checkpoint_files, foreign_files
+from qlora_cli.run.manifest import library_versions
 from qlora_cli.run.storage import storage_faults
 
-SEAL_NAME = "checkpoint.json"
 FOLDER_NAME = re.compile(r"step-([0-9]{6,12})")
 
 
@@ -55,12 +56,14 @@ class Checkpoint:
         if strange:
             return f"it belongs to another run: not the same {', '.join(strange)}"
         try:
-            return self._changed_files(hashes)
+            return self._changed_files(hashes, seal.get("beside"))
         except OSError as fault:
             return f"it cannot be read: {fault}"
 
-    def _changed_files(self, hashes: dict[str, str]) -> str:
-        present = {str(path.relative_to(self.path)): path for path in _files(self.path)}
+    def _changed_files(self, hashes: dict[str, str], beside: object) -> str:
+        others = set(beside) if isinstance(beside, list) else set()
+        names = foreign_files(self.path, others | {SEAL_NAME})
+        present = {name: self.path / name for name in names if not KEPT.fullmatch(name)}
         if present.keys() != hashes.keys():
             return f"files differ from its list: {', '.join(sorted(present.keys() ^ hashes.keys()))}"
         for name, path in present.items():
@@ -86,23 +89,19 @@ def staged_checkpoint(folder: Path, step: int, facts: dict[str, Any]) -> Iterato
     Raises:
         ResourceError: if the disk refuses; what was visible before is visible still.
     """
-    with storage_faults(RunDirectory(folder.parent)), replaced_folder(folder / f"step-{step:06d}") as stage:
+    out = folder / f"step-{step:06d}"
+    with storage_faults(RunDirectory(folder.parent)), replaced_folder(out, checkpoint_files) as stage:
         yield stage
         take_secrets_out(stage)  # before it is hashed
-        hashes = {str(path.relative_to(stage)): sha256_file(path) for path in sorted(_files(stage))}
+        hashes = {name: sha256_file(stage / name) for name in foreign_files(stage, set())}
         seal = {"step": step, **facts, "versions": library_versions(), "sha256": hashes}
+        if out.is_dir() and (beside := foreign_files(out, checkpoint_files(out))):
+            seal["beside"] = beside  # it stays there, and makes the checkpoint no less whole
         write_json(stage / SEAL_NAME, {**seal, "seal_sha256": _seal_sha256(seal)})
     with _no_reason_to_stop():
         for later in list_checkpoints(folder):
             if later.step > step:
-                delete_folder(later.path)
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    """Everything below `folder` that is not a folder, but for the seal; links to folders are not followed."""
-    for path in folder.rglob("*"):
-        if (path.is_symlink() or not path.is_dir()) and path != folder / SEAL_NAME:
-            yield path
+                delete_folder(later.path, checkpoint_files(later.path))
 
 
 def _seal_sha256(seal: Mapping[str, Any]) -> str:
@@ -112,11 +111,11 @@ def _seal_sha256(seal: Mapping[str, Any]) -> str:
 
 
 def list_checkpoints(folder: Path) -> list[Checkpoint]:
-    """Visible checkpoints, oldest first."""
+    """Visible checkpoints, oldest first; a folder in which nothing is ours is none."""
     found = []
     for path in folder.iterdir() if folder.is_dir() else ():
         name = FOLDER_NAME.fullmatch(path.name)
-        if name and path.is_dir() and not path.is_symlink():
+        if name and path.is_dir() and not path.is_symlink() and (checkpoint_files(path) or not any(path.iterdir())):
             found.append(Checkpoint(path, int(name[1])))
     return sorted(found, key=lambda checkpoint: checkpoint.step)
 
@@ -140,17 +139,16 @@ def newest_whole(
 
 
 def rotate_checkpoints(folder: Path, *, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints, and what a killed process left half done.
+    """Delete the files of all but the newest `keep` checkpoints, and what a killed process left half done.
 
-    What cannot be deleted is said and stays: no run should end because it holds a checkpoint too many.
+    What others put there stays. What cannot be deleted is said and stays: no run should end because it holds a
+    checkpoint too many.
     """
     with _no_reason_to_stop():
         for checkpoint in list_checkpoints(folder)[:-keep]:
             with _no_reason_to_stop():
-                delete_folder(checkpoint.path)
-        for leftover in list(folder.glob(".step-*")):
-            with _no_reason_to_stop():
-                remove(leftover)
+                delete_folder(checkpoint.path, checkpoint_files(checkpoint.path))
+        sweep(folder, FOLDER_NAME.pattern, checkpoint_files)
 
 
 @contextmanager

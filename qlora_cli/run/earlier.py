@@ -1,7 +1,8 @@
 """The run that a new one replaces: put aside until the new one is started, brought back if it never is.
 
-Its recipe is the last entry to leave and the first to come back, so whoever finds things as a killed process left
-them knows what that process was doing:
+Only files that a run consists of are moved or deleted, by a list that is written into `.earlier` first. The run's
+recipe is the last to leave and the first to come back, so whoever finds things as a killed process left them knows what
+that process was doing:
 
 | recipe in the run directory | recipe in `.earlier` | under way was |
 |---|---|---|
@@ -13,21 +14,46 @@ them knows what that process was doing:
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qlora_cli.run.files import delete_folder, fsync, remove, uninterrupted
+from qlora_cli.errors import ArgumentError
+from qlora_cli.run.files import fsync, uninterrupted
+from qlora_cli.run.folders import sweep
+from qlora_cli.run.inventory import (
+    INVENTORY_NAME,
+    delete_files,
+    has_inventory,
+    is_plain_file,
+    prune,
+    read_list,
+    write_list,
+)
+from qlora_cli.run.own_files import run_files
 
 if TYPE_CHECKING:
     from qlora_cli.run.directory import RunDirectory
 
+RECIPE = "recipe.yaml"
+
 
 def put_aside(run: RunDirectory) -> None:
-    """Make room for a new run; nothing is deleted before that one is started."""
+    """Make room for a new run; nothing is deleted before that one is started.
+
+    Raises:
+        ArgumentError: if something else lies where the earlier run would go.
+    """
+    if os.path.lexists(run.earlier_path) and (not run.earlier_path.is_dir() or any(run.earlier_path.iterdir())):
+        raise ArgumentError(
+            f"'{run.earlier_path}' was not written by qlora, and the earlier run would go there",
+            hint="move it away, or choose another --run-dir",
+        )
+    names = run_files(run.path)
     uninterrupted(run.earlier_path.mkdir, exist_ok=True)
-    _move(sorted(_entries(run), key=lambda entry: entry == run.recipe_path), run.earlier_path)
+    write_list(run.earlier_path, names)
     fsync(run.path)
+    _move(names, run.path, run.earlier_path)
 
 
 def settle(run: RunDirectory) -> bool:
@@ -36,27 +62,33 @@ def settle(run: RunDirectory) -> bool:
     Returns:
         Whether an earlier run was brought back.
     """
-    if not run.earlier_path.is_dir():
+    if not has_inventory(run.earlier_path):
+        sweep(run.earlier_path, re.escape(INVENTORY_NAME))  # killed before anything was moved
+        prune(run.earlier_path, ())
         return False
-    recipe = run.earlier_path / run.recipe_path.name
-    if recipe.is_file():
-        if run.is_started:
-            delete_folder(run.earlier_path)
-            return False
-        for entry in _entries(run):
-            remove(entry)
-    _move(sorted(run.earlier_path.iterdir(), key=lambda entry: entry != recipe), run.path)
-    uninterrupted(run.earlier_path.rmdir)
+    there = [name for name in read_list(run.earlier_path) if is_plain_file(run.earlier_path, name)]
+    if RECIPE in there and run.is_started:
+        delete_files(run.earlier_path, sorted(there, key=lambda name: name == RECIPE))
+        _forget(run)
+        return False
+    if RECIPE in there:
+        delete_files(run.path, run_files(run.path))
+    _move(sorted(there, key=lambda name: name != RECIPE), run.earlier_path, run.path)
+    _forget(run)
+    return bool(there)
+
+
+def _forget(run: RunDirectory) -> None:
+    """Delete the list, once nothing of it is left."""
+    delete_files(run.earlier_path, [INVENTORY_NAME])
     fsync(run.path)
-    return True
 
 
-def _entries(run: RunDirectory) -> list[Path]:
-    """What a run consists of."""
-    return [entry for entry in run.path.iterdir() if entry not in (run.lock_path, run.earlier_path)]
-
-
-def _move(entries: Iterable[Path], folder: Path) -> None:
-    for entry in entries:
-        uninterrupted(os.rename, entry, folder / entry.name)
-    fsync(folder)
+def _move(names: list[str], origin: Path, destination: Path) -> None:
+    """Move files in this order; where somebody else has put a file of that name, both stay where they are."""
+    for name in names:
+        (destination / name).parent.mkdir(parents=True, exist_ok=True)
+        if not os.path.lexists(destination / name):
+            uninterrupted(os.rename, origin / name, destination / name)
+            fsync((destination / name).parent)
+    prune(origin, names)

@@ -1,28 +1,26 @@
-"""Writing files and folders so that a reader sees the old content or the new, never half of one."""
+"""Writing files so that a reader sees the old content or the new, never half of one."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import errno
-import fcntl
-import glob
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import secrets
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from qlora_cli.errors import ArgumentError, IdentityError
 from qlora_cli.secrets import redacted
 
 Result = TypeVar("Result")
 
-RENAME_EXCHANGE = 2
-AT_FDCWD = -100
+GENERATOR = '<meta name="generator" content="qlora">'
+"""In the head of each page that is written."""
 
+MAX_JSON_BYTES = 16 * 1024 * 1024
+"""What this project writes of that kind takes kilobytes."""
 
 SETTINGS = ("*config.json", "*_state.json", "*_merge.json", "*.md")
 """What lies in a model's folder beside weights, vocabulary and template."""
@@ -36,16 +34,16 @@ def write_text(path: Path, text: str, *, is_content: bool = False) -> None:
         text: secrets in it are taken out.
         is_content: the text is the user's data or a model's answers, and is written as it is.
     """
-    staged = path.with_name(f".{path.name}.staged-{os.getpid()}")
+    staged = path.with_name(f".{path.name}.new-{secrets.token_hex(8)}")
     try:
-        remove(staged)
-        with staged.open("x", encoding="utf-8") as file:  # x: a link that lies there is not written through
+        with staged.open("x", encoding="utf-8") as file:
+            staged = certify(staged, f".{path.name}.staged")
             file.write(text if is_content else redacted(text))
         fsync(staged)
         uninterrupted(os.replace, staged, path)
     except BaseException:
         with contextlib.suppress(OSError):
-            remove(staged)
+            staged.unlink(missing_ok=True)
         raise
     fsync(path.parent)
 
@@ -55,61 +53,41 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-@contextmanager
-def replaced_folder(out: Path) -> Iterator[Path]:
-    """A folder to write into; it becomes `out` in one rename when the block ends without an error.
+def read_json_object(path: Path, *, hint: str) -> dict[str, Any]:
+    """The JSON object in a file that this project wrote.
 
-    Whatever ends the block early, what was written is removed and `out` stays as it was. While it is written
-    its name starts with a dot and `out`'s name, so that what a killed process left behind can be found; whoever writes
-    to the same place next deletes it.
+    Raises:
+        IdentityError: if the file is missing or holds something else.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    _delete_abandoned(out)
-    stage = out.with_name(f".{out.name}.staging-{os.getpid()}")
-    remove(stage)
-    lock = None
     try:
-        while lock is None:
-            lock = _make_locked(stage)
-        yield stage
-        take_secrets_out(stage)
-        for path in stage.rglob("*"):
-            fsync(path)
-        fsync(stage)
-        _put_in_place(stage, out)
-        fsync(out.parent)
-    finally:
-        with contextlib.suppress(OSError):  # what stays is found by its name
-            remove(stage)
-        if lock is not None:
-            os.close(lock)
+        if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+            raise IdentityError("is not a file", place=str(path), hint=hint)
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise IdentityError(f"is larger than {MAX_JSON_BYTES:,} bytes", place=str(path), hint=hint)
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as fault:
+        raise IdentityError(f"cannot be read: {fault}", place=str(path), hint=hint) from fault
+    except RecursionError as fault:
+        raise IdentityError("cannot be read: it is nested too deeply", place=str(path), hint=hint) from fault
+    if not isinstance(value, dict):
+        raise IdentityError(f"must hold a JSON object, not {type(value).__name__}", place=str(path), hint=hint)
+    return value
 
 
-def _delete_abandoned(out: Path) -> None:
-    """Delete what killed processes were about to put at `out`.
+def refuse_foreign_page(path: Path) -> None:
+    """Refuse to write a page over a file that is none of this project's pages.
 
-    A folder that is being written is locked by its process. Where folders cannot be locked, as on NFS, all stay.
+    Raises:
+        ArgumentError: if there is such a file.
     """
-    for stage in out.parent.glob(f".{glob.escape(out.name)}.staging-*"):
-        with contextlib.suppress(OSError):
-            lock = os.open(stage, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                remove(stage)
-            finally:
-                os.close(lock)
+    if not os.path.lexists(path) or (path.is_file() and not path.is_symlink() and GENERATOR in _beginning(path)):
+        return
+    raise ArgumentError("is there already and was not written by qlora", place=str(path), hint="choose another name")
 
 
-def _make_locked(folder: Path) -> int | None:
-    """Make a folder and lock it until the descriptor is closed; None if it was taken for abandoned before the lock."""
-    uninterrupted(folder.mkdir, exist_ok=True)
-    lock = os.open(folder, os.O_RDONLY)
-    with contextlib.suppress(OSError):
-        fcntl.flock(lock, fcntl.LOCK_EX)
-    if folder.exists() and os.path.samestat(os.fstat(lock), folder.stat()):
-        return lock
-    os.close(lock)
-    return None
+def _beginning(path: Path) -> str:
+    with path.open("rb") as file:
+        return file.read(1024).decode("utf-8", "replace")
 
 
 def take_secrets_out(folder: Path) -> None:
@@ -121,54 +99,22 @@ def take_secrets_out(folder: Path) -> None:
             write_text(path, clean)
 
 
-def _put_in_place(stage: Path, out: Path) -> None:
-    """Make `stage` become `out`; what was at `out` is then at `stage`, or gone."""
-    if not os.path.lexists(out):
-        uninterrupted(os.rename, stage, out)
-    elif not _exchange(stage, out):
-        retired = out.with_name(f".{out.name}.retired-{os.getpid()}")
-        try:
-            uninterrupted(os.rename, out, retired)
-            uninterrupted(os.rename, stage, out)
-        except BaseException:
-            if os.path.lexists(retired) and not os.path.lexists(out):
-                os.rename(retired, out)
-            raise
-        with contextlib.suppress(OSError):
-            remove(retired)
+def certify(path: Path, name: str) -> Path:
+    """Rename a file or folder that this process has just made to `name`, its inode number at the end.
 
-
-def _exchange(one: Path, other: Path) -> bool:
-    """Swap two names at once, so that there is no moment without either; False where that is not to be had.
-
-    `renameat2` came with Linux 3.15 and glibc 2.28; NFS and some other file systems do not offer the exchange.
+    Such a name tells later that it was made here: nothing else has it, and a copy of it has another inode.
     """
-    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if rename is None:
+    certified = path.with_name(f"{name}-{path.lstat().st_ino}")
+    uninterrupted(os.rename, path, certified)
+    return certified
+
+
+def is_certified(path: Path) -> bool:
+    """Whether the number at the end of the name is the inode's, as `certify` leaves it."""
+    try:
+        return path.name.rpartition("-")[2] == str(path.lstat().st_ino)
+    except FileNotFoundError:
         return False
-    while rename(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) != 0:
-        number = ctypes.get_errno()
-        if number in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
-            return False
-        if number != errno.EINTR:
-            raise OSError(number, os.strerror(number), str(one), None, str(other))
-    return True
-
-
-def delete_folder(path: Path) -> None:
-    """Take a folder out of sight in one rename, then delete it."""
-    retired = path.with_name(f".{path.name}.retired-{os.getpid()}")
-    remove(retired)
-    uninterrupted(os.rename, path, retired)
-    remove(retired)
-
-
-def remove(path: Path) -> None:
-    """Delete a file, a link (not what it leads to) or a folder with all that is in it; nothing there is no fault."""
-    if path.is_dir() and not path.is_symlink():
-        uninterrupted(shutil.rmtree, path)
-    else:
-        uninterrupted(path.unlink, missing_ok=True)
 
 
 def uninterrupted(call: Callable[..., Result], *arguments: Any, **options: Any) -> Result:

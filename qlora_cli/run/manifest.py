@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from functools import cache
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from qlora_cli.errors import IdentityError
 from qlora_cli.run.directory import RunDirectory
-from qlora_cli.run.files import write_json
+from qlora_cli.run.files import read_json_object, write_json
+from qlora_cli.run.inventory import MARKER
 
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "trl", "datasets", "accelerate", "tokenizers")
-MAX_JSON_BYTES = 16 * 1024 * 1024
-"""What this project writes of that kind takes kilobytes."""
 
 
 @cache
@@ -51,27 +48,6 @@ def recorded_fingerprint(run: RunDirectory, section: str) -> str:
     return fingerprint
 
 
-def read_json_object(path: Path, *, hint: str) -> dict[str, Any]:
-    """The JSON object in a file that this project wrote.
-
-    Raises:
-        IdentityError: if the file is missing or holds something else.
-    """
-    try:
-        if path.exists() and not path.is_file():  # reading a pipe would wait for ever
-            raise IdentityError("is not a file", place=str(path), hint=hint)
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise IdentityError(f"is larger than {MAX_JSON_BYTES:,} bytes", place=str(path), hint=hint)
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as fault:
-        raise IdentityError(f"cannot be read: {fault}", place=str(path), hint=hint) from fault
-    except RecursionError as fault:
-        raise IdentityError("cannot be read: it is nested too deeply", place=str(path), hint=hint) from fault
-    if not isinstance(value, dict):
-        raise IdentityError(f"must hold a JSON object, not {type(value).__name__}", place=str(path), hint=hint)
-    return value
-
-
 def write_manifest(run: RunDirectory, manifest: dict[str, Any]) -> None:
-    """Replace the run's manifest."""
-    write_json(run.manifest_path, manifest)
+    """Replace the run's manifest; it says that the directory is this project's."""
+    write_json(run.manifest_path, {**MARKER, **manifest})

@@ -8,7 +8,7 @@ from typing import Any
 from qlora_cli.errors import StoppedBySignal
 from qlora_cli.model.adapter import save_adapter
 from qlora_cli.run.directory import RunDirectory
-from qlora_cli.run.files import replaced_folder
+from qlora_cli.run.folders import replaced_folder
 from qlora_cli.run.manifest import read_manifest, write_manifest
 from qlora_cli.run.metrics import read_metrics
 from qlora_cli.train.progress import peak_memory_bytes

@@ -12,6 +12,7 @@ from qlora_cli.recipe.schema import Recipe, TrainingSection
 from qlora_cli.run.checkpoints import Checkpoint, newest_whole
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.earlier import put_aside
+from qlora_cli.run.folders import named, refuse_foreign
 from qlora_cli.run.manifest import read_manifest, recorded_fingerprint
 from qlora_cli.run.metrics import forget_after
 from qlora_cli.train.launch import Launch
@@ -22,8 +23,9 @@ def clear_way(run: RunDirectory, *, overwrite: bool) -> None:
     """Make sure that a new run can be written here; an earlier one is put aside until the new one is started.
 
     Raises:
-        ArgumentError: if an earlier run is there and `overwrite` is not given.
+        ArgumentError: if an earlier run is there and `overwrite` is not given, or something else would be lost.
     """
+    refuse_foreign_parts(run)
     if not run.is_started:
         return
     if not overwrite:
@@ -32,18 +34,33 @@ def clear_way(run: RunDirectory, *, overwrite: bool) -> None:
             f"run directory '{run.path}' already holds {state}",
             hint="go on with --resume, start over with --overwrite, or choose another --run-dir",
         )
+    run.refuse_place()
+    if others := run.foreign():
+        console.note(f"kept in {run.path}, not part of the run: {named(others)}")
     put_aside(run)
+    run.mark()
+
+
+def refuse_foreign_parts(run: RunDirectory) -> None:
+    """See before any work is done that nothing of somebody else's lies where the session will write.
+
+    Raises:
+        ArgumentError: naming what it is.
+    """
+    for folder in (run.adapter_path, run.residual_path):
+        refuse_foreign(folder, hint="move it away, or choose another --run-dir")
 
 
 def find_resume_point(run: RunDirectory, recipe: Recipe) -> Checkpoint | None:
-    """The newest whole checkpoint; None when the run stopped before its first one and starts over.
+    """The newest whole checkpoint; None when the run stopped before its first one, or never began, and starts over.
 
     Raises:
-        ArgumentError: if no run was started here.
         IdentityError: if the recipe now means another training.
     """
+    refuse_foreign_parts(run)
     if not run.is_started:
-        raise ArgumentError(f"there is no run in '{run.path}' to resume", hint="leave out --resume to start it")
+        console.note(f"there is no run in {run.path} yet: it starts at the beginning")
+        return None
     before = load_recipe(run.recipe_path)
     changed = changed_keys(before, recipe)
     if changed:

@@ -61,9 +61,14 @@ def test_a_finished_run_is_neither_overwritten_unasked_nor_kept_when_asked(call,
     assert again.out == ""
     assert "already holds a finished run" in again.err
     assert "--overwrite" in again.err
-    (tmp_path / "runs/small/stray").write_text("")
-    assert call("train", recipe_file, "--overwrite", "--json").json["num_steps"] == 4
-    assert not (tmp_path / "runs/small/stray").exists()
+    for name in ("thesis.txt", "adapter/notes.txt"):
+        (tmp_path / "runs/small" / name).write_text("mine")
+    over = call("train", recipe_file, "--overwrite", "--json")
+    assert over.json["num_steps"] == 4
+    assert "kept in runs/small, not part of the run: adapter/notes.txt, thesis.txt" in over.err
+    assert [(tmp_path / "runs/small" / name).read_text() for name in ("thesis.txt", "adapter/notes.txt")] == [
+        "mine"
+    ] * 2
 
 
 def files_in(folder):
@@ -112,10 +117,13 @@ def test_resume_and_overwrite_exclude_each_other(call, recipe_file, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-def test_there_is_nothing_to_resume_before_the_first_run(call, recipe_file):
-    ran = call("train", recipe_file, "--resume")
-    assert ran.code == 2
-    assert "there is no run in 'runs/small'" in ran.err
+def test_a_requeued_job_starts_the_run_that_had_not_begun_and_resumes_it_afterwards(call, recipe_file):
+    first = call("train", recipe_file, "--resume", "--stop-after", 2)
+    assert first.code == 0
+    assert "there is no run in runs/small yet: it starts at the beginning" in first.err
+    again = call("train", recipe_file, "--resume")
+    assert again.code == 0
+    assert "resuming at step 2" in again.err
 
 
 def test_a_changed_recipe_is_not_resumed_and_the_exit_code_is_3(call, recipe_file):

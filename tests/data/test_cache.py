@@ -14,6 +14,7 @@ from qlora_cli.data.prepare import prepare_data
 from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.recipe.data_schema import DataSection
 from tests.conftest import byte_tokenizer
+from tests.run.leftovers import half_written_folder
 
 pytestmark = pytest.mark.usefixtures("empty_cache")
 
@@ -82,11 +83,23 @@ def test_clearing_leaves_an_entry_that_is_being_made(section, renderer):
     assert len(list_entries()) == 1
 
 
+def test_clearing_deletes_nothing_that_is_no_entry(section, renderer):
+    prepare_data(section, renderer, 0)
+    [entry] = list_entries()
+    others = [
+        cache_root() / name for name in ("photos/a.jpg", "0" * 32 + "/thesis.txt", f"{entry.key}/notes.txt", "b.txt")
+    ]
+    for path in others:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+    assert clear() == entry.num_bytes
+    assert [path.read_text() for path in others] == ["mine"] * 4
+    assert list_entries() == []
+
+
 def test_what_a_killed_process_left_is_no_entry_and_is_cleared(section):
     with locked("0" * 32) as entry:
-        stage = entry.with_name(f".{entry.name}.staging-1")
-        stage.mkdir()
-        (stage / "train.arrow").write_bytes(b"half")
+        stage = half_written_folder(entry)
     assert list_entries() == []
     assert clear() == 4
     assert not stage.exists()
@@ -95,9 +108,7 @@ def test_what_a_killed_process_left_is_no_entry_and_is_cleared(section):
 def test_what_a_killed_process_left_goes_when_the_same_data_is_made(section, renderer):
     key = cache_key(section, renderer, 0)
     with locked(key) as entry:
-        stages = [entry.with_name(f".{name}.staging-1") for name in (key, "0" * 32)]
-        for stage in stages:
-            stage.mkdir()
+        stages = [half_written_folder(entry.with_name(name)) for name in (key, "0" * 32)]
     prepare_data(section, renderer, 0)
     assert [stage.exists() for stage in stages] == [False, True]
     assert (cache_root() / f".{key}.lock").exists()

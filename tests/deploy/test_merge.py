@@ -149,11 +149,21 @@ def test_a_model_folder_has_nothing_to_merge(tmp_path, llama_folder):
 
 
 def test_a_folder_with_content_is_replaced_only_by_force(tmp_path, run):
-    out = save_llama(tmp_path / "out", tie_word_embeddings=False)
+    out = tmp_path / "out"
+    merge_run(run.path, out, FLOAT32)
     with pytest.raises(ArgumentError, match="not empty"):
         merge_run(run.path, out, FLOAT32)
+    (out / "model.safetensors").touch()  # its time is not its content
     merge_run(run.path, out, MergeOptions(dtype="float32", force=True))
     assert (out / "qlora_merge.json").is_file()
+
+
+def test_a_model_that_qlora_did_not_write_is_not_replaced_by_force(tmp_path, run):
+    out = save_llama(tmp_path / "out", tie_word_embeddings=False)
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(ArgumentError, match="was not written by qlora"):
+        merge_run(run.path, out, MergeOptions(dtype="float32", force=True))
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
 
 
 def test_verification_goes_on_without_the_data(tmp_path, llama_folder):

@@ -1,7 +1,10 @@
+from pathlib import Path
+
 import pytest
 
 from qlora_cli.deploy.staging import staged_folder
 from qlora_cli.errors import ArgumentError
+from qlora_cli.run.inventory import INVENTORY_NAME
 
 
 def test_folder_appears_when_the_block_ends(tmp_path):
@@ -21,27 +24,47 @@ def test_nothing_is_left_of_a_block_that_fails(tmp_path, fault):
     assert list(tmp_path.iterdir()) == []
 
 
+def made_model(out: Path) -> Path:
+    with staged_folder(out, force=False) as stage:
+        (stage / "config.json").write_text("old")
+    return out
+
+
 def test_the_old_model_stays_when_its_replacement_fails(tmp_path):
-    (tmp_path / "config.json").write_text("old")
-    with pytest.raises(ValueError, match="broken"), staged_folder(tmp_path, force=True):
+    out = made_model(tmp_path / "out")
+    with pytest.raises(ValueError, match="broken"), staged_folder(out, force=True):
         raise ValueError("broken")
-    assert (tmp_path / "config.json").read_text() == "old"
+    assert (out / "config.json").read_text() == "old"
 
 
-def test_force_replaces_a_model_folder(tmp_path):
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "config.json").write_text("old")
+def test_force_replaces_a_model_folder_and_what_others_put_there_stays(tmp_path, capsys):
+    out = made_model(tmp_path / "out")
+    (out / "notes").mkdir()
+    (out / "notes" / "a.txt").write_text("mine")
     with staged_folder(out, force=True) as stage:
         (stage / "new.json").write_text("{}")
-    assert [path.name for path in out.iterdir()] == ["new.json"]
+    assert sorted(path.name for path in out.iterdir()) == [INVENTORY_NAME, "new.json", "notes"]
+    assert (out / "notes" / "a.txt").read_text() == "mine"
+    assert f"kept in {out}, not written by qlora: notes/" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_force_spares_a_folder_that_is_no_model(tmp_path):
-    (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(ArgumentError, match=r"no config\.json"), staged_folder(tmp_path, force=True):
+@pytest.mark.parametrize("name", ["thesis.tex", "config.json", "model.safetensors"])
+def test_force_spares_a_folder_that_qlora_did_not_write(tmp_path, name):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text("years of work")
+    with pytest.raises(ArgumentError, match="was not written by qlora"), staged_folder(out, force=True):
         pass
-    assert (tmp_path / "thesis.tex").is_file()
+    assert [(path.name, path.read_text()) for path in out.iterdir()] == [(name, "years of work")]
+
+
+def test_force_spares_a_model_that_another_program_has_saved_over(tmp_path):
+    out = made_model(tmp_path / "out")
+    (out / "config.json").write_text("mine")
+    with pytest.raises(ArgumentError, match="has changed since"), staged_folder(out, force=True):
+        pass
+    assert (out / "config.json").read_text() == "mine"
 
 
 def test_an_empty_folder_may_be_named(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from qlora_cli import console
@@ -9,18 +10,25 @@ from qlora_cli.errors import DataError, QloraError
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.earlier import put_aside, settle
 from qlora_cli.run.files import write_text
+from qlora_cli.run.inventory import INVENTORY_NAME, MARKER, write_inventory
 from qlora_cli.run.storage import storage_faults
+
+OTHERS = {"adapter/notes.txt": "mine", "checkpoints/step-000002/notes.txt": "mine", "notes by hand.txt": "mine"}
+"""What somebody else has put into the run; it stays whatever happens."""
 
 EARLIER = {
     "adapter/adapter_config.json": "{}",
-    "checkpoints/step-000002/seal.json": "earlier",
+    "checkpoints/step-000002/checkpoint.json": "earlier",
     "data/report.json": "earlier",
     "log.txt": "earlier",
-    "manifest.json": "earlier",
-    "notes by hand.txt": "earlier",
+    "manifest.json": json.dumps({**MARKER, "status": "earlier"}),
     "recipe.yaml": "name: earlier\n",
 }
-NEW = {"log.txt": "new", "manifest.json": "new", "recipe.yaml": "name: new\n"}
+NEW = {
+    "log.txt": "new",
+    "manifest.json": json.dumps({**MARKER, "status": "new"}),
+    "recipe.yaml": "name: new\n",
+}
 
 
 def lay(run: RunDirectory, content: dict[str, str]) -> None:
@@ -28,11 +36,14 @@ def lay(run: RunDirectory, content: dict[str, str]) -> None:
     for name, text in content.items():
         (run.path / name).parent.mkdir(parents=True, exist_ok=True)
         write_text(run.path / name, text)
+    if "adapter/adapter_config.json" in content:
+        write_inventory(run.adapter_path)
 
 
 def content_of(run: RunDirectory) -> dict[str, str]:
-    """Every file below the run but its lock, hidden ones included."""
-    files = (path for path in run.path.rglob("*") if path.is_file() and path != run.lock_path)
+    """Every file below the run but its lock and lists, hidden ones included."""
+    hidden = (run.lock_path.name, INVENTORY_NAME)
+    files = (path for path in run.path.rglob("*") if path.is_file() and path.name not in hidden)
     return {str(path.relative_to(run.path)): path.read_text() for path in sorted(files)}
 
 
@@ -42,6 +53,7 @@ def replace(run: str, can_start: bool) -> int:
     try:
         with directory.claimed(), storage_faults(directory):
             put_aside(directory)
+            directory.mark()
             (directory.path / "log.txt").write_text("new")
             if not can_start:
                 raise DataError("no row can be trained on")

@@ -14,7 +14,7 @@ from qlora_cli.errors import QloraError
 from qlora_cli.model.adapter import save_adapter
 from qlora_cli.run.checkpoints import rotate_checkpoints, staged_checkpoint
 from qlora_cli.run.directory import RunDirectory
-from qlora_cli.run.files import replaced_folder
+from qlora_cli.run.folders import replaced_folder
 from qlora_cli.run.storage import storage_faults
 from qlora_cli.train.state import random_state, save_optimizer, save_state
 from tests.conftest import tiny_llama

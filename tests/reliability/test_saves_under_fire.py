@@ -15,6 +15,7 @@ import pytest
 
 from qlora_cli.run.checkpoints import list_checkpoints, newest_whole
 from qlora_cli.run.directory import RunDirectory
+from qlora_cli.run.files import certify
 from tests.reliability import saves
 from tests.reliability.conftest import num_cases
 from tests.reliability.forkserver import ForkServer
@@ -46,8 +47,9 @@ class Scene:
 
 
 def leave_leftovers(run: RunDirectory) -> None:
-    for name in (".step-000006.staging-1", ".step-000002.retired-1"):
-        shutil.copytree(run.checkpoints_path / "step-000004", run.checkpoints_path / name)
+    for name in (".step-000006.staging", ".step-000002.retired"):
+        shutil.copytree(run.checkpoints_path / "step-000004", run.checkpoints_path / f"{name}.new")
+        certify(run.checkpoints_path / f"{name}.new", name)
 
 
 SCENES = {
@@ -75,6 +77,7 @@ class Field:
         if name not in self._ready:
             run = RunDirectory(self._folder / "ready" / name)
             run.path.mkdir(parents=True)
+            run.mark()
             run.recipe_path.write_text("name: run\n")
             for step in SCENES[name].steps:
                 saves.save_step(run, step)

@@ -11,11 +11,12 @@ import pytest
 
 from qlora_cli.errors import ResourceError
 from qlora_cli.run.checkpoints import SEAL_NAME, list_checkpoints, newest_whole, rotate_checkpoints, staged_checkpoint
+from tests.run.leftovers import half_written_folder
 
 
 def save(folder: Path, step: int, content: bytes = b"weights", fingerprint: str = "abc") -> Path:
     with staged_checkpoint(folder, step, {"data_fingerprint": fingerprint}) as stage:
-        (stage / "adapter.bin").write_bytes(content)
+        (stage / "adapter_model.safetensors").write_bytes(content)
         (stage / "state.json").write_text("{}")
     return folder / f"step-{step:06d}"
 
@@ -26,27 +27,30 @@ def test_a_checkpoint_seals_every_file_with_its_hash(tmp_path):
     assert seal["step"] == 5
     assert seal["data_fingerprint"] == "abc"
     # printf weights | sha256sum
-    assert seal["sha256"]["adapter.bin"] == "9a129038d9a00aed0cf6a7ea059ca50a813449061ab87848cf1a13eafdf33b2c"
-    assert set(seal["sha256"]) == {"adapter.bin", "state.json"}
+    assert (
+        seal["sha256"]["adapter_model.safetensors"]
+        == "9a129038d9a00aed0cf6a7ea059ca50a813449061ab87848cf1a13eafdf33b2c"
+    )
+    assert set(seal["sha256"]) == {"adapter_model.safetensors", "state.json"}
 
 
 def test_nothing_becomes_visible_when_writing_fails(tmp_path):
     with pytest.raises(ResourceError, match="the disk is full") as caught, staged_checkpoint(tmp_path, 5, {}) as stage:
-        (stage / "adapter.bin").write_bytes(b"half")
+        (stage / "adapter_model.safetensors").write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
     assert caught.value.exit_code == 5
     assert list(tmp_path.iterdir()) == []
 
 
 def flip_a_bit(path: Path) -> None:
-    content = bytearray((path / "adapter.bin").read_bytes())
+    content = bytearray((path / "adapter_model.safetensors").read_bytes())
     content[0] ^= 16
-    (path / "adapter.bin").write_bytes(content)
+    (path / "adapter_model.safetensors").write_bytes(content)
 
 
 DAMAGES = {
     "flipped bit": flip_a_bit,
-    "truncated file": lambda path: (path / "adapter.bin").write_bytes(b"wei"),
+    "truncated file": lambda path: (path / "adapter_model.safetensors").write_bytes(b"wei"),
     "missing file": lambda path: (path / "state.json").unlink(),
     "extra file": lambda path: (path / "intruder").write_text("x"),
     "missing seal": lambda path: (path / SEAL_NAME).unlink(),
@@ -89,18 +93,37 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_older_whole_one(tmp_path, d
 def test_saving_a_step_again_replaces_it(tmp_path):
     save(tmp_path, 5, b"old")
     path = save(tmp_path, 5, b"new")
-    assert (path / "adapter.bin").read_bytes() == b"new"
+    assert (path / "adapter_model.safetensors").read_bytes() == b"new"
     assert [item.name for item in tmp_path.iterdir()] == ["step-000005"]
 
 
 def test_rotation_goes_by_step_number_and_removes_leftovers(tmp_path):
     for step in (5, 999_999, 1_000_000):
         save(tmp_path, step)
-    (tmp_path / ".step-000120.staging-1").mkdir()
-    (tmp_path / ".step-000120.retired-1").symlink_to(tmp_path)
+    half_written_folder(tmp_path / "step-000120")
+    half_written_folder(tmp_path / "step-000120", "retired")
     rotate_checkpoints(tmp_path, keep=2)
     assert [item.step for item in list_checkpoints(tmp_path)] == [999_999, 1_000_000]
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_what_others_put_into_a_checkpoint_outlives_it(tmp_path):
+    notes = save(tmp_path, 5) / "notes.txt"
+    notes.write_text("good at sums")
+    save(tmp_path, 10)
+    rotate_checkpoints(tmp_path, keep=1)
+    assert notes.read_text() == "good at sums"
+    assert [path.name for path in notes.parent.iterdir()] == ["notes.txt"]
+    assert [item.step for item in list_checkpoints(tmp_path)] == [10]
+
+
+def test_what_others_put_into_a_checkpoint_stays_when_its_step_is_saved_again(tmp_path):
+    notes = save(tmp_path, 5) / "notes.txt"
+    notes.write_text("good at sums")
+    assert newest_whole(tmp_path)[0] is None  # an added file could be anything
+    save(tmp_path, 5)
+    found, skipped = newest_whole(tmp_path)
+    assert (found.step, skipped, notes.read_text()) == (5, [], "good at sums")
 
 
 def test_a_checkpoint_that_was_passed_over_does_not_outlive_those_saved_after_it(tmp_path):

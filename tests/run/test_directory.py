@@ -11,11 +11,13 @@ import pytest
 
 from qlora_cli.errors import ArgumentError, RunInUseError
 from qlora_cli.run.directory import RunDirectory, latest_run, list_runs
+from tests.run.leftovers import half_written_file, half_written_folder
 
 
 def start(folder: Path, name: str, changed_at: float) -> RunDirectory:
     run = RunDirectory(folder / name)
     run.path.mkdir(parents=True)
+    run.mark()
     run.recipe_path.write_text("name: x\n")
     os.utime(run.recipe_path, (changed_at, changed_at))
     return run
@@ -88,8 +90,53 @@ def test_a_file_is_no_run_directory(tmp_path):
 
 def test_whoever_claims_a_run_deletes_what_a_killed_process_left_half_done_and_nothing_else(tmp_path):
     run = start(tmp_path, "run", 100.0)
-    for name in (".adapter.staging-1", ".adapter.retired-1", ".merged.staging-1"):
-        (run.path / name).mkdir()
-    (run.path / ".manifest.json.staged-1").write_text("{")
+    merge = half_written_folder(run.merged_path)
+    for kind in ("staging", "retired"):
+        half_written_folder(run.adapter_path, kind)
+    half_written_file(run.manifest_path)
+    (run.path / ".adapter.staging-1").mkdir()
+    (run.path / ".adapter.staging-1" / "thesis.txt").write_text("years of work")
     with run.claimed():
-        assert sorted(path.name for path in run.path.iterdir()) == [".lock", ".merged.staging-1", "recipe.yaml"]
+        names = sorted(path.name for path in run.path.iterdir())
+    assert names == [".adapter.staging-1", ".lock", merge.name, "manifest.json", "recipe.yaml"]
+    assert (run.path / ".adapter.staging-1" / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize(
+    "name", ["recipe.yaml", "thesis.txt", "src/a.py", "manifest.json", "adapter/weights", ".earlier/a"]
+)
+def test_a_folder_that_holds_something_else_is_no_run_directory(tmp_path, name):
+    path = tmp_path / "project" / name
+    path.parent.mkdir(parents=True)
+    path.write_text("{}")
+    with pytest.raises(ArgumentError, match="not empty") as caught, RunDirectory(tmp_path / "project").claimed():
+        pass
+    assert "--run-dir" in caught.value.problems[0].hint
+    assert [entry for entry in (tmp_path / "project").rglob("*") if entry.is_file()] == [path]
+
+
+def test_the_current_directory_its_parents_home_and_a_git_work_tree_are_never_run_directories(tmp_path, monkeypatch):
+    here, home, tree = tmp_path / "outer" / "here", tmp_path / "home", tmp_path / "tree"
+    for folder in (here, home, tree / ".git"):
+        folder.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("HOME", str(home))
+    for path, problem in (
+        (Path("."), "is the current directory"),
+        (Path(".."), "holds the current directory"),
+        (Path("/"), "holds the current directory"),
+        (home, "is the home directory"),
+        (tree, "is a git work tree"),
+    ):
+        with pytest.raises(ArgumentError, match=problem), RunDirectory(path).claimed():
+            pass
+    assert [list(folder.iterdir()) for folder in (here, home)] == [[], []]
+
+
+def test_a_directory_that_was_claimed_and_never_used_can_be_claimed_again(tmp_path):
+    with RunDirectory(tmp_path / "run").claimed():
+        pass
+    (tmp_path / "run" / "manifest.json").unlink()
+    half_written_file(tmp_path / "run" / "manifest.json")  # killed while it was claimed
+    with RunDirectory(tmp_path / "run").claimed() as run:
+        assert sorted(path.name for path in run.path.iterdir()) == [".lock", "manifest.json"]

@@ -8,8 +8,11 @@ import time
 
 import pytest
 
-from qlora_cli.run import files
-from qlora_cli.run.files import remove, replaced_folder, uninterrupted, write_json, write_text
+from qlora_cli.run import folders as files
+from qlora_cli.run.files import uninterrupted, write_json, write_text
+from qlora_cli.run.folders import replaced_folder
+from qlora_cli.run.inventory import INVENTORY_NAME
+from tests.run.leftovers import half_written_folder
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -37,7 +40,7 @@ def test_a_folder_is_replaced_only_when_it_is_whole(tmp_path):
     assert (out / "a").read_text() == "old"
     with replaced_folder(out) as folder:
         (folder / "b").write_text("new")
-    assert [item.name for item in out.iterdir()] == ["b"]
+    assert sorted(item.name for item in out.iterdir()) == [INVENTORY_NAME, "b"]
     assert [item.name for item in tmp_path.iterdir()] == ["adapter"]
 
 
@@ -54,22 +57,21 @@ def test_a_folder_is_replaced_with_and_without_an_exchange_of_names(tmp_path, mo
 
 
 def test_what_killed_processes_left_goes_and_what_others_are_writing_stays(tmp_path):
-    out, other, killed = tmp_path / "merged", tmp_path / "merged-too", tmp_path / ".merged.staging-1"
+    out, other = tmp_path / "merged", tmp_path / "merged-too"
     child = os.fork()
     if child == 0:  # another process that writes to the same place
-        with replaced_folder(out):
-            (tmp_path / "is there").touch()
+        with replaced_folder(out) as stage:
+            (tmp_path / "is there").write_text(stage.name)
             time.sleep(60)
-    while not (tmp_path / "is there").exists():
+    while not (tmp_path / "is there").exists() or not (tmp_path / "is there").read_text():
         time.sleep(0.01)
-    killed.mkdir()
-    (killed / "a").write_text("half")
+    killed = half_written_folder(out)
     with replaced_folder(other):
         pass
     assert killed.exists()
     with replaced_folder(out):
         pass
-    theirs = tmp_path / f".merged.staging-{child}"
+    theirs = tmp_path / (tmp_path / "is there").read_text()
     assert (killed.exists(), theirs.exists()) == (False, True)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
@@ -98,23 +100,16 @@ def test_the_old_folder_is_put_back_where_names_cannot_be_exchanged(tmp_path, mo
     assert [item.name for item in tmp_path.iterdir()] == ["merged"]
 
 
-def test_a_link_is_replaced_and_not_followed(tmp_path):
+def test_a_link_is_not_followed_and_not_lost(tmp_path):
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "precious").write_text("keep")
-    for name in ("adapter", f".adapter.staging-{os.getpid()}"):
-        (tmp_path / name).symlink_to(outside)
+    (tmp_path / "adapter").symlink_to(outside)
     with replaced_folder(tmp_path / "adapter") as folder:
         (folder / "a").write_text("new")
-    (tmp_path / f".manifest.json.staged-{os.getpid()}").symlink_to(outside / "precious")
-    write_text(tmp_path / "manifest.json", "{}")
-    assert (outside / "precious").read_text() == "keep"
+    assert [path.name for path in outside.iterdir()] == ["precious"]
     assert (tmp_path / "adapter" / "a").read_text() == "new"
-    assert sorted(item.name for item in tmp_path.iterdir()) == ["adapter", "manifest.json", "outside"]
-
-
-def test_what_is_not_there_is_removed_already(tmp_path):
-    remove(tmp_path / "nothing")
+    assert (tmp_path / "adapter.kept-1").readlink() == outside
 
 
 def test_an_interrupted_call_is_made_again():

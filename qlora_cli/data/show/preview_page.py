@@ -13,7 +13,7 @@ from qlora_cli.data.show.preview import ShownRow
 from qlora_cli.data.show.token_pieces import LINE_END, Piece, pieces_of, visible
 from qlora_cli.data.token_row import TokenRow
 from qlora_cli.errors import ArgumentError
-from qlora_cli.run.files import write_text
+from qlora_cli.run.files import GENERATOR, refuse_foreign_page, write_text
 
 NUM_TOKENS_OPEN = 600
 """Longer examples are folded when the page opens."""
@@ -66,11 +66,12 @@ def write_page(path: Path, title: str, shown: Sequence[ShownRow], tokenizer: Pre
     """Write the page.
 
     Raises:
-        ArgumentError: if the name is not that of a page, or it cannot be written.
+        ArgumentError: if the name is not that of a page or is another file's, or it cannot be written.
     """
     if path.suffix.lower() not in (".html", ".htm"):
         raise ArgumentError(f"'{path}' does not end in .html", hint=f"try `--html {path.with_suffix('.html')}`")
     try:
+        refuse_foreign_page(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, page(title, shown, tokenizer), is_content=True)
     except OSError as fault:
@@ -86,6 +87,7 @@ def page(title: str, shown: Sequence[ShownRow], tokenizer: PreTrainedTokenizerBa
             # Even if the escaping had a hole, the browser would load and run nothing.
             """<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">""",
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            GENERATOR,
             f"<title>{_html(title)}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>",
             f"<header><h1>{_html(title)}</h1><p>{num}. Point at a token to see its id and its position.</p>",
             '<p class="legend"><span class="t">trained</span> <span class="c">read, not trained</span> '
