@@ -84,7 +84,11 @@ def gather_rows(data: DataSection, renderer: Renderer, folder: Path, look_for: K
     sources += [GatheredSource("train", source) for source in data.train]
     gathered = Gathered(Spool(folder), Tally(data), sources, Seen(kind) if kind else None)
     pipeline = RowPipeline(data, renderer, duplicates=kind)
-    batches = chain.from_iterable(raw_batches(item.source, number) for number, item in enumerate(sources))
+    num_of_part = Counter(item.part for item in sources)
+    batches = chain.from_iterable(
+        raw_batches(item.source, number, where=item.part, alone=num_of_part[item.part] == 1)
+        for number, item in enumerate(sources)
+    )
     with (folder / REJECTED_FILE).open("w", encoding="utf-8") as rejected:
         for batch, outcome in map_in_order(pipeline, batches):
             chosen = _without_repeats(gathered, batch, outcome, dedupe)

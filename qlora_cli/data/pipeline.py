@@ -16,7 +16,8 @@ from qlora_cli.data.clean import Cleaner
 from qlora_cli.data.duplicates import MinHasher, exact_digest
 from qlora_cli.data.example import Example, Place, RawRow, Row, UnreadableRow
 from qlora_cli.data.observations import Observation, Observer
-from qlora_cli.data.read.formats import resolve_format, to_example
+from qlora_cli.data.read.column_mapping import NUM_ROWS, Where, resolve_source
+from qlora_cli.data.read.formats import to_example
 from qlora_cli.data.read.sources import parse_row, read_raw
 from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.data.spool import TokenBatch, batch_of
@@ -87,8 +88,16 @@ class Outcome:
     """MinHash of each kept row, where near duplicates are looked for; None for a text too short for one."""
 
 
-def raw_batches(source: SourceSection, source_number: int = 0) -> Iterator[RawBatch]:
+def raw_batches(
+    source: SourceSection, source_number: int = 0, *, where: Where = "train", alone: bool = True
+) -> Iterator[RawBatch]:
     """The source's rows in batches, with the format that its first readable row shows.
+
+    Args:
+        source: of the recipe.
+        source_number: its place among all that are read.
+        where: the key that it stands under, for the hint that maps its columns.
+        alone: whether it is the only one there.
 
     Raises:
         DataError: if the source cannot be read, or no format fits.
@@ -97,7 +106,7 @@ def raw_batches(source: SourceSection, source_number: int = 0) -> Iterator[RawBa
     format_name: str | None = None
     for batch in _in_batches(rows):
         if format_name is None:
-            format_name = _format_of(source, batch)
+            format_name = _format_of(source, batch, where, alone=alone)
         # Nothing in the batch can be parsed: the faults are what is reported, whatever the format.
         yield RawBatch(source_number, source, format_name or source.format or "text", batch)
 
@@ -115,14 +124,16 @@ def _in_batches(rows: Iterator[RawRow]) -> Iterator[list[RawRow]]:
         yield batch
 
 
-def _format_of(source: SourceSection, batch: Sequence[RawRow]) -> str | None:
+def _format_of(source: SourceSection, batch: Sequence[RawRow], where: Where, *, alone: bool) -> str | None:
+    rows = []
     for raw in batch:
         try:
-            row = parse_row(raw)
+            rows.append((raw.place, parse_row(raw)))
         except DataError:
             continue
-        return resolve_format(source.format, source.columns, list(row), raw.place)
-    return None
+        if len(rows) == NUM_ROWS:
+            break
+    return resolve_source(source, rows, where, alone=alone) if rows else None
 
 
 class RowPipeline:
@@ -145,13 +156,15 @@ class RowPipeline:
         self._duplicates = duplicates
         self._hasher = MinHasher() if duplicates == "near" else None
 
-    def preview(self, source: SourceSection, first: int, num_rows: int) -> Iterator[Passage]:
-        """What becomes of some rows of a source, counted from 0.
+    def preview(
+        self, source: SourceSection, first: int, num_rows: int, *, where: Where = "train", alone: bool = True
+    ) -> Iterator[Passage]:
+        """What becomes of some rows of a source, counted from 0; `where` and `alone` as in `raw_batches`.
 
         Raises:
             DataError: if the source cannot be read, or no format fits.
         """
-        batches = raw_batches(source)
+        batches = raw_batches(source, where=where, alone=alone)
         rows = ((batch, raw) for batch in batches for raw in batch.rows)
         for batch, raw in islice(rows, first, first + num_rows):
             yield from self._passages(replace(batch, rows=[raw]))

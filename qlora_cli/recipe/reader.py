@@ -13,12 +13,12 @@ from pydantic import ValidationError
 from qlora_cli.errors import RecipeError
 from qlora_cli.recipe.explain import explain
 from qlora_cli.recipe.layers import Layers
+from qlora_cli.recipe.one_line import RecipeDumper
 from qlora_cli.recipe.overrides import parse_override
 from qlora_cli.recipe.rules import check_rules
 from qlora_cli.recipe.schema import Recipe
 from qlora_cli.recipe.tree import Node, Place, PlacedProblem, find, merge, problem_at
 from qlora_cli.recipe.written import Written
-from qlora_cli.recipe.yaml_text import CoreSchemaLoader
 from qlora_cli.secrets import find_secret
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -77,17 +77,7 @@ def dump_recipe(recipe: Recipe) -> str:
         holder.pop(key, None)
     if Recipe.model_validate(values) != recipe:
         raise ValueError("this recipe was not loaded by load_recipe: its settings contradict each other")
-    return yaml.dump(values, Dumper=_RecipeDumper, sort_keys=False, allow_unicode=True, width=100)
-
-
-class _RecipeDumper(yaml.SafeDumper):
-    """Quotes text that YAML 1.1 or 1.2 would read as anything else."""
-
-
-_RecipeDumper.yaml_implicit_resolvers = {
-    **{first: list(pairs) for first, pairs in yaml.SafeDumper.yaml_implicit_resolvers.items()},
-    **CoreSchemaLoader.yaml_implicit_resolvers,
-}
+    return yaml.dump(values, Dumper=RecipeDumper, sort_keys=False, allow_unicode=True, width=100)
 
 
 def _with_name(root: Node, path: Path) -> tuple[Node, list[PlacedProblem]]:

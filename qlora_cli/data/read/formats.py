@@ -11,6 +11,7 @@ puts it there, and assistant turns before it are read and not trained; where it 
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -147,7 +148,7 @@ def to_example(row: Mapping[str, Any], place: Place, format: str, columns: Mappi
     if columns:
         optional = (*layout.optional, *(field for field in layout.mapped if field in columns))
         pairs = [(field, columns.get(field, field)) for field in (*layout.required, *optional)]
-        fields = {field: row[column] for field, column in pairs if column in row}
+        fields = {field: _as_text(row[column], field, column) for field, column in pairs if column in row}
     else:
         fields = {field: row[field] for field in layout.unmapped if field in row}
     for field in layout.required:
@@ -160,6 +161,16 @@ def to_example(row: Mapping[str, Any], place: Place, format: str, columns: Mappi
             hint = f"{_CHOSEN} `columns: {{completion: chosen}}`"
             raise row_error(error.problems[0].text, place, hint, error.cause) from error
         raise
+
+
+def _as_text(value: Any, field: str, column: str) -> Any:
+    """A whole number or a truth value as JSON writes it, where the recipe says that it is to be read as text.
+
+    >>> _as_text(True, "output", "answer"), _as_text(3, "output", "answer"), _as_text(3, "output", "output")
+    ('true', '3', 3)
+    """
+    is_said = field != column and field not in ("messages", "conversations", "tools")
+    return json.dumps(value) if is_said and isinstance(value, bool | int) else value
 
 
 def _missing_column(field: str, column: str, row: Mapping[str, Any], place: Place, format: str) -> RowError:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from qlora_cli.data.causes import Cause
 from qlora_cli.data.pipeline import Passage, RowPipeline
+from qlora_cli.data.read.column_mapping import Where
 from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.data.show.preview import ShownRow
 from qlora_cli.errors import DataError
@@ -29,14 +30,16 @@ def pick_rows(
     """
     sources = _sources(data, is_eval=is_eval)
     pipeline = RowPipeline(data, renderer)
+    where: Where = "eval" if is_eval else "train"
+    alone = len(sources) == 1
     if row is not None:
-        found = next(pipeline.preview(sources[0], row - 1, 1), None)
+        found = next(pipeline.preview(sources[0], row - 1, 1, where=where, alone=alone), None)
         if found is None:
             raise DataError(f"the source has no row {row:,}", place=sources[0].path, hint="rows are counted from 1")
         yield _shown(found, data, renderer)
         return
     for source in sources:
-        for passage in pipeline.preview(source, 0, num_rows):
+        for passage in pipeline.preview(source, 0, num_rows, where=where, alone=alone):
             yield _shown(passage, data, renderer)
 
 
