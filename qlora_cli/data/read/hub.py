@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -12,10 +13,14 @@ from huggingface_hub.utils import httpx
 from qlora_cli.data.example import Place, RawRow
 from qlora_cli.data.read.columnar import READ_FAULTS, first_line, rows_of_dataset, without_nulls
 from qlora_cli.errors import DataError
+from qlora_cli.hub import why_offline
 from qlora_cli.recipe.data_schema import SourceSection
 
 _LOAD_FAULTS = (DatasetNotFoundError, DatasetGenerationError, httpx.HTTPError, *READ_FAULTS)
 """No connection, offline mode and missing files are OSErrors; an unknown subset or split is a ValueError."""
+
+
+_OUT_OF_REACH = (DatasetNotFoundError, httpx.HTTPError, OSError)
 
 
 def read_hub(source: SourceSection) -> Iterator[RawRow]:
@@ -26,11 +31,19 @@ def read_hub(source: SourceSection) -> Iterator[RawRow]:
     """
     split = source.split or "train"
     name = f"{source.path}[{split}]"
+    reason = why_offline()
     try:
         dataset = datasets.load_dataset(
             source.path, name=source.subset, split=split, revision=source.revision, streaming=source.streaming
         )
     except _LOAD_FAULTS as error:
+        if reason and isinstance(error, _OUT_OF_REACH):
+            raise DataError(
+                f"neither a file or folder here nor a dataset in the Hub's cache, and {reason}",
+                place=source.path,
+                hint=f"check the path (it starts at {Path.cwd()}), or the network and HF_ENDPOINT"
+                + f" (`unset {reason.partition(' ')[0]}`)" * reason.endswith(" is set"),
+            ) from error
         raise DataError(
             f"not a file or folder here, and as a Hub dataset it does not load: {first_line(error)}",
             place=source.path,
