@@ -77,26 +77,33 @@ def validate(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check a recipe and report every problem at once."""
+    """Check a recipe and what it names on this machine, and report every problem at once."""
     from dataclasses import asdict
 
     from qlora_cli import console
     from qlora_cli.errors import RecipeError
-    from qlora_cli.recipe.reader import load_recipe
+    from qlora_cli.recipe.local_checks import unchecked
+    from qlora_cli.recipe.reader import check_recipe
     from qlora_cli.recipe.summary import summarize
+    from qlora_cli.run.overview import what_is_there
 
     try:
-        checked = load_recipe(recipe, overrides or ())
+        checked, notes = check_recipe(recipe, overrides or ())
     except RecipeError as error:
         if not as_json:
             raise
         console.data({"valid": False, "problems": [asdict(problem) for problem in error.problems]})
         raise typer.Exit(error.exit_code) from None
+    notes += what_is_there(checked.name)
+    if names := unchecked(checked):
+        notes.append(f"not checked, since only the Hub could tell: {', '.join(names)}")
     if as_json:
-        console.data({"valid": True, "problems": []})
-    else:
-        console.result(f"{recipe}: valid")
-        console.facts(summarize(checked))
+        console.data({"valid": True, "problems": [], "notes": notes})
+        return
+    console.result(f"{recipe}: valid")
+    console.facts(summarize(checked))
+    for note in notes:
+        console.note(f"note: {note}")
 
 
 def schema() -> None:
