@@ -27,20 +27,37 @@ def init(
 ) -> None:
     """Write a commented starter recipe."""
     from qlora_cli import console
+    from qlora_cli.hub import start_asking
     from qlora_cli.recipe.starter import refuse_name, write_starter
 
     refuse_name(out, overwrite=force)
     values = None
     if gpu is not None:
-        from qlora_cli.plan.advice import advise
         from qlora_cli.plan.cards import find_card
 
-        card = find_card(gpu)
+        hint = f"For another card leave --gpu out; then `qlora plan {out} --memory-gb 24` says whether it fits"
+        card = find_card(gpu, otherwise=hint)
+        start_asking(base)
+
+        from qlora_cli.plan.advice import advise
+
         console.note(f"planning {base} on {card.name}")
         with console.library_noise_to(None):
             values = advise(base, data, card)
+    if Path(data).expanduser().exists():
+        from qlora_cli.plan.first_look import look_at
+
+        with console.library_noise_to(None):
+            look = look_at(data, base)
+        values = look.laid_into(values)
+        for line in look.notes:
+            console.note(line)
+    else:
+        console.note(f"{data} is no file or folder here, so its columns were not looked at")
     write_starter(out, base, data, overwrite=force, values=values)
-    console.result(f"wrote {out}" + (f": {values.planned[0].lower()}{values.planned[1:-1]}" if values else ""))
+    console.result(
+        f"wrote {out}" + (f": {values.planned[0].lower()}{values.planned[1:-1]}" if values and values.planned else "")
+    )
     console.note(f"next: edit it, then `qlora validate {out}` and `qlora train {out}`")
 
 

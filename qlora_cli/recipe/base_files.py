@@ -75,6 +75,8 @@ def cached_base(name: str, revision: object = None) -> Path | None:
 def read_config(folder: Path) -> dict[str, Any] | str:
     """The folder's config.json, or what is wrong with it."""
     path = folder / "config.json"
+    if path.exists() and not path.is_file():  # a pipe would be read for ever
+        return "has a config.json that is not a file"
     try:
         with path.open("rb") as file:
             config = json.loads(file.read(MAX_CONFIG_BYTES))

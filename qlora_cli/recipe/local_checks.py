@@ -6,6 +6,7 @@ import glob
 import os
 from collections.abc import Iterator
 from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from qlora_cli.recipe.tree import Part, path_text
 from qlora_cli.recipe.written import Conflict, Written, at, conflict
 
 DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".arrow", ".json.gz", ".jsonl.gz", ".csv.gz")
+
+MAX_FOLDERS = 1000
+"""That are looked through for a data file."""
 
 DATA_KEYS = ("data.train", "data.eval", "eval.tasks")
 
@@ -92,7 +96,7 @@ def _fault_of(name: str) -> tuple[str, str] | None:
 
 
 def _folder_fault(folder: Path) -> tuple[str, str] | None:
-    for _, _, names in os.walk(folder):
+    for _, _, names in islice(os.walk(folder), MAX_FOLDERS):
         if any(name.lower().endswith(DATA_SUFFIXES) for name in names):
             return None
     return "is a folder without a data file", f"put files there: {', '.join(DATA_SUFFIXES)}"

@@ -13,6 +13,7 @@ import pytest
 from qlora_cli.cli import app
 from qlora_cli.recipe.reader import load_recipe
 from qlora_cli.recipe.shipped import list_shipped
+from tests.data.read.public_layouts import UNNAMED
 from tests.recipe.malformed import MALFORMED
 
 MINIMAL = "model: {base_model: some/base}\ndata: {train: rows.jsonl}\n"
@@ -119,6 +120,40 @@ def test_init_writes_the_defaults_of_the_schema(qlora, tmp_path):
         started.training.model_copy(update={"num_train_epochs": None}) == load_recipe(tmp_path / "bare.yaml").training
     )
     assert started.lora == load_recipe(tmp_path / "bare.yaml").lora
+
+
+def test_init_says_where_the_data_is_not_here_to_be_looked_at(qlora):
+    code, _, err = qlora("init", "--data", "tatsu-lab/alpaca")
+    assert code == 0
+    assert "tatsu-lab/alpaca is no file or folder here, so its columns were not looked at" in err
+
+
+@pytest.mark.parametrize("name", ["openai/gsm8k", "lighteval/MATH", "a table in German", "names that say nothing"])
+def test_the_recipe_that_init_writes_for_a_file_is_one_that_reads_it(call, tmp_path, tiny_base, name):
+    (tmp_path / "my rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in 9 * UNNAMED[name]))
+    ran = call("init", "--base", tiny_base, "--data", "my rows.jsonl")
+    assert ran.code == 0
+    assert "tokens a row, of 27 rows: half have at most" in ran.err
+    assert call("validate", "recipe.yaml").code == 0
+    assert call("data", "check", "recipe.yaml").code == 0
+
+
+def test_init_refuses_data_that_no_column_of_can_be_trained_on_and_writes_nothing(call, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"x": 1.5}\n')
+    ran = call("init", "--data", "rows.jsonl")
+    assert (ran.code, ran.out) == (2, "")
+    assert "error: rows.jsonl:1: no format fits the columns: x" in ran.err
+    assert not (tmp_path / "recipe.yaml").exists()
+
+
+def test_init_looks_at_the_cards_name_before_it_asks_for_the_base(call):
+    ran = call("init", "--base", "some-org/some-base", "--gpu", "4o90")
+    error, hint = ran.err.splitlines()
+    assert error == "error: no facts are known of a GPU named '4o90'"
+    assert "'RTX 4090'" in hint
+    options = re.findall(r"--[a-z-]+", hint)
+    assert options == ["--gpu", "--memory-gb"]  # of init, and of plan
+    assert "`qlora plan recipe.yaml --memory-gb 24`" in hint
 
 
 def test_init_does_not_write_over_a_file_unless_forced(qlora, tmp_path):
