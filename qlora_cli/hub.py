@@ -92,7 +92,7 @@ class _Question:
         """Why the Hub cannot be asked; empty where it answered."""
         self._thread.join(max(0.0, self._started + SECONDS - time.monotonic()))
         if self._reason is None:
-            self._reason = f"{self._address} did not answer within {SECONDS:.0f} s"
+            self._reason = _silent(self._address)
         return self._reason
 
     def _ask(self) -> None:
@@ -137,8 +137,14 @@ def _in_words(address: str, fault: Any) -> str:
     """
     if type(fault).__module__ == "ssl":
         return ""
+    if isinstance(fault, TimeoutError):
+        return _silent(address)
     reason = getattr(fault, "strerror", None) or str(fault) or type(fault).__name__
     return f"{address} cannot be reached: {' '.join(reason.split())}"
+
+
+def _silent(address: str) -> str:
+    return f"{address} did not answer within {SECONDS:.0f} s"
 
 
 def _put_offline() -> None:

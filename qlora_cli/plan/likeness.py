@@ -28,10 +28,12 @@ def config_or_sketch(model: ModelSection) -> tuple[PreTrainedConfig, str]:
     """
     try:
         return read_config(model), "its config.json"
-    except RecipeError:
+    except RecipeError as error:
         config = _sketch(model.base_model)
         if config is None:
-            raise
+            [problem, *_] = error.problems
+            hint = f"{problem.hint}; without --gpu a recipe is written for it all the same"
+            raise type(error)(problem.text, hint=hint, place=problem.place) from error
         return config, "a Llama of the size in its name (its config.json is not at hand)"
 
 
