@@ -39,6 +39,8 @@ class GatheredSource:
     """Number of its first row on the spool."""
 
     num_without_required: int = 0
+    num_left_out: int = 0
+    """Rows that its own `leave_out` takes out."""
 
     @property
     def rows(self) -> slice:
@@ -130,6 +132,7 @@ def _take(gathered: Gathered, batch: RawBatch, outcome: Outcome, chosen: np.ndar
     source.num_kept += int(chosen.sum())
     causes = Counter(rejection.cause for rejection in outcome.rejections)
     source.num_without_required += causes[Cause.REQUIRED]
+    source.num_left_out += causes[Cause.LEFT_OUT]
     gathered.tally.add(outcome)
 
 

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from qlora_cli import console
 from qlora_cli.data.example import Place, Row
+from qlora_cli.data.read.columns import MISSING, value_at
 from qlora_cli.data.read.formats import FORMATS, resolve_format
 from qlora_cli.data.read.sources import parse_row, read_raw
 from qlora_cli.errors import ArgumentError, DataError
@@ -74,7 +75,7 @@ def _first_row(path: str) -> Row | None:
 
 def _reads(known: SourceSection | TaskSection, row: Row) -> bool:
     try:
-        name = resolve_format(known.format, known.columns, list(row), Place(known.path, None, 1))
+        name = resolve_format(known.format, known.columns, row, Place(known.path, None, 1))
     except DataError:
         return False
-    return all(known.columns.get(field, field) in row for field in FORMATS[name].required)
+    return all(value_at(row, known.columns.get(field, field)) is not MISSING for field in FORMATS[name].required)

@@ -155,7 +155,7 @@ def _layout(path: str, rows: Sequence[tuple[Place, Row]]) -> tuple[Suggestion, s
     if suggestion is None:
         hint = mapping_hint(SourceSection(path=path), contents)
         raise DataError(f"no format fits the columns: {names_of(first)}", place=str(place), hint=hint)
-    return suggestion, resolve_format(suggestion.format, suggestion.columns, list(first), place)
+    return suggestion, resolve_format(suggestion.format, suggestion.columns, first, place)
 
 
 def _counted(examples: Sequence[Example], base_model: str) -> list[int]:

@@ -246,7 +246,7 @@ def hinted_source(err):
     return yaml.safe_load(line)["train"]
 
 
-@pytest.mark.parametrize("name", [*UNNAMED, *AMBIGUOUS, "google/boolq", "cais/mmlu"])
+@pytest.mark.parametrize("name", [*UNNAMED, *AMBIGUOUS, *BY_VALUE])
 def test_data_that_no_format_fits_is_trainable_once_the_hint_was_followed(call, recipe, name):
     rows = (UNNAMED | AMBIGUOUS | BY_VALUE)[name]
     ran = call("data", "check", recipe(rows, max_length=512))

@@ -11,15 +11,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from qlora_cli.data.causes import Cause, RowError
 from qlora_cli.data.example import Place, Row
 from qlora_cli.data.read.column_profile import profile
 from qlora_cli.data.read.column_roles import candidates, format_of
-from qlora_cli.data.read.formats import FORMATS, resolve_format, to_example
+from qlora_cli.data.read.columns import MISSING, value_at, without_ignored
+from qlora_cli.data.read.formats import FORMATS, read_columns, resolve_format, to_example
+from qlora_cli.data.read.preferences import chosen_column
 from qlora_cli.data.read.values import kind_of, names_of
 from qlora_cli.errors import DataError
 from qlora_cli.recipe.data_schema import SourceSection
 from qlora_cli.recipe.one_line import one_line
-from qlora_cli.recipe.schema import TaskSection
 
 NUM_ROWS = 50
 """Rows that are looked at: enough to tell ids and categories from text."""
@@ -78,7 +80,7 @@ def suggested_columns(rows: Sequence[Row], format: str | None = None) -> Suggest
 
 
 def resolve_source(
-    source: SourceSection | TaskSection,
+    source: SourceSection,
     rows: Sequence[tuple[Place, Row]],
     where: Where = "train",
     *,
@@ -95,10 +97,10 @@ def resolve_source(
     Raises:
         DataError: as `resolve_format`, or where no row has the columns of the format.
     """
-    place, first = rows[0]
-    contents = [row for _, row in rows]
+    place = rows[0][0]
+    contents = [without_ignored(row, source.ignore) for _, row in rows]
     try:
-        name = resolve_format(source.format, source.columns, list(first), place)
+        name = resolve_format(source.format, source.columns, contents[0], place)
         _refuse_if_all_lack(FORMATS[name].required, source.columns, contents, place, name)
     except DataError as error:
         problem = error.problems[0]
@@ -107,9 +109,7 @@ def resolve_source(
     return name
 
 
-def mapping_hint(
-    source: SourceSection | TaskSection, rows: Sequence[Row], where: Where = "train", *, alone: bool = True
-) -> str:
+def mapping_hint(source: SourceSection, rows: Sequence[Row], where: Where = "train", *, alone: bool = True) -> str:
     """What to type so that the rows are read; what stands in the way, where no column can be the answer."""
     suggestion = suggested_columns(rows, source.format) or suggested_columns(rows)
     if suggestion is None:
@@ -121,9 +121,7 @@ def mapping_hint(
     return f"write `{source_line(source, suggestion, where, alone=alone)}` in the recipe{unread}"
 
 
-def source_line(
-    source: SourceSection | TaskSection, suggestion: Suggestion, where: Where = "train", *, alone: bool = True
-) -> str:
+def source_line(source: SourceSection, suggestion: Suggestion, where: Where = "train", *, alone: bool = True) -> str:
     """The source as it is to stand in a recipe, on one line.
 
     >>> source = SourceSection(path="a.jsonl")
@@ -142,7 +140,7 @@ def _refuse_if_all_lack(
     """Else every row would be reported by itself."""
     for name in required:
         column = columns.get(name, name)
-        if not any(column in row for row in rows) and "[" not in column and "." not in column:
+        if all(value_at(row, column) is MISSING for row in rows):
             raise DataError(
                 f"no column '{column}' for format {format}; the columns are: {names_of(rows[0])}", place=str(place)
             )
@@ -154,31 +152,26 @@ def _tried(columns: dict[str, str], format: str | None, rows: Sequence[Row]) -> 
     mapped = {name: column for name, column in columns.items() if name != column}
     given = format
     try:
-        found = resolve_format(format, mapped, list(rows[0]), _PLACE)
-        if found != wanted:
+        if resolve_format(format, mapped, rows[0], _PLACE) != wanted:
             return None, 0
     except DataError:
         given = wanted
         try:
-            resolve_format(given, mapped, list(rows[0]), _PLACE)
+            resolve_format(given, mapped, rows[0], _PLACE)
         except DataError:
             return None, 0
-    num_loaded = sum(_loads(row, wanted, mapped) for row in rows)
-    read = {*columns.values(), *FORMATS[wanted].optional}
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    unread = [name for name in names if name not in read and not any(_lies_in(path, name) for path in read)]
-    return Suggestion(mapped, given, unread), num_loaded
-
-
-def _lies_in(path: str, column: str) -> bool:
-    return path.startswith((f"{column}.", f"{column}["))
+    unread = list(dict.fromkeys(name for row in rows for name in read_columns(row, wanted, mapped).unread))
+    if chosen_column(unread) is not None:
+        return None, 0
+    return Suggestion(mapped, given, unread), sum(_loads(row, wanted, mapped) for row in rows)
 
 
 def _loads(row: Row, format: str, columns: Mapping[str, str]) -> bool:
+    """Whether the mapping makes an example of the row; what forbids to train it, reading it will say."""
     try:
         to_example(row, _PLACE, format, columns)
-    except DataError:
-        return False
+    except RowError as error:
+        return error.cause is Cause.CONTRADICTED
     return True
 
 

@@ -31,6 +31,9 @@ SYSTEMS = ("system_prompt", "system_message", "system_instruction")
 TEXTS = ("text", "content", "body", "article", "document", "story", "raw_content", "code", "page_content", "chosen")
 """Names of running text."""
 
+VALUES = ("text", "value", "output", "content")
+"""What an answer that is an object calls its text."""
+
 HALVES = ("instruction", "question", "answer", "answers")
 """Names of one half of an exchange, beside which no column is taken for running text."""
 
@@ -83,7 +86,10 @@ def _of_pairs(columns: Sequence[Column]) -> Iterator[dict[str, str]]:
     ):
         yield from _of_completions(columns)
     answers, prompts = _ranked(columns, ANSWERS), _ranked(columns, PROMPTS)
-    texts = [column for column in columns if column.kind == "text" and not column.is_aside and not column.is_nested]
+    held = [column for column in columns if column.kind == "text" and not column.is_aside]
+    texts = [column for column in held if not column.is_nested]
+    if not prompts and len(texts) < (1 if answers else 2):
+        texts = [column for column in held if column.is_nested]
     if not answers:
         if any(column.name.lower() in TEXTS for column in columns) or len(texts) < 2:
             return
@@ -98,7 +104,12 @@ def _with_extras(columns: Sequence[Column], prompt: Column, answer: Column) -> I
     pair = {"instruction": prompt.name, "output": answer.name}
     taken = {prompt.name, answer.name}
     free = [column for column in columns if column.kind == "text" and column.name not in taken]
-    given = [column for column in _ranked(free, CONTEXTS) if not column.is_nested]
+    beside = answer.name.rpartition(".")[0]
+    given = [
+        column
+        for column in _ranked(free, CONTEXTS)
+        if not column.is_nested or (answer.is_nested and column.name.rpartition(".")[0] == beside)
+    ]
     system = [column for column in free if column.name.lower() in SYSTEMS]
     extras = ({"input": given[0].name} if given else {}) | ({"system": system[0].name} if system else {})
     if extras:
@@ -118,7 +129,10 @@ def _of_texts(columns: Sequence[Column]) -> Iterator[dict[str, str]]:
 
 
 def _ranked(columns: Sequence[Column], names: Sequence[str]) -> list[Column]:
-    """The columns whose names say that they are it: whole names before parts of names, text before numbers."""
+    """The columns whose names say that they are it: whole names, then parts of names, then what lies inside.
+
+    Text comes before numbers.
+    """
     ranked = []
     for position, column in enumerate(columns):
         if column.kind not in ("text", "scalar", "messages"):
@@ -126,8 +140,9 @@ def _ranked(columns: Sequence[Column], names: Sequence[str]) -> list[Column]:
         ranks = [names.index(word) for word in (column.name.lower(), *column.words) if word in names]
         is_whole = column.name.lower() in names
         if ranks and (is_whole or column.is_nested or not column.is_aside):
-            order = (not is_whole and not column.is_nested, min(ranks), column.kind == "scalar", position)
-            ranked.append((order, column))
+            group = 0 if is_whole else 2 if column.is_nested else 1
+            value = next((at for at, word in enumerate(VALUES) if word in column.words), len(VALUES))
+            ranked.append(((group, column.kind == "scalar", min(ranks), value, position), column))
     return [column for _, column in sorted(ranked, key=lambda pair: pair[0])]
 
 

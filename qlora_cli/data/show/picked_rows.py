@@ -57,10 +57,15 @@ def _sources(data: DataSection, *, is_eval: bool) -> tuple[SourceSection, ...]:
 def _shown(passage: Passage, data: DataSection, renderer: Renderer) -> ShownRow:
     place, rejection = passage.raw.place, passage.rejection
     if rejection is None:
-        mark = f"cut from {passage.num_tokens:,} tokens to max_length {data.max_length:,}" if passage.is_cut else ""
+        mark = ""
+        if passage.is_cut and data.truncation == "split":
+            num_pieces = -(-(passage.num_tokens or 0) // data.max_length)
+            mark = f"trained in {num_pieces:,} pieces of at most {data.max_length:,} tokens"
+        elif passage.is_cut:
+            mark = f"cut from {passage.num_tokens:,} tokens to max_length {data.max_length:,}"
         return ShownRow(place, passage.row, mark=mark)
     if rejection.cause is not Cause.TOO_LONG or passage.example is None:
         return ShownRow(place, None, rejection, mark=f"not trained on: {rejection.cause}")
     [row] = renderer.render([passage.example])
-    fate = "refused" if data.truncation == "refuse" else "left out"
+    fate = "refused" if data.truncation in ("refuse", "split") else "left out"
     return ShownRow(place, row, mark=f"{rejection.cause} {data.max_length:,}: {fate}")

@@ -18,8 +18,6 @@ from tests.data.read.public_layouts import AMBIGUOUS, ASKED, BY_VALUE, NAMED, SA
 
 PLACE = Place("rows.jsonl", 1, 1)
 SOURCE = SourceSection(path="rows.jsonl")
-INSIDE = {"rajpurkar/squad", "mandarjoshi/trivia_qa", "Helsinki-NLP/opus_books", "stanford_alpaca seed_tasks"}
-"""Layouts whose answer lies inside an object."""
 
 
 def pasted(hint):
@@ -29,7 +27,7 @@ def pasted(hint):
 
 
 def examples_of(source, rows):
-    layout = resolve_format(source.format, source.columns, list(rows[0]), PLACE)
+    layout = resolve_format(source.format, source.columns, rows[0], PLACE)
     return [to_example(row, PLACE, layout, source.columns) for row in rows]
 
 
@@ -51,11 +49,19 @@ def test_an_answer_that_is_a_number_or_a_truth_value_is_proposed_and_read(name):
     assert first.messages[-1]["content"] in ("false", "0")
 
 
-@pytest.mark.parametrize("name", sorted(INSIDE))
-def test_where_the_answer_lies_inside_an_object_no_other_column_is_proposed_in_its_place(name):
-    suggestion = suggested_columns(BY_VALUE[name])
-    answer = suggestion and suggestion.columns.get("output")
-    assert answer is None or re.search(r"[.\[]", answer), answer
+@pytest.mark.parametrize(
+    ("name", "columns"),
+    [
+        ("rajpurkar/squad", {"instruction": "question", "input": "context", "output": "answers.text[0]"}),
+        ("mandarjoshi/trivia_qa", {"instruction": "question", "output": "answer.value"}),
+        ("Helsinki-NLP/opus_books", {"instruction": "translation.en", "output": "translation.de"}),
+        ("stanford_alpaca seed_tasks", {"output": "instances[0].output"}),
+    ],
+)
+def test_an_answer_inside_an_object_is_found_and_read(name, columns):
+    source = pasted(mapping_hint(SOURCE, BY_VALUE[name]))
+    assert source.columns == columns
+    assert len(examples_of(source, BY_VALUE[name])) == 3
 
 
 @pytest.mark.parametrize(
@@ -67,6 +73,7 @@ def test_where_the_answer_lies_inside_an_object_no_other_column_is_proposed_in_i
         ("b-mc2/sql-create-context", {"instruction": "question", "input": "context", "output": "answer"}),
         ("meta-math/MetaMathQA", {"instruction": "query", "output": "response"}),
         ("allenai/sciq", {"instruction": "question", "input": "support", "output": "correct_answer"}),
+        ("allenai/ai2_arc", {"instruction": "question", "output": "answerKey"}),
         ("truthfulqa/truthful_qa", {"instruction": "question", "output": "best_answer"}),
         ("HuggingFaceH4/ultrafeedback_binarized", {"messages": "chosen"}),
         ("Anthropic/hh-rlhf", {"text": "chosen"}),
