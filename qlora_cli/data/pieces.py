@@ -54,7 +54,7 @@ class Pieces:
         self.rows = spool.rows[self._document]
         """One record a piece; `digest` is that of its document."""
 
-        # All of a split document has a label but what its beginning adds to the text: the first token, and sometimes more.
+        # All of a split document has a label but what its beginning adds to the text: one token, and seldom more.
         num_untrained = spool.rows["num_tokens"] - spool.rows["num_trained_tokens"] - 1
         is_split = num_pieces > 1
         trained = np.where(np.repeat(is_split, num_pieces), lengths - 1, self.rows["num_trained_tokens"])

@@ -159,7 +159,7 @@ def _refuse_answer_beside_text(name: str, columns: Collection[str], place: Place
         raise DataError(
             f"the columns ({names_of(columns)}) are running text, or a prompt with its answer",
             place=str(place),
-            hint=f"write under the source `columns: {{prompt: text, completion: {answer}}}` to train the answer, or "
+            hint=f"write under the source `columns: {{instruction: text, output: {answer}}}` to train the answer, or "
             "`format: text` to train `text` alone",
         )
 
