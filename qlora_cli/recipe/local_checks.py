@@ -78,11 +78,15 @@ def _named(written: Written, key: str) -> Iterator[tuple[tuple[Part, ...], str]]
 
 
 def _is_on_hub(name: str) -> bool:
+    if "://" in name:
+        return True
     return is_hub_id(name) and not name.lower().endswith(DATA_SUFFIXES) and not Path(name).expanduser().exists()
 
 
 def _fault_of(name: str) -> tuple[str, str] | None:
     """What is wrong with a file or folder of data, and what to do; None where nothing is, or it is on the Hub."""
+    if "://" in name:
+        return None
     path = Path(name).expanduser()
     if path.is_dir():
         return _folder_fault(path)

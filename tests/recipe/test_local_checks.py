@@ -162,7 +162,10 @@ def test_a_base_in_the_hubs_cache_is_looked_at_too(place):
     assert "beyond the 1,024 positions" in problem.text
 
 
+FILES = "hf://datasets/some/rows/*.parquet"
+
+
 def test_what_only_the_hub_knows_is_named_and_no_problem(place):
-    assert place(model={"base_model": "Qwen/Qwen3-8B"}, data={"train": ["rows.jsonl", "tatsu-lab/alpaca"]}) == []
+    assert place(model={"base_model": "Qwen/Qwen3-8B"}, data={"train": ["rows.jsonl", "tatsu-lab/alpaca", FILES]}) == []
     recipe = load_recipe(place.folder / "r.yaml")
-    assert unchecked(recipe) == ["model 'Qwen/Qwen3-8B'", "data 'tatsu-lab/alpaca'"]
+    assert unchecked(recipe) == ["model 'Qwen/Qwen3-8B'", "data 'tatsu-lab/alpaca'", f"data '{FILES}'"]
