@@ -10,6 +10,7 @@ import typer
 
 from qlora_cli import console
 from qlora_cli.console import size_in_words
+from qlora_cli.hub import start_asking
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -98,6 +99,7 @@ def _load(recipe: Path, overrides: Sequence[str] | None) -> tuple[Recipe, PreTra
     from qlora_cli.recipe.reader import load_recipe
 
     loaded = load_recipe(recipe, overrides or ())
+    start_asking(loaded.model.base_model, *(source.path for source in loaded.data.train))
 
     from qlora_cli.data.render.renderer import Renderer
     from qlora_cli.model.tokenizer import load_tokenizer

@@ -63,6 +63,14 @@ def evaluate(
             help="exact_match, number_match, contains or rouge_l; may be repeated.", show_default="exact_match"
         ),
     ] = None,
+    columns: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FIELD=COLUMN",
+            help="Column of --data and --task files, e.g. output=answer; may be repeated.",
+            show_default="as the run's data",
+        ),
+    ] = None,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Rows or prompts at once.", show_default="the recipe's, or 8")
     ] = None,
@@ -73,11 +81,16 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print the measures as JSON.")] = False,
 ) -> None:
     """Measure a tuned model beside its base."""
+    from qlora_cli.errors import ArgumentError
     from qlora_cli.evaluate.request import EvalRequest, measure, task_sections
+    from qlora_cli.evaluate.run_columns import parse_columns
 
-    sections = task_sections(task or (), metric or ())
+    named = parse_columns(columns or ())
+    if named and data is None and not task:
+        raise ArgumentError("--columns needs a file to read", hint="add --data FILE or --task FILE")
+    sections = task_sections(task or (), metric or (), named)
     with console.library_noise_to(None):
-        comparison = measure(run, EvalRequest(data, sections, batch_size, max_new_tokens, limit))
+        comparison = measure(run, EvalRequest(data, sections, batch_size, max_new_tokens, limit, named))
     if as_json:
         console.data(comparison.as_dict())
     else:

@@ -9,6 +9,7 @@ import typer
 
 from qlora_cli import console
 from qlora_cli.errors import ArgumentError
+from qlora_cli.hub import start_asking
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,6 +62,8 @@ def plan(
     from qlora_cli.plan.collection import without_collection
 
     loaded = _load(recipe, overrides or [], is_sketch=is_sketch)
+    if not is_sketch:
+        start_asking(loaded.model.base_model)
     with without_collection(), console.library_noise_to(None):
         report = _work_out(loaded, sketch, (gpu, memory_gb, num_gpus), is_fitted=fit)
     fits, knobs = _search(report) if fit else ([], [])
@@ -117,20 +120,20 @@ def _work_out(
     *,
     is_fitted: bool,
 ) -> PlanReport:
-    from qlora_cli.model.base import read_config
+    from qlora_cli.plan.likeness import config_to_plan
     from qlora_cli.plan.report import choose_target, make_report
     from qlora_cli.plan.shape import PlanRequest, sketch_config
 
     target = choose_target(*devices)
     params, hidden, layers = sketch
     if params is not None and hidden is not None and layers is not None:
-        config = sketch_config(int(params), hidden_size=hidden, num_layers=layers)
+        config, note = sketch_config(int(params), hidden_size=hidden, num_layers=layers), ""
     else:
-        config = read_config(recipe.model)
+        config, note = config_to_plan(recipe.model)
     request = PlanRequest(recipe, config, target.device)
     if is_fitted and target.memory_bytes is None:
         raise ArgumentError("--fit needs to know the memory", hint="name a card: --gpu 4090, or --memory-gb 24")
-    return make_report(request, target, with_data=params is None)
+    return make_report(request, target, with_data=params is None).noted(note)
 
 
 def _search(report: PlanReport) -> tuple[list[Fit], list[Knob]]:

@@ -27,20 +27,37 @@ def init(
 ) -> None:
     """Write a commented starter recipe."""
     from qlora_cli import console
+    from qlora_cli.hub import start_asking
     from qlora_cli.recipe.starter import refuse_name, write_starter
 
     refuse_name(out, overwrite=force)
     values = None
     if gpu is not None:
-        from qlora_cli.plan.advice import advise
         from qlora_cli.plan.cards import find_card
 
-        card = find_card(gpu)
+        hint = f"For another card leave --gpu out; then `qlora plan {out} --memory-gb 24` says whether it fits"
+        card = find_card(gpu, otherwise=hint)
+        start_asking(base)
+
+        from qlora_cli.plan.advice import advise
+
         console.note(f"planning {base} on {card.name}")
         with console.library_noise_to(None):
             values = advise(base, data, card)
+    if Path(data).expanduser().exists():
+        from qlora_cli.plan.first_look import look_at
+
+        with console.library_noise_to(None):
+            look = look_at(data, base)
+        values = look.laid_into(values)
+        for line in look.notes:
+            console.note(line)
+    else:
+        console.note(f"{data} is no file or folder here, so its columns were not looked at")
     write_starter(out, base, data, overwrite=force, values=values)
-    console.result(f"wrote {out}" + (f": {values.planned[0].lower()}{values.planned[1:-1]}" if values else ""))
+    console.result(
+        f"wrote {out}" + (f": {values.planned[0].lower()}{values.planned[1:-1]}" if values and values.planned else "")
+    )
     console.note(f"next: edit it, then `qlora validate {out}` and `qlora train {out}`")
 
 
@@ -77,26 +94,33 @@ def validate(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check a recipe and report every problem at once."""
+    """Check a recipe and what it names on this machine, and report every problem at once."""
     from dataclasses import asdict
 
     from qlora_cli import console
     from qlora_cli.errors import RecipeError
-    from qlora_cli.recipe.reader import load_recipe
+    from qlora_cli.recipe.local_checks import unchecked
+    from qlora_cli.recipe.reader import check_recipe
     from qlora_cli.recipe.summary import summarize
+    from qlora_cli.run.overview import what_is_there
 
     try:
-        checked = load_recipe(recipe, overrides or ())
+        checked, notes = check_recipe(recipe, overrides or ())
     except RecipeError as error:
         if not as_json:
             raise
         console.data({"valid": False, "problems": [asdict(problem) for problem in error.problems]})
         raise typer.Exit(error.exit_code) from None
+    notes += what_is_there(checked.name)
+    if names := unchecked(checked):
+        notes.append(f"not checked, since only the Hub could tell: {', '.join(names)}")
     if as_json:
-        console.data({"valid": True, "problems": []})
-    else:
-        console.result(f"{recipe}: valid")
-        console.facts(summarize(checked))
+        console.data({"valid": True, "problems": [], "notes": notes})
+        return
+    console.result(f"{recipe}: valid")
+    console.facts(summarize(checked))
+    for note in notes:
+        console.note(f"note: {note}")
 
 
 def schema() -> None:

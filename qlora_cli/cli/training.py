@@ -9,6 +9,7 @@ import typer
 
 from qlora_cli import console
 from qlora_cli.errors import ArgumentError
+from qlora_cli.hub import start_asking
 
 if TYPE_CHECKING:
     from qlora_cli.train.ending import TrainingResult
@@ -46,6 +47,7 @@ def train(
         from qlora_cli.recipe.reader import load_recipe
 
         loaded = load_recipe(recipe, overrides or ())
+        start_asking(loaded.model.base_model)
 
         from qlora_cli.run.directory import RUNS_FOLDER, RunDirectory
         from qlora_cli.train.session import Session, train_recipe

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from qlora_cli.data.causes import Cause, Rejection
-from qlora_cli.data.gather import REJECTED_FILE, Gathered, gather_rows, write_rejections
+from qlora_cli.data.gather import REJECTED_FILE, Gathered, GatheredSource, gather_rows, write_rejections
 from qlora_cli.data.mixing import shares
 from qlora_cli.data.packed_rows import write_packed_rows
 from qlora_cli.data.packing import plan_packing
+from qlora_cli.data.pieces import Pieces
 from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.data.report import DataReport, Finding, SourceReport
 from qlora_cli.data.seen import Kind
@@ -70,16 +71,18 @@ def build_data(
         for problem in of_the_whole
     ]
     findings += gathered.tally.findings()
+    findings += [_without_effect(item) for item in gathered.sources if item.source.leave_out and not item.num_left_out]
     if gathered.seen is not None:
         findings += _repeats(gathered, train, evaluation)
-    packed = _pack(data, gathered, train)
+    rows = _Rows(data, gathered)
+    packed = rows.pack(train)
     fingerprint = ""
     if not problems:
-        parts = ((TRAIN_FILE, packed), (EVAL_FILE, _pack(data, gathered, evaluation)))
+        parts = ((TRAIN_FILE, packed), (EVAL_FILE, rows.pack(evaluation)))
         fingerprint = "-".join(
-            write_packed_rows(folder / name, gathered.spool, order, offsets) for name, (order, offsets) in parts
+            write_packed_rows(folder / name, rows.written, order, offsets) for name, (order, offsets) in parts
         )
-    report = _report(data, gathered, (train, evaluation), len(packed[1]) - 1)
+    report = _report(rows, gathered, (train, evaluation), packed)
     gathered.spool.delete()
     report = replace(report, findings=tuple(findings), seconds=round(time.monotonic() - started, 3))
     return Built(report, problems, tuple(gathered.files), fingerprint)
@@ -129,20 +132,44 @@ def _repeats(gathered: Gathered, train: Part, evaluation: Part) -> list[Finding]
     return gathered.seen.findings(in_train, in_eval)
 
 
-def _pack(data: DataSection, gathered: Gathered, part: Part) -> tuple[Numbers, np.ndarray]:
-    """Row numbers in the order in which they are written, and where each packed row begins."""
-    rows = part.rows
-    if not data.packing:
-        return rows, np.arange(len(rows) + 1)
-    order, offsets = plan_packing(gathered.spool.rows["num_tokens"][rows], data.max_length)
-    return rows[order], offsets
+def _without_effect(source: GatheredSource) -> Finding:
+    """What to say of a `leave_out` that takes no row out: a name or value of it is misspelt, perhaps."""
+    given = ", ".join(source.source.leave_out)
+    text = f"no row of {source.source.path} holds such a value in: {given}"
+    return Finding("leave_out that matches no row", "noted", 0, source.source.path, text, "correct it or take it out")
 
 
-def _report(data: DataSection, gathered: Gathered, parts: tuple[Part, Part], num_packed_rows: int) -> DataReport:
+class _Rows:
+    """The gathered rows as they are written: long running text in pieces, where the recipe splits it."""
+
+    def __init__(self, data: DataSection, gathered: Gathered) -> None:
+        spool = gathered.spool
+        longest = int(spool.rows["num_tokens"].max(initial=0))
+        self.data = data
+        self.written = Pieces(spool, data.max_length) if longest > data.max_length else spool
+
+    def numbers(self, documents: Numbers) -> Numbers:
+        """What is written for some documents: the numbers of their pieces, or their own."""
+        return self.written.of(documents) if isinstance(self.written, Pieces) else documents
+
+    def pack(self, part: Part) -> tuple[Numbers, np.ndarray]:
+        """Numbers in the order in which rows are written, and where each packed row begins."""
+        rows = self.numbers(part.rows)
+        if not self.data.packing:
+            return rows, np.arange(len(rows) + 1)
+        order, offsets = plan_packing(self.written.rows["num_tokens"][rows], self.data.max_length)
+        return rows[order], offsets
+
+
+def _report(
+    rows: _Rows, gathered: Gathered, parts: tuple[Part, Part], packed: tuple[Numbers, np.ndarray]
+) -> DataReport:
     """The report without findings and time."""
-    table = gathered.spool.rows
+    data, table = rows.data, rows.written.rows
     train, evaluation = (part.rows for part in parts)
-    num_tokens = int(table["num_tokens"][train].sum(dtype=np.int64))
+    order, offsets = packed
+    num_packed_rows = len(offsets) - 1
+    num_tokens = int(table["num_tokens"][order].sum(dtype=np.int64))
     places = num_packed_rows * data.max_length if data.packing else num_tokens
     return DataReport(
         sources=tuple(_source_reports(gathered, parts)),
@@ -152,7 +179,7 @@ def _report(data: DataSection, gathered: Gathered, parts: tuple[Part, Part], num
         num_train=len(train),
         num_eval=len(evaluation),
         num_tokens=num_tokens,
-        num_trained_tokens=int(table["num_trained_tokens"][train].sum(dtype=np.int64)),
+        num_trained_tokens=int(table["num_trained_tokens"][order].sum(dtype=np.int64)),
         max_length=data.max_length,
         truncation=data.truncation,
         packing=data.packing,

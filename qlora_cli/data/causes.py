@@ -14,11 +14,13 @@ class Cause(StrEnum):
 
     MALFORMED = "not readable"
     FORMAT = "does not fit its format"
+    CONTRADICTED = "not to be trained, by a column of its own"
     EMPTY_ANSWER = "empty answer"
     NO_ANSWER = "does not end with an answer"
     TEMPLATE = "refused by the chat template"
     NOTHING_TRAINED = "nothing to learn"
     TOO_LONG = "longer than max_length"
+    LEFT_OUT = "left out by leave_out"
     REQUIRED = "a required column is empty"
     TOO_SHORT = "answer shorter than min_chars"
     TOO_MANY_CHARS = "answer longer than max_chars"

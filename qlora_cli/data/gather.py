@@ -39,6 +39,8 @@ class GatheredSource:
     """Number of its first row on the spool."""
 
     num_without_required: int = 0
+    num_left_out: int = 0
+    """Rows that its own `leave_out` takes out."""
 
     @property
     def rows(self) -> slice:
@@ -84,7 +86,11 @@ def gather_rows(data: DataSection, renderer: Renderer, folder: Path, look_for: K
     sources += [GatheredSource("train", source) for source in data.train]
     gathered = Gathered(Spool(folder), Tally(data), sources, Seen(kind) if kind else None)
     pipeline = RowPipeline(data, renderer, duplicates=kind)
-    batches = chain.from_iterable(raw_batches(item.source, number) for number, item in enumerate(sources))
+    num_of_part = Counter(item.part for item in sources)
+    batches = chain.from_iterable(
+        raw_batches(item.source, number, where=item.part, alone=num_of_part[item.part] == 1)
+        for number, item in enumerate(sources)
+    )
     with (folder / REJECTED_FILE).open("w", encoding="utf-8") as rejected:
         for batch, outcome in map_in_order(pipeline, batches):
             chosen = _without_repeats(gathered, batch, outcome, dedupe)
@@ -126,6 +132,7 @@ def _take(gathered: Gathered, batch: RawBatch, outcome: Outcome, chosen: np.ndar
     source.num_kept += int(chosen.sum())
     causes = Counter(rejection.cause for rejection in outcome.rejections)
     source.num_without_required += causes[Cause.REQUIRED]
+    source.num_left_out += causes[Cause.LEFT_OUT]
     gathered.tally.add(outcome)
 
 

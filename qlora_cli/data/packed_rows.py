@@ -18,6 +18,7 @@ from datasets import Dataset
 
 from qlora_cli.data.example import Place
 from qlora_cli.data.packing import PackedRow
+from qlora_cli.data.pieces import Pieces
 from qlora_cli.data.spool import Spool
 from qlora_cli.data.token_row import TokenRow
 
@@ -37,12 +38,12 @@ SCHEMA = pyarrow.schema(
 )
 
 
-def write_packed_rows(path: Path, spool: Spool, order: np.ndarray, offsets: np.ndarray) -> str:
+def write_packed_rows(path: Path, spool: Spool | Pieces, order: np.ndarray, offsets: np.ndarray) -> str:
     """Write packed rows of a spool's documents.
 
     Args:
         path: file to write.
-        spool: the documents.
+        spool: the documents, long ones perhaps in pieces.
         order: document numbers, those of one packed row after those of the one before.
         offsets: where each packed row begins in `order`, and the end; packed rows + 1.
 

@@ -16,12 +16,14 @@ from qlora_cli.data.clean import Cleaner
 from qlora_cli.data.duplicates import MinHasher, exact_digest
 from qlora_cli.data.example import Example, Place, RawRow, Row, UnreadableRow
 from qlora_cli.data.observations import Observation, Observer
-from qlora_cli.data.read.formats import resolve_format, to_example
+from qlora_cli.data.read.column_mapping import NUM_ROWS, Where, resolve_source
+from qlora_cli.data.read.examples import example_of
 from qlora_cli.data.read.sources import parse_row, read_raw
 from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.data.spool import TokenBatch, batch_of
 from qlora_cli.data.token_row import TokenRow
-from qlora_cli.data.truncation import Cutter
+from qlora_cli.data.truncation import Cutter, is_splittable
+from qlora_cli.data.unread import KeyCheck, Mention, Mentions, unread_in_row
 from qlora_cli.errors import DataError
 from qlora_cli.recipe.data_schema import DataSection, SourceSection
 
@@ -55,6 +57,13 @@ class Passage:
     """Before any cut; None where it could not be rendered."""
 
     is_cut: bool = False
+    """Shortened, or to be split into pieces when it is packed."""
+
+    is_splittable: bool = False
+    """Too long, and of the kind that `truncation: split` cuts into pieces."""
+
+    unread: list[Mention] = field(default_factory=list)
+    """What of the row has no effect."""
 
 
 @dataclass
@@ -75,11 +84,17 @@ class Outcome:
 
     longest: Place | None
     cut: list[Place]
+    num_splittable: int
+    """Rows that are too long, and that `truncation: split` would cut or did cut into pieces."""
+
     ends_a_turn: bool
     """Whether a token that ends a turn is trained in any row."""
 
     observed: Counter[Observation] = field(default_factory=Counter)
     first_observed: dict[Observation, Place] = field(default_factory=dict)
+    mentions: Mentions = field(default_factory=Mentions)
+    """What of the kept rows has no effect."""
+
     digests: list[bytes] = field(default_factory=list)
     """Of the text of each kept row, where duplicates are looked for."""
 
@@ -87,8 +102,16 @@ class Outcome:
     """MinHash of each kept row, where near duplicates are looked for; None for a text too short for one."""
 
 
-def raw_batches(source: SourceSection, source_number: int = 0) -> Iterator[RawBatch]:
+def raw_batches(
+    source: SourceSection, source_number: int = 0, *, where: Where = "train", alone: bool = True
+) -> Iterator[RawBatch]:
     """The source's rows in batches, with the format that its first readable row shows.
+
+    Args:
+        source: of the recipe.
+        source_number: its place among all that are read.
+        where: the key that it stands under, for the hint that maps its columns.
+        alone: whether it is the only one there.
 
     Raises:
         DataError: if the source cannot be read, or no format fits.
@@ -97,7 +120,7 @@ def raw_batches(source: SourceSection, source_number: int = 0) -> Iterator[RawBa
     format_name: str | None = None
     for batch in _in_batches(rows):
         if format_name is None:
-            format_name = _format_of(source, batch)
+            format_name = _format_of(source, batch, where, alone=alone)
         # Nothing in the batch can be parsed: the faults are what is reported, whatever the format.
         yield RawBatch(source_number, source, format_name or source.format or "text", batch)
 
@@ -115,14 +138,16 @@ def _in_batches(rows: Iterator[RawRow]) -> Iterator[list[RawRow]]:
         yield batch
 
 
-def _format_of(source: SourceSection, batch: Sequence[RawRow]) -> str | None:
+def _format_of(source: SourceSection, batch: Sequence[RawRow], where: Where, *, alone: bool) -> str | None:
+    rows = []
     for raw in batch:
         try:
-            row = parse_row(raw)
+            rows.append((raw.place, parse_row(raw)))
         except DataError:
             continue
-        return resolve_format(source.format, source.columns, list(row), raw.place)
-    return None
+        if len(rows) == NUM_ROWS:
+            break
+    return resolve_source(source, rows, where, alone=alone) if rows else None
 
 
 class RowPipeline:
@@ -141,17 +166,22 @@ class RowPipeline:
         self._cutter = None
         if data.truncation in ("cut_prompt", "cut_middle_turns"):
             self._cutter = Cutter(renderer, data.max_length, data.truncation)
+        self._required = frozenset(data.clean.required if data.clean else ())
+        self._is_split = data.truncation == "split"
         self._observer = Observer(renderer)
+        self._key_check = KeyCheck(renderer)
         self._duplicates = duplicates
         self._hasher = MinHasher() if duplicates == "near" else None
 
-    def preview(self, source: SourceSection, first: int, num_rows: int) -> Iterator[Passage]:
-        """What becomes of some rows of a source, counted from 0.
+    def preview(
+        self, source: SourceSection, first: int, num_rows: int, *, where: Where = "train", alone: bool = True
+    ) -> Iterator[Passage]:
+        """What becomes of some rows of a source, counted from 0; `where` and `alone` as in `raw_batches`.
 
         Raises:
             DataError: if the source cannot be read, or no format fits.
         """
-        batches = raw_batches(source)
+        batches = raw_batches(source, where=where, alone=alone)
         rows = ((batch, raw) for batch in batches for raw in batch.rows)
         for batch, raw in islice(rows, first, first + num_rows):
             yield from self._passages(replace(batch, rows=[raw]))
@@ -175,6 +205,7 @@ class RowPipeline:
             lengths=np.array([passage.num_tokens for passage in rendered], np.int32),
             longest=max(rendered, key=lambda passage: passage.num_tokens or 0).raw.place if rendered else None,
             cut=[passage.raw.place for passage in kept if passage.is_cut],
+            num_splittable=sum(passage.is_splittable for passage in passages),
             ends_a_turn=any(not self._renderer.end_of_turn_ids.isdisjoint(row.labels) for row in rows),
         )
         self._look_at(kept, outcome)
@@ -187,6 +218,9 @@ class RowPipeline:
             for observation in self._observer.observe(passage.example, passage.row):
                 outcome.observed[observation] += 1
                 outcome.first_observed.setdefault(observation, passage.raw.place)
+            keys = self._key_check.unread_keys(passage.example, passage.row)
+            if passage.unread or keys:
+                outcome.mentions.add((*passage.unread, *keys), passage.raw.place)
             if self._duplicates:
                 outcome.digests.append(exact_digest(passage.example))
             if self._hasher:
@@ -209,8 +243,13 @@ class RowPipeline:
             row = parse_row(raw)
             self._cleaner.check_row(row, raw.place)
             cause = Cause.FORMAT
-            example = to_example(row, raw.place, batch.format, batch.source.columns)
-            return Passage(raw, self._cleaner.clean(example))
+            example, row = example_of(row, raw.place, batch.source, batch.format)
+            unread = [
+                (kind, name)
+                for kind, name in unread_in_row(row, batch.format, batch.source.columns)
+                if name not in self._required and name not in batch.source.leave_out
+            ]
+            return Passage(raw, self._cleaner.clean(example), unread=unread)
         except DataError as error:
             return Passage(raw, rejection=_rejection(raw, error, cause))
 
@@ -219,7 +258,10 @@ class RowPipeline:
         passage.num_tokens = len(row.input_ids)
         if passage.num_tokens > self._max_length:
             assert passage.example is not None  # it was rendered
+            passage.is_splittable = is_splittable(passage.example)
             cut = self._cutter.cut(passage.example) if self._cutter else None
+            if self._is_split and passage.is_splittable:
+                cut = passage.example, row
             if cut is None:
                 fault = RowError(Cause.TOO_LONG, f"{passage.num_tokens:,} tokens, max_length is {self._max_length:,}")
                 passage.rejection = _rejection(passage.raw, fault, Cause.TOO_LONG)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qlora_cli.data.token_row import TokenRow
+from qlora_cli.data.token_row import IGNORE_INDEX, TokenRow
 
 TOKEN = np.dtype(np.int32)
 ROW = np.dtype(
@@ -88,11 +88,24 @@ class Spool:
 
     def tokens(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Tokens and labels of the rows of these numbers, one after the other."""
-        lengths = self.rows["num_tokens"][numbers].astype(np.int64)
+        return self._spans(self._starts[numbers], self.rows["num_tokens"][numbers])
+
+    def spans(self, numbers: np.ndarray, firsts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens and labels of parts of rows, one after the other; what begins a part carries no label.
+
+        Args:
+            numbers: of the rows.
+            firsts: token of each row with which its part begins.
+            lengths: tokens of each part, at least 1.
+        """
+        input_ids, labels = self._spans(self._starts[numbers] + firsts, lengths)
+        labels[np.cumsum(lengths, dtype=np.int64) - lengths] = IGNORE_INDEX
+        return input_ids, labels
+
+    def _spans(self, starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        lengths = lengths.astype(np.int64)
         ends = np.cumsum(lengths)
-        positions = np.repeat(self._starts[numbers] - (ends - lengths), lengths) + np.arange(
-            ends[-1] if len(ends) else 0
-        )
+        positions = np.repeat(starts - (ends - lengths), lengths) + np.arange(ends[-1] if len(ends) else 0)
         input_ids, labels = self._input_ids[positions], self._labels[positions]
         for mapped in (self._input_ids, self._labels):
             _let_go(mapped)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -13,11 +13,13 @@ from qlora_cli.data.observations import Observation
 from qlora_cli.data.pipeline import Outcome
 from qlora_cli.data.problems import RowProblems
 from qlora_cli.data.report import Finding, Lengths, Verdict, measure_lengths
+from qlora_cli.data.unread import Mentions
 from qlora_cli.errors import Problem
 from qlora_cli.recipe.data_schema import DataSection
 
 CLEANING = frozenset(
     {
+        Cause.LEFT_OUT,
         Cause.REQUIRED,
         Cause.TOO_SHORT,
         Cause.TOO_MANY_CHARS,
@@ -26,7 +28,7 @@ CLEANING = frozenset(
         Cause.HELD_OUT_COPY,
     }
 )
-"""Causes of what the recipe asked for with `data.clean` and `data.eval_fraction`."""
+"""Causes of what the recipe asked for with `leave_out`, `data.clean` and `data.eval_fraction`."""
 
 
 @dataclass
@@ -47,6 +49,9 @@ class Tally:
     _longest: tuple[int, str] = (0, "")
     _num_cut: int = 0
     _first_cut: Place | None = None
+    _num_splittable: int = 0
+    mentions: Mentions = field(default_factory=Mentions)
+    """What of the kept rows has no effect."""
 
     def add(self, outcome: Outcome) -> None:
         """Count a batch."""
@@ -57,7 +62,9 @@ class Tally:
         for observation, count in outcome.observed.items():
             self._observed[observation] += count
             self._first_observed.setdefault(observation, outcome.first_observed[observation])
+        self.mentions.merge(outcome.mentions)
         self._num_cut += len(outcome.cut)
+        self._num_splittable += outcome.num_splittable
         if outcome.cut and self._first_cut is None:
             self._first_cut = outcome.cut[0]
         if outcome.longest is not None:
@@ -73,7 +80,7 @@ class Tally:
 
     def verdict(self, cause: Cause) -> Verdict:
         """What a row of this cause means for training."""
-        if cause in CLEANING or (cause == Cause.TOO_LONG and self.data.truncation != "refuse"):
+        if cause in CLEANING or (cause == Cause.TOO_LONG and self.data.truncation not in ("refuse", "split")):
             return "left out"
         return "refused"
 
@@ -107,29 +114,59 @@ class Tally:
                 continue
             rejection = self._first[cause]
             verdict = self.verdict(cause)
-            problem = self._too_long() if cause == Cause.TOO_LONG and verdict == "refused" else rejection.problem
+            problem = rejection.problem
+            if cause == Cause.TOO_LONG:
+                problem = self._too_long() if verdict == "refused" else replace(problem, hint=self._split_hint())
             count = self._causes[cause]
             findings.append(Finding(cause.value, verdict, count, str(rejection.place), problem.text, problem.hint))
         findings.sort(key=lambda finding: finding.verdict != "refused")
         if self._first_cut is not None:
-            how = {"cut_prompt": "the middle of a prompt", "cut_middle_turns": "exchanges from the middle"}
-            text = f"{how[self.data.truncation]} taken out to fit {self.data.max_length:,} tokens"
-            findings.append(Finding(Cause.TOO_LONG.value, "cut", self._num_cut, str(self._first_cut), text))
+            findings.append(
+                Finding(Cause.TOO_LONG.value, "cut", self._num_cut, str(self._first_cut), self._cut_in_words())
+            )
         for observation in Observation:
             if observation in self._first_observed:
                 place = str(self._first_observed[observation])
                 findings.append(Finding(observation.value, "noted", self._observed[observation], place, ""))
-        return findings
+        return findings + self.mentions.findings()
+
+    def _cut_in_words(self) -> str:
+        limit = f"{self.data.max_length:,} tokens"
+        if self.data.truncation == "split":
+            num_pieces = sum(
+                int((-(-lengths[lengths > self.data.max_length] // self.data.max_length)).sum())
+                for lengths in self._lengths
+            )
+            return f"split into {num_pieces:,} pieces of at most {limit}, nothing lost"
+        how = {"cut_prompt": "the middle of a prompt", "cut_middle_turns": "exchanges from the middle"}
+        return f"{how[self.data.truncation]} taken out to fit {limit}"
+
+    def _split_hint(self) -> str:
+        """What keeps long running text whole; empty where none was met."""
+        if not self._num_splittable:
+            return ""
+        return f"`data.truncation: split` cuts {self._num_splittable:,} of them into pieces, with nothing lost"
 
     def _too_long(self) -> Problem:
         lengths = self.lengths
         assert lengths is not None  # a row was too long, so rows were measured
         num_rows = sum(map(len, self._lengths))
+        num_long = self._causes[Cause.TOO_LONG]
         return Problem(
-            f"{self._causes[Cause.TOO_LONG]:,} of {num_rows:,} rows are longer than max_length "
+            f"{num_long:,} of {num_rows:,} rows are longer than max_length "
             f"{self.data.max_length:,} (longest {lengths.longest:,} tokens, 99 % have at most {lengths.p99:,}, "
             f"95 % at most {lengths.p95:,}); this is the first",
             str(self._first[Cause.TOO_LONG].place),
-            f"set `data.max_length: {lengths.longest}` to keep all, `data.truncation: drop` to leave the long rows "
-            "out, or `cut_prompt` / `cut_middle_turns` to shorten what stands before the last answer",
+            self._way_on(lengths.longest, num_long),
         )
+
+    def _way_on(self, longest: int, num_long: int) -> str:
+        """What to do about rows that are too long: running text is split, a prompt is cut."""
+        keep = f"set `data.max_length: {longest}` to keep all"
+        drop = "`data.truncation: drop` to leave the long rows out"
+        if self.data.truncation == "split":
+            return f"only running text is split; {keep}, or {drop}"
+        if self._num_splittable == num_long:
+            return f"set `data.truncation: split` to cut the text into pieces, with nothing lost; or {keep}; or {drop}"
+        cut = "`cut_prompt` / `cut_middle_turns` to shorten what stands before the last answer"
+        return f"{keep}, {drop}, or {cut}"

@@ -13,6 +13,8 @@ of all, and the last one never goes:
 
     system  user assistant  user assistant tool assistant  user assistant
             [   first    ]  [          goes first       ]  [    last    ]
+
+Running text is split instead, and nothing of it lost: see `pieces.py`.
 """
 
 from __future__ import annotations
@@ -41,6 +43,11 @@ MAX_RENDERINGS = 12
 Cut = tuple[Example, TokenRow]
 Spot = tuple[int, str]
 """Where a text stands in a row: index of the message and key, or (0, "prompt")."""
+
+
+def is_splittable(example: Example) -> bool:
+    """Whether `truncation: split` cuts the row into pieces (`pieces.py`): running text, of which any part is text."""
+    return isinstance(example, PlainText) and not example.prompt
 
 
 class Cutter:

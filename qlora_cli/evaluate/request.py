@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.progress import Progress
 
 from qlora_cli import console
 from qlora_cli.data.prepare import prepare_data
+from qlora_cli.data.read.column_mapping import Where
 from qlora_cli.data.read.examples import read_examples
 from qlora_cli.data.render.renderer import Renderer, TokenRow
 from qlora_cli.errors import ArgumentError
@@ -21,6 +22,7 @@ from qlora_cli.evaluate.comparison import (
     write_comparison,
 )
 from qlora_cli.evaluate.metrics import METRICS
+from qlora_cli.evaluate.run_columns import read_like_the_run
 from qlora_cli.evaluate.tasks import load_task
 from qlora_cli.model.tuned import Tuned, find_tuned, load_tuned
 from qlora_cli.recipe.data_schema import SourceSection
@@ -44,9 +46,14 @@ class EvalRequest:
     limit: int | None = None
     """Only the first so many questions of each task."""
 
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Format field -> column of `data`; where it is empty, as the run's own rows were read."""
 
-def task_sections(files: Sequence[Path], metrics: Sequence[str]) -> tuple[TaskSection, ...]:
-    """The command's tasks as a recipe would state them; every metric goes with every file.
+
+def task_sections(
+    files: Sequence[Path], metrics: Sequence[str], columns: Mapping[str, str] | None = None
+) -> tuple[TaskSection, ...]:
+    """The command's tasks as a recipe would state them; every metric and the columns go with every file.
 
     Raises:
         ArgumentError: for an unknown metric, or metrics without a file to score.
@@ -57,7 +64,8 @@ def task_sections(files: Sequence[Path], metrics: Sequence[str]) -> tuple[TaskSe
     if metrics and not files:
         raise ArgumentError("--metric needs a --task", hint="add --task FILE")
     chosen = {"metrics": tuple(metrics)} if metrics else {}
-    return tuple(TaskSection.model_validate({"path": str(file), **chosen}) for file in files)
+    named = {"columns": dict(columns or {})}
+    return tuple(TaskSection.model_validate({"path": str(file), **named, **chosen}) for file in files)
 
 
 def measure(folder: Path | None, request: EvalRequest) -> Comparison:
@@ -90,10 +98,11 @@ def prepare_evaluation(tuned: Tuned, request: EvalRequest) -> Evaluation:
     """
     renderer = Renderer(tuned.tokenizer)
     recipe = tuned.source.recipe
-    sections = request.tasks or (recipe.eval.tasks if recipe else ())
+    where: Where = "option" if request.tasks else "tasks"
+    sections = tuple(read_like_the_run(task, recipe) for task in request.tasks) or (recipe.eval.tasks if recipe else ())
     changes = {"max_new_tokens": request.max_new_tokens, "limit": request.limit}
     given = {name: value for name, value in changes.items() if value is not None}
-    tasks = [load_task(section.model_copy(update=given), renderer) for section in sections]
+    tasks = [load_task(section.model_copy(update=given), renderer, where) for section in sections]
     rows = _held_out_rows(tuned, request, renderer)
     if not rows and not tasks:
         raise ArgumentError(
@@ -106,7 +115,9 @@ def prepare_evaluation(tuned: Tuned, request: EvalRequest) -> Evaluation:
 
 def _held_out_rows(tuned: Tuned, request: EvalRequest, renderer: Renderer) -> list[TokenRow]:
     if request.data is not None:
-        rows = renderer.render(read_examples(SourceSection(path=str(request.data))))
+        asked = SourceSection(path=str(request.data), columns=dict(request.columns))
+        source = read_like_the_run(asked, tuned.source.recipe)
+        rows = renderer.render(read_examples(source, where="option"))
         if not any(row.num_trained_tokens for row in rows):
             raise ArgumentError("no row holds an assistant's turn to measure the loss on", place=str(request.data))
         return rows

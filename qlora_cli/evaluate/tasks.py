@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qlora_cli.data.example import Conversation, Example, PlainText
+from qlora_cli.data.read.column_mapping import Where
 from qlora_cli.data.read.examples import read_examples
 from qlora_cli.data.render.renderer import IGNORE_INDEX, Renderer
 from qlora_cli.errors import DataError
@@ -38,14 +39,19 @@ class Task:
     max_new_tokens: int
 
 
-def load_task(section: TaskSection, renderer: Renderer) -> Task:
+def load_task(section: TaskSection, renderer: Renderer, where: Where = "tasks") -> Task:
     """The task's questions; of each conversation only the last assistant turn is asked for.
+
+    Args:
+        section: of the recipe, or made of a command's options.
+        renderer: of the model's tokenizer.
+        where: what a hint on its columns is to be written under.
 
     Raises:
         DataError: if the file cannot be read, or a row has no answer to compare with.
     """
     source = SourceSection(path=section.path, format=section.format, columns=section.columns)
-    examples = read_examples(source, section.limit)
+    examples = read_examples(source, section.limit, where=where)
     return Task(
         name=section.name or Path(section.path).stem,
         questions=[to_question(example, renderer) for example in examples],

@@ -16,6 +16,7 @@ from transformers.quantizers.base import get_keys_to_not_convert
 
 from qlora_cli import compat
 from qlora_cli.errors import RecipeError
+from qlora_cli.model.at_hand import look_for_base
 from qlora_cli.model.device import pick_device, pick_dtype
 from qlora_cli.model.fingerprint import base_folder, has_only_pickles, weight_files
 from qlora_cli.recipe.schema import ModelSection, QuantizationSection
@@ -29,12 +30,17 @@ READ_FAULTS = (
 
 
 class reading:  # noqa: N801 - reads like a function: `with reading(name):`
-    """Turns what a library raises while it reads the base `name` into one line with a hint."""
+    """Turns what a library raises while it reads the base `name` into one line with a hint.
 
-    def __init__(self, name: str) -> None:
+    A base that is not on this machine while the Hub does not answer is refused before any library waits for it.
+    """
+
+    def __init__(self, name: str, revision: str | None = None) -> None:
         self._name = name
+        self._revision = revision
 
-    def __enter__(self) -> None: ...
+    def __enter__(self) -> None:
+        look_for_base(self._name, self._revision)
 
     def __exit__(
         self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
@@ -57,7 +63,7 @@ def read_config(model: ModelSection, *, source: str | None = None) -> PreTrained
     """
     name = source or model.base_model
     revision = None if source else model.revision
-    with reading(name):
+    with reading(name, revision):
         if model.trust_remote_code:
             refuse_code_from_elsewhere(name, PreTrainedConfig.get_config_dict(name, revision=revision)[0])
         return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=model.trust_remote_code)
@@ -90,7 +96,7 @@ def load_base(
         weight_files(Path(name))  # an index that leads out of the folder is refused
     config = read_config(model, source=source)
     _forget_secrets(config)
-    with reading(name):
+    with reading(name, None if source else model.revision):
         config._attn_implementation = model.attn_implementation  # a base's own choice, if any, would win over ours
         base, report = AutoModelForCausalLM.from_pretrained(
             name,

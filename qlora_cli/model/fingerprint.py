@@ -9,6 +9,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from qlora_cli.errors import IdentityError
+from qlora_cli.hub import why_offline
 from qlora_cli.recipe.schema import ModelSection
 from qlora_cli.run.files import read_json_object
 
@@ -29,12 +30,14 @@ def base_folder(model: ModelSection) -> Path:
     local = Path(model.base_model)
     if local.is_dir():
         return local
+    reason = why_offline()
     files = SAFE_FILES + (PICKLED_FILES if model.allow_pickle else [])
     try:
         return Path(snapshot_download(model.base_model, revision=model.revision, allow_patterns=files))
     except (HfHubHTTPError, LocalEntryNotFoundError, ValueError, OSError) as fault:
         raise IdentityError(
-            f"the files of base model '{model.base_model}' are not on this machine and cannot be fetched",
+            f"the files of base model '{model.base_model}' are not on this machine and cannot be fetched"
+            + f": {reason}" * bool(reason),
             hint=f"check the name; offline, fetch them beforehand with `hf download {model.base_model}`",
         ) from fault
 

@@ -23,7 +23,7 @@ def load_tokenizer(model: ModelSection) -> PreTrainedTokenizerBase:
     Raises:
         RecipeError: if the tokenizer or the template file cannot be read, or the tokenizer has no vocabulary.
     """
-    with reading(model.base_model):
+    with reading(model.base_model, model.revision):
         if model.trust_remote_code:
             settings = get_tokenizer_config(model.base_model, revision=model.revision)
             refuse_code_from_elsewhere(model.base_model, settings)

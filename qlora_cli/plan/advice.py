@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
-from transformers import PreTrainedConfig
-
 from qlora_cli.errors import RecipeError, ResourceError
-from qlora_cli.model.base import read_config
 from qlora_cli.model.tables import num_positions
 from qlora_cli.plan.cards import Card
 from qlora_cli.plan.facts import model_facts
+from qlora_cli.plan.likeness import config_or_sketch
 from qlora_cli.plan.report import card_target
-from qlora_cli.plan.shape import PlanRequest, sketch_config
+from qlora_cli.plan.shape import PlanRequest
 from qlora_cli.plan.tracer import Tracer
-from qlora_cli.recipe.schema import ModelSection, Recipe
+from qlora_cli.recipe.schema import Recipe
 from qlora_cli.recipe.starter import Choice, StarterValues
 
 ROWS_A_STEP = 16
@@ -37,11 +34,6 @@ FILLED = 0.95
 """Share of a card's memory that a first recipe may fill: what CUDA takes is an estimate, and rows differ."""
 
 GIB = 2**30
-
-SHAPES = {0.5e9: (1024, 16), 1.5e9: (2048, 16), 3e9: (3072, 26), 8e9: (4096, 32), 14e9: (5120, 40), 33e9: (6656, 60)}
-"""Parameters of a Llama-like model -> its width and layers, for a base of which only the size is known."""
-
-LARGEST_SHAPE = (8192, 80)
 
 
 @dataclass(frozen=True)
@@ -81,7 +73,7 @@ def advise(base_model: str, data: str, card: Card) -> StarterValues:
     recipe = Recipe.model_validate(
         {"name": "new", "model": {"base_model": base_model}, "quantization": {}, "data": {"train": data}}
     )
-    config, origin = _config_of(recipe.model)
+    config, origin = config_or_sketch(recipe.model)
     target = card_target(card)
     memory = round((target.memory_bytes or 0) * FILLED)
     request, num_params = _buildable(PlanRequest(recipe, config, target.device))
@@ -194,29 +186,3 @@ def _powers(largest: int) -> str:
     '1, 2, 4'
     """
     return ", ".join(str(1 << shift) for shift in range(largest.bit_length()))
-
-
-def _config_of(model: ModelSection) -> tuple[PreTrainedConfig, str]:
-    """The base's configuration, or a sketch by the size in its name, and what it is in words."""
-    try:
-        return read_config(model), "its config.json"
-    except RecipeError:
-        num_params = params_in_name(model.base_model)
-        if num_params is None:
-            raise
-        near = min(SHAPES, key=lambda size: abs(size - num_params))
-        hidden, layers = SHAPES[near] if num_params < 50e9 else LARGEST_SHAPE
-        config = sketch_config(int(num_params), hidden_size=hidden, num_layers=layers)
-        return config, "a Llama of the size in its name (its config.json is not at hand)"
-
-
-def params_in_name(name: str) -> float | None:
-    """Parameters by the name of a base; None where it has no size, or one of several experts.
-
-    >>> params_in_name("meta-llama/Llama-3.1-8B-Instruct"), params_in_name("qwen2.5-0.5b")
-    (8000000000.0, 500000000.0)
-    >>> params_in_name("mistralai/Mixtral-8x7B-v0.1"), params_in_name("gpt2")
-    (None, None)
-    """
-    found = re.search(r"(?<![\w.])(\d+(?:\.\d+)?)b(?![a-z])", name.rpartition("/")[2].lower())
-    return None if found is None else float(found[1]) * 1e9

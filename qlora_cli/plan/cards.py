@@ -75,8 +75,12 @@ def all_cards() -> dict[str, Card]:
     return cards
 
 
-def find_card(name: str) -> Card:
+def find_card(name: str, *, otherwise: str = "For another card give its memory: --memory-gb 24") -> Card:
     """The card of that name, however it is written; of several that fit, the one with the least memory and rate.
+
+    Args:
+        name: as people write it.
+        otherwise: what the hint says of cards that are not known, in the words of the command that asks.
 
     >>> find_card("4090").name, find_card("rtx-4090").name, find_card("NVIDIA GeForce RTX 4090").name
     ('RTX 4090', 'RTX 4090', 'RTX 4090')
@@ -94,7 +98,7 @@ def find_card(name: str) -> Card:
     fitting = [all_cards()[card] for card in exact or wider or other_form]
     if fitting:
         return min(fitting, key=lambda card: (card.memory_mib, card.dense_tflops))
-    raise _unknown(name)
+    raise _unknown(name, otherwise)
 
 
 def card_of(name: str) -> Card | None:
@@ -105,7 +109,7 @@ def card_of(name: str) -> Card | None:
         return None
 
 
-def _unknown(name: str) -> ArgumentError:
+def _unknown(name: str, otherwise: str) -> ArgumentError:
     compact = {"".join(_words(card)): card for card in all_cards()}
     short = {key.removeprefix("rtx"): card for key, card in compact.items()}
     close = get_close_matches("".join(_words(name)), [*compact, *short], n=3, cutoff=0.5)
@@ -113,9 +117,7 @@ def _unknown(name: str) -> ArgumentError:
     hint = (
         f"did you mean {' or '.join(repr(card) for card in meant)}?" if meant else f"known: {', '.join(all_cards())}."
     )
-    return ArgumentError(
-        f"no facts are known of a GPU named '{name}'", hint=f"{hint} For another card give its memory: --memory-gb 24"
-    )
+    return ArgumentError(f"no facts are known of a GPU named '{name}'", hint=f"{hint} {otherwise}")
 
 
 def _words(name: str) -> list[str]:

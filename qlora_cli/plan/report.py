@@ -82,6 +82,11 @@ class PlanReport:
             return None
         return self.pace.seconds_per_step * self.workload.num_steps
 
+    def noted(self, note: str) -> PlanReport:
+        """The report with a note before the others; as it is where the note is empty."""
+        bill = replace(self.bill, notes=(note, *self.bill.notes)) if note else self.bill
+        return replace(self, bill=bill)
+
     def as_dict(self) -> dict[str, Any]:
         """The report as JSON holds it; sizes in bytes."""
         facts, needs, overheads = self.bill.facts, self.bill.needs, self.target.device.overheads

@@ -52,8 +52,13 @@ def _answer_lengths(written: Written) -> Iterator[Conflict]:
         yield conflict("data.clean.min_chars", ("data.clean.max_chars",), text, "swap the two")
 
 
-UNCUT: dict[str, tuple[str, ...]] = {"cut_middle_turns": ("alpaca", "text"), "cut_prompt": ("text",)}
-"""Way of cutting -> formats in which it finds nothing to take out: one exchange alone, and text without a prompt."""
+UNCUT: dict[str, tuple[str, ...]] = {
+    "cut_middle_turns": ("alpaca", "text"),
+    "cut_prompt": ("text",),
+    "split": ("alpaca", "messages", "sharegpt"),
+}
+"""Way of cutting -> formats in which it finds nothing to cut: one exchange alone, text without a prompt, and what is
+no running text."""
 
 
 def _truncation(written: Written) -> Iterator[Conflict]:
@@ -61,8 +66,8 @@ def _truncation(written: Written) -> Iterator[Conflict]:
     found = [source for key in ("data.train", "data.eval") for _, source in sources(written, key)]
     formats = sorted({str(source.get("format")) for source in found})
     if how in UNCUT and _all_sources_are_sections(written) and formats and set(formats) <= set(UNCUT[how]):
-        text = f"'data.truncation: {how}' finds nothing to take out of rows of 'format: {' / '.join(formats)}'"
-        hint = "write `truncation: cut_prompt`, or `drop`" if formats != ["text"] else "write `truncation: drop`"
+        text = f"'data.truncation: {how}' finds nothing to cut in rows of 'format: {' / '.join(formats)}'"
+        hint = "write `truncation: split`" if formats == ["text"] else "write `truncation: cut_prompt`, or `drop`"
         yield conflict("data.truncation", ("data.train", "data.eval"), text, hint)
 
 

@@ -7,20 +7,22 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from qlora_cli.recipe.section import Section
-from qlora_cli.recipe.short_forms import Names, Number, as_float, as_source
+from qlora_cli.recipe.short_forms import LeftOut, Names, Number, as_float, as_source
 
 
 class SourceSection(Section):
     """One dataset: a file, a folder or a Hub dataset."""
 
     path: str = Field(min_length=1)
-    """File (.json, .jsonl, .csv, .parquet, .arrow), folder of such files or saved by `datasets`, or Hub dataset id."""
+    """File (.json, .jsonl, .csv, .parquet, .arrow), folder of such files or saved by `datasets`, pattern such as
+    `data/train-*.parquet`, Hub dataset id, or files of one: `hf://datasets/owner/name/data/train-*.parquet`."""
 
     subset: str | None = None
-    """Configuration name of a Hub dataset."""
+    """Configuration name of a Hub dataset, or the folder of that name in a folder laid out like one."""
 
     split: str | None = None
-    """Split of a Hub dataset or of a saved DatasetDict; `train` when not given."""
+    """Split of a Hub dataset, of a saved DatasetDict (both `train` when not given), or of a folder whose files are
+    named by split: all of its files are read."""
 
     revision: str | None = None
     """Branch, tag or commit of a Hub dataset."""
@@ -33,7 +35,14 @@ class SourceSection(Section):
     """Layout of a row; detected from the column names when not given."""
 
     columns: dict[str, str] = Field(default_factory=dict)
-    """Format field -> column of this dataset, e.g. `{instruction: question, output: answer}`."""
+    """Format field -> column of this dataset, e.g. `{instruction: question, output: answer}`; a column inside another
+    by its path, e.g. `{output: "instances[0].output"}`. A column that is mapped is not read under its own name too."""
+
+    ignore: Names = ()
+    """Columns, and keys of messages, that are to have no effect: rows are read as if they were not there."""
+
+    leave_out: LeftOut = Field(default_factory=dict)
+    """Column -> value, or list of values: rows that hold it are left out and counted, e.g. `{label: false}`."""
 
     weight: Number = Field(1.0, gt=0, le=1000)
     """How often each row is seen in an epoch: 2 repeats the source twice, 0.5 takes a random half of its rows. Under
@@ -81,10 +90,11 @@ class DataSection(Section):
     packing: bool = True
     """Put several documents into one row of `max_length` tokens; none attends to another."""
 
-    truncation: Literal["refuse", "drop", "cut_prompt", "cut_middle_turns"] = "refuse"
-    """What happens to documents longer than `max_length`: refuse to start; leave them out; take out the middle of the
-    longest prompt text; or take out whole exchanges from the middle of the conversation. The last answer is never
-    cut, and documents that still do not fit are left out and counted."""
+    truncation: Literal["refuse", "drop", "split", "cut_prompt", "cut_middle_turns"] = "refuse"
+    """What happens to documents longer than `max_length`: refuse to start; leave them out; split running text into
+    pieces of `max_length` tokens (others are refused); take out the middle of the longest prompt text; or take out
+    whole exchanges from the middle of the conversation. A cut never touches the last answer, and documents that it
+    does not make fit are left out and counted."""
 
     train_on: Literal["assistant", "last_turn", "all"] = "assistant"
     """What is trained: every assistant turn, only the last one, or every token. A message of its own can say `train:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,13 @@ from pydantic import ValidationError
 from qlora_cli.errors import RecipeError
 from qlora_cli.recipe.explain import explain
 from qlora_cli.recipe.layers import Layers
+from qlora_cli.recipe.local_checks import check_local, default_notes
+from qlora_cli.recipe.one_line import RecipeDumper
 from qlora_cli.recipe.overrides import parse_override
 from qlora_cli.recipe.rules import check_rules
 from qlora_cli.recipe.schema import Recipe
 from qlora_cli.recipe.tree import Node, Place, PlacedProblem, find, merge, problem_at
-from qlora_cli.recipe.written import Written
-from qlora_cli.recipe.yaml_text import CoreSchemaLoader
+from qlora_cli.recipe.written import Conflict, Written, at
 from qlora_cli.secrets import find_secret
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -34,6 +35,21 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: with every problem found, sorted by file and line.
     """
+    return _load(path, overrides, check_rules)[0]
+
+
+def check_recipe(path: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, list[str]]:
+    """Read a recipe and look at what it names on this machine; with notes on what is doubtful, and not wrong.
+
+    Raises:
+        RecipeError: as `load_recipe`, also with what is missing on this machine or does not suit the recipe.
+    """
+    recipe, root = _load(path, overrides, lambda written: [*check_rules(written), *check_local(written)])
+    return recipe, default_notes(recipe, is_length_written=at(root.plain(), "data.max_length") is not None)
+
+
+def _load(path: Path, overrides: Sequence[str], check: Callable[[Written], list[Conflict]]) -> tuple[Recipe, Node]:
+    """The recipe and the tree that it was read from, with what `check` finds among the problems."""
     layers = Layers()
     root = layers.load(path)
     problems = layers.problems
@@ -53,10 +69,10 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     except ValidationError as error:
         found, doubtful = explain(error.errors(include_url=False), root)
         problems += found
-    problems += _conflicts(root, doubtful)
+    problems += _conflicts(root, doubtful, check)
     if problems or recipe is None:
         raise _as_error(problems)
-    return recipe
+    return recipe, root
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -77,17 +93,7 @@ def dump_recipe(recipe: Recipe) -> str:
         holder.pop(key, None)
     if Recipe.model_validate(values) != recipe:
         raise ValueError("this recipe was not loaded by load_recipe: its settings contradict each other")
-    return yaml.dump(values, Dumper=_RecipeDumper, sort_keys=False, allow_unicode=True, width=100)
-
-
-class _RecipeDumper(yaml.SafeDumper):
-    """Quotes text that YAML 1.1 or 1.2 would read as anything else."""
-
-
-_RecipeDumper.yaml_implicit_resolvers = {
-    **{first: list(pairs) for first, pairs in yaml.SafeDumper.yaml_implicit_resolvers.items()},
-    **CoreSchemaLoader.yaml_implicit_resolvers,
-}
+    return yaml.dump(values, Dumper=RecipeDumper, sort_keys=False, allow_unicode=True, width=100)
 
 
 def _with_name(root: Node, path: Path) -> tuple[Node, list[PlacedProblem]]:
@@ -105,14 +111,14 @@ def _with_name(root: Node, path: Path) -> tuple[Node, list[PlacedProblem]]:
     return merge(root, stand_in), [problem_at(place, text, hint)]
 
 
-def _conflicts(root: Node, doubtful: set[str]) -> list[PlacedProblem]:
+def _conflicts(root: Node, doubtful: set[str], check: Callable[[Written], list[Conflict]]) -> list[PlacedProblem]:
     """Problems between settings, except where one of the two is itself at fault."""
     written = root.plain()
     for key in doubtful:
         _take_out(written, key)
     return [
         problem_at(find(root, conflict.path).place, conflict.text, conflict.hint)
-        for conflict in check_rules(written)
+        for conflict in check(written)
         if not any(f"{key}.".startswith(f"{other}.") for key in doubtful for other in conflict.others)
     ]
 

@@ -29,5 +29,12 @@ def as_float(value: Any) -> Any:
     return float(value) if is_whole else value
 
 
+def as_tuples(value: Any) -> Any:
+    """The lists among the values of a mapping as tuples."""
+    return {key: as_tuple(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
 Number = Annotated[float, BeforeValidator(as_float), Field(allow_inf_nan=False)]
 Names = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
+Scalar = bool | int | float | str
+LeftOut = Annotated[dict[str, Scalar | tuple[Scalar, ...]], BeforeValidator(as_tuples)]

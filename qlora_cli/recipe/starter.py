@@ -6,9 +6,8 @@ import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from qlora_cli.errors import ArgumentError
+from qlora_cli.recipe.one_line import one_line
 from qlora_cli.recipe.reader import NAME_PATTERN
 from qlora_cli.recipe.secret_values import SECRETS_HINT
 from qlora_cli.secrets import find_secret
@@ -32,9 +31,9 @@ lora:
   target_modules: all-linear   # the paper needs all linear layers to match full fine-tuning
 
 data:
-  train: {data}  # alpaca, messages, sharegpt, prompt/completion or text
+  train: {train}  # {train_why}
   eval_fraction: 0.05          # held out, to see overfitting
-{max_length}
+{max_length}{truncation}
   packing: true                # fills rows with several documents, none of which sees another
 
 training:
@@ -75,6 +74,12 @@ class StarterValues:
     lora_dropout: Choice = Choice("0.05", "0.05 to 0.1 helps on small data")
     attn_implementation: Choice | None = None
     """Only where the base cannot do with the default."""
+
+    train: Choice | None = None
+    """The source as it was found to be read, on one line; the mere path where nobody looked."""
+
+    truncation: Choice | None = None
+    """Only where rows are longer than `max_length`."""
 
     planned: str = ""
     """What was planned with these values; the first comment says it."""
@@ -130,14 +135,18 @@ def _is_there(out: Path) -> ArgumentError:
 def starter_text(out: Path, base_model: str, data: str, values: StarterValues) -> str:
     """The recipe as it is written."""
     chosen = {name: _line(name, choice) for name, choice in vars(values).items() if isinstance(choice, Choice)}
-    attention = chosen.pop("attn_implementation", None)
+    attention, truncation = chosen.pop("attn_implementation", None), chosen.pop("truncation", None)
+    chosen.pop("train", None)
+    train = values.train or Choice(one_line(data), "alpaca, messages, sharegpt, prompt/completion or text")
     head = "".join(f"# {line}\n" for line in textwrap.wrap(values.planned, 116))
     return TEMPLATE.format(
         file=out,
-        name=_quoted(out.stem),
-        base=_quoted(base_model),
+        name=one_line(out.stem),
+        base=one_line(base_model),
         attn_implementation=f"\n{attention}" if attention else "",
-        data=_quoted(data),
+        train=train.value,
+        train_why=train.why,
+        truncation=f"\n{truncation}" if truncation else "",
         head=head,
         **chosen,
     )
@@ -149,8 +158,3 @@ def _line(name: str, choice: Choice) -> str:
     '  r: 16                        # enough'
     """
     return f"{f'  {name}: {choice.value}':<{COLUMN - 1}} # {choice.why}"
-
-
-def _quoted(text: str) -> str:
-    """`text` as one YAML scalar on one line, in quotes where it needs them."""
-    return yaml.safe_dump(text, width=10**6, allow_unicode=True).removesuffix("...\n").strip()

@@ -75,3 +75,13 @@ def _last(metrics: list[dict[str, Any]], key: str) -> float | None:
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else ""
+
+
+def what_is_there(name: str) -> list[str]:
+    """What to know of the run directory that a recipe of that name would be trained into; nothing where it is free."""
+    run = RunDirectory(RUNS_FOLDER / name)
+    if run.is_finished:
+        return [f"{run.path} holds a finished run: train into another --run-dir, or replace it with --overwrite"]
+    if run.is_started:
+        return [f"{run.path} holds an unfinished run: `{run.resume_command}` goes on with it"]
+    return []

@@ -11,6 +11,7 @@ from qlora_cli import console
 from qlora_cli.data.prepare import PreparedData
 from qlora_cli.data.report import DataReport
 from qlora_cli.data.show.preview import show_example
+from qlora_cli.data.unread import Kind
 from qlora_cli.model.tables import check_length, check_tokens, num_positions
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.files import write_json
@@ -33,7 +34,9 @@ def show_data(prepared: PreparedData, tokenizer: PreTrainedTokenizerBase) -> Non
     )
     for finding in report.findings:
         rows = "row" if finding.num_rows == 1 else "rows"
-        console.note(f"  {finding.verdict}: {finding.num_rows:,} {rows}, {finding.what}; the first is {finding.first}")
+        names = f": {finding.text}" if finding.what in tuple(Kind) else ""
+        where = f"; the first is {finding.first}" if finding.first else ""
+        console.note(f"  {finding.verdict}: {finding.num_rows:,} {rows}, {finding.what}{names}{where}")
     _show_mix(report)
     first = prepared.train.documents(0)[0]
     has_colour = console.err.color_system is not None

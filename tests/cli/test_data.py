@@ -14,6 +14,7 @@ import yaml
 
 from qlora_cli.cli import app
 from qlora_cli.data.cache import locked
+from tests.data.read.public_layouts import AMBIGUOUS, BY_VALUE, UNNAMED
 
 PAGE = Path(__file__).parents[2] / "docs" / "data.md"
 
@@ -237,3 +238,26 @@ def test_the_outputs_in_the_docs_are_what_the_commands_print(call, tmp_path, mon
     for command, output in shown_commands():
         ran = call(*command.split())
         assert without_times(ran.err + ran.out) == without_times(output)
+
+
+def hinted_source(err):
+    """The line that the hint says to write."""
+    [line] = re.findall(r"^hint: write `(train: \{.*\})` in the recipe", err, re.MULTILINE)
+    return yaml.safe_load(line)["train"]
+
+
+@pytest.mark.parametrize("name", [*UNNAMED, *AMBIGUOUS, *BY_VALUE])
+def test_data_that_no_format_fits_is_trainable_once_the_hint_was_followed(call, recipe, name):
+    rows = (UNNAMED | AMBIGUOUS | BY_VALUE)[name]
+    ran = call("data", "check", recipe(rows, max_length=512))
+    assert (ran.code, ran.out) == (2, "")
+    ran = call("data", "check", recipe(rows, max_length=512, train=hinted_source(ran.err)))
+    assert (ran.code, ran.err) == (0, "")
+
+
+def test_show_says_the_same_mapping_of_held_out_rows_under_their_own_key(call, recipe, tmp_path):
+    name = recipe(sums(2), eval="held.jsonl")
+    rows = [json.dumps(row) + "\n" for row in UNNAMED["openai/gsm8k"]]
+    (tmp_path / "held.jsonl").write_text("".join(rows))
+    ran = call("data", "show", name, "--eval")
+    assert "`eval: {path: held.jsonl, columns: {instruction: question, output: answer}}`" in ran.err

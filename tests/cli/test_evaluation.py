@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 
 import pytest
@@ -90,6 +92,33 @@ def test_eval_of_an_adapter_made_elsewhere_takes_data_and_tasks(call, finished, 
     assert counts["sums contains"] == 3
     answers = [json.loads(line) for line in (tmp_path / "adapter/eval/answers-sums.jsonl").read_text().splitlines()]
     assert [answer["reference"] for answer in answers] == ["1", "3", "5"]
+
+
+def test_the_hint_on_columns_is_an_option_of_eval_and_leads_to_a_measurement(call, finished, tmp_path):
+    rows = [{"question": f"add {n} and 1", "answer": str(n + 1)} for n in range(3)]
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for option in ("--data", "--task"):
+        ran = call("eval", finished, option, "asked.jsonl", "--max-new-tokens", 1)
+        assert ran.code == 2
+        [added] = re.findall(r"^hint: add `(.*)`$", ran.err, re.MULTILINE)
+        assert call("eval", finished, option, "asked.jsonl", "--max-new-tokens", 1, *shlex.split(added)).code == 0
+
+
+def test_eval_reads_a_file_by_the_mapping_that_the_run_was_trained_with(call, recipe_file, tmp_path):
+    rows = [{"question": f"add {n} and 1", "answer": str(n + 1)} for n in range(12)]
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train = "data.train={path: asked.jsonl, columns: {instruction: question, output: answer}}"
+    assert call("train", recipe_file, "--set", train).code == 0
+    ran = call("eval", "--data", "asked.jsonl", "--task", "asked.jsonl", "--limit", 2, "--max-new-tokens", 1, "--json")
+    assert ran.code == 0
+    assert ran.json["measures"][-1]["count"] == 2
+    assert "asked.jsonl is read as the run's asked.jsonl" in ran.err
+
+
+def test_columns_without_a_file_are_refused(call, finished):
+    ran = call("eval", finished, "--columns", "output=answer")
+    assert ran.code == 2
+    assert "add --data FILE or --task FILE" in ran.err
 
 
 def test_eval_of_an_adapter_made_elsewhere_needs_to_be_told_on_what(call, finished, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ import pytest
 from qlora_cli.cli import app
 from qlora_cli.recipe.reader import load_recipe
 from qlora_cli.recipe.shipped import list_shipped
+from tests.data.read.public_layouts import UNNAMED
 from tests.recipe.malformed import MALFORMED
 
 MINIMAL = "model: {base_model: some/base}\ndata: {train: rows.jsonl}\n"
@@ -36,7 +38,10 @@ def qlora(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("case", MALFORMED)
 def test_a_malformed_recipe_ends_with_one_error_line_a_hint_and_exit_code_2(qlora, tmp_path, case):
     text, line, fragment, hint = MALFORMED[case]
-    (tmp_path / "recipe.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    raw = text if isinstance(text, bytes) else text.encode()
+    (tmp_path / "recipe.yaml").write_bytes(raw)
+    for name in re.findall(rb"[\w-]+\.jsonl?\b", raw):
+        (tmp_path / name.decode()).write_text("{}")
     code, out, err = qlora("validate", "recipe.yaml")
     assert (code, out) == (2, "")
     error_line, hint_line = err.splitlines()
@@ -46,6 +51,13 @@ def test_a_malformed_recipe_ends_with_one_error_line_a_hint_and_exit_code_2(qlor
     assert hint in hint_line
 
 
+@pytest.fixture
+def rows(tmp_path):
+    """The data that MINIMAL names."""
+    (tmp_path / "rows.jsonl").write_text('{"text": "Hello."}\n')
+
+
+@pytest.mark.usefixtures("rows")
 def test_a_valid_recipe_is_said_to_be_valid_and_summed_up(qlora, tmp_path):
     (tmp_path / "chat.yaml").write_text(MINIMAL)
     code, out, _ = qlora("validate", "chat.yaml", "--set", "quantization={}", "--set", "lora.r=8")
@@ -55,6 +67,7 @@ def test_a_valid_recipe_is_said_to_be_valid_and_summed_up(qlora, tmp_path):
         assert fact in out
 
 
+@pytest.mark.usefixtures("rows")
 def test_validate_json_lists_place_text_and_hint(qlora, tmp_path):
     (tmp_path / "chat.yaml").write_text(MINIMAL + "lora: {rr: 1}\n")
     code, out, _ = qlora("validate", "chat.yaml", "--json", "--set", "lora.lora_alpha=x")
@@ -65,10 +78,29 @@ def test_validate_json_lists_place_text_and_hint(qlora, tmp_path):
     assert problems[1]["hint"] == "did you mean 'lora.r'?"
 
 
+@pytest.mark.usefixtures("rows")
 def test_validate_json_of_a_valid_recipe(qlora, tmp_path):
     (tmp_path / "chat.yaml").write_text(MINIMAL)
     code, out, _ = qlora("validate", "chat.yaml", "--json")
-    assert (code, json.loads(out)) == (0, {"valid": True, "problems": []})
+    note = "not checked, since only the Hub could tell: model 'some/base'"
+    assert (code, json.loads(out)) == (0, {"valid": True, "problems": [], "notes": [note]})
+
+
+def test_validate_reports_what_is_wrong_in_the_file_and_what_is_missing_on_the_machine_together(qlora, tmp_path):
+    (tmp_path / "chat.yaml").write_text("model: {base_model: /no/base}\ndata: {train: rows.jsonl}\nlora: {r: 0}\n")
+    code, out, err = qlora("validate", "chat.yaml")
+    assert (code, out) == (2, "")
+    places = [line.split()[1] for line in err.splitlines() if line.startswith("error: ")]
+    assert places == ["chat.yaml:1:", "chat.yaml:2:", "chat.yaml:3:"]
+
+
+@pytest.mark.usefixtures("rows")
+def test_validate_says_which_run_is_there_already(qlora, tmp_path):
+    (tmp_path / "chat.yaml").write_text(MINIMAL)
+    (tmp_path / "runs/chat").mkdir(parents=True)
+    (tmp_path / "runs/chat/recipe.yaml").write_text(MINIMAL)
+    _, _, err = qlora("validate", "chat.yaml")
+    assert "note: runs/chat holds an unfinished run: `qlora train runs/chat/recipe.yaml" in err
 
 
 def test_init_writes_a_commented_recipe_that_is_valid(qlora, tmp_path):
@@ -88,6 +120,40 @@ def test_init_writes_the_defaults_of_the_schema(qlora, tmp_path):
         started.training.model_copy(update={"num_train_epochs": None}) == load_recipe(tmp_path / "bare.yaml").training
     )
     assert started.lora == load_recipe(tmp_path / "bare.yaml").lora
+
+
+def test_init_says_where_the_data_is_not_here_to_be_looked_at(qlora):
+    code, _, err = qlora("init", "--data", "tatsu-lab/alpaca")
+    assert code == 0
+    assert "tatsu-lab/alpaca is no file or folder here, so its columns were not looked at" in err
+
+
+@pytest.mark.parametrize("name", ["openai/gsm8k", "lighteval/MATH", "a table in German", "names that say nothing"])
+def test_the_recipe_that_init_writes_for_a_file_is_one_that_reads_it(call, tmp_path, tiny_base, name):
+    (tmp_path / "my rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in 9 * UNNAMED[name]))
+    ran = call("init", "--base", tiny_base, "--data", "my rows.jsonl")
+    assert ran.code == 0
+    assert "tokens a row, of 27 rows: half have at most" in ran.err
+    assert call("validate", "recipe.yaml").code == 0
+    assert call("data", "check", "recipe.yaml").code == 0
+
+
+def test_init_refuses_data_that_no_column_of_can_be_trained_on_and_writes_nothing(call, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"x": 1.5}\n')
+    ran = call("init", "--data", "rows.jsonl")
+    assert (ran.code, ran.out) == (2, "")
+    assert "error: rows.jsonl:1: no format fits the columns: x" in ran.err
+    assert not (tmp_path / "recipe.yaml").exists()
+
+
+def test_init_looks_at_the_cards_name_before_it_asks_for_the_base(call):
+    ran = call("init", "--base", "some-org/some-base", "--gpu", "4o90")
+    error, hint = ran.err.splitlines()
+    assert error == "error: no facts are known of a GPU named '4o90'"
+    assert "'RTX 4090'" in hint
+    options = re.findall(r"--[a-z-]+", hint)
+    assert options == ["--gpu", "--memory-gb"]  # of init, and of plan
+    assert "`qlora plan recipe.yaml --memory-gb 24`" in hint
 
 
 def test_init_does_not_write_over_a_file_unless_forced(qlora, tmp_path):
@@ -153,6 +219,7 @@ def python_code(*arguments):
 @pytest.mark.parametrize("arguments", [("--help",), ("recipes",), ("schema",), ("validate", "chat.yaml")])
 def test_light_commands_load_no_heavy_library(tmp_path, arguments):
     (tmp_path / "chat.yaml").write_text(MINIMAL)
+    (tmp_path / "rows.jsonl").write_text("{}")
     command = [sys.executable, "-c", python_code(*arguments)]
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert ran.stdout.splitlines()[-1] == "LOADED []"
@@ -173,6 +240,7 @@ def fastest(code, folder, is_enough):
 @pytest.mark.parametrize("arguments", [("--help",), ("validate", "chat.yaml")])
 def test_light_commands_answer_in_0_3_seconds_or_twice_what_their_libraries_take(tmp_path, arguments):
     (tmp_path / "chat.yaml").write_text(MINIMAL)
+    (tmp_path / "rows.jsonl").write_text("{}")
     seconds = fastest(python_code(*arguments), tmp_path, lambda best: best < 0.3)
     if seconds >= 0.3:
         # On a slow or busy machine the libraries alone take most of that; torch would make it five times as much.

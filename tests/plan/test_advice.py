@@ -9,9 +9,10 @@ from transformers import MptConfig
 
 from qlora_cli.errors import RecipeError, ResourceError
 from qlora_cli.model.base import read_config
-from qlora_cli.plan.advice import ROWS_A_STEP, advise, params_in_name, size_of
+from qlora_cli.plan.advice import ROWS_A_STEP, advise, size_of
 from qlora_cli.plan.cards import MIB, USABLE, find_card
 from qlora_cli.plan.facts import model_facts
+from qlora_cli.plan.likeness import params_in_name
 from qlora_cli.plan.shape import PlanRequest
 from qlora_cli.plan.tracer import Tracer
 from qlora_cli.recipe.reader import load_recipe

@@ -259,7 +259,7 @@ def broken(path, overrides):
         raise KeyError({LONG!r})
     except KeyError as fault:
         raise RuntimeError("cannot reach it with " + os.environ["WANDB_API_KEY"]) from fault
-reader.load_recipe = broken
+reader.check_recipe = broken
 sys.argv = ["qlora", *{[option] if option == "--debug" else []!r}, "validate", "recipe.yaml"]
 app.main()
 """

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import datasets
 import pyarrow
 import pyarrow.parquet
 
 from qlora_cli.data.example import Place, RawRow, Row
-from qlora_cli.data.read.values import names_of
+from qlora_cli.data.read.values import names_of, without_nulls
 from qlora_cli.errors import DataError
 
 BATCH_BYTES = 4 << 20
@@ -140,18 +139,6 @@ def _rows_of(part: pyarrow.Table | datasets.Dataset) -> list[Row]:
             return list(part.to_pylist())
         part = datasets.Dataset(part, fingerprint="rows")  # decodes columns that `datasets` keeps as JSON text
     return list(part.to_list())
-
-
-def without_nulls(value: Any) -> Any:
-    """
-    >>> without_nulls([{"name": "f", "arguments": {"city": "Bonn", "zip": None}}])
-    [{'name': 'f', 'arguments': {'city': 'Bonn'}}]
-    """
-    if isinstance(value, dict):
-        return {key: without_nulls(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list):
-        return [without_nulls(item) for item in value]
-    return value
 
 
 def first_line(error: BaseException) -> str:

@@ -11,6 +11,7 @@ puts it there, and assistant turns before it are read and not trained; where it 
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,8 @@ from typing import Any
 
 from qlora_cli.data.causes import Cause, RowError
 from qlora_cli.data.example import Example, Place
+from qlora_cli.data.read.columns import MISSING, ColumnChoice, choose_columns, path_of, value_at
+from qlora_cli.data.read.contradictions import refuse_contradictions
 from qlora_cli.data.read.layouts import (
     Fields,
     from_alpaca,
@@ -26,11 +29,12 @@ from qlora_cli.data.read.layouts import (
     from_sharegpt,
     from_text,
 )
-from qlora_cli.data.read.messages import row_error
-from qlora_cli.data.read.values import names_of, shown
+from qlora_cli.data.read.preferences import chosen_column, preference_hint
+from qlora_cli.data.read.values import names_of, row_error, shown
 from qlora_cli.errors import DataError
 
-_CHOSEN = "to train on the chosen answers of preference pairs set"
+ANSWERS = ("output", "answer", "response", "completion", "target", "answers", "targets", "summary")
+"""Columns that hold an answer where they stand beside `text`."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +59,10 @@ class Format:
 
 
 FORMATS: dict[str, Format] = {
-    "alpaca": Format(("instruction", "output"), ("input", "system"), from_alpaca),
-    "messages": Format(("messages",), ("tools",), from_messages, mapped=("completion",)),
+    "alpaca": Format(("instruction", "output"), ("input", "system", "history"), from_alpaca),
+    "messages": Format(("messages",), ("system", "tools"), from_messages, mapped=("completion",)),
     "sharegpt": Format(("conversations",), ("system", "tools"), from_sharegpt, mapped=("completion",)),
-    "prompt_completion": Format(("prompt", "completion"), ("tools",), from_prompt_completion),
+    "prompt_completion": Format(("prompt", "completion"), ("system", "tools"), from_prompt_completion),
     "text": Format(("text",), (), from_text),
 }
 
@@ -81,9 +85,8 @@ def detect_format(columns: Collection[str]) -> str:
             f"the columns ({seen}) fit more than one format: {', '.join(fitting)}",
             hint=f"choose one, e.g. `format: {fitting[0]}`",
         )
-    if "chosen" in columns:
-        field = "completion" if "prompt" in columns else "messages"
-        raise DataError(f"no format fits the columns: {seen}", hint=f"{_CHOSEN} `columns: {{{field}: chosen}}`")
+    if chosen_column(columns) is not None:
+        raise DataError(f"no format fits the columns: {seen}", hint=preference_hint(columns))
     layouts = "; ".join(f"{name}: {', '.join(layout.required)}" for name, layout in FORMATS.items())
     first = names_of(list(columns)[:1] or ["question"])
     raise DataError(
@@ -105,21 +108,28 @@ def resolve_format(name: str | None, columns: Mapping[str, str], seen: Collectio
     Raises:
         DataError: a mapped column that is not there, an unknown field, or no format that fits.
     """
-    absent = [column for column in columns.values() if column not in seen]
+    absent = [column for column in columns.values() if not _is_there(column, seen)]
     if absent:
         raise DataError(
             f"`columns` names '{absent[0]}', and the columns are: {names_of(seen)}",
             place=str(place),
             hint=_did_you_mean(absent[0], seen) or "map format fields to columns that are there",
         )
+    twice = [column for column in columns.values() if list(columns.values()).count(column) > 1]
+    if twice:
+        fields = " and ".join(field for field, column in columns.items() if column == twice[0])
+        text = f"`columns` reads '{twice[0]}' twice, as {fields}"
+        raise DataError(text, place=str(place), hint="map each column to one field")
     if name is None:
-        taken = set(columns.values())
+        taken = {path_of(column, seen)[0] for column in columns.values()}
         names = [*columns, *(column for column in seen if column not in taken and column not in columns)]
         try:
             name = detect_format(names)
         except DataError as error:
             problem = error.problems[0]
-            raise DataError(problem.text, place=str(place), hint=problem.hint) from error
+            hint = preference_hint(seen) if chosen_column(names) is not None else problem.hint
+            raise DataError(problem.text, place=str(place), hint=hint) from error
+        _refuse_answer_beside_text(name, names, place)
     layout = FORMATS[name]
     for field in columns:
         if field not in layout.fields:
@@ -131,35 +141,77 @@ def resolve_format(name: str | None, columns: Mapping[str, str], seen: Collectio
     return name
 
 
+def _is_there(column: str, seen: Collection[str]) -> bool:
+    """Whether the first row has a mapped column; of a path in a row whose values are not at hand, its first step."""
+    if isinstance(seen, Mapping):
+        return value_at(seen, column) is not MISSING
+    return path_of(column, seen)[0] in seen
+
+
+def _refuse_answer_beside_text(name: str, columns: Collection[str], place: Place) -> None:
+    """`text` beside an answer is a prompt or running text: nothing in the file says which.
+
+    Raises:
+        DataError: the recipe does not say it either.
+    """
+    answer = next((column for column in ANSWERS if column in columns), None)
+    if name == "text" and answer is not None:
+        raise DataError(
+            f"the columns ({names_of(columns)}) are running text, or a prompt with its answer",
+            place=str(place),
+            hint=f"write under the source `columns: {{instruction: text, output: {answer}}}` to train the answer, or "
+            "`format: text` to train `text` alone",
+        )
+
+
+def read_columns(row: Mapping[str, Any], format: str, columns: Mapping[str, str]) -> ColumnChoice:
+    """Which columns of the row are read for the fields of its format."""
+    layout = FORMATS[format]
+    return choose_columns(layout.fields, layout.unmapped, tuple(columns.items()), tuple(row))
+
+
 def to_example(row: Mapping[str, Any], place: Place, format: str, columns: Mapping[str, str]) -> Example:
     """The example that a row holds.
 
     Args:
-        row: column -> value.
+        row: column -> value, without columns that are to have no effect.
         place: of the row.
         format: a key of FORMATS.
-        columns: format field -> column, where they differ.
+        columns: format field -> column or path, where they differ.
 
     Raises:
-        RowError: a missing column or a value that does not fit, with the row's place.
+        RowError: a missing column, a value that does not fit, or one that forbids training, with the row's place.
     """
     layout = FORMATS[format]
-    if columns:
-        optional = (*layout.optional, *(field for field in layout.mapped if field in columns))
-        pairs = [(field, columns.get(field, field)) for field in (*layout.required, *optional)]
-        fields = {field: row[column] for field, column in pairs if column in row}
-    else:
-        fields = {field: row[field] for field in layout.unmapped if field in row}
+    choice = read_columns(row, format, columns)
+    fields = {
+        field: _as_text(value, field, column)
+        for field, column in choice.taken
+        if (value := value_at(row, column)) is not MISSING
+    }
     for field in layout.required:
         if field not in fields:
             raise _missing_column(field, columns.get(field, field), row, place, format)
     try:
-        return layout.convert(fields, place)
+        example = layout.convert(fields, place)
     except RowError as error:
-        if error.cause is Cause.NO_ANSWER and "completion" in layout.mapped and "chosen" in row:
-            hint = f"{_CHOSEN} `columns: {{completion: chosen}}`"
+        if error.cause is Cause.NO_ANSWER and chosen_column(row) is not None:
+            hint = preference_hint(row, field="completion")
             raise row_error(error.problems[0].text, place, hint, error.cause) from error
         raise
+    if choice.unread:
+        refuse_contradictions(row, choice.unread, place)
+    return example
+
+
+def _as_text(value: Any, field: str, column: str) -> Any:
+    """A whole number or a truth value as JSON writes it, where the recipe says that it is to be read as text.
+
+    >>> _as_text(True, "output", "answer"), _as_text(3, "output", "answer"), _as_text(3, "output", "output")
+    ('true', '3', 3)
+    """
+    is_said = field != column and field not in ("messages", "conversations", "tools")
+    return json.dumps(value) if is_said and isinstance(value, bool | int) else value
 
 
 def _missing_column(field: str, column: str, row: Mapping[str, Any], place: Place, format: str) -> RowError:

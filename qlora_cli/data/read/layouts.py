@@ -7,41 +7,27 @@ from typing import Any
 
 from qlora_cli.data.causes import Cause
 from qlora_cli.data.example import Conversation, Example, Message, Place, PlainText
-from qlora_cli.data.read.messages import (
-    check_message,
-    check_messages,
-    check_turns,
-    read_json_text,
-    read_tools,
-    row_error,
-)
-from qlora_cli.data.read.values import kind_of, shown
+from qlora_cli.data.read.content import read_content, read_json_text
+from qlora_cli.data.read.messages import OTHER_ROLES, ROLES, check_message, check_messages, check_turns, read_tools
+from qlora_cli.data.read.values import holds_something, kind_of, row_error, shown
 
 Fields = Mapping[str, Any]
 """Format field -> value of this row; optional fields that the row lacks are absent."""
 
-SHAREGPT_ROLES = {
-    "system": "system",
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "chatgpt": "assistant",
-    "bing": "assistant",
-    "bard": "assistant",
-    "model": "assistant",
-    "tool": "tool",
-    "function_response": "tool",
-    "observation": "tool",
-    "function_call": "function_call",
-}
-"""Role names seen in ShareGPT-style data -> ours; `function_call` is an assistant turn that holds a call as JSON."""
+SHAREGPT_ROLES = (*OTHER_ROLES, *ROLES)
+"""Who may speak in a ShareGPT turn."""
 
 
 def _text(fields: Fields, name: str, place: Place, *, may_be_empty: bool = False, cause: Cause = Cause.FORMAT) -> str:
     value = fields.get(name)
     if value is None and may_be_empty:
         return ""
+    if _is_typed(value):
+        content = read_content(value, name, place)
+        if content.reasoning or content.calls:
+            hint = 'write the turn as a message: {"role": "assistant", "content": [...]}'
+            raise row_error(f"{name} holds more than text", place, hint)
+        value = content.text
     if not isinstance(value, str):
         raise row_error(f"{name} must be a string, found {kind_of(value)}", place)
     if not may_be_empty and not value.strip():
@@ -49,13 +35,31 @@ def _text(fields: Fields, name: str, place: Place, *, may_be_empty: bool = False
     return value
 
 
+def _is_typed(value: Any) -> bool:
+    """Whether a value is a list of parts such as `{"type": "text", ...}`, and not one of messages."""
+    if not isinstance(value, list) or not value:
+        return False
+    return all(isinstance(part, dict) and "type" in part and "role" not in part for part in value)
+
+
 def _system_turn(fields: Fields, place: Place) -> list[Message]:
     system = _text(fields, "system", place, may_be_empty=True)
     return [{"role": "system", "content": system}] if system.strip() else []
 
 
+def _with_system(fields: Fields, messages: list[Message], place: Place) -> list[Message]:
+    """The messages behind the system turn of their row; where they begin with the same one it comes once."""
+    before = _system_turn(fields, place)
+    if before and messages and messages[0]["role"] == "system":
+        if messages[0].get("content") == before[0]["content"]:
+            return messages
+        text = "the row has a system prompt in its column and another in its first message"
+        raise row_error(text, place, "keep one, or name the column in `ignore` of the source")
+    return before + messages
+
+
 def from_alpaca(fields: Fields, place: Place) -> Conversation:
-    """Stanford Alpaca: an instruction, perhaps an input it works on, and the output.
+    """Stanford Alpaca: an instruction, perhaps an input it works on, and the output; earlier turns in `history`.
 
     The user's turn is the two with a blank line between. It also carries them apart, as `instruction` and `input`:
     the Alpaca template gives the input its own heading; other templates read `content` alone.
@@ -66,7 +70,29 @@ def from_alpaca(fields: Fields, place: Place) -> Conversation:
     if given.strip():
         user = {"role": "user", "content": f"{instruction}\n\n{given}", "instruction": instruction, "input": given}
     answer = {"role": "assistant", "content": _text(fields, "output", place, cause=Cause.EMPTY_ANSWER)}
-    return Conversation([*_system_turn(fields, place), user, answer], None, place)
+    earlier = _earlier_turns(fields.get("history"), place)
+    return Conversation([*_with_system(fields, earlier, place), user, answer], None, place)
+
+
+def _earlier_turns(history: Any, place: Place) -> list[Message]:
+    """The turns of a `history` column: pairs of question and answer, or messages."""
+    if isinstance(history, str) and history.strip():
+        history = read_json_text(history, "history", place)
+    if not holds_something(history):
+        return []
+    if not isinstance(history, list):
+        raise row_error(f"history must be a list of [question, answer], found {kind_of(history)}", place)
+    if all(isinstance(turn, dict) and "role" in turn for turn in history):
+        return check_messages(history, "history", place)
+    messages: list[Message] = []
+    for number, pair in enumerate(history, start=1):
+        is_pair = isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)
+        if not is_pair:
+            text = f"turn {number} of history must be [question, answer], found {shown(pair)}"
+            raise row_error(text, place, 'write [["question", "answer"], ...], or messages with `role` and `content`')
+        for role, content in zip(("user", "assistant"), pair, strict=True):
+            messages.append(check_message({"role": role, "content": content}, f"turn {number} of history", place))
+    return messages
 
 
 def from_messages(fields: Fields, place: Place) -> Conversation:
@@ -81,7 +107,7 @@ def from_sharegpt(fields: Fields, place: Place) -> Conversation:
         raise row_error(f"conversations must be a list of turns, found {kind_of(turns)}", place)
     if not turns:
         raise row_error("conversations holds no turn", place)
-    messages = _system_turn(fields, place)
+    messages: list[Message] = []
     for number, turn in enumerate(turns, start=1):
         messages.append(_from_turn(turn, f"turn {number} of conversations", place))
     return _conversation(messages, fields, place)
@@ -92,17 +118,17 @@ def _from_turn(turn: Any, name: str, place: Place) -> Message:
     if not isinstance(turn, dict) or "from" not in turn or "value" not in turn:
         hint = "for `role` and `content` set `format: messages` and `columns: {messages: conversations}`"
         raise row_error(f"{name} must have `from` and `value`", place, hint)
-    speaker, value = turn["from"], turn["value"]
-    role = SHAREGPT_ROLES.get(speaker) if isinstance(speaker, str) else None
-    if role is None:
+    speaker = turn["from"]
+    if not isinstance(speaker, str) or speaker not in SHAREGPT_ROLES:
         raise row_error(
             f"{name} is from the unknown {shown(speaker)}", place, f"known are: {', '.join(SHAREGPT_ROLES)}"
         )
-    message: Message = {"role": role, "content": value}
-    if role == "function_call":
-        call = read_json_text(value, f"the call of {name}", place) if isinstance(value, str) else value
-        message = {"role": "assistant", "content": None, "tool_calls": call if isinstance(call, list) else [call]}
-    message.update((key, turn[key]) for key in ("train", "weight") if key in turn)
+    others = {key: value for key, value in turn.items() if key not in ("from", "value")}
+    message = {**others, "role": speaker, "content": turn["value"]}
+    for key, taken in (("role", "from"), ("content", "value")):
+        if others.get(key) not in (None, turn[taken], OTHER_ROLES.get(speaker)):
+            text = f"{name} has {taken} {shown(turn[taken])} and {key} {shown(others[key])}"
+            raise row_error(text, place, f"keep one of the two, `{taken}` or `{key}`")
     return check_message(message, name, place)
 
 
@@ -113,20 +139,28 @@ def from_prompt_completion(fields: Fields, place: Place) -> Example:
     prompt are read and not trained, unless they say `train: true`.
     """
     prompt = fields["prompt"]
-    if isinstance(prompt, list):
+    if isinstance(prompt, list) and not _is_typed(prompt):
         return _conversation(check_messages(prompt, "prompt", place), fields, place)
-    if isinstance(fields["completion"], list) and isinstance(prompt, str):
+    if isinstance(fields["completion"], list) and isinstance(prompt, str) and not _is_typed(fields["completion"]):
         raise row_error(
             "completion must be a string, found a list",
             place,
             "is it the whole conversation? Then set `format: messages` and map its column to `messages`",
         )
+    for name in ("system", "tools"):
+        if holds_something(fields.get(name)):
+            raise row_error(
+                f"{name} has no place in a prompt that is plain text",
+                place,
+                f"write the prompt as a list of messages, or leave the column out with `ignore: [{name}]`",
+            )
     before = _text(fields, "prompt", place, may_be_empty=prompt == "")
     return PlainText(before, _text(fields, "completion", place, cause=Cause.EMPTY_ANSWER), place)
 
 
 def _conversation(messages: list[Message], fields: Fields, place: Place) -> Conversation:
-    """The messages, and behind them the completion where there is one."""
+    """The messages behind the system prompt of their row, and before the completion, where there is one."""
+    messages = _with_system(fields, messages, place)
     if "completion" in fields:
         completion = _completion(fields["completion"], place)
         if completion[0].get("content") == messages[0].get("content") and completion[0]["role"] == messages[0]["role"]:

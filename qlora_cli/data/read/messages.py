@@ -5,54 +5,46 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from qlora_cli.data.causes import Cause, RowError
+from qlora_cli.data.causes import Cause
 from qlora_cli.data.example import Message, Place
-from qlora_cli.data.read.strict_json import JsonError, load_json
-from qlora_cli.data.read.values import kind_of, shown
+from qlora_cli.data.read.content import Content, read_call_text, read_content, read_json_text
+from qlora_cli.data.read.message_flags import read_flags
+from qlora_cli.data.read.tool_calls import check_tool_calls
+from qlora_cli.data.read.values import kind_of, row_error, shown, without_nulls
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 
-
-def row_error(text: str, place: Place, hint: str = "", cause: Cause = Cause.FORMAT) -> RowError:
-    """The error for a row that does not fit its format."""
-    return RowError(cause, text, place=str(place), hint=hint)
-
-
-def text_of(content: Any, name: str, place: Place) -> str:
-    """A string, or the joined text of parts such as `[{"type": "text", "text": "Hi"}]`.
-
-    Raises:
-        RowError: another type, or a part that is not text.
-    """
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise row_error(f"{name} must be a string, found {kind_of(content)}", place)
-    texts = []
-    for number, part in enumerate(content, start=1):
-        text = part.get("text") if isinstance(part, dict) and part.get("type", "text") == "text" else part
-        if not isinstance(text, str):
-            is_other = isinstance(part, dict) and part.get("type", "text") != "text"
-            seen = f"type {shown(part['type'])}" if is_other else kind_of(text)
-            raise row_error(
-                f"part {number} of {name} is not text but {seen}",
-                place,
-                'only text is trained: {"type": "text", "text": "..."}',
-            )
-        texts.append(text)
-    return "".join(texts)
+CALL = "function_call"
+OTHER_ROLES = {
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "model": "assistant",
+    "function": "tool",
+    "function_response": "tool",
+    "tool_response": "tool",
+    "observation": "tool",
+    CALL: CALL,
+    "tool_call": CALL,
+}
+"""Role names of ShareGPT files, of OpenAI's older API and of ms-swift -> ours; CALL is an assistant's turn that holds
+one tool call or a list of them as JSON."""
 
 
 def read_tools(value: Any, place: Place) -> list[dict[str, Any]] | None:
-    """The `tools` column: a list of JSON schemas, or its JSON text.
+    """The `tools` column: a list of JSON schemas, or its JSON text. Keys that are null in a list are padding.
 
     Raises:
         RowError: anything else.
     """
     if isinstance(value, str) and value.strip():
         value = read_json_text(value, "tools", place)
-    if not value:
+    elif isinstance(value, list):
+        value = without_nulls(value)
+    if not value or (isinstance(value, str) and not value.strip()):
         return None
     if not isinstance(value, list):
         raise row_error(f"tools must be a list of JSON schemas, found {kind_of(value)}", place)
@@ -60,18 +52,6 @@ def read_tools(value: Any, place: Place) -> list[dict[str, Any]] | None:
         if not isinstance(tool, dict):
             raise row_error(f"tools must be a list of JSON schemas, found {kind_of(tool)} in it", place)
     return value
-
-
-def read_json_text(text: str, name: str, place: Place) -> Any:
-    """The value of JSON that stands inside a string.
-
-    Raises:
-        RowError: if it is no strict JSON.
-    """
-    try:
-        return load_json(text)
-    except JsonError as error:
-        raise row_error(f"{name}: {error.text}", place, error.hint) from error
 
 
 def check_messages(value: Any, name: str, place: Place) -> list[Message]:
@@ -131,81 +111,77 @@ def check_message(message: Any, name: str, place: Place) -> Message:
     if not isinstance(message, dict):
         raise row_error(f"{name} must be an object, found {kind_of(message)}", place)
     role = message.get("role")
+    checked = {key: value for key, value in message.items() if value is not None}
     if role not in ROLES:
-        what = f"has the unknown role {shown(role)}" if "role" in message else "has no `role`"
-        hint = f"roles are: {', '.join(ROLES)}"
-        if "from" in message and "value" in message:
-            hint = "for `from` and `value` set `format: sharegpt` and map the column to `conversations`"
-        raise row_error(f"{name} {what}", place, hint)
-    checked = dict(message)
-    _check_training(checked, name, place)
-    calls = message.get("tool_calls")
+        role = _own_role(message, name, place)
+        checked["role"] = role
+    content = _content_of(message, role, name, place)
+    if role == CALL:
+        role = checked["role"] = "assistant"
+    read_flags(checked, name, place)
+    calls = _calls_of(checked, content, name, place)
     if calls:
-        checked["tool_calls"] = _check_tool_calls(calls, role, name, place)
+        checked["tool_calls"] = check_tool_calls(calls, role, name, place)
     else:
         checked.pop("tool_calls", None)
-    content = message.get("content")
-    if content is None and calls:
+    if content.reasoning:
+        _add_reasoning(checked, content.reasoning, role, name, place)
+    if message.get("content") is None or (content.calls and not content.text):
         checked.pop("content", None)
+        if not calls:
+            what = "has content null" if "content" in message else "has no `content`"
+            raise row_error(f"{name} {what}", place, "only a turn with tool_calls goes without content")
         return checked
-    if content is None:
-        what = "has content null" if "content" in message else "has no `content`"
-        raise row_error(f"{name} {what}", place, "only a turn with tool_calls goes without content")
-    checked["content"] = text_of(content, f"content of {name}", place)
-    is_silent = not checked["content"].strip() and not calls and not any(map(message.get, REASONING_FIELDS))
+    checked["content"] = content.text
+    is_silent = not content.text.strip() and not calls and not any(map(checked.get, REASONING_FIELDS))
     if role == "assistant" and is_silent:
         raise row_error(f"{name}: the assistant's answer is empty", place, "leave the row out", Cause.EMPTY_ANSWER)
     return checked
 
 
-def _check_training(message: Message, name: str, place: Place) -> None:
-    """`train` and `weight` of a message: both say whether it is trained; null says nothing and is taken out."""
-    said: dict[str, bool] = {}
-    for key, allowed in (("train", "true or false"), ("weight", "0 or 1")):
-        value = message.get(key)
-        if value is None:
-            message.pop(key, None)
-            continue
-        if isinstance(value, bool) != (key == "train") or value not in (0, 1):
-            raise row_error(f"{key} of {name} must be {allowed}, found {shown(value)}", place)
-        said[key] = bool(value)
-    if len(set(said.values())) > 1:
-        raise row_error(
-            f"{name} has train {str(message['train']).lower()} and weight {message['weight']}, which contradict",
-            place,
-            "leave one of them out",
-        )
-    if message["role"] != "assistant" and True in said.values():
-        key = next(iter(said))
-        raise row_error(
-            f"{name} is from '{message['role']}' and has {key} {str(message[key]).lower()}: only the assistant's "
-            "turns are trained",
-            place,
-            f"leave `{key}` out, or set `data.train_on: all` to train everything",
-        )
+def _own_role(message: Message, name: str, place: Place) -> str:
+    """Our word for the role of a message that names it in another tool's."""
+    role = message.get("role")
+    known = OTHER_ROLES.get(role) if isinstance(role, str) else None
+    if known is not None:
+        return known
+    what = f"has the unknown role {shown(role)}" if "role" in message else "has no `role`"
+    hint = f"roles are: {', '.join(ROLES)}"
+    if "from" in message and "value" in message:
+        hint = "for `from` and `value` set `format: sharegpt` and map the column to `conversations`"
+    raise row_error(f"{name} {what}", place, hint)
 
 
-def _check_tool_calls(calls: Any, role: str, name: str, place: Place) -> list[dict[str, Any]]:
-    """Calls as `{"type": "function", "function": {"name": ..., "arguments": ...}}`, arguments given as JSON text
-    read into an object, as chat templates expect them."""
+def _content_of(message: Message, role: str, name: str, place: Place) -> Content:
+    value = message.get("content")
+    if value is None:
+        return Content()
+    if role != CALL:
+        return read_content(value, f"content of {name}", place)
+    if isinstance(value, str):
+        return read_call_text(value, name, place)
+    is_typed = isinstance(value, list) and any(isinstance(part, dict) and "type" in part for part in value)
+    if not is_typed:
+        return Content(calls=value if isinstance(value, list) else [value])
+    content = read_content(value, f"content of {name}", place)
+    if content.calls:
+        return content
+    read = read_call_text(content.text, name, place)
+    return Content("", content.reasoning + read.reasoning, read.calls)
+
+
+def _calls_of(message: Message, content: Content, name: str, place: Place) -> Any:
+    """The calls of a message, from the one place of it that holds any; OpenAI's older `function_call` is taken out."""
+    legacy = message.pop("function_call", None)
+    found = [calls for calls in (message.get("tool_calls"), [legacy] if legacy else None, content.calls) if calls]
+    if len(found) > 1:
+        raise row_error(f"{name} holds tool calls in two places", place, "keep `tool_calls` and take the others out")
+    return found[0] if found else None
+
+
+def _add_reasoning(message: Message, reasoning: str, role: str, name: str, place: Place) -> None:
     if role != "assistant":
-        raise row_error(f"{name}: only the assistant calls tools, not '{role}'", place)
-    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
-        raise row_error(f"tool_calls of {name} must be a list of objects", place)
-    checked = []
-    for call in calls:
-        function = call.get("function", call)
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise row_error(
-                f"a tool call in {name} has no function name",
-                place,
-                'write {"type": "function", "function": {"name": "...", "arguments": {...}}}',
-            )
-        arguments = function.get("arguments", {})
-        if isinstance(arguments, str):
-            arguments = read_json_text(arguments, f"arguments of a tool call in {name}", place)
-        if not isinstance(arguments, dict):
-            raise row_error(f"arguments of a tool call in {name} must be an object, found {kind_of(arguments)}", place)
-        extra = {key: item for key, item in call.items() if key not in ("function", "name", "arguments")}
-        checked.append({"type": "function", **extra, "function": {**function, "arguments": arguments}})
-    return checked
+        raise row_error(f"{name}: only the assistant reasons, not '{role}'", place)
+    if any(message.get(key) for key in REASONING_FIELDS):
+        raise row_error(f"{name} holds reasoning in two places", place, "keep `reasoning_content` alone")
+    message["reasoning_content"] = reasoning

@@ -18,7 +18,8 @@ from qlora_cli.data.example import Place, RawRow, Row, UnreadableRow
 from qlora_cli.data.problems import RowProblems
 from qlora_cli.data.read.columnar import is_saved_dataset, read_arrow, read_parquet, read_saved
 from qlora_cli.data.read.csv_rows import read_csv
-from qlora_cli.data.read.hub import read_hub
+from qlora_cli.data.read.folders import files_of_folder, files_of_pattern, has_pattern
+from qlora_cli.data.read.hub import HUB_FILES, read_hub
 from qlora_cli.data.read.json_array import read_json
 from qlora_cli.data.read.jsonl import parse_line, read_jsonl
 from qlora_cli.errors import DataError
@@ -35,12 +36,6 @@ FILE_READERS: dict[str, Callable[[Path], Iterator[RawRow]]] = {
 """Suffix -> reader. The text kinds may also end in .gz."""
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
-_NOT_DATA = re.compile(r"[._].*|readme.*|licen[cs]e.*|.*\.md", re.IGNORECASE)
-"""Files of a folder that surely hold no rows: hidden ones and texts about the data."""
-
-_SPLITS = {"train": "train", "training": "train", "test": "test", "eval": "eval", "evaluation": "eval"}
-_SPLITS |= {"dev": "validation", "val": "validation", "valid": "validation", "validation": "validation"}
-"""Word in a file's name -> the split that it holds."""
 
 
 def read_raw(source: SourceSection) -> Iterator[RawRow]:
@@ -99,29 +94,40 @@ def source_files(source: SourceSection) -> list[Path]:
         DataError: if the source is missing.
     """
     path = Path(source.path).expanduser()
-    if path.is_dir():
-        saved = sorted(entry for entry in path.rglob("*") if entry.is_file())
-        return saved if is_saved_dataset(path) else _data_files(path)
-    if path.exists():
-        return [path]
-    if _is_hub_id(source.path):
-        return []
-    raise _missing_file(path)
+    if path.is_dir() and is_saved_dataset(path):
+        return sorted(entry for entry in path.rglob("*") if entry.is_file())
+    return [] if _is_on_hub(source.path, path) else _local_files(source, path)
 
 
 def _reader(source: SourceSection) -> Iterator[RawRow]:
     path = Path(source.path).expanduser()
-    if path.exists():
-        _refuse_keys(source, "subset", "revision", "streaming")
-        if path.is_dir() and is_saved_dataset(path):
-            return read_saved(path, source.split)
-        _refuse_keys(source, "split")
-        files = _data_files(path) if path.is_dir() else [path]
-        readers = [_file_reader(file) for file in files]
-        return chain.from_iterable(read(file) for read, file in zip(readers, files, strict=True))
-    if _is_hub_id(source.path):
+    if _is_on_hub(source.path, path):
         return read_hub(source)
+    if path.is_dir() and is_saved_dataset(path):
+        _refuse_keys(source, "subset", "revision", "streaming")
+        return read_saved(path, source.split)
+    files = _local_files(source, path)
+    readers = [_file_reader(file) for file in files]
+    return chain.from_iterable(read(file) for read, file in zip(readers, files, strict=True))
+
+
+def _local_files(source: SourceSection, path: Path) -> list[Path]:
+    """The files of a file, folder or pattern."""
+    _refuse_keys(source, "revision", "streaming")
+    if path.is_dir():
+        return files_of_folder(path, source.split, source.subset, _file_reader, tuple(FILE_READERS))
+    _refuse_keys(source, "subset")
+    if path.exists():
+        _refuse_keys(source, "split")
+        return [path]
+    if has_pattern(source.path):
+        return files_of_pattern(str(path), source.split, _file_reader)
     raise _missing_file(path)
+
+
+def _is_on_hub(name: str, path: Path) -> bool:
+    """Whether a source is none of this machine: it has the form of a dataset id, and no file or folder has its name."""
+    return name.startswith(HUB_FILES) or (not path.exists() and _is_hub_id(name))
 
 
 def _is_hub_id(path: str) -> bool:
@@ -133,46 +139,13 @@ def _refuse_keys(source: SourceSection, *keys: str) -> None:
     for key in keys:
         value = getattr(source, key)
         if value:
+            others = {"split": "Hub datasets and folders", "subset": "Hub datasets and folders"}
             raise DataError(
-                f"`{key}: {str(value).lower() if value is True else value}` is for Hub datasets, "
+                f"`{key}: {str(value).lower() if value is True else value}` is for {others.get(key, 'Hub datasets')}, "
                 f"and this is a local path{', always read row by row' if key == 'streaming' else ''}",
                 place=source.path,
                 hint=f"leave `{key}` out",
             )
-
-
-def _data_files(folder: Path) -> list[Path]:
-    """The data files of a folder by name. A file that would be passed over is refused: its rows would be missed.
-
-    Raises:
-        DataError: if there is none, or a file or folder that is no data file, or files of several splits.
-    """
-    entries = sorted(entry for entry in folder.iterdir() if not _NOT_DATA.fullmatch(entry.name))
-    for entry in entries:
-        if entry.is_dir():
-            raise DataError(
-                f"the folder holds the folder '{entry.name}', which is not looked into",
-                place=str(folder),
-                hint=f"name the folder that holds the files, e.g. {entry}",
-            )
-        _file_reader(entry)
-    if not entries:
-        raise DataError(
-            "the folder holds no data file", place=str(folder), hint=f"put files there: {', '.join(FILE_READERS)}"
-        )
-    splits: dict[str, Path] = {}
-    for entry in entries:
-        for word in re.split(r"[^a-z]+", entry.name.lower()):
-            if word in _SPLITS:
-                splits.setdefault(_SPLITS[word], entry)
-    if len(splits) > 1:
-        names = " and ".join(f"'{entry.name}'" for entry in splits.values())
-        raise DataError(
-            f"the folder holds several splits: {names}",
-            place=str(folder),
-            hint=f"name the files of one of them, e.g. {splits.get('train', entries[0])}",
-        )
-    return entries
 
 
 def _file_suffix(path: Path) -> str:

@@ -1,10 +1,12 @@
-"""How error texts name values of the data: short, and on one line whatever they hold."""
+"""Values of rows: how errors name them (short, and on one line whatever they hold), and nulls that say nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from typing import Any
 
+from qlora_cli.data.causes import Cause, RowError
+from qlora_cli.data.example import Place
 from qlora_cli.secrets import redacted
 
 MAX_CHARS = 60
@@ -49,3 +51,41 @@ def names_of(columns: Collection[str]) -> str:
     if len(columns) > MAX_NAMES:
         names.append(f"... and {len(columns) - MAX_NAMES:,} more")
     return ", ".join(names) or "none"
+
+
+def row_error(text: str, place: Place, hint: str = "", cause: Cause = Cause.FORMAT) -> RowError:
+    """The error for a row that does not fit its format."""
+    return RowError(cause, text, place=str(place), hint=hint)
+
+
+def holds_something(value: Any) -> bool:
+    """Whether a value says anything: not null, not-a-number (how tables write null), blank text or an empty container.
+
+    >>> [holds_something(value) for value in (None, float("nan"), " ", [], 0, False, "a")]
+    [False, False, False, False, True, True, True]
+    """
+    if value is None or value != value:
+        return False
+    if isinstance(value, str):
+        return bool(value) and not value.isspace()
+    return not (isinstance(value, list | dict) and not value)
+
+
+def without_nulls(value: Any) -> Any:
+    """The value without the keys that hold null: a file with one schema for all rows has every key in every row.
+
+    >>> without_nulls([{"name": "f", "arguments": {"city": "Bonn", "zip": None}}])
+    [{'name': 'f', 'arguments': {'city': 'Bonn'}}]
+    """
+    if isinstance(value, dict):
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [without_nulls(item) for item in value]
+    return value
+
+
+def has_null_keys(value: Any) -> bool:
+    """Whether `without_nulls` would take anything out."""
+    if isinstance(value, dict):
+        return any(item is None or has_null_keys(item) for item in value.values())
+    return isinstance(value, list) and any(map(has_null_keys, value))

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from qlora_cli.data.causes import Cause
 from qlora_cli.data.pipeline import Passage, RowPipeline
+from qlora_cli.data.read.column_mapping import Where
 from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.data.show.preview import ShownRow
 from qlora_cli.errors import DataError
@@ -29,14 +30,16 @@ def pick_rows(
     """
     sources = _sources(data, is_eval=is_eval)
     pipeline = RowPipeline(data, renderer)
+    where: Where = "eval" if is_eval else "train"
+    alone = len(sources) == 1
     if row is not None:
-        found = next(pipeline.preview(sources[0], row - 1, 1), None)
+        found = next(pipeline.preview(sources[0], row - 1, 1, where=where, alone=alone), None)
         if found is None:
             raise DataError(f"the source has no row {row:,}", place=sources[0].path, hint="rows are counted from 1")
         yield _shown(found, data, renderer)
         return
     for source in sources:
-        for passage in pipeline.preview(source, 0, num_rows):
+        for passage in pipeline.preview(source, 0, num_rows, where=where, alone=alone):
             yield _shown(passage, data, renderer)
 
 
@@ -54,10 +57,15 @@ def _sources(data: DataSection, *, is_eval: bool) -> tuple[SourceSection, ...]:
 def _shown(passage: Passage, data: DataSection, renderer: Renderer) -> ShownRow:
     place, rejection = passage.raw.place, passage.rejection
     if rejection is None:
-        mark = f"cut from {passage.num_tokens:,} tokens to max_length {data.max_length:,}" if passage.is_cut else ""
+        mark = ""
+        if passage.is_cut and data.truncation == "split":
+            num_pieces = -(-(passage.num_tokens or 0) // data.max_length)
+            mark = f"trained in {num_pieces:,} pieces of at most {data.max_length:,} tokens"
+        elif passage.is_cut:
+            mark = f"cut from {passage.num_tokens:,} tokens to max_length {data.max_length:,}"
         return ShownRow(place, passage.row, mark=mark)
     if rejection.cause is not Cause.TOO_LONG or passage.example is None:
         return ShownRow(place, None, rejection, mark=f"not trained on: {rejection.cause}")
     [row] = renderer.render([passage.example])
-    fate = "refused" if data.truncation == "refuse" else "left out"
+    fate = "refused" if data.truncation in ("refuse", "split") else "left out"
     return ShownRow(place, row, mark=f"{rejection.cause} {data.max_length:,}: {fate}")

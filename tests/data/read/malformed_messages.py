@@ -22,7 +22,8 @@ MESSAGES = [
     ("null_message", [None], "message 1 of messages must be an object, found null"),
     ("no_role", [{"content": "Hi"}], "message 1 of messages has no `role`"),
     ("unknown_role", [{"role": "User", "content": "Hi"}], "message 1 of messages has the unknown role 'User'"),
-    ("human", [{"role": "human", "content": "Hi"}], "message 1 of messages has the unknown role 'human'"),
+    ("narrator", [{"role": "narrator", "content": "Hi"}], "message 1 of messages has the unknown role 'narrator'"),
+    ("human", [{"role": "human", "content": "Hi"}], "no assistant turn, so there is nothing to learn"),
     ("null_role", [{"role": None, "content": "Hi"}], "message 1 of messages has the unknown role null"),
     ("list_role", [{"role": ["user"], "content": "Hi"}], "message 1 of messages has the unknown role ['user']"),
     ("sharegpt", [{"from": "human", "value": "Hi"}], "message 1 of messages has no `role`"),
@@ -129,9 +130,9 @@ MESSAGES = [
         "arguments of a tool call in message 2 of messages: broken JSON: Expecting value (column 1)",
     ),
     (
-        "arguments_null",
-        [HI, calling({"function": {"name": "f", "arguments": None}})],
-        "arguments of a tool call in message 2 of messages must be an object, found null",
+        "arguments_number",
+        [HI, calling({"function": {"name": "f", "arguments": 3}})],
+        "arguments of a tool call in message 2 of messages must be an object, found a number",
     ),
     (
         "arguments_nan",

@@ -151,7 +151,7 @@ ROWS = [
         "sharegpt",
         "call_null",
         {"conversations": [{"from": "human", "value": "Hi"}, {"from": "function_call", "value": None}]},
-        "tool_calls of turn 2 of conversations must be a list of objects",
+        "turn 2 of conversations has content null",
     ),
     (
         "sharegpt",

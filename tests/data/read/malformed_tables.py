@@ -124,7 +124,7 @@ FOLDERS = [
     (
         "several_splits",
         {"test.jsonl": GOOD, "train.jsonl": GOOD},
-        ": the folder holds several splits: 'test.jsonl' and 'train.jsonl'",
+        ": the files are of several splits: test, train",
     ),
     (
         "splits_of_parts",

@@ -235,5 +235,7 @@ def test_a_folder_of_data_files_is_read_in_the_order_of_their_names(tmp_path):
 
 def test_a_hub_id_that_does_not_load_says_where_it_looked(monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    with pytest.raises(DataError, match="not a file or folder here, and as a Hub dataset it does not load"):
+    with pytest.raises(
+        DataError, match="neither a file or folder here nor a dataset in the Hub's cache, and HF_HUB_OFFLINE is set"
+    ):
         read("no-such-owner/no-such-dataset")

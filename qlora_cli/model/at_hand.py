@@ -1,0 +1,65 @@
+"""Whether a base can be had at all: from a folder, from the Hub's cache, or from the Hub."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+from huggingface_hub import try_to_load_from_cache
+
+from qlora_cli import console
+from qlora_cli.errors import RecipeError
+from qlora_cli.hub import is_hub_id, why_offline
+
+
+class UnreachableBaseError(RecipeError):
+    """The base is not on this machine, and the Hub cannot be asked for it. Exit code 2."""
+
+
+def look_for_base(name: str, revision: str | None = None) -> None:
+    """Find out within seconds what a library would take minutes for.
+
+    Args:
+        name: folder or Hub id.
+        revision: on the Hub.
+
+    Raises:
+        UnreachableBaseError: if it is on the Hub at best, and that does not answer.
+        RecipeError: if it is the path of a folder that is not there.
+    """
+    if Path(name).exists():
+        return
+    if not is_hub_id(name):
+        raise RecipeError(f"model.base_model '{name}' cannot be loaded: no such folder", hint=_path_hint(name))
+    reason = why_offline()
+    if not reason:
+        return
+    if isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
+        _say_once(reason)
+        return
+    raise UnreachableBaseError(
+        f"model.base_model '{name}' cannot be loaded: it is neither a folder here nor in the Hub's cache, and {reason}",
+        hint=f"{way_to_the_hub(reason)}, or name a local folder (`hf download {name}` where there is a network)",
+    )
+
+
+def way_to_the_hub(reason: str) -> str:
+    """What to do so that the Hub can be asked.
+
+    Args:
+        reason: as `why_offline` gives it.
+    """
+    variable, is_set, _ = reason.partition(" is set")
+    return f"`unset {variable}`" if is_set else "check the network, and HF_ENDPOINT if it is set"
+
+
+@cache
+def _say_once(reason: str) -> None:
+    if not reason.endswith(" is set"):  # else it is what the user wants
+        console.note(f"{reason}; the files in the Hub's cache are taken")
+
+
+def _path_hint(name: str) -> str:
+    if name.startswith("~") and Path(name).expanduser().is_dir():
+        return f"write {Path(name).expanduser()}"
+    return f"paths start at the current directory, {Path.cwd()}; a Hub id has the form Qwen/Qwen3-8B"
