@@ -24,8 +24,9 @@ from qlora_cli.secrets import redacted
 NUMBER = re.compile(r"[+-]?[\d.,]*%?|-")
 """What stands right in a table: a number, a percentage, a dash or nothing."""
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+# A notebook gets the same plain lines as a pipe; rich would draw HTML there, and needs ipywidgets for a bar.
+out = Console(highlight=False, soft_wrap=True, force_jupyter=False)
+err = Console(stderr=True, highlight=False, soft_wrap=True, force_jupyter=False)
 
 
 def note(text: str) -> None:
@@ -139,6 +140,18 @@ def keep_streams_clean() -> None:
 
 
 @contextmanager
+def streams_kept_clean() -> Iterator[None]:
+    """As `keep_streams_clean` while the block runs; a notebook keeps what is written there."""
+    before = {name: getattr(sys, name) for name in ("stdout", "stderr")}
+    keep_streams_clean()
+    try:
+        yield
+    finally:
+        for name, stream in before.items():
+            setattr(sys, name, stream)
+
+
+@contextmanager
 def _content() -> Iterator[None]:
     """What is written to stdout meanwhile is the user's data or a model's answer."""
     stream = sys.stdout
@@ -187,6 +200,7 @@ def library_noise_to(log_path: Path | None) -> Iterator[None]:
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     from transformers.utils import logging as transformers_logging  # heavy, so only where a model is used
 
+    has_bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     handler = logging.NullHandler() if log_path is None else logging.FileHandler(log_path, encoding="utf-8")
     handler.setFormatter(CleanFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
@@ -204,6 +218,8 @@ def library_noise_to(log_path: Path | None) -> Iterator[None]:
         yield
     finally:
         logging.captureWarnings(False)
+        if has_bars:
+            transformers_logging.enable_progress_bar()
         for logger, handlers, propagate in before:
             logger.handlers, logger.propagate = handlers, propagate
         handler.close()

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from qlora_cli import console
+from qlora_cli import api, console
 
 
 def tiny(
@@ -73,11 +73,15 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print the measures as JSON.")] = False,
 ) -> None:
     """Measure a tuned model beside its base."""
-    from qlora_cli.evaluate.request import EvalRequest, measure, task_sections
-
-    sections = task_sections(task or (), metric or ())
-    with console.library_noise_to(None):
-        comparison = measure(run, EvalRequest(data, sections, batch_size, max_new_tokens, limit))
+    comparison = api.evaluate(
+        run,
+        data=data,
+        tasks=task or (),
+        metrics=metric or (),
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        limit=limit,
+    )
     if as_json:
         console.data(comparison.as_dict())
     else:

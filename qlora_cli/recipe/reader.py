@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from qlora_cli.errors import RecipeError
 from qlora_cli.recipe.explain import explain
-from qlora_cli.recipe.layers import Layers
+from qlora_cli.recipe.layers import MAPPING_PATH, Layers
 from qlora_cli.recipe.overrides import parse_override
 from qlora_cli.recipe.rules import check_rules
 from qlora_cli.recipe.schema import Recipe
@@ -24,18 +24,19 @@ from qlora_cli.secrets import find_secret
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(source: Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe, the parts it extends, and `--set` values over both.
 
     Args:
-        path: the YAML file.
+        source: the YAML file, or the same keys in a mapping.
         overrides: texts such as `lora.r=32`; later ones win.
 
     Raises:
         RecipeError: with every problem found, sorted by file and line.
     """
     layers = Layers()
-    root = layers.load(path)
+    path = source if isinstance(source, Path) else MAPPING_PATH
+    root = layers.load(source) if isinstance(source, Path) else layers.load_mapping(source)
     problems = layers.problems
     for text in overrides:
         override, override_problems = parse_override(text)
