@@ -56,10 +56,11 @@ def train(
         KeyboardInterrupt: after Ctrl-C or a notebook's stop button, once the step is done and a checkpoint is saved.
     """
     _check_range("stop_after", stop_after, 1)
-    from qlora_cli.train.launch import launched
+    from qlora_cli.train.launch import take_launch
     from qlora_cli.train.watch import joined
 
-    with launched() as launch, joined(launch) as watch:
+    launch = take_launch()
+    with joined(launch) as watch:
         if resume and overwrite:
             raise ArgumentError("--resume and --overwrite exclude each other", hint="leave one of them out")
         from qlora_cli.recipe.reader import load_recipe

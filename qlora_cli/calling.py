@@ -1,8 +1,9 @@
-"""What a program that calls a function of ours may expect: its streams, signals and memory are its own afterwards."""
+"""What a program that calls a function of ours may expect: nothing of its own is changed afterwards."""
 
 from __future__ import annotations
 
 import gc
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -20,15 +21,16 @@ Result = TypeVar("Result")
 def called(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
     """The function, for a program or a notebook to call; our own commands, which have a frame already, call it bare.
 
-    Secrets are kept out of what is written meanwhile, and signals are handed on (`interruption.handed_on`). Memory is
-    given back when the function is over, also after an error, whose traceback would otherwise hold a model: notebooks
-    keep the last one.
+    Secrets are kept out of what is written meanwhile, and signals are handed on (`interruption.handed_on`). When the
+    function is over the environment variables are as before, where recipes and launchers have set some. Memory is given
+    back, also after an error, whose traceback would hold a model: notebooks keep the last one.
     """
 
     @wraps(function)
     def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
         if is_listening():
             return function(*args, **kwargs)
+        environment = dict(os.environ)
         if "torch" not in sys.modules:
             compat.let_idle_threads_sleep()
         compat.keep_imports_quiet()
@@ -39,9 +41,16 @@ def called(function: Callable[Parameters, Result]) -> Callable[Parameters, Resul
             _forget_locals(fault)
             raise
         finally:
+            _restore(environment)
             _give_back_memory()
 
     return call
+
+
+def _restore(environment: dict[str, str]) -> None:
+    for variable in os.environ.keys() - environment.keys():
+        del os.environ[variable]
+    os.environ.update(environment)
 
 
 def _forget_locals(fault: BaseException) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, MutableMapping
-from contextlib import contextmanager
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 
 from qlora_cli.errors import ArgumentError
@@ -31,24 +30,6 @@ class Launch:
     def command(self) -> str:
         """What starts `qlora` in as many processes."""
         return "qlora" if self.num_ranks == 1 else f"torchrun --nproc-per-node {self.num_ranks} -m qlora_cli"
-
-
-@contextmanager
-def launched(environment: MutableMapping[str, str] = os.environ) -> Iterator[Launch]:
-    """What `take_launch` finds; the variables are as before when the block is over.
-
-    Raises:
-        ArgumentError: as `take_launch`.
-    """
-    before = {variable: environment.get(variable) for variable in (*HIDDEN, "CUDA_VISIBLE_DEVICES")}
-    try:
-        yield take_launch(environment)
-    finally:
-        for variable, value in before.items():
-            if value is None:
-                environment.pop(variable, None)
-            else:
-                environment[variable] = value
 
 
 def take_launch(environment: MutableMapping[str, str] = os.environ) -> Launch:
