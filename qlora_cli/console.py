@@ -24,9 +24,25 @@ from qlora_cli.secrets import redacted
 NUMBER = re.compile(r"[+-]?[\d.,]*%?|-")
 """What stands right in a table: a number, a percentage, a dash or nothing."""
 
-# A notebook gets the same plain lines as a pipe; rich would draw HTML there, and needs ipywidgets for a bar.
-out = Console(highlight=False, soft_wrap=True, force_jupyter=False)
-err = Console(stderr=True, highlight=False, soft_wrap=True, force_jupyter=False)
+
+class PlainConsole(Console):
+    """A terminal, or a pipe or notebook that gets the same lines without bars.
+
+    In a notebook rich would draw HTML, and needs ipywidgets for a bar. It also takes FORCE_COLOR for a terminal, which
+    notebooks set although lines cannot be drawn over there.
+    """
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        colours: Literal["standard", "auto"] = "standard" if os.environ.get("FORCE_COLOR") else "auto"
+        super().__init__(stderr=stderr, color_system=colours, highlight=False, soft_wrap=True, force_jupyter=False)
+
+    @property
+    def is_terminal(self) -> bool:
+        return self.file.isatty() and super().is_terminal
+
+
+out = PlainConsole()
+err = PlainConsole(stderr=True)
 
 
 def note(text: str) -> None:

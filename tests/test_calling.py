@@ -150,3 +150,12 @@ def test_a_command_calls_the_function_bare():
 def test_what_is_shown_to_a_notebook_is_plain_text():
     assert not console.out.is_jupyter
     assert not console.err.is_jupyter
+
+
+def test_colours_can_be_asked_for_where_bars_cannot_be_drawn():
+    """FORCE_COLOR stands in the environment of every notebook."""
+    code = "from qlora_cli.console import err, warn; warn('hot'); print(err.is_terminal)"
+    environment = os.environ | {"FORCE_COLOR": "1"}
+    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert ran.stdout == "False\n"
+    assert ran.stderr == "\x1b[33mwarning: \x1b[0mhot\n"
