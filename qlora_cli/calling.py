@@ -34,6 +34,7 @@ def called(function: Callable[Parameters, Result]) -> Callable[Parameters, Resul
         if "torch" not in sys.modules:
             compat.let_idle_threads_sleep()
         compat.keep_imports_quiet()
+        compat.import_bars_quietly()
         try:
             with console.streams_kept_clean(), handed_on():
                 return function(*args, **kwargs)

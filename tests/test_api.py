@@ -213,7 +213,7 @@ def test_it_trains_in_a_thread_as_well(recipe):
         ({3: 4}, "recipe: 3 is no key"),
         ({"training": {"learning_rate": "fast"}}, "recipe: training.learning_rate"),
         ({"extends": "nowhere.yaml"}, "recipe: 'nowhere.yaml' in 'extends' does not exist"),
-        ({"model": None}, "recipe: "),
+        ({"model": None}, "recipe: model must be a section"),
     ],
     ids=str,
 )
@@ -222,6 +222,11 @@ def test_a_mapping_that_is_no_recipe_is_refused_as_a_file_would_be(recipe, chang
         train({**recipe, **change})
     assert text in str(caught.value)
     assert "hint: " in str(caught.value)
+
+
+def test_a_key_that_is_missing_in_a_mapping_has_no_line():
+    with pytest.raises(RecipeError, match=r"error: recipe: missing key 'data'\nhint: "):
+        train({"model": {"base_model": "base"}})
 
 
 def test_a_mapping_that_holds_itself_is_refused(recipe):

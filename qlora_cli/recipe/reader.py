@@ -95,7 +95,7 @@ def _with_name(root: Node, path: Path) -> tuple[Node, list[PlacedProblem]]:
     """The tree with `name` filled in from the file name where it is not written."""
     if root.child("name") is not None:
         return root, []
-    place = Place(str(path), 1)
+    place = Place(str(path), 0 if path is MAPPING_PATH else 1)
     if kind := find_secret(path.stem):
         return root, [problem_at(place, f"the file name holds a secret: {kind}", "rename the file")]
     if NAME_PATTERN.fullmatch(path.stem):
