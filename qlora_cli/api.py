@@ -256,12 +256,14 @@ def _as_texts(overrides: Mapping[str, Any] | Sequence[str]) -> list[str]:
     >>> _as_texts({"training.learning_rate": 2e-4, "lora.target_modules": ["q_proj"]})
     ['training.learning_rate=0.0002', 'lora.target_modules=["q_proj"]']
     """
+    from qlora_cli.recipe.mapping import plain_scalar
+
     if not isinstance(overrides, Mapping):
         return [overrides] if isinstance(overrides, str) else list(overrides)
     texts = []
     for key, value in overrides.items():
         try:
-            texts.append(f"{key}={json.dumps(value, ensure_ascii=False, default=os.fspath)}")
+            texts.append(f"{key}={json.dumps(value, ensure_ascii=False, default=plain_scalar)}")
         except TypeError:
             raise ArgumentError(
                 f"the override '{key}' is of the type {type(value).__qualname__}",

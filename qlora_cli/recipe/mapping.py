@@ -4,12 +4,32 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from numbers import Integral, Real
 from typing import Any
 
 from qlora_cli.recipe.tree import UNREADABLE, Node, Part, Place, PlacedProblem, path_text, problem_at
 
 MAX_DEPTH = 50
 """A mapping that holds itself has no end; no recipe is nested more than six times."""
+
+
+def plain_scalar(value: Any) -> str | int | float | bool | None:
+    """What a YAML file would say: paths and enums of texts are text, numbers of NumPy are numbers.
+
+    Raises:
+        TypeError: if it is none of them.
+    """
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return str.__str__(value)  # of an enum, what it holds
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value)
+    raise TypeError(type(value).__qualname__)
 
 
 def tree_of(recipe: Mapping[str, Any], place: Place) -> tuple[Node, list[PlacedProblem]]:
@@ -41,13 +61,10 @@ def tree_of(recipe: Mapping[str, Any], place: Place) -> tuple[Node, list[PlacedP
             return Node(kept, place)
         if isinstance(value, list | tuple):
             return Node([node(item, (*path, index)) for index, item in enumerate(value)], place)
-        if isinstance(value, os.PathLike):
-            return Node(os.fspath(value), place)
-        if value is None or isinstance(value, bool):
-            return Node(value, place)
-        for kind in (str, int, float):
-            if isinstance(value, kind):
-                return Node(kind.__str__(value) if kind is str else kind(value), place)  # of an enum, what it holds
+        try:
+            return Node(plain_scalar(value), place)
+        except TypeError:
+            pass
         name = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
         return refuse(
             f"'{path_text(path)}' is of the type {name}",
