@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -114,6 +117,18 @@ def skip_pydantic_plugins() -> None:
     it needs one. A value that the user set stays.
     """
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+
+
+def import_bars_quietly() -> None:
+    """Import tqdm, as transformers does, without its advice to install ipywidgets.
+
+    What breaks: in a notebook without ipywidgets the first model that is loaded begins with "IProgress not found",
+    about bars that are switched off here. Seen in: tqdm 4.70. Can go when: it says so when a bar is drawn.
+    """
+    if "ipykernel" in sys.modules:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import_module("tqdm.auto")
 
 
 def keep_imports_quiet() -> None:

@@ -24,8 +24,25 @@ from qlora_cli.secrets import redacted
 NUMBER = re.compile(r"[+-]?[\d.,]*%?|-")
 """What stands right in a table: a number, a percentage, a dash or nothing."""
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+class PlainConsole(Console):
+    """A terminal, or a pipe or notebook that gets the same lines without bars.
+
+    In a notebook rich would draw HTML, and needs ipywidgets for a bar. It also takes FORCE_COLOR for a terminal, which
+    notebooks set although lines cannot be drawn over there.
+    """
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        colours: Literal["standard", "auto"] = "standard" if os.environ.get("FORCE_COLOR") else "auto"
+        super().__init__(stderr=stderr, color_system=colours, highlight=False, soft_wrap=True, force_jupyter=False)
+
+    @property
+    def is_terminal(self) -> bool:
+        return self.file.isatty() and super().is_terminal
+
+
+out = PlainConsole()
+err = PlainConsole(stderr=True)
 
 
 def note(text: str) -> None:
@@ -139,6 +156,18 @@ def keep_streams_clean() -> None:
 
 
 @contextmanager
+def streams_kept_clean() -> Iterator[None]:
+    """As `keep_streams_clean` while the block runs; a notebook keeps what is written there."""
+    before = {name: getattr(sys, name) for name in ("stdout", "stderr")}
+    keep_streams_clean()
+    try:
+        yield
+    finally:
+        for name, stream in before.items():
+            setattr(sys, name, stream)
+
+
+@contextmanager
 def _content() -> Iterator[None]:
     """What is written to stdout meanwhile is the user's data or a model's answer."""
     stream = sys.stdout
@@ -187,6 +216,7 @@ def library_noise_to(log_path: Path | None) -> Iterator[None]:
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     from transformers.utils import logging as transformers_logging  # heavy, so only where a model is used
 
+    has_bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     handler = logging.NullHandler() if log_path is None else logging.FileHandler(log_path, encoding="utf-8")
     handler.setFormatter(CleanFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
@@ -204,6 +234,8 @@ def library_noise_to(log_path: Path | None) -> Iterator[None]:
         yield
     finally:
         logging.captureWarnings(False)
+        if has_bars:
+            transformers_logging.enable_progress_bar()
         for logger, handlers, propagate in before:
             logger.handlers, logger.propagate = handlers, propagate
         handler.close()

@@ -88,4 +88,5 @@ class StoppedBySignal(QloraError):  # noqa: N818 - not a fault: the run did what
 
     def __init__(self, problem: str, *, signal_number: int, hint: str = "") -> None:
         super().__init__(problem, hint=hint)
+        self.signal_number = signal_number
         self.exit_code = 128 + signal_number

@@ -9,10 +9,15 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
+
+from qlora_cli import console
+from qlora_cli.errors import StoppedBySignal
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 """Ctrl-C, `kill`, a closed terminal, and the notice that Slurm sends before a job's time is up."""
@@ -23,6 +28,9 @@ to all of them what the terminal has sent them already."""
 
 AGAIN_SECONDS = 1.0
 """After so long an interruption that has got lost is raised again."""
+
+_handlers_of_caller: dict[int, Any] = {}  # of a program that calls a function of ours, while the function runs
+_is_listening = False
 
 
 class Interruption(BaseException):
@@ -50,15 +58,17 @@ class Interrupter:
         self._patience_seconds = patience_seconds
         self._signal_number: int | None = None
         self._asked_at = 0.0
+        self._handler_of_alarm: Any = None
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal; a forked process that has not made its own arrangements yet does not stop for it."""
         if os.getpid() != self._process:
             if number == signal.SIGTERM:
-                leave_at_once(number)
+                _die_of(number)
         elif self._signal_number is None:
             self._signal_number = number
             self._asked_at = time.monotonic()
+            self._handler_of_alarm = signal.signal(signal.SIGALRM, self.remind)
             self._raise()
         elif time.monotonic() >= self._asked_at + self._patience_seconds:
             leave_at_once(number)
@@ -69,6 +79,12 @@ class Interrupter:
             signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS)
         else:
             self._raise()
+
+    def close(self) -> None:
+        """Remind no more; an alarm is the caller's own again."""
+        if self._signal_number is not None:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, self._handler_of_alarm)
 
     def _raise(self) -> None:
         assert self._signal_number is not None  # a signal has come
@@ -92,16 +108,66 @@ def interruptible() -> Iterator[None]:
 
     What was ignored when the block began stays ignored: SIGHUP under `nohup`, Ctrl-C for a script's `command &`.
     """
+    global _is_listening
     has_launcher = os.environ.get("WORLD_SIZE", "1") != "1"
     interrupter = Interrupter(ECHO_SECONDS if has_launcher else 0)
-    handlers = dict.fromkeys(heeded_signals(), interrupter.receive) | {signal.SIGALRM: interrupter.remind}
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    before = {number: signal.signal(number, interrupter.receive) for number in heeded_signals()}
+    was_listening, _is_listening = _is_listening, True
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        _is_listening = was_listening
+        interrupter.close()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def is_listening() -> bool:
+    """Whether the code that runs is in an `interruptible` block, such as that of a command."""
+    return _is_listening
+
+
+def is_in_main_thread() -> bool:
+    """Whether this thread gets the signals, and may choose who handles them."""
+    return threading.current_thread() is threading.main_thread()
+
+
+@contextmanager
+def handed_on() -> Iterator[None]:
+    """The block is a function of ours that somebody's program calls, such as a cell of a notebook.
+
+    The first stop signal ends the block in good order and then goes to the program's own handler, as if it had come
+    after the block: Ctrl-C becomes a `KeyboardInterrupt` that says how to go on, SIGTERM ends the program. A second
+    one goes there at once. Threads other than the main one get no signals.
+
+    Raises:
+        KeyboardInterrupt: after Ctrl-C, where the program has no handler of its own.
+        StoppedBySignal, Interruption: where the program's own handler returned.
+    """
+    if not is_in_main_thread():
+        yield
+        return
+    handlers = {int(number): signal.getsignal(number) for number in heeded_signals()}
+    _handlers_of_caller.update(handlers)
+    try:
+        with interruptible():
+            yield
+    except (StoppedBySignal, Interruption) as stop:
+        number = stop.signal_number
+        if handlers[number] is signal.default_int_handler:
+            raise KeyboardInterrupt(_told(stop)) from None
+        console.note(_told(stop))
+        signal.raise_signal(number)
+        raise
+    finally:
+        _handlers_of_caller.clear()
+
+
+def _told(stop: StoppedBySignal | Interruption) -> str:
+    if isinstance(stop, Interruption):
+        return "stopped before it was done; nothing is left half written"
+    [problem] = stop.problems
+    return f"{problem.text}\nhint: {problem.hint}" if problem.hint else problem.text
 
 
 @contextmanager
@@ -119,11 +185,17 @@ def keyboard_interrupts() -> Iterator[None]:
 
 
 def heeded_signals() -> list[signal.Signals]:
-    """The stop signals that are not ignored."""
-    return [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    """The stop signals that are not ignored, nor handled by code in C, which could not be given them back."""
+    return [number for number in STOP_SIGNALS if signal.getsignal(number) not in (signal.SIG_IGN, None)]
 
 
 def leave_at_once(number: int) -> None:
-    """End this process as the signal does where nobody listens."""
+    """Do as if nobody had listened: the program that called decides, or the process ends."""
+    handler = _handlers_of_caller.get(number, signal.SIG_DFL)
+    signal.signal(number, handler)
+    signal.raise_signal(number)
+
+
+def _die_of(number: int) -> None:
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from qlora_cli import console
+from qlora_cli import api, console
 from qlora_cli.interruption import Interruption, keyboard_interrupts
 
 Run = Annotated[
@@ -44,10 +44,7 @@ def merge(
     as_json: AsJson = False,
 ) -> None:
     """Fold an adapter into its base model and prove that nothing was lost."""
-    from qlora_cli.deploy.merge import MergeOptions, merge_run
-
-    with console.library_noise_to(None):
-        merged = merge_run(run, out, MergeOptions(onto=onto, dtype=dtype, force=force))
+    merged = api.merge(run, out=out, onto=onto, dtype=dtype, force=force)
     if as_json:
         console.data(asdict(merged) | {"path": str(merged.path)})
         return
@@ -66,10 +63,7 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write the tuned model for other tools to use."""
-    from qlora_cli.deploy.export import export_run
-
-    with console.library_noise_to(None):
-        exported = export_run(run, out, format=format, force=force)
+    exported = api.export(run, out=out, format=format, force=force)
     if as_json:
         console.data(asdict(exported) | {"path": str(exported.path)})
         return
@@ -91,16 +85,18 @@ def generate(
     as_json: AsJson = False,
 ) -> None:
     """Print one answer."""
-    from qlora_cli.serve.chat import ChatSession
-    from qlora_cli.serve.generation import SamplingOptions
-    from qlora_cli.serve.speaker import load_speaker
-
     is_streamed = stream and not as_json
-    with console.library_noise_to(None):
-        options = SamplingOptions(temperature, top_p, max_new_tokens, seed)
-        session = ChatSession(load_speaker(run, is_base_wanted=base), options, system)
-        with keyboard_interrupts():
-            answer = session.ask(prompt, console.piece if is_streamed else _keep_quiet)
+    session = api.chat(
+        run,
+        system=system,
+        base=base,
+        temperature=temperature,
+        top_p=top_p,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+    )
+    with console.library_noise_to(None), keyboard_interrupts():
+        answer = session.ask(prompt, console.piece if is_streamed else None)
     if as_json:
         console.data(asdict(answer), is_answer=True)
     else:
@@ -119,20 +115,20 @@ def chat(
     seed: Seed = None,
 ) -> None:
     """Talk with a model in the terminal, or through a pipe."""
-    from qlora_cli.serve.chat import ChatSession, read_lines
     from qlora_cli.serve.chat import chat as chat_on
-    from qlora_cli.serve.generation import SamplingOptions
-    from qlora_cli.serve.speaker import load_speaker
+    from qlora_cli.serve.chat import read_lines
 
-    with console.library_noise_to(None):
-        options = SamplingOptions(temperature, top_p, max_new_tokens, seed)
-        session = ChatSession(load_speaker(run, is_base_wanted=base), options, system)
-        with keyboard_interrupts():
-            chat_on(session, read_lines(sys.stdin), console.piece)
-
-
-def _keep_quiet(text: str) -> None:
-    """For an answer that is printed whole."""
+    session = api.chat(
+        run,
+        system=system,
+        base=base,
+        temperature=temperature,
+        top_p=top_p,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+    )
+    with console.library_noise_to(None), keyboard_interrupts():
+        chat_on(session, read_lines(sys.stdin), console.piece)
 
 
 def register(app: typer.Typer) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from qlora_cli import console
+from qlora_cli import api, console
 
 
 def tiny(
@@ -81,16 +81,16 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print the measures as JSON.")] = False,
 ) -> None:
     """Measure a tuned model beside its base."""
-    from qlora_cli.errors import ArgumentError
-    from qlora_cli.evaluate.request import EvalRequest, measure, task_sections
-    from qlora_cli.evaluate.run_columns import parse_columns
-
-    named = parse_columns(columns or ())
-    if named and data is None and not task:
-        raise ArgumentError("--columns needs a file to read", hint="add --data FILE or --task FILE")
-    sections = task_sections(task or (), metric or (), named)
-    with console.library_noise_to(None):
-        comparison = measure(run, EvalRequest(data, sections, batch_size, max_new_tokens, limit, named))
+    comparison = api.evaluate(
+        run,
+        data=data,
+        tasks=task or (),
+        metrics=metric or (),
+        columns=columns or (),
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        limit=limit,
+    )
     if as_json:
         console.data(comparison.as_dict())
     else:

@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qlora_cli import console
-from qlora_cli.errors import ArgumentError
-from qlora_cli.hub import start_asking
+from qlora_cli import api, console
 
 if TYPE_CHECKING:
     from qlora_cli.train.ending import TrainingResult
@@ -38,24 +36,16 @@ def train(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Train the adapter that a recipe describes."""
-    from qlora_cli.train.launch import take_launch
-    from qlora_cli.train.watch import joined
-
-    with joined(take_launch()) as watch:
-        if resume and overwrite:
-            raise ArgumentError("--resume and --overwrite exclude each other", hint="leave one of them out")
-        from qlora_cli.recipe.reader import load_recipe
-
-        loaded = load_recipe(recipe, overrides or ())
-        start_asking(loaded.model.base_model)
-
-        from qlora_cli.run.directory import RUNS_FOLDER, RunDirectory
-        from qlora_cli.train.session import Session, train_recipe
-
-        session = Session(resume, overwrite, stop_after, is_planned=True, force=force)
-        run = RunDirectory(run_dir or RUNS_FOLDER / loaded.name)
-        result = train_recipe(loaded, run, session, watch)
-    if watch.is_first:
+    result = api.train(
+        recipe,
+        run_dir=run_dir,
+        overrides=overrides or (),
+        resume=resume,
+        overwrite=overwrite,
+        stop_after=stop_after,
+        force=force,
+    )
+    if result.rank == 0:
         _show(result, as_json=as_json)
 
 

@@ -84,6 +84,12 @@ class Comparison:
 
     tuned: Measurement
 
+    def __repr__(self) -> str:
+        """The table; all rows and answers would fill a notebook."""
+        rows = [("measure", "base", "tuned", "over"), *self.table()]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join("   ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
     @property
     def measures(self) -> list[Measure]:
         """Loss and perplexity, then every metric of every task."""

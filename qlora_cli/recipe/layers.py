@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
+from qlora_cli.recipe.mapping import tree_of
 from qlora_cli.recipe.secret_values import without_secrets
 from qlora_cli.recipe.shipped import shipped_root
 from qlora_cli.recipe.tree import Node, Place, PlacedProblem, Unreadable, merge, problem_at
 from qlora_cli.recipe.yaml_text import MAX_TEXT_BYTES, parse_yaml
+
+MAPPING_PATH = Path("recipe")
+"""Stands for the file that a mapping does not have: in error messages, and as the run's name where it has none."""
 
 MAX_CHAIN = 100
 """Files that lead to one another; each takes a few frames of Python's stack."""
@@ -66,12 +72,24 @@ class Layers:
         if not isinstance(keys, dict):
             raise _UnusableFileError(*(problems or [_not_a_recipe(path, root)]))
         self.problems += problems
-        tree = Node({}, Place(str(path), 1))
+        return self._with_parts(keys, path, chain, Place(str(path), 1))
+
+    def load_mapping(self, recipe: Mapping[str, Any]) -> Node:
+        """The tree of a mapping laid over those of its `extends`, whose paths start at the working directory."""
+        place = Place(str(MAPPING_PATH), 0)
+        tree, problems = tree_of(recipe, place)
+        root, secrets = without_secrets(tree)
+        self.problems += problems + secrets
+        assert isinstance(root.value, dict)  # made from a mapping
+        return self._with_parts(root.value, MAPPING_PATH, (), place)
+
+    def _with_parts(self, keys: dict[str, Node], path: Path, chain: tuple[Path, ...], place: Place) -> Node:
+        tree = Node({}, place)
         for target in self._targets(keys.get("extends")):
             part = self.load(_locate(path, str(target.value)), (*chain, path), target.place)
             tree = merge(tree, part)
         own_keys = {key: child for key, child in keys.items() if key != "extends"}
-        return merge(tree, Node(own_keys, Place(str(path), 1)))
+        return merge(tree, Node(own_keys, place))
 
     def _targets(self, extends: Node | None) -> list[Node]:
         """The paths that an `extends` key names, each with its place."""

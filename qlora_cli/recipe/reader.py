@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from qlora_cli.errors import RecipeError
 from qlora_cli.recipe.explain import explain
-from qlora_cli.recipe.layers import Layers
+from qlora_cli.recipe.layers import MAPPING_PATH, Layers
 from qlora_cli.recipe.local_checks import check_local, default_notes
 from qlora_cli.recipe.one_line import RecipeDumper
 from qlora_cli.recipe.overrides import parse_override
@@ -25,17 +25,17 @@ from qlora_cli.secrets import find_secret
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(source: Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe, the parts it extends, and `--set` values over both.
 
     Args:
-        path: the YAML file.
+        source: the YAML file, or the same keys in a mapping.
         overrides: texts such as `lora.r=32`; later ones win.
 
     Raises:
         RecipeError: with every problem found, sorted by file and line.
     """
-    return _load(path, overrides, check_rules)[0]
+    return _load(source, overrides, check_rules)[0]
 
 
 def check_recipe(path: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, list[str]]:
@@ -48,10 +48,13 @@ def check_recipe(path: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, lis
     return recipe, default_notes(recipe, is_length_written=at(root.plain(), "data.max_length") is not None)
 
 
-def _load(path: Path, overrides: Sequence[str], check: Callable[[Written], list[Conflict]]) -> tuple[Recipe, Node]:
+def _load(
+    source: Path | Mapping[str, Any], overrides: Sequence[str], check: Callable[[Written], list[Conflict]]
+) -> tuple[Recipe, Node]:
     """The recipe and the tree that it was read from, with what `check` finds among the problems."""
     layers = Layers()
-    root = layers.load(path)
+    path = source if isinstance(source, Path) else MAPPING_PATH
+    root = layers.load(source) if isinstance(source, Path) else layers.load_mapping(source)
     problems = layers.problems
     for text in overrides:
         override, override_problems = parse_override(text)
@@ -100,7 +103,7 @@ def _with_name(root: Node, path: Path) -> tuple[Node, list[PlacedProblem]]:
     """The tree with `name` filled in from the file name where it is not written."""
     if root.child("name") is not None:
         return root, []
-    place = Place(str(path), 1)
+    place = Place(str(path), 0 if path is MAPPING_PATH else 1)
     if kind := find_secret(path.stem):
         return root, [problem_at(place, f"the file name holds a secret: {kind}", "rename the file")]
     if NAME_PATTERN.fullmatch(path.stem):

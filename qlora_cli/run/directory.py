@@ -38,6 +38,10 @@ class RunDirectory:
     launcher: str = "qlora"
     """What starts the program that writes here, in as many processes as it needs."""
 
+    def __fspath__(self) -> str:
+        """The folder's path, so that a run can be named wherever its folder can."""
+        return str(self.path)
+
     @property
     def recipe_path(self) -> Path:
         """The recipe as resolved, every default written out."""

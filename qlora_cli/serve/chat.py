@@ -26,8 +26,12 @@ class ChatSession:
         self._renderer = Renderer(tuned.tokenizer)
         self._options = options
 
-    def ask(self, text: str, on_text: OnText) -> Answer:
+    def ask(self, text: str, on_text: OnText | None = None) -> Answer:
         """The answer to a user's turn. Both turns join the conversation; neither does when the turn is refused.
+
+        Args:
+            text: what the user says.
+            on_text: called with each piece of the answer as soon as it is certain.
 
         Raises:
             ArgumentError, DataError: as `generate_answer`.
@@ -35,9 +39,13 @@ class ChatSession:
         question = {"role": "user", "content": text}
         opening = [{"role": "system", "content": self.system}] if self.system else []
         messages = [*opening, *self.turns, question]
-        answer = generate_answer(self._tuned, self._renderer, messages, self._options, on_text)
+        answer = generate_answer(self._tuned, self._renderer, messages, self._options, on_text or _keep_quiet)
         self.turns += [question, {"role": "assistant", "content": answer.text}]
         return answer
+
+
+def _keep_quiet(text: str) -> None:
+    """For an answer that is wanted whole."""
 
 
 def chat(session: ChatSession, lines: Iterable[str], on_text: OnText) -> None:

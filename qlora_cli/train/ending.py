@@ -36,6 +36,9 @@ class TrainingResult:
     memory: dict[str, Any]
     """Predicted and measured bytes."""
 
+    rank: int = 0
+    """Of the process that this is returned in, where several train together; rank 0 shows it."""
+
     @property
     def is_finished(self) -> bool:
         """Whether every step of the recipe is done and the adapter is written."""
@@ -43,7 +46,9 @@ class TrainingResult:
 
     def as_dict(self) -> dict[str, Any]:
         """The result as JSON holds it."""
-        return asdict(self) | {"run": str(self.run.path), "is_finished": self.is_finished}
+        values = asdict(self) | {"run": str(self.run.path), "is_finished": self.is_finished}
+        del values["rank"]  # 0 wherever it is shown
+        return values
 
 
 def conclude(result: TrainingResult, trainer: QloraTrainer, request: StopRequest, ranks: Ranks) -> None:

@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from qlora_cli import console
 from qlora_cli.errors import StoppedBySignal
-from qlora_cli.interruption import Interruption, heeded_signals, leave_at_once
+from qlora_cli.interruption import Interruption, heeded_signals, is_in_main_thread, leave_at_once
 from qlora_cli.run.checkpoints import list_checkpoints
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.train.ranks import Ranks
@@ -56,7 +56,13 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[StopRequest]:
-        """Take the stop signals while the block runs; what handled them before handles them after."""
+        """Take the stop signals while the block runs; what handled them before handles them after.
+
+        A thread other than the main one gets none, so that a session in it cannot be stopped by one.
+        """
+        if not is_in_main_thread():
+            yield self
+            return
         before = {number: signal.signal(number, self._receive) for number in heeded_signals()}
         try:
             yield self

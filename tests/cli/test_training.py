@@ -13,6 +13,7 @@ from qlora_cli.run.checkpoints import list_checkpoints
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.manifest import read_manifest
 from qlora_cli.run.metrics import read_metrics
+from qlora_cli.train import session
 
 
 def test_json_is_all_that_stdout_holds_and_the_notes_go_to_stderr(call, recipe_file):
@@ -101,7 +102,7 @@ def test_a_signal_while_a_successor_is_prepared_brings_the_earlier_run_back(call
         assert files_in(tmp_path / "runs") != before
         signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr("qlora_cli.train.session.prepare_data", prepare_data)
+    monkeypatch.setattr(session, "prepare_data", prepare_data)
     ran = call("train", recipe_file, "--overwrite")
     assert ran.code == 143
     assert "nothing is trained yet" in ran.err

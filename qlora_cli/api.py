@@ -1,0 +1,292 @@
+"""The commands as functions, for notebooks and programs; the command line calls them too.
+
+Nothing heavy is imported before a function is called. Failures that the caller can act on are raised as `QloraError`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from qlora_cli import console
+from qlora_cli.calling import called
+from qlora_cli.errors import ArgumentError
+from qlora_cli.hub import start_asking
+
+if TYPE_CHECKING:
+    from qlora_cli.deploy.export import Exported
+    from qlora_cli.deploy.record import Merged
+    from qlora_cli.evaluate.comparison import Comparison
+    from qlora_cli.serve.chat import ChatSession
+    from qlora_cli.serve.generation import Answer
+    from qlora_cli.train.ending import TrainingResult
+
+AnyPath = str | os.PathLike[str]
+"""A path, or what stands for one: the `run` of a training result."""
+
+
+@called
+def train(
+    recipe: AnyPath | Mapping[str, Any],
+    *,
+    run_dir: AnyPath | None = None,
+    overrides: Mapping[str, Any] | Sequence[str] = (),
+    resume: bool = False,
+    overwrite: bool = False,
+    stop_after: int | None = None,
+    force: bool = False,
+) -> TrainingResult:
+    """Train the adapter that a recipe describes, as `qlora train`.
+
+    Args:
+        recipe: the YAML file, or the same keys in a mapping; its paths start at the working directory.
+        run_dir: where the run is written; `runs/<name of the recipe>` when None, `runs/recipe` for a mapping without
+            a name.
+        overrides: `{"training.max_steps": 10}`, or texts as `--set` takes them; laid over the recipe.
+        resume: go on from the newest whole checkpoint.
+        overwrite: start over; the run that is there is deleted when the new one is started.
+        stop_after: do so many steps, save a checkpoint and return.
+        force: train where memory or disk are expected not to be enough.
+
+    Raises:
+        QloraError: if the run cannot start or go on, with what to do about it.
+        KeyboardInterrupt: after Ctrl-C or a notebook's stop button, once the step is done and a checkpoint is saved.
+    """
+    _check_range("stop_after", stop_after, 1)
+    from qlora_cli.train.launch import take_launch
+    from qlora_cli.train.watch import joined
+
+    launch = take_launch()
+    with joined(launch) as watch:
+        if resume and overwrite:
+            raise ArgumentError("--resume and --overwrite exclude each other", hint="leave one of them out")
+        from qlora_cli.recipe.reader import load_recipe
+
+        source = recipe if isinstance(recipe, Mapping) else Path(recipe)
+        loaded = load_recipe(source, _as_texts(overrides))
+        start_asking(loaded.model.base_model)
+
+        from qlora_cli.run.directory import RUNS_FOLDER, RunDirectory
+        from qlora_cli.train.session import Session, train_recipe
+
+        session = Session(resume, overwrite, stop_after, is_planned=True, force=force)
+        run = RunDirectory(RUNS_FOLDER / loaded.name if run_dir is None else Path(run_dir))
+        return replace(train_recipe(loaded, run, session, watch), rank=launch.rank)
+
+
+@called
+def evaluate(
+    run: AnyPath | None = None,
+    *,
+    data: AnyPath | None = None,
+    tasks: AnyPath | Sequence[AnyPath] = (),
+    metrics: str | Sequence[str] = (),
+    columns: Mapping[str, str] | Sequence[str] = (),
+    batch_size: int | None = None,
+    max_new_tokens: int | None = None,
+    limit: int | None = None,
+) -> Comparison:
+    """Measure a tuned model beside its base, as `qlora eval`; the results are written to `<run>/eval/` too.
+
+    Args:
+        run: run directory or PEFT adapter folder; the latest run when None.
+        data: rows to measure loss and perplexity on; the recipe's eval rows when None.
+        tasks: files of prompts and answers; the recipe's tasks when there are none.
+        metrics: for those files: exact_match (when there are none), number_match, contains or rouge_l.
+        columns: `{"instruction": "question"}`, or texts as `--columns` takes them: how `data` and `tasks` are read; as
+            the run's own rows when there are none.
+        batch_size: rows or prompts at once; the recipe's, or 8, when None.
+        max_new_tokens: longest answer; the recipe's, or 256, when None.
+        limit: only the first so many questions of each task.
+
+    Raises:
+        QloraError: if there is nothing to measure, or on.
+        KeyboardInterrupt: after Ctrl-C; nothing is written.
+    """
+    for name, value in (("batch_size", batch_size), ("max_new_tokens", max_new_tokens), ("limit", limit)):
+        _check_range(name, value, 1)
+    from qlora_cli.evaluate.request import EvalRequest, measure, task_sections
+    from qlora_cli.evaluate.run_columns import parse_columns
+
+    files = [tasks] if isinstance(tasks, str | os.PathLike) else tasks
+    names = [metrics] if isinstance(metrics, str) else metrics
+    named = dict(columns) if isinstance(columns, Mapping) else parse_columns(columns)
+    if named and data is None and not files:
+        raise ArgumentError("--columns needs a file to read", hint="add --data FILE or --task FILE")
+    sections = task_sections([Path(file) for file in files], names, named)
+    with console.library_noise_to(None):
+        return measure(_path(run), EvalRequest(_path(data), sections, batch_size, max_new_tokens, limit, named))
+
+
+@called
+def merge(
+    run: AnyPath | None = None,
+    *,
+    out: AnyPath | None = None,
+    onto: Literal["dequantized", "original"] = "dequantized",
+    dtype: Literal["bfloat16", "float32"] = "bfloat16",
+    force: bool = False,
+) -> Merged:
+    """Fold an adapter into its base model and prove that nothing was lost, as `qlora merge`.
+
+    Args:
+        run: run directory or PEFT adapter folder; the latest run when None.
+        out: folder for the merged model; `<run>/merged` when None.
+        onto: the weights that training saw, or the base before quantization.
+        dtype: precision of the merged weights.
+        force: replace a model folder that is there.
+
+    Raises:
+        QloraError: if there is nothing to merge, or the merged model is not the trained one; nothing is written then.
+        KeyboardInterrupt: after Ctrl-C; nothing is written.
+    """
+    _check_choice("onto", onto, ("dequantized", "original"))
+    _check_choice("dtype", dtype, ("bfloat16", "float32"))
+    from qlora_cli.deploy.merge import MergeOptions, merge_run
+
+    with console.library_noise_to(None):
+        return merge_run(_path(run), _path(out), MergeOptions(onto=onto, dtype=dtype, force=force))
+
+
+@called
+def export(run: AnyPath | None = None, *, out: AnyPath, format: Literal["hf"] = "hf", force: bool = False) -> Exported:
+    """Write the tuned model as a folder that plain `transformers` loads, and load it, as `qlora export`.
+
+    Args:
+        run: run directory or PEFT adapter folder; the latest run when None.
+        out: folder to make.
+        format: "hf", a Hugging Face model folder.
+        force: replace a model folder that is there.
+
+    Raises:
+        QloraError: as `merge`, and if the folder does not load as the same model.
+        KeyboardInterrupt: after Ctrl-C; nothing is written.
+    """
+    _check_choice("format", format, ("hf",))
+    from qlora_cli.deploy.export import export_run
+
+    with console.library_noise_to(None):
+        return export_run(_path(run), Path(out), format=format, force=force)
+
+
+@called
+def generate(
+    prompt: str,
+    run: AnyPath | None = None,
+    *,
+    system: str = "",
+    base: bool = False,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    max_new_tokens: int = 512,
+    seed: int | None = None,
+    on_text: Callable[[str], None] | None = None,
+) -> Answer:
+    """One answer, as `qlora generate`. The model is loaded for it; `chat` loads once for many questions.
+
+    Args:
+        prompt: the user's turn.
+        run: run directory, PEFT adapter folder or model folder; the latest run when None.
+        system: system prompt; none when empty.
+        base: use the base model, without the adapter.
+        temperature: 0 takes the most likely token.
+        top_p: sample from the most likely tokens that make up this probability.
+        max_new_tokens: longest answer.
+        seed: makes sampling repeatable.
+        on_text: called with each piece of the answer as soon as it is certain.
+
+    Raises:
+        QloraError: if there is no such model, or the prompt fills its context.
+        KeyboardInterrupt: after Ctrl-C.
+    """
+    session = chat(
+        run,
+        system=system,
+        base=base,
+        temperature=temperature,
+        top_p=top_p,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+    )
+    with console.library_noise_to(None):
+        return session.ask(prompt, on_text)
+
+
+@called
+def chat(
+    run: AnyPath | None = None,
+    *,
+    system: str = "",
+    base: bool = False,
+    temperature: float = 0.7,
+    top_p: float = 1.0,
+    max_new_tokens: int = 512,
+    seed: int | None = None,
+) -> ChatSession:
+    """Load a model to talk with, as `qlora chat`: `chat().ask("Hello").text`. The turns are remembered.
+
+    Args:
+        run: run directory, PEFT adapter folder or model folder; the latest run when None.
+        system: system prompt; none when empty.
+        base: use the base model, without the adapter.
+        temperature: 0 takes the most likely token.
+        top_p: sample from the most likely tokens that make up this probability.
+        max_new_tokens: longest answer.
+        seed: makes sampling repeatable.
+
+    Raises:
+        QloraError: if there is no such model.
+        KeyboardInterrupt: after Ctrl-C. Later on, Ctrl-C ends an answer, and what was said is kept.
+    """
+    _check_range("temperature", temperature, 0)
+    _check_range("top_p", top_p, 0, 1)
+    _check_range("max_new_tokens", max_new_tokens, 1)
+    _check_range("seed", seed, 0)
+    from qlora_cli.serve.chat import ChatSession
+    from qlora_cli.serve.generation import SamplingOptions
+    from qlora_cli.serve.speaker import load_speaker
+
+    with console.library_noise_to(None):
+        options = SamplingOptions(temperature, top_p, max_new_tokens, seed)
+        return ChatSession(load_speaker(_path(run), is_base_wanted=base), options, system)
+
+
+def _path(path: AnyPath | None) -> Path | None:
+    return None if path is None else Path(path)
+
+
+def _as_texts(overrides: Mapping[str, Any] | Sequence[str]) -> list[str]:
+    """Overrides as `--set` takes them; what JSON says YAML says too.
+
+    >>> _as_texts({"training.learning_rate": 2e-4, "lora.target_modules": ["q_proj"]})
+    ['training.learning_rate=0.0002', 'lora.target_modules=["q_proj"]']
+    """
+    from qlora_cli.recipe.mapping import plain_scalar
+
+    if not isinstance(overrides, Mapping):
+        return [overrides] if isinstance(overrides, str) else list(overrides)
+    texts = []
+    for key, value in overrides.items():
+        try:
+            texts.append(f"{key}={json.dumps(value, ensure_ascii=False, default=plain_scalar)}")
+        except TypeError:
+            raise ArgumentError(
+                f"the override '{key}' is of the type {type(value).__qualname__}",
+                hint="a recipe holds text, numbers, true, false, null, lists and mappings, as YAML does",
+            ) from None
+    return texts
+
+
+def _check_range(name: str, value: float | None, low: float, high: float = float("inf")) -> None:
+    if value is not None and not low <= value <= high:
+        limits = f"at least {low}" if high == float("inf") else f"from {low} to {high}"
+        raise ArgumentError(f"{name} is {value}", hint=f"give a number {limits}")
+
+
+def _check_choice(name: str, value: str, choices: Collection[str]) -> None:
+    if value not in choices:
+        raise ArgumentError(f"{name} is {value!r}", hint=f"choose {' or '.join(map(repr, choices))}")

@@ -1,0 +1,74 @@
+"""What a program that calls a function of ours may expect: nothing of its own is changed afterwards."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+from qlora_cli import compat, console
+from qlora_cli.errors import QloraError
+from qlora_cli.interruption import handed_on, is_listening
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+
+def called(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """The function, for a program or a notebook to call; our own commands, which have a frame already, call it bare.
+
+    Secrets are kept out of what is written meanwhile, and signals are handed on (`interruption.handed_on`). When the
+    function is over the environment variables are as before, where recipes and launchers have set some. Memory is given
+    back, also after an error, whose traceback would hold a model: notebooks keep the last one.
+    """
+
+    @wraps(function)
+    def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        if is_listening():
+            return function(*args, **kwargs)
+        environment = dict(os.environ)
+        if "torch" not in sys.modules:
+            compat.let_idle_threads_sleep()
+        compat.keep_imports_quiet()
+        compat.import_bars_quietly()
+        try:
+            with console.streams_kept_clean(), handed_on():
+                return function(*args, **kwargs)
+        except (QloraError, KeyboardInterrupt) as fault:
+            _forget_locals(fault)
+            raise
+        finally:
+            _restore(environment)
+            _give_back_memory()
+
+    return call
+
+
+def _restore(environment: dict[str, str]) -> None:
+    for variable in os.environ.keys() - environment.keys():
+        del os.environ[variable]
+    os.environ.update(environment)
+
+
+def _forget_locals(fault: BaseException) -> None:
+    """Clear the local variables of what has failed; those of functions that still run stay."""
+    seen: set[int] = set()
+    left: list[BaseException | None] = [fault]
+    while left:
+        one = left.pop()
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            traceback.clear_frames(one.__traceback__)
+            left += [one.__cause__, one.__context__]
+
+
+def _give_back_memory() -> None:
+    """Free what models took: they hold reference cycles, and torch keeps freed GPU memory for itself."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()

@@ -1,0 +1,74 @@
+"""A recipe that a program holds as a mapping, as the tree that a YAML file is read into."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from numbers import Integral, Real
+from typing import Any
+
+from qlora_cli.recipe.tree import UNREADABLE, Node, Part, Place, PlacedProblem, path_text, problem_at
+
+MAX_DEPTH = 50
+"""A mapping that holds itself has no end; no recipe is nested more than six times."""
+
+
+def plain_scalar(value: Any) -> str | int | float | bool | None:
+    """What a YAML file would say: paths and enums of texts are text, numbers of NumPy are numbers.
+
+    Raises:
+        TypeError: if it is none of them.
+    """
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return str.__str__(value)  # of an enum, what it holds
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value)
+    raise TypeError(type(value).__qualname__)
+
+
+def tree_of(recipe: Mapping[str, Any], place: Place) -> tuple[Node, list[PlacedProblem]]:
+    """The tree of a mapping, in which every value has the same place, and what no recipe can hold.
+
+    Paths become text, and tuples lists.
+
+    >>> tree, problems = tree_of({"lora": {"target_modules": ("q_proj", "v_proj")}}, Place("recipe", 0))
+    >>> tree.plain(), problems
+    ({'lora': {'target_modules': ['q_proj', 'v_proj']}}, [])
+    """
+    problems: list[PlacedProblem] = []
+
+    def refuse(text: str, hint: str) -> Node:
+        problems.append(problem_at(place, text, hint))
+        return Node(UNREADABLE, place)
+
+    def node(value: Any, path: tuple[Part, ...]) -> Node:
+        if len(path) > MAX_DEPTH:
+            return refuse(f"'{path[0]}' is nested more than {MAX_DEPTH} times", "does it hold itself?")
+        if isinstance(value, Mapping):
+            kept = {}
+            for key, child in value.items():
+                if isinstance(key, str):
+                    kept[key] = node(child, (*path, key))
+                else:
+                    where = f" in '{path_text(path)}'" if path else ""
+                    refuse(f"{key!r} is no key{where}", "keys are text, such as 'lora'")
+            return Node(kept, place)
+        if isinstance(value, list | tuple):
+            return Node([node(item, (*path, index)) for index, item in enumerate(value)], place)
+        try:
+            return Node(plain_scalar(value), place)
+        except TypeError:
+            pass
+        name = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+        return refuse(
+            f"'{path_text(path)}' is of the type {name}",
+            "a recipe holds text, numbers, true, false, null, lists and mappings, as YAML does",
+        )
+
+    return node(recipe, ()), problems
