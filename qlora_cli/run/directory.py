@@ -13,8 +13,8 @@ from pathlib import Path
 from qlora_cli import console
 from qlora_cli.errors import ArgumentError, RunInUseError
 from qlora_cli.run.earlier import settle
-from qlora_cli.run.files import is_certified, read_json_object, write_json
-from qlora_cli.run.folders import named, sweep
+from qlora_cli.run.files import read_json_object, write_json
+from qlora_cli.run.folders import is_leftover, named, sweep
 from qlora_cli.run.inventory import MARKER, foreign_entries, has_inventory, is_marked
 from qlora_cli.run.own_files import FILES, LINK_PLACES, run_files
 from qlora_cli.run.places import refuse_place
@@ -197,8 +197,7 @@ class RunDirectory:
         """Whether a process that was killed while it claimed the directory left this."""
         if entry == self.lock_path:
             return entry.is_file() and not entry.is_symlink() and entry.stat().st_size <= LOCK_BYTES
-        is_leftover = entry.is_file() and (is_certified(entry) or not entry.stat().st_size)
-        return entry.name.startswith(f".{self.manifest_path.name}.") and is_leftover
+        return entry.name.startswith(f".{self.manifest_path.name}.") and entry.is_file() and is_leftover(entry)
 
     def _make(self) -> None:
         try:

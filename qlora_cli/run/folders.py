@@ -39,6 +39,9 @@ AT_FDCWD = -100
 KEPT = re.compile(r".+\.kept-[0-9]+")
 """Name of what had to give way, as `replaced_folder` keeps it."""
 
+NEW = re.compile(r"\..+\.new-[0-9a-f]{16}")
+"""Name of what was made a moment ago."""
+
 NUM_NAMED = 5
 """Entries that a line names of those that stay."""
 
@@ -266,7 +269,7 @@ def sweep(parent: Path, pattern: str, listing: Listing = listed_files) -> None:
 
 def _delete_abandoned(entry: Path, out: Path, listing: Listing) -> None:
     if entry.is_file():
-        if is_certified(entry) or not entry.stat().st_size:  # empty: it was not certified yet
+        if is_leftover(entry):
             entry.unlink()
         return
     lock = os.open(entry, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -278,6 +281,11 @@ def _delete_abandoned(entry: Path, out: Path, listing: Listing) -> None:
             _delete_replaced(entry, out, listing(entry))
     finally:
         os.close(lock)
+
+
+def is_leftover(file: Path) -> bool:
+    """Whether a killed process was writing this file: certified, or so new that it is empty and not certified yet."""
+    return is_certified(file) or (NEW.fullmatch(file.name) is not None and not file.stat().st_size)
 
 
 def delete_folder(folder: Path, own: Set[str]) -> bool:
