@@ -96,6 +96,7 @@ HELD_OUT = {"data.eval.path": "others.jsonl"}
 HELD_OUT_HUB = {"data.eval.path": "org/data"}
 NF4 = {"quantization": {}}
 FOUR_STEPS = {"training.max_steps": 4}
+EACH_STEP = HELD_OUT | {"eval.eval_strategy": "steps", "eval.eval_steps": 1, "training.max_steps": 5}
 BY_EPOCHS = {"training.max_steps": None, "training.num_train_epochs": 1, "data.packing": False}
 LONG = {"data.train.path": "long.jsonl", "data.max_length": 200}
 TWO_SOURCES = {"data.train": [{"path": "sums.jsonl", "weight": 2}, {"path": "uneven.jsonl", "weight": 1}]}
@@ -186,6 +187,9 @@ KEYS: dict[str, Row] = {
     "training.save_total_limit": Row(
         trained, (1, 2), FOUR_STEPS | {"training.save_strategy": "steps", "training.save_steps": 1}
     ),
+    "training.early_stopping_patience": Row(trained, (1, 2), EACH_STEP | {"training.early_stopping_threshold": 100}),
+    "training.early_stopping_threshold": Row(trained, (0, 100), EACH_STEP | {"training.early_stopping_patience": 2}),
+    "training.load_best_model_at_end": Row(trained, (False, True), EACH_STEP | {"training.save_strategy": "no"}),
     "eval.eval_strategy": Row(trained, ("no", "steps", "epoch"), FOUR_STEPS | HELD_OUT),
     "eval.eval_steps": Row(trained, (1, 2), HELD_OUT | {"eval.eval_strategy": "steps"}),
     "eval.per_device_eval_batch_size": Row(eval_batch_sizes, (2, 3), HELD_OUT | {"data.packing": False}),

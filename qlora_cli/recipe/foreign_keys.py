@@ -110,7 +110,6 @@ FOREIGN_KEYS: dict[str, dict[str, str]] = {
         "dataloader_num_workers": "there is no counterpart: rows are ready before step 1",
         "remove_unused_columns": "there is no counterpart: 'data.train.columns' says which columns are read",
         "group_by_length": "there is no counterpart; 'data.packing' fills every row",
-        "load_best_model_at_end": "there is no counterpart; 'training.save_total_limit' keeps the last ones",
         "push_to_hub": "there is no counterpart: push the folder that `qlora export` writes",
         "hub_token": "a recipe holds no secrets; set the environment variable HF_TOKEN",
         "resume_from_checkpoint": "write `qlora train RECIPE --resume`",

@@ -160,6 +160,17 @@ class TrainingSection(Section):
     save_total_limit: int = Field(2, ge=1, le=100_000)
     """Checkpoints kept; older ones are deleted after a newer one is whole."""
 
+    early_stopping_patience: int | None = Field(None, ge=1, le=1_000_000)
+    """End the run after this many evaluations in a row without a new lowest eval loss. Such a run is finished; its last
+    lines and its manifest say at which step it ended and why."""
+
+    early_stopping_threshold: Number = Field(0.0, ge=0, le=1000)
+    """How far below the lowest eval loss so far, in nats, a new one must be to count for `early_stopping_patience`."""
+
+    load_best_model_at_end: bool = False
+    """Make `adapter/` of the step with the lowest eval loss, not of the last step. Each new lowest eval loss saves a
+    checkpoint, which is kept beside those of `save_total_limit`."""
+
     @property
     def epochs(self) -> float:
         """Passes over the data; `max_steps`, where given, ends the run instead."""

@@ -19,11 +19,13 @@ from qlora_cli.model.initialization import quantization_error_values, set_adapte
 from qlora_cli.recipe.schema import Recipe
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.train.arguments import optimizer_on, trainer_arguments
+from qlora_cli.train.evaluations import EvaluationWatch
 from qlora_cli.train.ground import Facts
 from qlora_cli.train.isolation import prove_causality, prove_isolation
 from qlora_cli.train.meaning import seal_of
 from qlora_cli.train.parts import TrainerParts
 from qlora_cli.train.ranks import Ranks
+from qlora_cli.train.saving import Saving
 from qlora_cli.train.trainer import QloraTrainer
 
 
@@ -103,4 +105,5 @@ def make_trainer(recipe: Recipe, run: RunDirectory, ingredients: Ingredients) ->
         ingredients.is_asked_to_stop,
     )
     seal = seal_of(recipe, ingredients.facts)
-    return QloraTrainer(parts, arguments, run, save_total_limit=recipe.training.save_total_limit, seal=seal)
+    watch = EvaluationWatch(recipe.training, run.metrics_path)
+    return QloraTrainer(parts, arguments, Saving(run, recipe.training.save_total_limit, seal, watch))
