@@ -129,6 +129,7 @@ KEYS: dict[str, Row] = {
     "lora.use_rslora": Row(adapter, (False, True)),
     "lora.init_lora_weights": Row(adapter, ("default", "gaussian", "loftq", "pissa"), NF4),
     "lora.autocast_adapter_dtype": Row(adapter, (False, True), {"model.dtype": "bfloat16"}),
+    "lora.loraplus_lr_ratio": Row(optimization, (None, 4, 16)),
     "data.train.path": Row(train_tokens, ("sums.jsonl", "others.jsonl")),
     "data.train.subset": Row(train_tokens, ("one", "two"), HUB_DATA),
     "data.train.split": Row(train_tokens, ("train", "test"), {"data.train.path": "saved"}),

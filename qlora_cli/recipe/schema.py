@@ -92,6 +92,10 @@ class LoraSection(Section):
     """Keep adapter weights in float32 and compute with them in the model's dtype, as PEFT does. false: store them
     in the model's dtype, as the QLoRA paper does; half the adapter memory, coarser updates."""
 
+    loraplus_lr_ratio: Annotated[float, Field(ge=1, le=1024), BeforeValidator(as_float)] | None = None
+    """LoRA+ (arXiv:2402.12354): B learns at this many times `training.learning_rate`, which stays that of A and is
+    the one in metrics.jsonl. The paper recommends about 16; not given: one rate for both."""
+
 
 class TrainingSection(Section):
     """The optimization. Defaults follow the QLoRA paper (appendix B) and current practice for 7B models."""

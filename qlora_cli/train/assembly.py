@@ -103,6 +103,7 @@ def make_trainer(recipe: Recipe, run: RunDirectory, ingredients: Ingredients) ->
         ingredients.rows_at_once or recipe.training.rows_at_once,
         ingredients.ranks,
         ingredients.is_asked_to_stop,
+        recipe.lora.loraplus_lr_ratio,
     )
     seal = seal_of(recipe, ingredients.facts)
     watch = EvaluationWatch(recipe.training, run.metrics_path)

@@ -15,6 +15,7 @@ from trl import SFTConfig
 from qlora_cli import compat
 from qlora_cli.data.packed_rows import PackedRows
 from qlora_cli.errors import NumericError
+from qlora_cli.train.groups import parameter_groups
 from qlora_cli.train.held_out import HeldOutRows
 from qlora_cli.train.memory import MicroBatches
 from qlora_cli.train.numbers import (
@@ -66,6 +67,16 @@ class QloraTrainer(SavingTrainer):
         self._micro_batches = MicroBatches(parts.rows_at_once, self._batch_of, self._metrics["train"])
         held_out = (parts.eval_rows, parts.collator, parts.ranks, parts.is_asked_to_stop)
         self._held_out = HeldOutRows(*held_out, batch_size=arguments.per_device_eval_batch_size)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The recipe's optimizer, with LoRA+'s groups where it asks for them."""
+        ratio = self._parts.loraplus_lr_ratio
+        if self.optimizer is None and ratio is not None:
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            rates = {"learning_rate": self.args.learning_rate, "weight_decay": self.args.weight_decay, "ratio": ratio}
+            groups = parameter_groups(self.model, self.get_decay_parameter_names(self.model), **rates)
+            self.optimizer_cls_and_kwargs = (kind, {**options, "params": groups})
+        return super().create_optimizer(model)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """This process's share of the rows."""
