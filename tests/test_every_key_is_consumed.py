@@ -170,6 +170,7 @@ KEYS: dict[str, Row] = {
     "training.gradient_accumulation_steps": Row(trained, (1, 2), BY_EPOCHS),
     "training.gradient_checkpointing": Row(recomputing_layers, (False, True)),
     "training.activation_offloading": Row(offloading_on_a_gpu, (False, True)),
+    "training.neftune_noise_alpha": Row(moments, (None, 5, 50), {"training.max_steps": 1}),
     "training.optim": Row(
         optimizer_on_a_gpu,
         ("paged_adamw_8bit", "adamw_8bit", "paged_adamw_32bit", "adamw_torch", "adamw_torch_fused"),

@@ -135,6 +135,10 @@ class TrainingSection(Section):
     """Keep in CPU memory what the backward pass will need, and bring it back when it does: less GPU memory at the cost
     of transfers. Needs a GPU."""
 
+    neftune_noise_alpha: Annotated[float, Field(gt=0, le=1000), BeforeValidator(as_float)] | None = None
+    """NEFTune (arXiv:2310.05914): noise on the embeddings while training, evenly between plus and minus this number
+    over sqrt(tokens of the document x hidden size). The paper tries 5, 10 and 15; none when not given."""
+
     optim: Literal["paged_adamw_8bit", "adamw_8bit", "paged_adamw_32bit", "adamw_torch", "adamw_torch_fused"] = (
         "paged_adamw_8bit"
     )

@@ -16,6 +16,7 @@ from qlora_cli.model.adapter import attach_adapter
 from qlora_cli.model.base import load_base
 from qlora_cli.model.device import dtype_name, pick_device, pick_dtype
 from qlora_cli.model.initialization import quantization_error_values, set_adapter_values, split_principal
+from qlora_cli.model.noise import add_embedding_noise
 from qlora_cli.recipe.schema import Recipe
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.train.arguments import optimizer_on, trainer_arguments
@@ -86,6 +87,8 @@ def make_trainer(recipe: Recipe, run: RunDirectory, ingredients: Ingredients) ->
             f"{recipe.data.max_length:,}, {prepared.report.fill:.1%} filled; "
             f"replacing one document moves the next one's logits by {isolation.max_change:.1g}"
         )
+    if recipe.training.neftune_noise_alpha is not None:
+        add_embedding_noise(model, recipe.training.neftune_noise_alpha)
     device = pick_device()
     optimizer = optimizer_on(recipe.training.optim, device)
     if optimizer != recipe.training.optim:
