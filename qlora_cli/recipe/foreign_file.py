@@ -127,7 +127,8 @@ def _outcomes(tool: Tool, key: str, value: Any, config: Config) -> Iterator[Outc
     if value is None or value == "":
         yield Outcome(key, value, why="no value", is_needless=True)
     elif key in tool.handlers:
-        yield from tool.handlers[key](key, value, config)
+        outcomes = list(tool.handlers[key](key, value, config))
+        yield from outcomes or [Outcome(key, value, why="holds nothing that is read here")]
     elif ours := _same_key(tool, key):
         yield from copy_to(ours)(key, value, config)
     else:

@@ -34,6 +34,7 @@ DEFAULT_COLUMNS = {"messages": ("messages", "conversations"), "text": ("text",)}
 """Format field -> columns that are found without being named."""
 
 SAME = "as it is read here"
+NO_PATH = "names no path"
 
 
 def axolotl_sources(ours: str) -> Handler:
@@ -45,9 +46,13 @@ def axolotl_sources(ours: str) -> Handler:
             where = f"{key}[{index}]"
             section = item if isinstance(item, dict) else {"path": item}
             outcomes = list(_axolotl_source(where, section))
-            sources.append(_merged(outcomes))
             yield from (Outcome(one.key, one.value, {}, one.why, one.is_needless) for one in outcomes if one.why)
-        yield Outcome(key, value, {ours: [source for source in sources if source.get("path")]})
+            source = _merged(outcomes)
+            if source.get("path"):
+                sources.append(source)
+            else:
+                yield Outcome(where, item, why=NO_PATH)
+        yield Outcome(key, value, {ours: sources})
 
     return handle
 
@@ -71,7 +76,7 @@ def _axolotl_source(where: str, section: dict[str, Any]) -> Iterator[Outcome]:
         if key == "path":
             yield Outcome(name, value, {} if section.get("data_files") else {"path": str(value)})
         elif key == "data_files":
-            yield from _data_files(name, value, str(section.get("path")))
+            yield from _data_files(name, value, str(section.get("path") or ""))
         elif key in ("split", "revision"):
             yield Outcome(name, value, {key: str(value)})
         elif key == "name":
@@ -90,10 +95,10 @@ def _axolotl_source(where: str, section: dict[str, Any]) -> Iterator[Outcome]:
 
 def _data_files(name: str, value: Any, path: str) -> Iterator[Outcome]:
     files = value if isinstance(value, list) else [value]
-    prefix = "" if path in ("json", "csv", "parquet", "arrow", "text") else f"{path}/"
+    prefix = "" if path in ("", "json", "csv", "parquet", "arrow", "text") else f"{path}/"
     why = f"one source has one path: add the others ({', '.join(map(str, files[1:]))})" if files[1:] else ""
     if not files:
-        yield Outcome(name, value, {"path": path})
+        yield Outcome(name, value, {"path": path} if prefix else {}, "names no file", is_needless=True)
     elif prefix and not Path(path).is_dir():
         yield Outcome(name, value, {"path": path}, "files of a Hub dataset are not picked: all of its split are read")
     else:
@@ -236,8 +241,11 @@ def mixture(key: str, value: Any, config: Config) -> Iterator[Outcome]:
                 yield Outcome(where, part, why="columns are found by their names", is_needless=True)
             elif part is not None:
                 yield Outcome(where, part, why="a source has no such key here")
-        sources.append(source)
+        if source.get("path"):
+            sources.append(source)
+        else:
+            yield Outcome(f"{key}.datasets[{index}]", item, why=NO_PATH)
     for name, part in section.items():
         if name != "datasets" and part is not None:
             yield Outcome(f"{key}.{name}", part, why="write the share of held-out rows: 'data.eval_fraction'")
-    yield Outcome(key, value, {"data.train": [source for source in sources if source.get("path")]})
+    yield Outcome(key, value, {"data.train": sources})

@@ -215,6 +215,8 @@ ODD = st.one_of(
         st.sampled_from(["path", "type", "name", "r"]), st.integers(0, 9) | st.text(max_size=5), max_size=2
     ),
 )
+DATASET_KEYS = ["split", "revision", "name", "type", "data_files", "field_instruction", "ds_type", "shards", "x"]
+DATASET_KEYS += ["message_property_mappings", "field_messages"]
 ALL_KEYS = sorted(
     {key for tool in TOOLS for key in tool.handlers} | {key for keys in FOREIGN_KEYS.values() for key in keys}
 )
@@ -240,6 +242,27 @@ def test_each_key_is_translated_listed_or_refused_and_the_recipe_validates(tmp_p
     said |= {outcome.key for outcome in (*translation.lost, *translation.needless)}
     missing = [key for key in config if not any(one == key or one.startswith((f"{key}.", f"{key}[")) for one in said)]
     assert missing == []
+
+
+@settings(max_examples=100, deadline=None)
+@given(keys=st.lists(st.tuples(st.sampled_from(DATASET_KEYS), ODD), max_size=6), has_path=st.booleans())
+def test_each_key_of_a_dataset_too(tmp_path_factory, keys, has_path):
+    folder = tmp_path_factory.mktemp("odd")
+    dataset = {**({"path": "org/rows"} if has_path else {}), **dict(keys)}
+    source = folder / "config.yml"
+    source.write_text(yaml.safe_dump(AXOLOTL | {"datasets": [{"path": "org/first"}, dataset]}), encoding="utf-8")
+    translation = translate(source, {})
+    said = {outcome.key for outcome in (*translation.lost, *translation.needless)}
+    kept = {"path": "path", "split": "split", "revision": "revision", "name": "subset"}
+    sources = translation.settings["data.train"]
+    for key, value in dataset.items():
+        is_kept = any(str(value) == str(one.get(kept.get(key, ""))) for one in sources)
+        first = value[0] if isinstance(value, list) and value else value
+        is_kept |= key == "data_files" and any(str(first) in one["path"] for one in sources)
+        in_columns = any(str(value) in one.get("columns", {}).values() for one in sources)
+        is_format = key == "type" and any("format" in one for one in sources)
+        is_said = any(one == f"datasets[1].{key}" or one.startswith(f"datasets[1].{key}.") for one in said)
+        assert value in (None, {}) or is_kept or in_columns or is_format or is_said or "datasets[1]" in said, key
 
 
 def test_the_command_writes_the_recipe_and_lists_what_is_left(tmp_path, monkeypatch):
