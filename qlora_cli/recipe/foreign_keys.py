@@ -10,7 +10,7 @@ SEVERAL_GPUS = (
     "nothing is sharded: each of several GPUs holds the whole base, with "
     "`torchrun --nproc-per-node 2 -m qlora_cli train RECIPE`"
 )
-ANSWERS_ONLY = "only the assistant's words are trained; for false write 'data.train_on: all'"
+ANSWERS_ONLY = "only answers are trained unless you write 'data.train_on: all'"
 BEST = "the best step is the one with the lowest eval loss; write 'training.load_best_model_at_end: true'"
 
 FOREIGN_KEYS: dict[str, dict[str, str]] = {
@@ -39,7 +39,7 @@ FOREIGN_KEYS: dict[str, dict[str, str]] = {
         "peft_use_dora": "lora.use_dora",
         "peft_use_rslora": "lora.use_rslora",
         "peft_init_lora_weights": "lora.init_lora_weights",
-        "train_on_inputs": "write 'data.train_on: all' to train prompts too; by default only the assistant's words are",
+        "train_on_inputs": ANSWERS_ONLY,
         "dataset_prepared_path": "prepared rows are cached anyway; the environment variable QLORA_CACHE says where",
         "warmup_steps": "write the warm-up as a share of all steps: 'training.warmup_ratio'",
         "lr_scheduler": "training.lr_scheduler_type",
@@ -119,7 +119,7 @@ FOREIGN_KEYS: dict[str, dict[str, str]] = {
         "push_to_hub": "there is no counterpart: push the folder that `qlora export` writes",
         "hub_token": "a recipe holds no secrets; set the environment variable HF_TOKEN",
         "resume_from_checkpoint": "write `qlora train RECIPE --resume`",
-        "gradient_checkpointing_kwargs": "there is no counterpart; 'training.gradient_checkpointing' is on or off",
+        "gradient_checkpointing_kwargs": "no choice of method; 'training.gradient_checkpointing' is on or off",
         "torch_dtype": "model.dtype",
         "torch_compile": "there is no counterpart: 4-bit layers are not compiled",
         "use_liger_kernel": "there is no counterpart; 'model.attn_implementation' chooses the attention kernel",
@@ -162,7 +162,7 @@ FOREIGN_KEYS: dict[str, dict[str, str]] = {
         "eval_dataset_size": "write a share of the rows: 'data.eval_fraction'",
         "max_train_samples": "there is no counterpart; 'data.train.weight' below 1 takes a random part of a source",
         "max_eval_samples": "there is no counterpart; 'eval.tasks.limit' shortens a task",
-        "train_on_source": "write 'data.train_on: all' to train prompts too; by default only the assistant's words are",
+        "train_on_source": ANSWERS_ONLY,
         "full_finetune": "there is no counterpart: every run trains an adapter",
         "max_memory_MB": "there is no counterpart: the base model lies on one device",
         "do_mmlu_eval": "there is no counterpart; 'eval.tasks' measures on your own questions",

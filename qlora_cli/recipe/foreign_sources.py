@@ -94,7 +94,10 @@ def _axolotl_source(where: str, section: dict[str, Any]) -> Iterator[Outcome]:
 
 
 def _data_files(name: str, value: Any, path: str) -> Iterator[Outcome]:
-    files = value if isinstance(value, list) else [value]
+    if not isinstance(value, str | list) or not all(isinstance(file, str) for file in value):
+        yield Outcome(name, value, {"path": path} if path else {}, "no file or list of files: write it as the path")
+        return
+    files = [value] if isinstance(value, str) else value
     prefix = "" if path in ("", "json", "csv", "parquet", "arrow", "text") else f"{path}/"
     why = f"one source has one path: add the others ({', '.join(map(str, files[1:]))})" if files[1:] else ""
     if not files:
