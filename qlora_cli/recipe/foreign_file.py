@@ -22,6 +22,8 @@ from qlora_cli.recipe.schema import Recipe
 MAX_BYTES = 1024 * 1024
 """A config takes kilobytes."""
 
+COMMAND_LINE = "the command line"
+
 SECTIONS = ("model", "quantization", "lora", "training", "eval")
 """Where a key of the same name means the same; names in `data` and `tracking` are too common for that."""
 
@@ -62,7 +64,7 @@ def translate(path: Path, given: dict[str, Any]) -> Translation:
     tool = tool_of(config, path)
     translation = Translation(tool)
     for key, value in given.items():
-        translation.settings[key], translation.origins[key] = value, ["the command line"]
+        translation.settings[key], translation.origins[key] = value, [COMMAND_LINE]
     for key, value in config.items():
         for outcome in _outcomes(tool, key, value, config):
             _take(translation, outcome)
@@ -164,7 +166,8 @@ def _take(translation: Translation, outcome: Outcome) -> None:
         elif translation.settings[ours] != value:
             by = ", ".join(translation.origins[ours])
             why = f"'{ours}' is {_short(translation.settings[ours])} already, by {by}"
-            translation.lost.append(Outcome(outcome.key, outcome.value, why=why))
+            left = translation.needless if by == COMMAND_LINE else translation.lost
+            left.append(Outcome(outcome.key, outcome.value, why=why, is_needless=by == COMMAND_LINE))
         else:
             translation.origins[ours].append(outcome.key)
     if outcome.why:
