@@ -73,7 +73,9 @@ def _axolotl_source(where: str, section: dict[str, Any]) -> Iterator[Outcome]:
         name = f"{where}.{key}"
         if value is None:
             continue
-        if key == "path":
+        if key in ("path", "split", "revision", "name") and isinstance(value, dict | list):
+            yield Outcome(name, value, why="one text is read here")
+        elif key == "path":
             yield Outcome(name, value, {} if section.get("data_files") else {"path": str(value)})
         elif key == "data_files":
             yield from _data_files(name, value, str(section.get("path") or ""))
