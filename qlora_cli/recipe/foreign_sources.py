@@ -129,7 +129,9 @@ def _axolotl_type(name: str, value: Any, section: dict[str, Any]) -> Iterator[Ou
 
 
 def _column(name: str, column: Any, ours: str) -> Iterator[Outcome]:
-    if str(column) in DEFAULT_COLUMNS.get(ours, ()):
+    if isinstance(column, dict | list):
+        yield Outcome(name, column, why="one text is read here")
+    elif str(column) in DEFAULT_COLUMNS.get(ours, ()):
         yield Outcome(name, column, why=SAME, is_needless=True)
     else:
         yield Outcome(name, column, {"columns": {ours: str(column)}})
