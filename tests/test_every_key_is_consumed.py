@@ -96,6 +96,7 @@ HELD_OUT = {"data.eval.path": "others.jsonl"}
 HELD_OUT_HUB = {"data.eval.path": "org/data"}
 NF4 = {"quantization": {}}
 FOUR_STEPS = {"training.max_steps": 4}
+EACH_STEP = HELD_OUT | {"eval.eval_strategy": "steps", "eval.eval_steps": 1, "training.max_steps": 5}
 BY_EPOCHS = {"training.max_steps": None, "training.num_train_epochs": 1, "data.packing": False}
 LONG = {"data.train.path": "long.jsonl", "data.max_length": 200}
 TWO_SOURCES = {"data.train": [{"path": "sums.jsonl", "weight": 2}, {"path": "uneven.jsonl", "weight": 1}]}
@@ -128,6 +129,7 @@ KEYS: dict[str, Row] = {
     "lora.use_rslora": Row(adapter, (False, True)),
     "lora.init_lora_weights": Row(adapter, ("default", "gaussian", "loftq", "pissa"), NF4),
     "lora.autocast_adapter_dtype": Row(adapter, (False, True), {"model.dtype": "bfloat16"}),
+    "lora.loraplus_lr_ratio": Row(optimization, (None, 4, 16)),
     "data.train.path": Row(train_tokens, ("sums.jsonl", "others.jsonl")),
     "data.train.subset": Row(train_tokens, ("one", "two"), HUB_DATA),
     "data.train.split": Row(train_tokens, ("train", "test"), {"data.train.path": "saved"}),
@@ -168,6 +170,7 @@ KEYS: dict[str, Row] = {
     "training.gradient_accumulation_steps": Row(trained, (1, 2), BY_EPOCHS),
     "training.gradient_checkpointing": Row(recomputing_layers, (False, True)),
     "training.activation_offloading": Row(offloading_on_a_gpu, (False, True)),
+    "training.neftune_noise_alpha": Row(moments, (None, 5, 50), {"training.max_steps": 1}),
     "training.optim": Row(
         optimizer_on_a_gpu,
         ("paged_adamw_8bit", "adamw_8bit", "paged_adamw_32bit", "adamw_torch", "adamw_torch_fused"),
@@ -186,6 +189,9 @@ KEYS: dict[str, Row] = {
     "training.save_total_limit": Row(
         trained, (1, 2), FOUR_STEPS | {"training.save_strategy": "steps", "training.save_steps": 1}
     ),
+    "training.early_stopping_patience": Row(trained, (1, 2), EACH_STEP | {"training.early_stopping_threshold": 100}),
+    "training.early_stopping_threshold": Row(trained, (0, 100), EACH_STEP | {"training.early_stopping_patience": 2}),
+    "training.load_best_model_at_end": Row(trained, (False, True), EACH_STEP | {"training.save_strategy": "no"}),
     "eval.eval_strategy": Row(trained, ("no", "steps", "epoch"), FOUR_STEPS | HELD_OUT),
     "eval.eval_steps": Row(trained, (1, 2), HELD_OUT | {"eval.eval_strategy": "steps"}),
     "eval.per_device_eval_batch_size": Row(eval_batch_sizes, (2, 3), HELD_OUT | {"data.packing": False}),

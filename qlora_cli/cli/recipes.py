@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,16 +17,27 @@ def register(app: typer.Typer) -> None:
 
 
 def init(
+    context: typer.Context,
     base: Annotated[str, typer.Option(help="Base model: Hub id or local folder.")] = "Qwen/Qwen3-8B",
     data: Annotated[str, typer.Option(help="Training data: file, folder or Hub id.")] = "data/train.jsonl",
     out: Annotated[Path, typer.Option(help="File to write; its name names the run.")] = Path("recipe.yaml"),
     gpu: Annotated[
         str | None, typer.Option(help="Card that it is to fit, e.g. 4090; values are chosen by the base's size.")
     ] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option("--from", help="Translate this config of axolotl, LLaMA-Factory or TRL.", show_default=False),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
 ) -> None:
     """Write a commented starter recipe."""
     from qlora_cli import console
+
+    if source is not None:
+        given = {"base": base, "data": data, "gpu": gpu}
+        named = {option for option in given if _is_typed(context, option)}
+        _translate(source, out, {option: value for option, value in given.items() if option in named}, force=force)
+        return
     from qlora_cli.hub import start_asking
     from qlora_cli.recipe.starter import refuse_name, write_starter
 
@@ -59,6 +70,40 @@ def init(
         f"wrote {out}" + (f": {values.planned[0].lower()}{values.planned[1:-1]}" if values and values.planned else "")
     )
     console.note(f"next: edit it, then `qlora validate {out}` and `qlora train {out}`")
+
+
+def _is_typed(context: typer.Context, option: str) -> bool:
+    """Whether an option was given, and is not at its default."""
+    origin = context.get_parameter_source(option)
+    return origin is not None and origin.name != "DEFAULT"
+
+
+def _translate(source: Path, out: Path, given: dict[str, Any], *, force: bool) -> None:
+    """Write the recipe that another tool's config becomes; a base or data given here take the place of its own."""
+    from qlora_cli import console
+    from qlora_cli.errors import ArgumentError
+    from qlora_cli.recipe.foreign_file import translate
+    from qlora_cli.recipe.foreign_text import told, write_translation
+    from qlora_cli.recipe.starter import refuse_name
+
+    if "gpu" in given:
+        hint = f"leave --gpu out; what fits is said by `qlora plan {out} --gpu {given['gpu']}`"
+        raise ArgumentError("--from and --gpu exclude each other", hint=hint)
+    refuse_name(out, overwrite=force)
+    settings = {
+        "model.base_model": given.get("base"),
+        "data.train": [{"path": given["data"]}] if "data" in given else None,
+    }
+    translation = translate(source, {key: value for key, value in settings.items() if value})
+    write_translation(translation, source, out, overwrite=force)
+    num_read = len({key for keys in translation.origins.values() for key in keys})
+    console.result(f"wrote {out}: {num_read} keys of {translation.tool.name} translated")
+    for outcome in translation.lost:
+        console.note(f"no counterpart: {told(outcome)}")
+    if translation.needless:
+        names = ", ".join(outcome.key for outcome in translation.needless)
+        console.note(f"needs nothing here ({out} says why): {names}")
+    console.note(f"next: read the comments at its end, then `qlora validate {out}` and `qlora train {out}`")
 
 
 def recipes(

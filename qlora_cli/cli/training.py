@@ -65,8 +65,11 @@ def _show(result: TrainingResult, *, as_json: bool) -> None:
         f"{steps}, {result.num_steps} of {result.max_steps} are done: {', '.join(losses)}, "
         f"peak memory {result.peak_memory_bytes / 2**30:.1f} GiB{_planned(result)}"
     )
+    if result.early_stop is not None:
+        console.result(str(result.early_stop))
     if result.is_finished:
-        console.result(f"adapter: {result.run.adapter_path}")
+        which = "" if result.best_step is None else f" (of step {result.best_step}, which had the lowest eval loss)"
+        console.result(f"adapter: {result.run.adapter_path}{which}")
     else:
         console.result(f"go on with: {result.run.resume_command}")
 

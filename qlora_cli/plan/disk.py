@@ -83,8 +83,12 @@ def num_checkpoints(training: TrainingSection) -> int:
     4
     >>> num_checkpoints(TrainingSection(num_train_epochs=1)), num_checkpoints(TrainingSection(save_strategy="no"))
     (1, 1)
+    >>> num_checkpoints(TrainingSection(save_strategy="no", load_best_model_at_end=True))
+    4
     """
     most = training.save_total_limit + 1
+    if training.load_best_model_at_end:  # the best one stays too, and each new best is saved whatever the strategy
+        return most + 1
     if training.save_strategy == "no":
         return 1
     if training.save_strategy == "steps" and training.max_steps and training.save_steps:

@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
 from qlora_cli.errors import RecipeError
 from qlora_cli.model.abilities import check_recomputes
+from qlora_cli.model.noise import add_embedding_noise
 from qlora_cli.plan.collection import without_collection
 from qlora_cli.plan.fake_model import fake_model, fake_tensors
 from qlora_cli.plan.holdings import settle_model, settle_optimizer
@@ -79,6 +80,8 @@ def count_step(model: PeftModel, request: PlanRequest, loss: Loss | None = None)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     with unset_fake_temporarily():  # bitsandbytes makes its code tables from numbers that fake tensors do not have
         optimizer = make_optimizer(request, trained)
+    if request.recipe.training.neftune_noise_alpha is not None:
+        add_embedding_noise(model, request.recipe.training.neftune_noise_alpha)
     if request.recipe.training.gradient_checkpointing:
         _turn_on_checkpointing(model, request, memory)
     if request.recipe.training.num_passes > 1:

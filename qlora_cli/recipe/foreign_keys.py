@@ -6,6 +6,13 @@ under the one that is named first below.
 
 from __future__ import annotations
 
+SEVERAL_GPUS = (
+    "nothing is sharded: each of several GPUs holds the whole base, with "
+    "`torchrun --nproc-per-node 2 -m qlora_cli train RECIPE`"
+)
+ANSWERS_ONLY = "only answers are trained unless you write 'data.train_on: all'"
+BEST = "the best step is the one with the lowest eval loss; write 'training.load_best_model_at_end: true'"
+
 FOREIGN_KEYS: dict[str, dict[str, str]] = {
     "axolotl": {
         "base_model_config": "the tokenizer and config come with 'model.base_model'",
@@ -32,8 +39,8 @@ FOREIGN_KEYS: dict[str, dict[str, str]] = {
         "peft_use_dora": "lora.use_dora",
         "peft_use_rslora": "lora.use_rslora",
         "peft_init_lora_weights": "lora.init_lora_weights",
-        "train_on_inputs": "only the assistant's words are trained; there is no key for it",
-        "dataset_prepared_path": "there is no counterpart: rows are prepared at the start of each run",
+        "train_on_inputs": ANSWERS_ONLY,
+        "dataset_prepared_path": "prepared rows are cached anyway; the environment variable QLORA_CACHE says where",
         "warmup_steps": "write the warm-up as a share of all steps: 'training.warmup_ratio'",
         "lr_scheduler": "training.lr_scheduler_type",
         "flash_attention": "write 'model.attn_implementation: flash_attention_2'",
@@ -49,9 +56,9 @@ FOREIGN_KEYS: dict[str, dict[str, str]] = {
         "bf16": "write 'model.dtype: bfloat16'",
         "fp16": "write 'model.dtype: float16'",
         "tf32": "there is no counterpart; 'model.dtype' sets the precision",
-        "deepspeed": "there is no counterpart: a run trains in one process on one device",
-        "fsdp": "there is no counterpart: a run trains in one process on one device",
-        "fsdp_config": "there is no counterpart: a run trains in one process on one device",
+        "deepspeed": SEVERAL_GPUS,
+        "fsdp": SEVERAL_GPUS,
+        "fsdp_config": SEVERAL_GPUS,
         "gradient_accumulation": "training.gradient_accumulation_steps",
         "optimizer": "training.optim",
     },
@@ -77,10 +84,9 @@ FOREIGN_KEYS: dict[str, dict[str, str]] = {
         "quantization_bit": "write 'quantization.quant_type': nf4 for 4 bits, int8 for 8",
         "quantization_method": "the quantization is bitsandbytes; 'quantization.quant_type' chooses its kind",
         "flash_attn": "model.attn_implementation",
-        "neftune_noise_alpha": "there is no counterpart; 'lora.lora_dropout' regularizes",
-        "overwrite_output_dir": "a finished run is never overwritten; choose another 'name' or --run-dir",
+        "overwrite_output_dir": "write `qlora train RECIPE --overwrite` to start over",
         "plot_loss": "metrics.jsonl holds the curve; 'tracking.report_to' sends it to a tracker",
-        "mask_history": "every turn of the assistant is trained; there is no key for it",
+        "mask_history": "write 'data.train_on: last_turn'",
         "compute_type": "model.dtype",
     },
     "TRL and the Hugging Face Trainer": {
@@ -92,8 +98,8 @@ FOREIGN_KEYS: dict[str, dict[str, str]] = {
         "dataset_text_field": "write 'data.train.columns', for example `{text: column}`",
         "dataset_name": "data.train",
         "dataset_config": "data.train.subset",
-        "assistant_only_loss": "only the assistant's words are trained; there is no key for it",
-        "completion_only_loss": "only the completion is trained; there is no key for it",
+        "assistant_only_loss": ANSWERS_ONLY,
+        "completion_only_loss": ANSWERS_ONLY,
         "padding_free": "there is no counterpart; 'data.packing' leaves no padding to save",
         "packing_strategy": "there is no counterpart; 'data.packing' is on or off",
         "eval_packing": "'data.packing' holds for training and evaluation",
@@ -110,15 +116,18 @@ FOREIGN_KEYS: dict[str, dict[str, str]] = {
         "dataloader_num_workers": "there is no counterpart: rows are ready before step 1",
         "remove_unused_columns": "there is no counterpart: 'data.train.columns' says which columns are read",
         "group_by_length": "there is no counterpart; 'data.packing' fills every row",
-        "load_best_model_at_end": "there is no counterpart; 'training.save_total_limit' keeps the last ones",
         "push_to_hub": "there is no counterpart: push the folder that `qlora export` writes",
         "hub_token": "a recipe holds no secrets; set the environment variable HF_TOKEN",
         "resume_from_checkpoint": "write `qlora train RECIPE --resume`",
-        "gradient_checkpointing_kwargs": "there is no counterpart; 'training.gradient_checkpointing' is on or off",
+        "gradient_checkpointing_kwargs": "no choice of method; 'training.gradient_checkpointing' is on or off",
         "torch_dtype": "model.dtype",
         "torch_compile": "there is no counterpart: 4-bit layers are not compiled",
         "use_liger_kernel": "there is no counterpart; 'model.attn_implementation' chooses the attention kernel",
-        "label_smoothing_factor": "there is no counterpart; 'lora.lora_dropout' regularizes",
+        "label_smoothing_factor": "there is no counterpart; 'training.neftune_noise_alpha' regularizes",
+        "metric_for_best_model": BEST,
+        "greater_is_better": BEST,
+        "save_only_model": "there is no counterpart; 'training.save_total_limit: 1' keeps one checkpoint",
+        "logging_first_step": "write 'training.logging_steps: 1' to log every step",
         "adam_beta_1": "training.adam_beta1",
         "adam_beta_2": "training.adam_beta2",
     },
@@ -153,7 +162,7 @@ FOREIGN_KEYS: dict[str, dict[str, str]] = {
         "eval_dataset_size": "write a share of the rows: 'data.eval_fraction'",
         "max_train_samples": "there is no counterpart; 'data.train.weight' below 1 takes a random part of a source",
         "max_eval_samples": "there is no counterpart; 'eval.tasks.limit' shortens a task",
-        "train_on_source": "only the assistant's words are trained; there is no key for it",
+        "train_on_source": ANSWERS_ONLY,
         "full_finetune": "there is no counterpart: every run trains an adapter",
         "max_memory_MB": "there is no counterpart: the base model lies on one device",
         "do_mmlu_eval": "there is no counterpart; 'eval.tasks' measures on your own questions",

@@ -39,6 +39,25 @@ def _intervals(written: Written) -> Iterator[Conflict]:
             yield conflict(steps, (strategy,), text, f"add `{kind}_strategy: steps`, or take '{steps}' out")
 
 
+def _evaluation_keys(written: Written) -> Iterator[Conflict]:
+    """Keys of `training` that go by the eval loss, where none is measured."""
+    patience, threshold = "training.early_stopping_patience", "training.early_stopping_threshold"
+    is_measured = at(written, "data.eval") is not None or at(written, "data.eval_fraction") is not None
+    for key in (patience, "training.load_best_model_at_end"):
+        if not at(written, key):
+            continue
+        if not is_measured:
+            text = f"'{key}' needs 'data.eval' or 'data.eval_fraction'"
+            yield conflict(key, ("data.eval", "data.eval_fraction"), text, "add `eval_fraction: 0.05` under `data:`")
+        if at(written, "eval.eval_strategy") == "no":
+            text = f"'{key}' cannot work with 'eval.eval_strategy: no'"
+            yield conflict(key, ("eval.eval_strategy",), text, "write `eval_strategy: epoch` under `eval:`")
+    if at(written, threshold) is not None and at(written, patience) is None:
+        text = f"'{threshold}' has no effect without '{patience}'"
+        hint = f"add `early_stopping_patience: 3`, or take '{threshold}' out"
+        yield conflict(threshold, (patience,), text, hint)
+
+
 def _automatic_batch(written: Written) -> Iterator[Conflict]:
     batch_size, accumulation = "training.per_device_train_batch_size", "training.gradient_accumulation_steps"
     if at(written, batch_size) == "auto" and at(written, accumulation) is None:
@@ -174,6 +193,7 @@ def _project(written: Written) -> Iterator[Conflict]:
 RULES: tuple[Callable[[Written], Iterator[Conflict]], ...] = (
     _length,
     _intervals,
+    _evaluation_keys,
     _automatic_batch,
     _warmup,
     *DATA_RULES,

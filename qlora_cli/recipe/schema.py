@@ -92,6 +92,10 @@ class LoraSection(Section):
     """Keep adapter weights in float32 and compute with them in the model's dtype, as PEFT does. false: store them
     in the model's dtype, as the QLoRA paper does; half the adapter memory, coarser updates."""
 
+    loraplus_lr_ratio: Annotated[float, Field(ge=1, le=1024), BeforeValidator(as_float)] | None = None
+    """LoRA+ (arXiv:2402.12354): B learns at this many times `training.learning_rate`, which stays that of A and is
+    the one in metrics.jsonl. The paper recommends about 16; not given: one rate for both."""
+
 
 class TrainingSection(Section):
     """The optimization. Defaults follow the QLoRA paper (appendix B) and current practice for 7B models."""
@@ -131,6 +135,10 @@ class TrainingSection(Section):
     """Keep in CPU memory what the backward pass will need, and bring it back when it does: less GPU memory at the cost
     of transfers. Needs a GPU."""
 
+    neftune_noise_alpha: Annotated[float, Field(gt=0, le=1000), BeforeValidator(as_float)] | None = None
+    """NEFTune (arXiv:2310.05914): noise on the embeddings while training, evenly between plus and minus this number
+    over sqrt(tokens of the document x hidden size). The paper tries 5, 10 and 15; none when not given."""
+
     optim: Literal["paged_adamw_8bit", "adamw_8bit", "paged_adamw_32bit", "adamw_torch", "adamw_torch_fused"] = (
         "paged_adamw_8bit"
     )
@@ -159,6 +167,17 @@ class TrainingSection(Section):
 
     save_total_limit: int = Field(2, ge=1, le=100_000)
     """Checkpoints kept; older ones are deleted after a newer one is whole."""
+
+    early_stopping_patience: int | None = Field(None, ge=1, le=1_000_000)
+    """End the run after this many evaluations in a row without a new lowest eval loss. Such a run is finished; its last
+    lines and its manifest say at which step it ended and why."""
+
+    early_stopping_threshold: Number = Field(0.0, ge=0, le=1000)
+    """How far below the lowest eval loss so far, in nats, a new one must be to count for `early_stopping_patience`."""
+
+    load_best_model_at_end: bool = False
+    """Make `adapter/` of the step with the lowest eval loss, not of the last step. Each new lowest eval loss saves a
+    checkpoint, which is kept beside those of `save_total_limit`."""
 
     @property
     def epochs(self) -> float:

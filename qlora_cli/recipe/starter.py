@@ -104,7 +104,15 @@ def write_starter(
     for option, value in (("--base", base_model), ("--data", data), ("--out", str(out))):
         if kind := find_secret(value):
             raise ArgumentError(f"{option} holds a secret: {kind}", hint=SECRETS_HINT)
-    text = starter_text(out, base_model, data, values or StarterValues())
+    write_recipe(out, starter_text(out, base_model, data, values or StarterValues()), overwrite=overwrite)
+
+
+def write_recipe(out: Path, text: str, *, overwrite: bool) -> None:
+    """Write a recipe's text to `out`.
+
+    Raises:
+        ArgumentError: if `out` exists and `overwrite` is not given, or cannot be written.
+    """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with out.open("w" if overwrite else "x", encoding="utf-8") as file:

@@ -74,6 +74,15 @@ class Checkpoint:
         return ""
 
 
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies.
+
+    >>> checkpoint_path(Path("checkpoints"), 50).name
+    'step-000050'
+    """
+    return folder / f"step-{step:06d}"
+
+
 @contextmanager
 def staged_checkpoint(folder: Path, step: int, facts: dict[str, Any]) -> Iterator[Path]:
     """A folder to write a checkpoint into; it becomes `folder/step-…` when the block ends without an error.
@@ -89,7 +98,7 @@ def staged_checkpoint(folder: Path, step: int, facts: dict[str, Any]) -> Iterato
     Raises:
         ResourceError: if the disk refuses; what was visible before is visible still.
     """
-    out = folder / f"step-{step:06d}"
+    out = checkpoint_path(folder, step)
     with storage_faults(RunDirectory(folder.parent)), replaced_folder(out, checkpoint_files) as stage:
         yield stage
         take_secrets_out(stage)  # before it is hashed
@@ -138,14 +147,21 @@ def newest_whole(
     return None, skipped
 
 
-def rotate_checkpoints(folder: Path, *, keep: int) -> None:
-    """Delete the files of all but the newest `keep` checkpoints, and what a killed process left half done.
+def rotate_checkpoints(folder: Path, *, keep: int, best_step: int | None = None) -> None:
+    """Delete the files of all but the newest `keep` checkpoints and the best one, and what killed processes left.
 
     What others put there stays. What cannot be deleted is said and stays: no run should end because it holds a
     checkpoint too many.
+
+    Args:
+        folder: the run's `checkpoints` folder.
+        keep: how many of the newest stay.
+        best_step: step of one that stays beside them, however old it is.
     """
     with _no_reason_to_stop():
         for checkpoint in list_checkpoints(folder)[:-keep]:
+            if checkpoint.step == best_step:
+                continue
             with _no_reason_to_stop():
                 delete_folder(checkpoint.path, checkpoint_files(checkpoint.path))
         sweep(folder, FOLDER_NAME.pattern, checkpoint_files)

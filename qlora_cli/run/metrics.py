@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,18 @@ from qlora_cli.secrets import redacted
 
 
 def append_metrics(path: Path, values: dict[str, Any]) -> None:
-    """Add one line. A value that is not finite is written as null, which JSON can hold."""
+    """Add one line. A value that is not finite is written as null, which JSON can hold.
+
+    An evaluation is on the disk when this returns: a resumed run decides by it when to stop and which step is the best.
+    """
     finite = {
         key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()
     }
     with path.open("a", encoding="utf-8") as file:
         file.write(redacted(json.dumps(finite, allow_nan=False)) + "\n")
+        if "eval_loss" in values:
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

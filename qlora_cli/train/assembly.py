@@ -16,14 +16,17 @@ from qlora_cli.model.adapter import attach_adapter
 from qlora_cli.model.base import load_base
 from qlora_cli.model.device import dtype_name, pick_device, pick_dtype
 from qlora_cli.model.initialization import quantization_error_values, set_adapter_values, split_principal
+from qlora_cli.model.noise import add_embedding_noise
 from qlora_cli.recipe.schema import Recipe
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.train.arguments import optimizer_on, trainer_arguments
+from qlora_cli.train.evaluations import EvaluationWatch
 from qlora_cli.train.ground import Facts
 from qlora_cli.train.isolation import prove_causality, prove_isolation
 from qlora_cli.train.meaning import seal_of
 from qlora_cli.train.parts import TrainerParts
 from qlora_cli.train.ranks import Ranks
+from qlora_cli.train.saving import Saving
 from qlora_cli.train.trainer import QloraTrainer
 
 
@@ -84,6 +87,8 @@ def make_trainer(recipe: Recipe, run: RunDirectory, ingredients: Ingredients) ->
             f"{recipe.data.max_length:,}, {prepared.report.fill:.1%} filled; "
             f"replacing one document moves the next one's logits by {isolation.max_change:.1g}"
         )
+    if recipe.training.neftune_noise_alpha is not None:
+        add_embedding_noise(model, recipe.training.neftune_noise_alpha)
     device = pick_device()
     optimizer = optimizer_on(recipe.training.optim, device)
     if optimizer != recipe.training.optim:
@@ -101,6 +106,8 @@ def make_trainer(recipe: Recipe, run: RunDirectory, ingredients: Ingredients) ->
         ingredients.rows_at_once or recipe.training.rows_at_once,
         ingredients.ranks,
         ingredients.is_asked_to_stop,
+        recipe.lora.loraplus_lr_ratio,
     )
     seal = seal_of(recipe, ingredients.facts)
-    return QloraTrainer(parts, arguments, run, save_total_limit=recipe.training.save_total_limit, seal=seal)
+    watch = EvaluationWatch(recipe.training, run.metrics_path)
+    return QloraTrainer(parts, arguments, Saving(run, recipe.training.save_total_limit, seal, watch))

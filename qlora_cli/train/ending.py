@@ -11,6 +11,7 @@ from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.folders import replaced_folder
 from qlora_cli.run.manifest import read_manifest, write_manifest
 from qlora_cli.run.metrics import read_metrics
+from qlora_cli.train.evaluations import EarlyStop
 from qlora_cli.train.progress import peak_memory_bytes
 from qlora_cli.train.ranks import Ranks
 from qlora_cli.train.signals import StopRequest
@@ -36,17 +37,33 @@ class TrainingResult:
     memory: dict[str, Any]
     """Predicted and measured bytes."""
 
+    early_stop: EarlyStop | None = None
+    """Why the run has ended before its last step."""
+
+    best_step: int | None = None
+    """The step with the lowest eval loss, where the recipe makes that one the adapter."""
+
     rank: int = 0
     """Of the process that this is returned in, where several train together; rank 0 shows it."""
 
     @property
     def is_finished(self) -> bool:
-        """Whether every step of the recipe is done and the adapter is written."""
-        return self.num_steps >= self.max_steps
+        """Whether the run has come to its end and the adapter is written."""
+        return self.num_steps >= self.max_steps or self.early_stop is not None
+
+    @property
+    def adapter_step(self) -> int:
+        """The step that the finished adapter is of."""
+        return self.num_steps if self.best_step is None else self.best_step
 
     def as_dict(self) -> dict[str, Any]:
         """The result as JSON holds it."""
-        values = asdict(self) | {"run": str(self.run.path), "is_finished": self.is_finished}
+        adapter_step = self.adapter_step if self.is_finished else None
+        values = asdict(self) | {
+            "run": str(self.run.path),
+            "is_finished": self.is_finished,
+            "adapter_step": adapter_step,
+        }
         del values["rank"]  # 0 wherever it is shown
         return values
 
@@ -72,14 +89,21 @@ def conclude(result: TrainingResult, trainer: QloraTrainer, request: StopRequest
 
 def _write_end(result: TrainingResult, trainer: QloraTrainer) -> None:
     run = result.run
+    manifest = {key: value for key, value in read_manifest(run).items() if key not in ("early_stop", "adapter_step")}
+    manifest |= {"status": "finished" if result.is_finished else "stopped", "num_steps": result.num_steps}
     if result.is_finished:
+        if result.adapter_step != result.num_steps:
+            trainer.load_adapter_of(result.adapter_step)
         trainer.check_finite()
         with replaced_folder(run.adapter_path) as folder:
             save_adapter(trainer.model, folder)
             trainer.processing_class.save_pretrained(folder)
-    status = {"status": "finished" if result.is_finished else "stopped", "num_steps": result.num_steps}
-    memory = {"memory": result.memory} if result.num_steps_now else {}
-    write_manifest(run, read_manifest(run) | status | memory)
+        manifest["adapter_step"] = result.adapter_step
+    if result.early_stop is not None:
+        manifest["early_stop"] = result.early_stop.as_dict()
+    if result.num_steps_now:
+        manifest["memory"] = result.memory
+    write_manifest(run, manifest)
 
 
 def result_of(
@@ -95,6 +119,8 @@ def result_of(
     lines = read_metrics(run.metrics_path)
     losses = [line["loss"] for line in lines if "loss" in line]
     eval_losses = [line["eval_loss"] for line in lines if "eval_loss" in line]
+    early_stop = trainer.early_stop()
+    is_over = early_stop is not None or trainer.state.global_step >= trainer.state.max_steps
     return TrainingResult(
         run=run,
         num_steps=trainer.state.global_step,
@@ -105,4 +131,6 @@ def result_of(
         seconds=seconds,
         peak_memory_bytes=peak_memory_bytes(),
         memory=memory,
+        early_stop=early_stop,
+        best_step=trainer.best_saved_step() if is_over else None,
     )

@@ -16,8 +16,11 @@ MAY_CHANGE = (
     "training.save_strategy",
     "training.save_steps",
     "training.save_total_limit",
+    "training.early_stopping_patience",
+    "training.early_stopping_threshold",
+    "training.load_best_model_at_end",
 )
-"""Keys that do not touch what is computed; a trailing dot stands for a whole section."""
+"""Keys that do not touch what a step computes; a trailing dot stands for a whole section."""
 
 MAY_GROW = ("training.max_steps", "training.num_train_epochs")
 """Keys that say when the run ends: a resumed run may end later."""

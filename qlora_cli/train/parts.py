@@ -31,3 +31,6 @@ class TrainerParts:
 
     is_asked_to_stop: Callable[[], bool] = bool
     """Whether a signal has come to this process."""
+
+    loraplus_lr_ratio: float | None = None
+    """Learning rate of the adapters' B over that of A; None for one learning rate."""

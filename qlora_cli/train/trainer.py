@@ -1,27 +1,21 @@
-"""`SFTTrainer` with checkpoints that are whole, a resume that is exact, and a loss that is weighed by tokens."""
+"""The trainer: micro-batches that fit, numbers that are finite, and an eval loss that is weighed by tokens."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, Trainer, TrainerState
-from transformers.trainer import TRAINER_STATE_NAME
-from trl import SFTConfig, SFTTrainer
+from transformers import PrinterCallback, Trainer
+from trl import SFTConfig
 
 from qlora_cli import compat
 from qlora_cli.data.packed_rows import PackedRows
 from qlora_cli.errors import NumericError
-from qlora_cli.model.adapter import ADAPTER_WEIGHTS, set_adapter_tensors
-from qlora_cli.run.checkpoints import rotate_checkpoints, staged_checkpoint
-from qlora_cli.run.directory import RunDirectory
-from qlora_cli.train.contents import Contents, ProcessState, load_process
+from qlora_cli.train.groups import parameter_groups
 from qlora_cli.train.held_out import HeldOutRows
 from qlora_cli.train.memory import MicroBatches
 from qlora_cli.train.numbers import (
@@ -32,52 +26,38 @@ from qlora_cli.train.numbers import (
     UpdateWatch,
     is_finite,
     largest_value,
-    refuse_broken,
 )
 from qlora_cli.train.parts import TrainerParts
 from qlora_cli.train.rows import ROW_NUMBERS, NumberedCollator, numbered_dataset
+from qlora_cli.train.saving import Saving, SavingTrainer
 from qlora_cli.train.share import FilledRows, ShareSampler
-from qlora_cli.train.state import load_optimizer, load_schedule, load_state, restore_random_state
 
 
-class QloraTrainer(SFTTrainer):
+class QloraTrainer(SavingTrainer):
     """The stock trainer's loop with this project's checkpoints and evaluation.
 
     Args:
         parts: model, rows and callbacks.
         arguments: from `trainer_arguments`.
-        run: where checkpoints go.
-        save_total_limit: checkpoints kept.
-        seal: facts that every checkpoint's seal repeats, such as the data's fingerprint.
+        saving: where checkpoints go.
     """
 
     current_gradient_accumulation_steps: int
 
-    def __init__(
-        self,
-        parts: TrainerParts,
-        arguments: SFTConfig,
-        run: RunDirectory,
-        *,
-        save_total_limit: int,
-        seal: dict[str, Any],
-    ) -> None:
+    def __init__(self, parts: TrainerParts, arguments: SFTConfig, saving: Saving) -> None:
         with compat.adapter_dtypes_kept(parts.model):
             super().__init__(
+                saving,
+                parts.ranks,
                 model=parts.model,
                 args=arguments,
                 train_dataset=numbered_dataset(parts.train_rows),
                 eval_dataset=parts.eval_rows.dataset if len(parts.eval_rows) else None,
                 processing_class=parts.tokenizer,
                 data_collator=NumberedCollator(parts.collator),
-                callbacks=[UpdateWatch(str(run.path)), *parts.callbacks],
+                callbacks=[UpdateWatch(str(saving.run.path)), saving.watch, *parts.callbacks],
             )
         self.remove_callback(PrinterCallback)
-        self._ranks = parts.ranks
-        self._run = run
-        self._save_total_limit = save_total_limit
-        self._seal = seal
-        self._saved_step: int | None = None
         self.is_evaluation_cut = False
         """Whether a signal has cut an evaluation short; a resumed run makes up for it."""
         self._parts = parts
@@ -88,26 +68,15 @@ class QloraTrainer(SFTTrainer):
         held_out = (parts.eval_rows, parts.collator, parts.ranks, parts.is_asked_to_stop)
         self._held_out = HeldOutRows(*held_out, batch_size=arguments.per_device_eval_batch_size)
 
-    def takes_over_finished(self, checkpoint: Path) -> bool:
-        """Load a checkpoint whose run has no step left; False, with nothing loaded, where steps are left.
-
-        The stock loop, resumed at `max_steps` in mid-epoch, would do one step too many.
-        """
-        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-        *_, state.max_steps = self.set_initial_training_values(self.args, self.get_train_dataloader())
-        if state.global_step < state.max_steps:
-            return False
-        self.state = state
-        self._load_from_checkpoint(str(checkpoint))
-        if self._ranks.is_first:  # a kill may have come between the last save and this
-            rotate_checkpoints(self._run.checkpoints_path, keep=self._save_total_limit)
-        return True
-
-    def _init_training_state(self, max_steps: int, *arguments: Any) -> tuple[int, int]:
-        """The stock trainer keeps the intervals of the checkpoint's own session, whatever the recipe says by now."""
-        place: tuple[int, int] = super()._init_training_state(max_steps, *arguments)
-        self.state.compute_steps(self.args, max_steps)
-        return place
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The recipe's optimizer, with LoRA+'s groups where it asks for them."""
+        ratio = self._parts.loraplus_lr_ratio
+        if self.optimizer is None and ratio is not None:
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            rates = {"learning_rate": self.args.learning_rate, "weight_decay": self.args.weight_decay, "ratio": ratio}
+            groups = parameter_groups(self.model, self.get_decay_parameter_names(self.model), **rates)
+            self.optimizer_cls_and_kwargs = (kind, {**options, "params": groups})
+        return super().create_optimizer(model)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """This process's share of the rows."""
@@ -194,14 +163,6 @@ class QloraTrainer(SFTTrainer):
     def _culprits(self, rows: PackedRows) -> Culprits:
         return Culprits(self._parts.model, self._parts.collator, rows, str(self._run.path))
 
-    def check_finite(self) -> None:
-        """Make sure that nothing is written that is not finite.
-
-        Raises:
-            NumericError: naming a tensor of the adapter or of the optimizer that holds NaN or infinity.
-        """
-        refuse_broken(self.model, self.optimizer, self.state.global_step, str(self._run.path))
-
     def evaluate(
         self, eval_dataset: None = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
@@ -220,71 +181,6 @@ class QloraTrainer(SFTTrainer):
         Trainer.log(self, dict(metrics))  # SFTTrainer.log would mix training's running averages into these
         self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        step = self.state.global_step
-        if not self.args.should_save or self._saved_step == step:
-            return
-        self.check_finite()
-        self._check_same_weights()
-        process = ProcessState.of_this_process(self._micro_batches.rows_at_once, self._unlogged())
-        packed = self._ranks.collect(process.packed())
-        if self._ranks.is_first:
-            self._write_checkpoint(step, [ProcessState.unpacked(process) for process in packed])
-        self._ranks.barrier()
-        self._saved_step = step
-
-    def _check_same_weights(self) -> None:
-        """Make sure that what one process saves is what all have.
-
-        Raises:
-            IdentityError: if not.
-        """
-        if self._ranks.num > 1:
-            trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-            sums = [sum(part.double().sum() for part in (p.abs(), p)).item() for p in trained]
-            self._ranks.check_same(f"sum of weights after step {self.state.global_step}", f"{math.fsum(sums)!r}")
-
-    def _write_checkpoint(self, step: int, processes: list[ProcessState]) -> None:
-        scaler = self.accelerator.scaler
-        contents = Contents(self.model, self.optimizer, self.lr_scheduler, scaler, self.state, processes)
-        with staged_checkpoint(self._run.checkpoints_path, step, self._seal) as folder:
-            contents.write(folder)
-        rotate_checkpoints(self._run.checkpoints_path, keep=self._save_total_limit)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        set_adapter_tensors(self.model, load_file(Path(resume_from_checkpoint) / ADAPTER_WEIGHTS))
-        self._saved_step = TrainerState.load_from_json(f"{resume_from_checkpoint}/{TRAINER_STATE_NAME}").global_step
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            load_optimizer(Path(checkpoint), self.optimizer)
-            load_schedule(Path(checkpoint), self.lr_scheduler)
-            process = load_process(Path(checkpoint), self._ranks.rank, self._ranks.num)
-            self._micro_batches.rows_at_once = process.rows_at_once
-
-    def _load_scaler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None and self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(load_state(Path(checkpoint), "scaler"))
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            process = load_process(Path(checkpoint), self._ranks.rank, self._ranks.num)
-            restore_random_state(process.random)
-            self._take_up(process.unlogged)
-
-    def _unlogged(self) -> dict[str, Any]:
-        """Summed loss, and accuracy of each micro-batch, since the step that was logged last."""
-        accuracies = list(self._metrics["train"].get("mean_token_accuracy", ()))
-        return {"loss": self._tr_loss.item(), "since": self._globalstep_last_logged, "accuracies": accuracies}
-
-    def _take_up(self, unlogged: dict[str, Any]) -> None:
-        """Go on with what `_unlogged` gave, so that the next line of metrics.jsonl is that of an undisturbed run."""
-        if unlogged:
-            self._tr_loss.fill_(unlogged["loss"])
-            self._globalstep_last_logged = unlogged["since"]
-            if unlogged["accuracies"]:  # trl divides by the length of each list that is there
-                self._metrics["train"]["mean_token_accuracy"] = list(unlogged["accuracies"])
 
     def _maybe_log_save_evaluate(self, tr_loss: torch.Tensor, *arguments: Any, **options: Any) -> None:
         if self._ranks.num > 1 and self.control.should_log and self.state.global_step > self._globalstep_last_logged:

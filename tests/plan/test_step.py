@@ -67,6 +67,7 @@ def test_a_traced_step_holds_what_a_real_one_holds(base_folder, name, checkpoint
         {"data__max_length": 96, "training__per_device_train_batch_size": 5},
         {"training__gradient_accumulation_steps": 4, "training__optim": "paged_adamw_32bit"},
         {"training__optim": "adamw_torch_fused", "training__max_grad_norm": 0.0},
+        {"training__neftune_noise_alpha": 5.0},
     ],
     ids=str,
 )

@@ -68,9 +68,9 @@ MALFORMED: dict[str, tuple[str | bytes, int, str, str]] = {
         "'quantization.quant_type: nf4'",
     ),
     "a key without counterpart": (
-        "model: {base_model: b}\ndata: {train: a.jsonl}\ntraining:\n  neftune_noise_alpha: 5\n",
+        "model: {base_model: b}\ndata: {train: a.jsonl}\ntraining:\n  label_smoothing_factor: 0.1\n",
         4,
-        "unknown key 'training.neftune_noise_alpha'",
+        "unknown key 'training.label_smoothing_factor'",
         "there is no counterpart",
     ),
     "text for a whole number": (

@@ -30,6 +30,26 @@ CONFLICTS: dict[str, tuple[list[str], list[str]]] = {
     ),
     "eval steps without eval_steps": (["eval.eval_strategy=steps", "data.eval=held.jsonl"], ["eval.eval_steps"]),
     "eval without data": (["eval.eval_strategy=epoch"], ["data.eval_fraction"]),
+    "patience without held-out rows": (
+        ["training.early_stopping_patience=2"],
+        ["training.early_stopping_patience", "data.eval", "data.eval_fraction"],
+    ),
+    "patience without evaluations": (
+        ["training.early_stopping_patience=2", "eval.eval_strategy=no", "data.eval_fraction=0.1"],
+        ["training.early_stopping_patience", "eval.eval_strategy: no"],
+    ),
+    "threshold without patience": (
+        ["training.early_stopping_threshold=0.1"],
+        ["training.early_stopping_threshold", "training.early_stopping_patience"],
+    ),
+    "best of no evaluation": (
+        ["training.load_best_model_at_end=true"],
+        ["training.load_best_model_at_end", "data.eval", "data.eval_fraction"],
+    ),
+    "best of evaluations that are off": (
+        ["training.load_best_model_at_end=true", "eval.eval_strategy=no", "data.eval=held.jsonl"],
+        ["training.load_best_model_at_end", "eval.eval_strategy: no"],
+    ),
     "two held-out sets": (["data.eval=held.jsonl", "data.eval_fraction=0.1"], ["data.eval", "data.eval_fraction"]),
     "weighted held-out rows": (["data.eval={path: held.jsonl, weight: 2}"], ["weight"]),
     "stopping strategy without mixing": (

@@ -210,9 +210,9 @@ SENSITIVE = Case("adamw_8bit", "fp32", 0.1, packing=False, accumulation=2, stop=
 @pytest.mark.parametrize(
     "forgotten",
     [
-        "qlora_cli.train.trainer.restore_random_state",
-        "qlora_cli.train.trainer.load_optimizer",
-        "qlora_cli.train.trainer.set_adapter_tensors",
+        "qlora_cli.train.saving.restore_random_state",
+        "qlora_cli.train.saving.load_optimizer",
+        "qlora_cli.train.saving.set_adapter_tensors",
         "torch.optim.lr_scheduler.LambdaLR.load_state_dict",
         "transformers.trainer.skip_first_batches",
     ],

@@ -67,6 +67,24 @@ def test_four_steps_and_four_after_a_resume_are_eight_straight_to_the_bit(small_
     assert losses[0] == losses[1]
 
 
+def test_noise_on_the_embeddings_is_the_same_after_a_resume_and_not_in_the_eval_loss(small_recipe, tmp_path):
+    recipe = small_recipe(training={"neftune_noise_alpha": 50.0, "max_steps": 6}, lora={"lora_dropout": 0.0})
+    straight = RunDirectory(tmp_path / "straight")
+    train_recipe(recipe, straight, Session())
+    resumed = stop_and_resume(recipe, tmp_path / "resumed", steps=3)
+    assert bytes_of(straight, 6) == bytes_of(resumed, 6)
+    losses = []
+    for alpha in (None, 50.0):
+        run = RunDirectory(tmp_path / str(alpha))
+        training = {"neftune_noise_alpha": alpha, "max_steps": 1, "learning_rate": 1e-30}
+        train_recipe(small_recipe(training=training, lora={"lora_dropout": 0.0}), run, Session())
+        lines = read_metrics(run.metrics_path)
+        losses.append([line[key] for line in lines for key in ("loss", "eval_loss") if key in line])
+    (loss, eval_loss), (noisy_loss, noisy_eval_loss) = losses
+    assert noisy_loss != pytest.approx(loss, rel=1e-4)
+    assert noisy_eval_loss == pytest.approx(eval_loss, rel=1e-6)
+
+
 @pytest.mark.parametrize("optim", ["adamw_torch", "adamw_8bit", "paged_adamw_32bit"])
 @pytest.mark.parametrize("steps", [3, 5], ids=["in an epoch", "in a later epoch"])
 def test_every_optimizer_resumes_to_the_bit(small_recipe, tmp_path, optim, steps):
