@@ -182,7 +182,7 @@ def _other_keys(messages: Iterable[Message]) -> set[str]:
     """Keys of messages and of their calls that are not known here; those of a call as `tool_calls.KEY`."""
     names: set[str] = set()
     for message in messages:
-        if len(message) > 2:
+        if len(message) > 2 or "content" not in message:
             known = RESULT_KEYS if message["role"] == "tool" else READ_KEYS
             names.update(key for key in message if key not in known and key not in text_keys(message))
             for call in message.get("tool_calls", ()):

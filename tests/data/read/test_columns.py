@@ -146,7 +146,9 @@ PATHS = {"input": "instances[0].input", "output": "instances[0].output"}
 
 def test_a_column_inside_another_is_read_by_its_path():
     assert contents(SEED, PATHS) == [("user", "Add.\n\n1 2"), ("assistant", "3")]
-    assert contents({"data": {"q": {"text": "a"}}, "out": ["x", "b"]}, {"instruction": "data.q.text", "output": "out[1]"})
+    assert contents(
+        {"data": {"q": {"text": "a"}}, "out": ["x", "b"]}, {"instruction": "data.q.text", "output": "out[1]"}
+    )
 
 
 def test_what_no_path_leads_to_is_told():
