@@ -14,7 +14,7 @@ class Cause(StrEnum):
 
     MALFORMED = "not readable"
     FORMAT = "does not fit its format"
-    CONTRADICTED = "not to be trained, by a column of its own"
+    CONTRADICTED = "a column forbids training the row"
     EMPTY_ANSWER = "empty answer"
     NO_ANSWER = "does not end with an answer"
     TEMPLATE = "refused by the chat template"

@@ -13,6 +13,7 @@ from qlora_cli.data.example import Conversation, Example, Message, Place, Row
 from qlora_cli.data.read.columns import unread_columns, value_at
 from qlora_cli.data.read.content import CALL_PARTS, VALUE_KEYS, value_key
 from qlora_cli.data.read.formats import read_columns
+from qlora_cli.data.read.message_flags import OWN_FLAGS
 from qlora_cli.data.read.messages import REASONING_FIELDS
 from qlora_cli.data.read.tool_calls import ARGUMENT_KEYS, AROUND_A_CALL
 from qlora_cli.data.read.values import MAX_NAMES, has_null_keys, holds_something, names_of
@@ -25,8 +26,10 @@ MAX_COUNTED = 1000
 """Names that are counted of each kind; files whose rows have keys of their own, such as ids, have no end of them."""
 
 TURNS = ("messages", "conversations", "prompt", "completion", "history")
-READ_KEYS = frozenset({"role", "content", "tool_calls", "tool_call_id", "train", "weight", *REASONING_FIELDS})
-"""Keys of a message that are read here, or by chat templates to tell which result belongs to which call."""
+READ_KEYS = frozenset({"role", "content", "tool_calls", *OWN_FLAGS, *REASONING_FIELDS})
+RESULT_KEYS = READ_KEYS | {"name", "tool_call_id"}
+"""Keys of a message, and of a tool's result, that are read here or held against the rendering. A result's name and
+number say which call it belongs to, and templates tell that by its place."""
 
 _CALL_KEYS = frozenset({"type", "function", *AROUND_A_CALL})
 _PART_KEYS = frozenset({"type", *AROUND_A_CALL, "name", "function", *ARGUMENT_KEYS, *CALL_PARTS, *VALUE_KEYS})
@@ -179,8 +182,8 @@ def _other_keys(messages: Iterable[Message]) -> set[str]:
     """Keys of messages and of their calls that are not known here; those of a call as `tool_calls.KEY`."""
     names: set[str] = set()
     for message in messages:
-        if len(message) > 2:
-            known = READ_KEYS | {"name"} if message["role"] == "tool" else READ_KEYS
+        if len(message) > 2 or "content" not in message:
+            known = RESULT_KEYS if message["role"] == "tool" else READ_KEYS
             names.update(key for key in message if key not in known and key not in text_keys(message))
             for call in message.get("tool_calls", ()):
                 names.update(f"tool_calls.{key}" for key in call if key not in _CALL_KEYS)

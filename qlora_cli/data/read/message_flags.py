@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from qlora_cli.data.example import Message, Place
-from qlora_cli.data.read.values import kind_of, row_error, shown
+from qlora_cli.data.read.values import holds_something, kind_of, row_error, shown
 
 OWN_FLAGS = ("train", "weight")
 """Stay in the message as they are written; the others become `train`."""
@@ -45,7 +45,7 @@ def read_flags(message: Message, name: str, place: Place) -> None:
     said: dict[str, bool] = {}
     for key in [key for key in message if key in FLAGS]:
         value = message[key]
-        if value is None or (key in _PARTS_OF_A_TURN and not value):
+        if value is None or (key in _PARTS_OF_A_TURN and not holds_something(value)):
             del message[key]
             continue
         is_trained = _is_trained(key, value, name, place)

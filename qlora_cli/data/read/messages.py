@@ -10,7 +10,7 @@ from qlora_cli.data.example import Message, Place
 from qlora_cli.data.read.content import Content, read_call_text, read_content, read_json_text
 from qlora_cli.data.read.message_flags import read_flags
 from qlora_cli.data.read.tool_calls import check_tool_calls
-from qlora_cli.data.read.values import kind_of, row_error, shown, without_nulls
+from qlora_cli.data.read.values import holds_something, kind_of, row_error, shown, without_nulls
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
@@ -173,7 +173,8 @@ def _content_of(message: Message, role: str, name: str, place: Place) -> Content
 def _calls_of(message: Message, content: Content, name: str, place: Place) -> Any:
     """The calls of a message, from the one place of it that holds any; OpenAI's older `function_call` is taken out."""
     legacy = message.pop("function_call", None)
-    found = [calls for calls in (message.get("tool_calls"), [legacy] if legacy else None, content.calls) if calls]
+    places = (message.get("tool_calls"), [legacy] if holds_something(legacy) else None, content.calls)
+    found = [calls for calls in places if holds_something(calls)]
     if len(found) > 1:
         raise row_error(f"{name} holds tool calls in two places", place, "keep `tool_calls` and take the others out")
     return found[0] if found else None

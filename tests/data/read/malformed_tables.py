@@ -129,7 +129,7 @@ FOLDERS = [
     (
         "splits_of_parts",
         {"train-0.parquet": parquet(TEXTS), "validation-0.parquet": parquet(TEXTS)},
-        ": the folder holds several splits: 'train-0.parquet' and 'validation-0.parquet'",
+        ": the files are of several splits: train, validation",
     ),
     ("parts", {"train-00000.jsonl": GOOD, "train-00001.jsonl": GOOD}, 2),
     (

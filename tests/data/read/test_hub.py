@@ -45,3 +45,26 @@ def test_streaming_ends_at_the_row_that_cannot_be_read(repository):
     with pytest.raises(DataError) as caught:
         rows.extend(read_hub(SourceSection(path=str(repository), streaming=True)))
     assert caught.value.problems[0].place == f"{repository}[train]#row {len(rows) + 1}"
+
+
+def test_files_of_a_repository_are_named_by_a_pattern(repository, monkeypatch):
+    (repository / "test.jsonl").write_text('{"text": "held out"}\n')
+    load = datasets.load_dataset
+    monkeypatch.setattr(datasets, "load_dataset", lambda repository_id, **keys: load(str(repository), **keys))
+    assert [raw.payload for raw in read_hub(SourceSection(path="hf://datasets/a/b/tr*.jsonl"))] == ROWS
+    with pytest.raises(DataError, match="no files are named"):
+        list(read_hub(SourceSection(path="hf://datasets/a/b")))
+    with pytest.raises(DataError, match="leave `split` out"):
+        list(read_hub(SourceSection(path="hf://datasets/a/b/*.jsonl", split="train")))
+
+
+def test_a_split_or_subset_that_is_missing_is_answered_with_those_that_are_there(repository):
+    with pytest.raises(DataError, match=r"train.*\nhint: set `split` to one of them"):
+        list(read_hub(SourceSection(path=str(repository), split="nowhere")))
+    configs = "".join(f"- config_name: {name}\n  data_files: {name}.jsonl\n" for name in ("main", "socratic"))
+    (repository / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    for name in ("main", "socratic"):
+        (repository / f"{name}.jsonl").write_text('{"text": "a"}\n')
+    with pytest.raises(DataError, match=r"main.*socratic.*\nhint: set `subset` to one of them"):
+        list(read_hub(SourceSection(path=str(repository))))
+    assert len(list(read_hub(SourceSection(path=str(repository), subset="main")))) == 1
