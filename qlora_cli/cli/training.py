@@ -45,7 +45,7 @@ def train(
             raise ArgumentError("--resume and --overwrite exclude each other", hint="leave one of them out")
         from qlora_cli.recipe.reader import load_recipe
 
-        loaded = load_recipe(recipe, overrides or ())
+        loaded = load_recipe(recipe, overrides or (), console.note if watch.is_first else _unsaid)
 
         from qlora_cli.run.directory import RUNS_FOLDER, RunDirectory
         from qlora_cli.train.session import Session, train_recipe
@@ -55,6 +55,10 @@ def train(
         result = train_recipe(loaded, run, session, watch)
     if watch.is_first:
         _show(result, as_json=as_json)
+
+
+def _unsaid(note: str) -> None:
+    """What rank 0 says is not said again."""
 
 
 def _show(result: TrainingResult, *, as_json: bool) -> None:

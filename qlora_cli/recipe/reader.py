@@ -3,39 +3,43 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
+from qlora_cli import console
 from qlora_cli.errors import RecipeError
 from qlora_cli.recipe.explain import explain
 from qlora_cli.recipe.layers import Layers
 from qlora_cli.recipe.overrides import parse_override
+from qlora_cli.recipe.precedence import left_out
 from qlora_cli.recipe.rules import check_rules
 from qlora_cli.recipe.schema import Recipe
 from qlora_cli.recipe.tree import Node, Place, PlacedProblem, find, merge, problem_at
-from qlora_cli.recipe.written import Written
+from qlora_cli.recipe.written import Conflict, Written
 from qlora_cli.recipe.yaml_text import CoreSchemaLoader
 from qlora_cli.secrets import find_secret
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: Path, overrides: Sequence[str] = (), on_note: Callable[[str], None] = console.note) -> Recipe:
     """Read a recipe, the parts it extends, and `--set` values over both.
 
     Args:
         path: the YAML file.
         overrides: texts such as `lora.r=32`; later ones win.
+        on_note: told of each setting that is left out, since one that excludes it was written over it.
 
     Raises:
         RecipeError: with every problem found, sorted by file and line.
     """
     layers = Layers()
     root = layers.load(path)
+    files = layers.files(root)
     problems = layers.problems
     for text in overrides:
         override, override_problems = parse_override(text)
@@ -53,10 +57,16 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     except ValidationError as error:
         found, doubtful = explain(error.errors(include_url=False), root)
         problems += found
-    problems += _conflicts(root, doubtful)
+    root, notes = left_out(root, files, lambda tree: _conflicts(tree, doubtful))
+    for note in notes:
+        on_note(note)
+    problems += [
+        problem_at(find(root, conflict.path).place, conflict.text, conflict.hint)
+        for conflict in _conflicts(root, doubtful)
+    ]
     if problems or recipe is None:
         raise _as_error(problems)
-    return recipe
+    return Recipe.model_validate(root.plain()) if notes else recipe
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -105,13 +115,13 @@ def _with_name(root: Node, path: Path) -> tuple[Node, list[PlacedProblem]]:
     return merge(root, stand_in), [problem_at(place, text, hint)]
 
 
-def _conflicts(root: Node, doubtful: set[str]) -> list[PlacedProblem]:
-    """Problems between settings, except where one of the two is itself at fault."""
+def _conflicts(root: Node, doubtful: set[str]) -> list[Conflict]:
+    """Conflicts between settings, except where one of the two is itself at fault."""
     written = root.plain()
     for key in doubtful:
         _take_out(written, key)
     return [
-        problem_at(find(root, conflict.path).place, conflict.text, conflict.hint)
+        conflict
         for conflict in check_rules(written)
         if not any(f"{key}.".startswith(f"{other}.") for key in doubtful for other in conflict.others)
     ]
