@@ -2,6 +2,10 @@
 
 The first signal raises `Interruption` in the main thread, wherever that is, so that whatever was begun is tidied up on
 the way out. A second one ends the process at once, as if nobody had listened.
+
+What Python or a library makes of the interruption on its way does not count: once a signal has come, whatever ends the
+block is the interruption. Python 3.11 wraps it in a RuntimeError where a class is being made, extension modules in an
+ImportError or SystemError.
 """
 
 from __future__ import annotations
@@ -13,6 +17,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 """Ctrl-C, `kill`, a closed terminal, and the notice that Slurm sends before a job's time is up."""
@@ -37,6 +45,11 @@ class Interruption(BaseException):
         """128 + the signal's number, as a shell has it."""
         return 128 + self.signal_number
 
+    @property
+    def farewell(self) -> str:
+        """The last line of a command that is stopped."""
+        return f"{self}: stopped before it was done; nothing is left half written"
+
 
 class Interrupter:
     """Turns the first stop signal into an `Interruption`.
@@ -46,9 +59,11 @@ class Interrupter:
     """
 
     def __init__(self, patience_seconds: float = 0.0) -> None:
+        self.signal_number: int | None = None
+        """The first stop signal that came."""
+
         self._process = os.getpid()
         self._patience_seconds = patience_seconds
-        self._signal_number: int | None = None
         self._asked_at = 0.0
 
     def receive(self, number: int, frame: FrameType | None) -> None:
@@ -56,8 +71,8 @@ class Interrupter:
         if os.getpid() != self._process:
             if number == signal.SIGTERM:
                 leave_at_once(number)
-        elif self._signal_number is None:
-            self._signal_number = number
+        elif self.signal_number is None:
+            self.signal_number = number
             self._asked_at = time.monotonic()
             self._raise()
         elif time.monotonic() >= self._asked_at + self._patience_seconds:
@@ -71,9 +86,9 @@ class Interrupter:
             self._raise()
 
     def _raise(self) -> None:
-        assert self._signal_number is not None  # a signal has come
+        assert self.signal_number is not None  # a signal has come
         signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS)
-        raise Interruption(self._signal_number)
+        raise Interruption(self.signal_number)
 
 
 def _is_on_its_way() -> bool:
@@ -91,17 +106,44 @@ def interruptible() -> Iterator[None]:
     """The block ends with an `Interruption` at the first stop signal; it runs in the main thread.
 
     What was ignored when the block began stays ignored: SIGHUP under `nohup`, Ctrl-C for a script's `command &`.
+
+    Raises:
+        Interruption: in place of whatever else ends the block after a stop signal, but for `StoppedBySignal`, which
+            says more, and an exit that says that all is done.
     """
     has_launcher = os.environ.get("WORLD_SIZE", "1") != "1"
     interrupter = Interrupter(ECHO_SECONDS if has_launcher else 0)
     handlers = dict.fromkeys(heeded_signals(), interrupter.receive) | {signal.SIGALRM: interrupter.remind}
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    shown_before, sys.unraisablehook = sys.unraisablehook, _show_no_interruption
     try:
         yield
+    except BaseException as fault:
+        number = interrupter.signal_number
+        if number is None or _says_so(fault, number):
+            raise
+        raise Interruption(number) from fault
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)
+        sys.unraisablehook = shown_before
+
+
+def _says_so(fault: BaseException, signal_number: int) -> bool:
+    """Whether what ends a block after a signal needs no other words.
+
+    `StoppedBySignal` is known by its exit code: importing it here would take 30 ms in which nobody heeds a signal.
+    """
+    if isinstance(fault, SystemExit):
+        return fault.code in (None, 0, 128 + signal_number)
+    return isinstance(fault, Interruption) or getattr(fault, "exit_code", 0) > 128
+
+
+def _show_no_interruption(unraisable: UnraisableHookArgs) -> None:
+    """Stay silent on an interruption that gets lost in a finalizer or callback: it is raised again."""
+    if not isinstance(unraisable.exc_value, Interruption):
+        sys.__unraisablehook__(unraisable)
 
 
 @contextmanager

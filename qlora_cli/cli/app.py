@@ -88,5 +88,5 @@ def main() -> None:
         console.show_error(error)
         sys.exit(error.exit_code)
     except Interruption as stop:
-        console.note(f"{stop}: stopped before it was done; nothing is left half written")
+        console.note(stop.farewell)
         sys.exit(stop.exit_code)
