@@ -7,12 +7,13 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from qlora_cli.data.cache import cache_key, cache_root, locked, touch
+from qlora_cli.data.cache import CACHE_ELSEWHERE, cache_key, cache_root, locked, touch
 from qlora_cli.data.parity import compare_prompts
 from qlora_cli.data.prepare import build_into
 from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.data.report import DataReport
 from qlora_cli.recipe.data_schema import DataSection
+from qlora_cli.run.storage import naming
 
 
 def check_data(data: DataSection, renderer: Renderer, seed: int) -> DataReport:
@@ -22,15 +23,16 @@ def check_data(data: DataSection, renderer: Renderer, seed: int) -> DataReport:
         DataError: if a source cannot be read.
     """
     key = cache_key(data, renderer, seed)
-    cache_root().mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=".check.", dir=cache_root()))
-    try:
-        built = build_into(folder, data, renderer, seed, look_for="near")
-        if key is not None and not built.problems:
-            with locked(key) as entry:
-                if not touch(entry):
-                    folder.rename(entry)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with naming(cache_root(), CACHE_ELSEWHERE):
+        cache_root().mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=".check.", dir=cache_root()))
+        try:
+            built = build_into(folder, data, renderer, seed, look_for="near")
+            if key is not None and not built.problems:
+                with locked(key) as entry:
+                    if not touch(entry):
+                        folder.rename(entry)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
     prompts = [finding for source in data.train for finding in compare_prompts(source, renderer)]
     return replace(built.report, findings=(*built.report.findings, *prompts))

@@ -101,15 +101,12 @@ def write_timeline(path: Path, report: PlanReport) -> None:
     """Write the page.
 
     Raises:
-        ArgumentError: if the name is not that of a page, or it cannot be written.
+        ArgumentError: if the name is not that of a page.
     """
     if path.suffix.lower() not in (".html", ".htm"):
         raise ArgumentError(f"'{path}' does not end in .html", hint=f"try `--timeline {path.with_suffix('.html')}`")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, page(report))
-    except OSError as fault:
-        raise ArgumentError(f"'{path}' cannot be written: {fault.strerror}") from fault
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, page(report))
 
 
 def page(report: PlanReport) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,21 +94,27 @@ def write_starter(
         values: chosen for a card; by default those of the schema.
 
     Raises:
-        ArgumentError: if `out` exists, cannot be written, or its stem cannot name a run; if a value holds a secret.
+        ArgumentError: if `out` exists or its stem cannot name a run; if a value holds a secret.
+        OSError: if it cannot be written; what was there is there still.
     """
     refuse_name(out, overwrite=overwrite)
     for option, value in (("--base", base_model), ("--data", data), ("--out", str(out))):
         if kind := find_secret(value):
             raise ArgumentError(f"{option} holds a secret: {kind}", hint=SECRETS_HINT)
     text = starter_text(out, base_model, data, values or StarterValues())
+    out.parent.mkdir(parents=True, exist_ok=True)
+    staged = out.with_name(f".{out.name}.staged-{os.getpid()}")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with out.open("w" if overwrite else "x", encoding="utf-8") as file:
+        with staged.open("w", encoding="utf-8") as file:
             file.write(text)
-    except FileExistsError:
-        raise _is_there(out) from None
-    except OSError as error:
-        raise ArgumentError(f"'{out}' cannot be written: {error.strerror}", hint="choose another --out") from None
+        if out.exists() and not overwrite:
+            raise _is_there(out)
+        os.replace(staged, out)
+    except OSError as fault:
+        fault.filename = fault.filename or str(out)
+        raise
+    finally:
+        staged.unlink(missing_ok=True)
 
 
 def refuse_name(out: Path, *, overwrite: bool) -> None:

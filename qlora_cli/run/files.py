@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from qlora_cli.run.storage import naming
 from qlora_cli.secrets import redacted
 
 Result = TypeVar("Result")
@@ -36,11 +37,16 @@ def write_text(path: Path, text: str, *, is_content: bool = False) -> None:
         text: secrets in it are taken out.
         is_content: the text is the user's data or a model's answers, and is written as it is.
     """
+    with naming(path):
+        _write_text(path, text if is_content else redacted(text))
+
+
+def _write_text(path: Path, text: str) -> None:
     staged = path.with_name(f".{path.name}.staged-{os.getpid()}")
     try:
         remove(staged)
         with staged.open("x", encoding="utf-8") as file:  # x: a link that lies there is not written through
-            file.write(text if is_content else redacted(text))
+            file.write(text)
         fsync(staged)
         uninterrupted(os.replace, staged, path)
     except BaseException:
@@ -63,6 +69,12 @@ def replaced_folder(out: Path) -> Iterator[Path]:
     its name starts with a dot and `out`'s name, so that what a killed process left behind can be found; whoever writes
     to the same place next deletes it.
     """
+    with naming(out), _replaced_folder(out) as stage:
+        yield stage
+
+
+@contextmanager
+def _replaced_folder(out: Path) -> Iterator[Path]:
     out.parent.mkdir(parents=True, exist_ok=True)
     _delete_abandoned(out)
     stage = out.with_name(f".{out.name}.staging-{os.getpid()}")
