@@ -26,9 +26,9 @@ REASONS = {
     errno.EDQUOT: ("the disk quota is used up", "make room, or ask for a larger quota"),
     errno.EFBIG: ("the file is larger than the limit", "raise the limit with `ulimit -f`"),
     errno.EIO: ("the disk reports an input/output error", "look at the disk with `dmesg`"),
-    errno.EROFS: ("the file system is read-only", "mount it for writing or name another place"),
-    errno.EACCES: ("permission is denied", "get the right to write there or name another place"),
-    errno.EPERM: ("permission is denied", "get the right to write there or name another place"),
+    errno.EROFS: ("the file system is read-only", "mount it for writing"),
+    errno.EACCES: ("permission is denied", "get the right to write there"),
+    errno.EPERM: ("permission is denied", "get the right to write there"),
     errno.EMFILE: ("too many files are open", "raise the limit with `ulimit -n 4096`"),
     errno.ENFILE: ("too many files are open on this machine", "close other programs"),
     errno.ESTALE: ("the network file system has lost the file", "mount it again"),
@@ -89,9 +89,9 @@ def storage_faults(run: RunDirectory) -> Iterator[None]:
 
 def resource_error(run: RunDirectory, fault: OSError) -> ResourceError:
     """The user's view of a fault of the disk that ends a run."""
-    reason, remedy = REASONS.get(fault.errno or 0, ("a file cannot be written", "mend that"))
+    reason, remedy = REASONS.get(fault.errno or 0, (f"a file cannot be written: {fault.strerror}", "mend that"))
     way_on = f"`{run.resume_command}`" if run.is_started else "start the run again"
-    return ResourceError(f"{reason}: {fault}", place=str(run.path), hint=f"{remedy}, then {way_on}")
+    return ResourceError(reason, place=_place(fault) or str(run.path), hint=f"{remedy}, then {way_on}")
 
 
 def refusal_in(fault: BaseException | None) -> OSError | None:
@@ -141,7 +141,10 @@ def _explained(refusal: OSError) -> ResourceError:
 
 
 def _ways_out(refusal: OSError) -> str:
-    return "".join(f", {note}" for note in dict.fromkeys(getattr(refusal, "__notes__", ())))
+    notes = dict.fromkeys(getattr(refusal, "__notes__", ()))
+    if not notes and refusal.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return ", or name another place"
+    return "".join(f", {note}" for note in notes)
 
 
 def _place(refusal: OSError) -> str:

@@ -105,7 +105,9 @@ def make_read_only(disk: Path) -> None:
 
 def tree(folder: Path) -> dict[str, bytes]:
     """Every file but for locks, which are empty."""
-    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file() and not path.name.endswith(".lock")}
+    return {
+        str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file() and not path.name.endswith(".lock")
+    }
 
 
 @pytest.mark.parametrize(
