@@ -22,8 +22,11 @@ HEAD = """\
 Made from the schema by `docs/write_recipe.py`; `tests/test_docs.py` keeps it in step. `qlora schema` prints the same
 as JSON Schema for editors. A key that is not here is refused, and so is a value out of its range.
 
-Any key can be overridden on the command line: `qlora train recipe.yaml --set lora.r=8`. Paths to data, models and
-templates start at the current directory; paths in `extends` at the file that names them.
+Any key can be overridden on the command line: `qlora train recipe.yaml --set lora.r=8`. Where two keys exclude each
+other, such as `max_steps` and `num_train_epochs`, the one that is set on the command line, or in a file over a part
+that it extends, replaces the other, and a note says so; both in one file, or both on the command line, are refused.
+
+Paths to data, models and templates start at the current directory; paths in `extends` at the file that names them.
 """
 
 SAME_AS = {"data.eval": "data.train"}

@@ -1,8 +1,29 @@
-"""`python -m qlora_cli`, which is how torchrun and accelerate launch start a program."""
+"""Where the command starts: `qlora`, and `python -m qlora_cli`, which is how torchrun and accelerate launch a program.
+
+Signals are heeded from here on, before the first of the imports that take time.
+"""
 
 from __future__ import annotations
 
-from qlora_cli.cli.app import main
+import signal
+import sys
+
+from qlora_cli.interruption import Interruption, interruptible
+
+
+def main() -> None:
+    """Run the command line; a stop signal while it is imported ends in one calm line too."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # before and after the block Ctrl-C ends without a traceback
+    try:
+        with interruptible():
+            from qlora_cli.cli.app import main as run_command_line
+
+            run_command_line()
+    except Interruption as stop:
+        sys.stderr.write(f"{stop.farewell}\n")
+        sys.exit(stop.exit_code)
+
 
 if __name__ == "__main__":
     main()

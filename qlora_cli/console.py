@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
@@ -114,6 +114,9 @@ def facts(pairs: Mapping[str, str], *, title: str = "") -> None:
         out.print(Text.assemble((f"  {label:<{width}}  ", "dim"), redacted(value)))
 
 
+STREAM_NAMES = {"<stdout>": "standard output", "<stderr>": "standard error"}
+
+
 class CleanStream:
     """A stream that takes the secrets out of each text that is written to it; else it is the stream below."""
 
@@ -124,12 +127,26 @@ class CleanStream:
         self._below = below
 
     def write(self, text: str) -> int:
-        self._below.write(self._cleaned(text))
+        with self._named():
+            self._below.write(self._cleaned(text))
         return len(text)
+
+    def flush(self) -> None:
+        with self._named():
+            self._below.flush()
 
     def writelines(self, lines: Iterable[str]) -> None:
         for line in lines:
             self.write(line)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """What the system says of this stream names it: it may be a file on a full disk."""
+        try:
+            yield
+        except OSError as fault:
+            fault.filename = STREAM_NAMES.get(self._below.name, self._below.name)
+            raise
 
     def _cleaned(self, text: str) -> str:
         return text if self.has_content else redacted(text)
@@ -165,6 +182,25 @@ def streams_kept_clean() -> Iterator[None]:
     finally:
         for name, stream in before.items():
             setattr(sys, name, stream)
+
+
+@contextmanager
+def flushed() -> Iterator[None]:
+    """All that the block prints has reached stdout when it is over.
+
+    Raises:
+        OSError: if stdout cannot be written, such as a file on a full disk.
+    """
+    try:
+        yield
+    finally:
+        try:
+            sys.stdout.flush()
+        except OSError as fault:
+            # Python flushes once more when it ends, and would print a traceback.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            if not isinstance(fault, BrokenPipeError):  # whoever read it has had enough
+                raise
 
 
 @contextmanager
@@ -206,6 +242,13 @@ class CleanFormatter(logging.Formatter):
         return redacted(super().format(record))
 
 
+class LogFile(logging.FileHandler):
+    """A log that loses lines on a full disk: what has to be written says so itself, and has a hint."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        pass
+
+
 @contextmanager
 def library_noise_to(log_path: Path | None) -> Iterator[None]:
     """Send what the libraries log and warn into a file, or nowhere, instead of onto the screen.
@@ -218,7 +261,7 @@ def library_noise_to(log_path: Path | None) -> Iterator[None]:
 
     has_bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
-    handler = logging.NullHandler() if log_path is None else logging.FileHandler(log_path, encoding="utf-8")
+    handler = logging.NullHandler() if log_path is None else LogFile(log_path, encoding="utf-8")
     handler.setFormatter(CleanFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     with_own_handlers = {  # torch gives them to many of its modules
         name
@@ -238,4 +281,5 @@ def library_noise_to(log_path: Path | None) -> Iterator[None]:
             transformers_logging.enable_progress_bar()
         for logger, handlers, propagate in before:
             logger.handlers, logger.propagate = handlers, propagate
-        handler.close()
+        with suppress(OSError):
+            handler.close()

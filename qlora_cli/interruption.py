@@ -2,6 +2,10 @@
 
 The first signal raises `Interruption` in the main thread, wherever that is, so that whatever was begun is tidied up on
 the way out. A second one ends the process at once, as if nobody had listened.
+
+What Python or a library makes of the interruption on its way does not count: once a signal has come, whatever ends the
+block is the interruption. Python 3.11 wraps it in a RuntimeError where a class is being made, extension modules in an
+ImportError or SystemError.
 """
 
 from __future__ import annotations
@@ -14,10 +18,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from qlora_cli import console
-from qlora_cli.errors import StoppedBySignal
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
+
+    from qlora_cli.errors import StoppedBySignal
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 """Ctrl-C, `kill`, a closed terminal, and the notice that Slurm sends before a job's time is up."""
@@ -28,6 +34,9 @@ to all of them what the terminal has sent them already."""
 
 AGAIN_SECONDS = 1.0
 """After so long an interruption that has got lost is raised again."""
+
+
+STOPPED_EARLY = "stopped before it was done; nothing is left half written"
 
 _handlers_of_caller: dict[int, Any] = {}  # of a program that calls a function of ours, while the function runs
 _is_listening = False
@@ -45,6 +54,11 @@ class Interruption(BaseException):
         """128 + the signal's number, as a shell has it."""
         return 128 + self.signal_number
 
+    @property
+    def farewell(self) -> str:
+        """The last line of a command that is stopped."""
+        return f"{self}: {STOPPED_EARLY}"
+
 
 class Interrupter:
     """Turns the first stop signal into an `Interruption`.
@@ -54,9 +68,11 @@ class Interrupter:
     """
 
     def __init__(self, patience_seconds: float = 0.0) -> None:
+        self.signal_number: int | None = None
+        """The first stop signal that came."""
+
         self._process = os.getpid()
         self._patience_seconds = patience_seconds
-        self._signal_number: int | None = None
         self._asked_at = 0.0
         self._handler_of_alarm: Any = None
 
@@ -65,8 +81,8 @@ class Interrupter:
         if os.getpid() != self._process:
             if number == signal.SIGTERM:
                 _die_of(number)
-        elif self._signal_number is None:
-            self._signal_number = number
+        elif self.signal_number is None:
+            self.signal_number = number
             self._asked_at = time.monotonic()
             self._handler_of_alarm = signal.signal(signal.SIGALRM, self.remind)
             self._raise()
@@ -82,14 +98,14 @@ class Interrupter:
 
     def close(self) -> None:
         """Remind no more; an alarm is the caller's own again."""
-        if self._signal_number is not None:
+        if self.signal_number is not None:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, self._handler_of_alarm)
 
     def _raise(self) -> None:
-        assert self._signal_number is not None  # a signal has come
+        assert self.signal_number is not None  # a signal has come
         signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS)
-        raise Interruption(self._signal_number)
+        raise Interruption(self.signal_number)
 
 
 def _is_on_its_way() -> bool:
@@ -107,19 +123,46 @@ def interruptible() -> Iterator[None]:
     """The block ends with an `Interruption` at the first stop signal; it runs in the main thread.
 
     What was ignored when the block began stays ignored: SIGHUP under `nohup`, Ctrl-C for a script's `command &`.
+
+    Raises:
+        Interruption: in place of whatever else ends the block after a stop signal, but for `StoppedBySignal`, which
+            says more, and an exit that says that all is done.
     """
     global _is_listening
     has_launcher = os.environ.get("WORLD_SIZE", "1") != "1"
     interrupter = Interrupter(ECHO_SECONDS if has_launcher else 0)
     before = {number: signal.signal(number, interrupter.receive) for number in heeded_signals()}
     was_listening, _is_listening = _is_listening, True
+    shown_before, sys.unraisablehook = sys.unraisablehook, _show_no_interruption
     try:
         yield
+    except BaseException as fault:
+        number = interrupter.signal_number
+        if number is None or _says_so(fault, number):
+            raise
+        raise Interruption(number) from fault
     finally:
         _is_listening = was_listening
         interrupter.close()
         for number, handler in before.items():
             signal.signal(number, handler)
+        sys.unraisablehook = shown_before
+
+
+def _says_so(fault: BaseException, signal_number: int) -> bool:
+    """Whether what ends a block after a signal needs no other words.
+
+    `StoppedBySignal` is known by its exit code: importing it here would take 30 ms in which nobody heeds a signal.
+    """
+    if isinstance(fault, SystemExit):
+        return fault.code in (None, 0, 128 + signal_number)
+    return isinstance(fault, Interruption) or getattr(fault, "exit_code", 0) > 128
+
+
+def _show_no_interruption(unraisable: UnraisableHookArgs) -> None:
+    """Stay silent on an interruption that gets lost in a finalizer or callback: it is raised again."""
+    if not isinstance(unraisable.exc_value, Interruption):
+        sys.__unraisablehook__(unraisable)
 
 
 def is_listening() -> bool:
@@ -147,6 +190,9 @@ def handed_on() -> Iterator[None]:
     if not is_in_main_thread():
         yield
         return
+    from qlora_cli import console  # here, since signals are heeded before what takes time to import
+    from qlora_cli.errors import StoppedBySignal
+
     handlers = {int(number): signal.getsignal(number) for number in heeded_signals()}
     _handlers_of_caller.update(handlers)
     try:
@@ -165,7 +211,7 @@ def handed_on() -> Iterator[None]:
 
 def _told(stop: StoppedBySignal | Interruption) -> str:
     if isinstance(stop, Interruption):
-        return "stopped before it was done; nothing is left half written"
+        return STOPPED_EARLY
     [problem] = stop.problems
     return f"{problem.text}\nhint: {problem.hint}" if problem.hint else problem.text
 

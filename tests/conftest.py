@@ -16,6 +16,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from qlora_cli.model.tiny import TinyOptions, make_tiny_base
+
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -77,6 +79,19 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny base after 100 steps on the demo's tickets (4 s): its activations have the outliers that training makes.
+
+    Random weights have none, and what depends on outliers, such as LLM.int8(), goes unseen on them.
+    """
+    folder = tmp_path_factory.mktemp("trained") / "trained-base"
+    corpus = Path(__file__).parents[1] / "recipes" / "data" / "tickets_train.jsonl"
+    sizes = {"hidden_size": 64, "num_layers": 2, "num_heads": 2, "vocab_size": 512}
+    make_tiny_base(folder, TinyOptions((corpus,), **sizes, steps=100, batch_size=4, window_length=64))
     return folder
 
 

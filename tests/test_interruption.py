@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,6 +13,7 @@ from contextlib import suppress
 import pytest
 
 from qlora_cli import interruption
+from qlora_cli.errors import QloraError, StoppedBySignal
 from qlora_cli.interruption import STOP_SIGNALS, Interruption, interruptible, keyboard_interrupts
 
 
@@ -102,6 +104,56 @@ def test_an_interruption_that_gets_lost_comes_again(monkeypatch, swallow):
         swallow()
         for _ in range(100):
             time.sleep(0.05)
+
+
+def named_in_a_class() -> None:
+    class Descriptor:
+        def __set_name__(self, owner: type, name: str) -> None:
+            send(signal.SIGTERM)
+
+    type("Owner", (), {"it": Descriptor()})  # Python 3.11 makes a RuntimeError of what is raised there
+
+
+def taken_for_a_fault() -> None:
+    try:
+        send(signal.SIGTERM)
+    except BaseException as fault:
+        raise QloraError("the base cannot be read") from fault
+
+
+def left_with_another_code() -> None:
+    try:
+        send(signal.SIGTERM)
+    finally:
+        sys.exit(1)
+
+
+@pytest.mark.parametrize("disguise", [named_in_a_class, taken_for_a_fault, left_with_another_code])
+def test_whatever_ends_the_block_after_a_signal_is_the_interruption(disguise):
+    with pytest.raises(Interruption, match="SIGTERM"), interruptible():
+        disguise()
+
+
+def test_what_says_more_of_the_signal_and_an_exit_with_all_done_stay():
+    for ending in (StoppedBySignal("stopped at step 3", signal_number=15), SystemExit(0), SystemExit(143)):
+        with pytest.raises(type(ending)) as caught, interruptible():
+            with suppress(BaseException):
+                send(signal.SIGTERM)
+            raise ending
+        assert caught.value is ending
+
+
+def test_a_fault_without_a_signal_stays_what_it_is():
+    with pytest.raises(RuntimeError, match="a fault"), interruptible():
+        raise RuntimeError("a fault")
+
+
+def test_an_interruption_that_gets_lost_prints_nothing(capfd, monkeypatch):
+    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)  # pytest has one of its own
+    with pytest.raises(Interruption), interruptible():
+        swallowed_by_a_finalizer()
+        raise KeyError
+    assert capfd.readouterr().err == ""
 
 
 def test_tidying_up_is_not_interrupted_again(monkeypatch):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Annotated, Any
 
 import typer
@@ -81,12 +81,17 @@ def main() -> None:
             compat.skip_pydantic_plugins()
             compat.keep_imports_quiet()
             console.keep_streams_clean()
-            app(prog_name="qlora")
-    except QloraError as error:
-        if "--debug" in sys.argv:
-            raise
-        console.show_error(error)
-        sys.exit(error.exit_code)
+            with console.flushed():
+                app(prog_name="qlora")
     except Interruption as stop:
-        console.note(f"{stop}: stopped before it was done; nothing is left half written")
+        console.note(stop.farewell)
         sys.exit(stop.exit_code)
+    except Exception as fault:
+        from qlora_cli.run.storage import disk_error
+
+        error = disk_error(fault) or fault
+        if not isinstance(error, QloraError) or "--debug" in sys.argv:
+            raise
+        with suppress(OSError):  # stderr may be what cannot be written
+            console.show_error(error)
+        sys.exit(error.exit_code)

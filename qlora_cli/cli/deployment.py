@@ -68,7 +68,7 @@ def export(
         console.data(asdict(exported) | {"path": str(exported.path)})
         return
     console.result("merged and exported" if exported.is_merged_anew else "exported the run's merged model")
-    console.facts(exported.agreement.figures() | {"path": str(exported.path)})
+    console.facts(exported.figures() | {"path": str(exported.path)})
 
 
 def generate(

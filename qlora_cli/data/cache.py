@@ -54,6 +54,10 @@ class CacheEntry:
     sources: tuple[str, ...]
 
 
+CACHE_ELSEWHERE = "or name another folder for the cache: QLORA_CACHE=FOLDER"
+"""What to do where the cache cannot be written."""
+
+
 def cache_root() -> Path:
     """`$QLORA_CACHE/data`, by default `~/.cache/qlora/data`."""
     base = os.environ.get("QLORA_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qlora"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from qlora_cli.data.cache import SCRATCH, cache_key, cache_root, locked, touch
+from qlora_cli.data.cache import CACHE_ELSEWHERE, SCRATCH, cache_key, cache_root, locked, touch
 from qlora_cli.data.parity import compare_prompts
 from qlora_cli.data.prepare import build_into
 from qlora_cli.data.render.renderer import Renderer
@@ -12,6 +12,7 @@ from qlora_cli.data.report import DataReport
 from qlora_cli.recipe.data_schema import DataSection
 from qlora_cli.run.folders import put_in_place, scratch_folder, sweep
 from qlora_cli.run.inventory import listed_files, write_inventory
+from qlora_cli.run.storage import naming
 
 
 def check_data(data: DataSection, renderer: Renderer, seed: int) -> DataReport:
@@ -21,14 +22,15 @@ def check_data(data: DataSection, renderer: Renderer, seed: int) -> DataReport:
         DataError: if a source cannot be read.
     """
     key = cache_key(data, renderer, seed)
-    cache_root().mkdir(parents=True, exist_ok=True)
-    sweep(cache_root(), SCRATCH)
-    with scratch_folder(cache_root(), SCRATCH) as folder:
-        built = build_into(folder, data, renderer, seed, look_for="near")
-        if key is not None and not built.problems:
-            with locked(key) as entry:
-                if not touch(entry):
-                    write_inventory(folder)
-                    put_in_place(folder, entry, listed_files)
+    with naming(cache_root(), CACHE_ELSEWHERE):
+        cache_root().mkdir(parents=True, exist_ok=True)
+        sweep(cache_root(), SCRATCH)
+        with scratch_folder(cache_root(), SCRATCH) as folder:
+            built = build_into(folder, data, renderer, seed, look_for="near")
+            if key is not None and not built.problems:
+                with locked(key) as entry:
+                    if not touch(entry):
+                        write_inventory(folder)
+                        put_in_place(folder, entry, listed_files)
     prompts = [finding for source in data.train for finding in compare_prompts(source, renderer)]
     return replace(built.report, findings=(*built.report.findings, *prompts))

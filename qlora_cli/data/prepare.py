@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qlora_cli.data.build import EVAL_FILE, TRAIN_FILE, Built, build_data
-from qlora_cli.data.cache import FACTS_FILE, cache_key, locked, touch
+from qlora_cli.data.cache import CACHE_ELSEWHERE, FACTS_FILE, cache_key, cache_root, locked, touch
 from qlora_cli.data.gather import REJECTED_FILE
 from qlora_cli.data.packed_rows import PackedRows
 from qlora_cli.data.render.renderer import Renderer
@@ -19,6 +19,7 @@ from qlora_cli.errors import DataError
 from qlora_cli.recipe.data_schema import DataSection
 from qlora_cli.run.files import write_json
 from qlora_cli.run.folders import replaced_folder
+from qlora_cli.run.storage import naming
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,11 @@ def prepare_data(data: DataSection, renderer: Renderer, seed: int) -> PreparedDa
     """
     key = cache_key(data, renderer, seed)
     if key is None:
-        folder = tempfile.TemporaryDirectory(prefix="qlora-data-")
-        _refuse(build_into(Path(folder.name), data, renderer, seed))
+        with naming(Path(tempfile.gettempdir()), "or name another folder for temporary files: TMPDIR=FOLDER"):
+            folder = tempfile.TemporaryDirectory(prefix="qlora-data-")
+            _refuse(build_into(Path(folder.name), data, renderer, seed))
         return _open(Path(folder.name), is_cached=False, holder=folder)
-    with locked(key) as entry:
+    with naming(cache_root(), CACHE_ELSEWHERE), locked(key) as entry:
         is_cached = touch(entry)
         if not is_cached:
             with replaced_folder(entry) as stage:

@@ -73,7 +73,7 @@ class Spool:
     def append(self, batch: TokenBatch) -> None:
         """Write a batch behind the others."""
         for name, file in self._files.items():
-            getattr(batch, name).tofile(file)
+            file.write(np.ascontiguousarray(getattr(batch, name)).view(np.uint8).data)  # `tofile` hides why it fails
 
     def close(self) -> None:
         """End writing; the rows can be read now."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,11 +14,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.deploy.checks import MERGE_RECORD
 from qlora_cli.deploy.merge import MergeOptions, adapter_identity, check_mergeable, merge_into
+from qlora_cli.deploy.record import Precisions
 from qlora_cli.deploy.staging import staged_folder
 from qlora_cli.deploy.verify import MAX_KL_ROUNDED, Agreement, compare, record_logits, refuse_disagreement
 from qlora_cli.errors import IdentityError
+from qlora_cli.model.device import precision_of
 from qlora_cli.model.tuned import TunedSource, find_tuned, load_tuned
-from qlora_cli.run.files import read_json_object
+from qlora_cli.run.files import read_json_object, write_json
 
 ExportFormat = Literal["hf"]
 
@@ -36,6 +38,12 @@ class Exported:
 
     agreement: Agreement
     """Adapter on its base against the exported model, on one prompt that the exported tokenizer rendered."""
+
+    compared_in: Precisions
+
+    def figures(self) -> dict[str, str]:
+        """Label and value, for people."""
+        return self.agreement.figures() | {"compared in": str(self.compared_in)}
 
 
 def export_run(path: Path | None, out: Path, *, format: ExportFormat, force: bool) -> Exported:
@@ -62,8 +70,9 @@ def export_run(path: Path | None, out: Path, *, format: ExportFormat, force: boo
             merge_into(stage, source, options, check_mergeable(source, options))
         else:
             shutil.copytree(merged, stage, dirs_exist_ok=True)
-        agreement = _prove(source, stage)
-    return Exported(out, format, merged is None, agreement)
+        exported = Exported(out, format, merged is None, *_prove(source, stage))
+        _add_to_record(stage, exported)
+    return exported
 
 
 def _merged_before(source: TunedSource) -> Path | None:
@@ -82,22 +91,22 @@ def _merged_before(source: TunedSource) -> Path | None:
     return source.run.merged_path if record.get("adapter_sha256") == adapter_sha256 else None
 
 
-def _prove(source: TunedSource, folder: Path) -> Agreement:
+def _prove(source: TunedSource, folder: Path) -> tuple[Agreement, Precisions]:
     """Load `folder` with nothing but `transformers` and compare it with base and adapter."""
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=source.model.trust_remote_code)
     prompt = tokenizer.apply_chat_template(PROOF_MESSAGES, add_generation_prompt=True, tokenize=False)
     ids = tokenizer(prompt, add_special_tokens=False).input_ids
-    expected = _tuned_logits(source, prompt, ids)
+    expected, precision = _tuned_logits(source, prompt, ids)
     gc.collect()  # the tuned model holds reference cycles; its memory is needed for the exported one
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=source.model.trust_remote_code).eval()
     agreement = compare(expected, record_logits(model, [ids]))
     # The bound that the merge was held to, which is a wide one for --onto original; a float32 merge is compared
     # here across devices, so nothing tighter than rounding is asked.
     refuse_disagreement(agreement, max(MAX_KL_ROUNDED, _read_record(folder)["max_kl"]))
-    return agreement
+    return agreement, Precisions(precision, precision_of(model))
 
 
-def _tuned_logits(source: TunedSource, prompt: str, ids: list[int]) -> list[torch.Tensor]:
+def _tuned_logits(source: TunedSource, prompt: str, ids: list[int]) -> tuple[list[torch.Tensor], str]:
     tuned = load_tuned(source.folder)
     template = Renderer(tuned.tokenizer).template
     trained_on = tuned.tokenizer.apply_chat_template(
@@ -108,7 +117,17 @@ def _tuned_logits(source: TunedSource, prompt: str, ids: list[int]) -> list[torc
             f"the exported tokenizer renders another prompt than training saw: {prompt!r}, not {trained_on!r}",
             hint="merge again with `qlora merge --force`, then export",
         )
-    return record_logits(tuned.model, [ids])
+    return record_logits(tuned.model, [ids]), precision_of(tuned.model)
+
+
+def _add_to_record(folder: Path, exported: Exported) -> None:
+    """What plain `transformers` made of the folder stands beside what the merge measured."""
+    proof = {
+        "format": exported.format,
+        "agreement": asdict(exported.agreement),
+        "compared_in": asdict(exported.compared_in),
+    }
+    write_json(folder / MERGE_RECORD, _read_record(folder) | {"export": proof})
 
 
 def _read_record(folder: Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from qlora_cli.deploy.checks import (
 from qlora_cli.deploy.fold import fold_adapter
 from qlora_cli.deploy.model_folder import save_model_folder
 from qlora_cli.deploy.probes import probe_rows
-from qlora_cli.deploy.record import Merged, MergedDtype, describe_onto, merge_record
+from qlora_cli.deploy.record import Merged, MergedDtype, Precisions, describe_onto, merge_record
 from qlora_cli.deploy.staging import staged_folder
 from qlora_cli.deploy.verify import (
     MAX_KL_ORIGINAL,
@@ -37,7 +37,7 @@ from qlora_cli.deploy.verify import (
 from qlora_cli.errors import ArgumentError
 from qlora_cli.model.adapter import ADAPTER_WEIGHTS, load_adapter
 from qlora_cli.model.base import load_base
-from qlora_cli.model.device import DTYPES, pick_device
+from qlora_cli.model.device import DTYPES, pick_device, precision_of
 from qlora_cli.model.tuned import TunedSource, find_tuned, load_tuned
 from qlora_cli.recipe.schema import ModelSection
 from qlora_cli.run.files import sha256_file, write_json
@@ -68,6 +68,7 @@ class _Reference:
     rows: list[list[int]]
     logits: list[torch.Tensor]
     effect: Agreement
+    precision: str
     is_float32: bool
     num_parameters: int
 
@@ -103,7 +104,8 @@ def merge_into(folder: Path, source: TunedSource, options: MergeOptions, adapter
     """
     reference = _write_merged(source, options, folder)
     _let_go_of_memory()
-    agreement = compare(reference.logits, record_logits(_reload(folder, source.model, options.dtype), reference.rows))
+    plain = _reload(folder, source.model, options.dtype)
+    agreement = compare(reference.logits, record_logits(plain, reference.rows))
     merged = Merged(
         path=folder,
         onto=options.onto,
@@ -112,6 +114,7 @@ def merge_into(folder: Path, source: TunedSource, options: MergeOptions, adapter
         num_parameters=reference.num_parameters,
         effect=reference.effect,
         agreement=agreement,
+        compared_in=Precisions(reference.precision, precision_of(plain)),
         max_kl=_bound(source, options, reference) if options.max_kl is None else options.max_kl,
     )
     refuse_disagreement(agreement, merged.max_kl)
@@ -171,13 +174,14 @@ def _write_merged(source: TunedSource, options: MergeOptions, stage: Path) -> _R
     refuse_inert(tuned.model, source)
     renderer = Renderer(tuned.tokenizer)
     rows = probe_rows(source.recipe, renderer)
-    logits = record_logits(tuned.model, rows)
+    logits, precision = record_logits(tuned.model, rows), precision_of(tuned.model)
     with tuned.model.disable_adapter():
         effect = compare(logits, record_logits(tuned.model, rows))
     to_fold = tuned.model if options.onto == "dequantized" else _on_original(source, options.dtype)
     plain = fold_adapter(to_fold, DTYPES[options.dtype])
     save_model_folder(plain, tuned.tokenizer, renderer, stage)
-    return _Reference(rows, logits, effect, tuned.model.dtype is torch.float32, plain.num_parameters())
+    is_float32 = tuned.model.dtype is torch.float32
+    return _Reference(rows, logits, effect, precision, is_float32, plain.num_parameters())
 
 
 def _on_original(source: TunedSource, dtype: MergedDtype) -> PeftModel:

@@ -7,8 +7,10 @@ from pathlib import Path
 
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from qlora_cli.console import size_in_words
 from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.errors import ResourceError
+from qlora_cli.run.storage import final_name
 
 
 def save_model_folder(
@@ -46,7 +48,7 @@ def _refuse_full_disk(folder: Path, num_bytes: int) -> None:
     free_bytes = shutil.disk_usage(folder).free
     if free_bytes < num_bytes:
         raise ResourceError(
-            f"the weights take {num_bytes / 1e9:.1f} GB and the disk has {free_bytes / 1e9:.1f} GB free",
-            place=str(folder),
-            hint="free some space, or name a folder on another disk with --out",
+            f"the disk is full: the weights take {size_in_words(num_bytes)}, and {size_in_words(free_bytes)} are free",
+            place=final_name(str(folder)),
+            hint="make room, or name a folder on another disk with --out",
         )

@@ -17,6 +17,20 @@ MergedDtype = Literal["bfloat16", "float32"]
 
 
 @dataclass(frozen=True)
+class Precisions:
+    """In which precision, and on which kind of device, two models computed what was compared."""
+
+    tuned: str
+    """Base and adapter, as `float32 on cpu`."""
+
+    plain: str
+    """The merged or exported model."""
+
+    def __str__(self) -> str:
+        return f"{self.tuned} (base and adapter), {self.plain} (merged)"
+
+
+@dataclass(frozen=True)
 class Merged:
     """A merged model folder and how well it agrees with base and adapter."""
 
@@ -33,12 +47,15 @@ class Merged:
     agreement: Agreement
     """What the merge costs: adapter on against the merged model."""
 
+    compared_in: Precisions
+
     max_kl: float
     """Bound on the mean KL that it was held to, in nats per token."""
 
     def figures(self) -> dict[str, str]:
         """Label and value, for people."""
         return self.agreement.figures() | {
+            "compared in": str(self.compared_in),
             "mean KL allowed": f"{self.max_kl:.3g}",
             "the adapter's own effect": f"mean KL {self.effect.mean_kl:.3g}, top-1 {self.effect.top1_agreement:.2%}",
         }
@@ -77,6 +94,7 @@ def merge_record(source: TunedSource, merged: Merged, adapter_sha256: str) -> di
         "dtype": merged.dtype,
         "max_kl": merged.max_kl,
         "agreement": asdict(merged.agreement),
+        "compared_in": asdict(merged.compared_in),
         "effect_of_adapter": asdict(merged.effect),
         "versions": library_versions(),
     }

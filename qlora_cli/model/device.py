@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from qlora_cli.errors import RecipeError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -45,6 +51,14 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 def _computes_in_bfloat16(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def precision_of(model: PeftModel | PreTrainedModel) -> str:
+    """In which precision a model computes, and where: `float32 on cpu`.
+
+    Quantized weights are multiplied in the dtype of the weights that are not quantized.
+    """
+    return f"{dtype_name(model.get_input_embeddings().weight.dtype)} on {model.device.type}"
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -5,6 +5,9 @@ Shape letters: O = output features, I = input features.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import bitsandbytes as bnb
 import torch
 from torch import nn
@@ -33,3 +36,23 @@ def dequantized_weight(module: nn.Module) -> torch.Tensor:
         row_scale_O = module.state.SCB if module.weight.SCB is None else module.weight.SCB
         return module.weight.data * (row_scale_O[:, None].float() / INT8_MAX)
     raise ValueError(f"{type(module).__name__} is not quantized")
+
+
+@contextmanager
+def no_outlier_columns(model: nn.Module) -> Iterator[None]:
+    """Let int8 layers round each token by itself while the block runs.
+
+    LLM.int8() multiplies in 16 bit the columns in which any token of the batch exceeds a threshold (6.0). Another token
+    in the batch can so move a column between int8 and 16 bit for all tokens, and with it the rounding of their logits,
+    though no token attends to it. At a threshold of 0 no column is picked, and a token's result depends on it alone.
+    Without effect on other models.
+    """
+    states = [module.state for module in model.modules() if isinstance(module, bnb.nn.Linear8bitLt)]
+    thresholds = [state.threshold for state in states]
+    for state in states:
+        state.threshold = 0.0
+    try:
+        yield
+    finally:
+        for state, threshold in zip(states, thresholds, strict=True):
+            state.threshold = threshold

@@ -15,9 +15,10 @@ from pathlib import Path
 import torch
 
 from qlora_cli import console
-from qlora_cli.data.cache import cache_root
-from qlora_cli.errors import IdentityError, ResourceError
+from qlora_cli.data.cache import CACHE_ELSEWHERE, cache_root
+from qlora_cli.errors import IdentityError
 from qlora_cli.run.files import read_json_object, write_json
+from qlora_cli.run.storage import naming
 
 DRIVER_VERSION = Path("/sys/module/nvidia/version")
 
@@ -69,19 +70,11 @@ def save_overheads(overheads: Overheads) -> Path:
 
     Returns:
         The file.
-
-    Raises:
-        ResourceError: if it cannot be written.
     """
     path = overheads_root() / f"{_slug(overheads.gpu, overheads.driver, overheads.torch)}.json"
-    try:
+    with naming(path.parent, CACHE_ELSEWHERE):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, asdict(overheads))
-    except OSError as fault:
-        raise ResourceError(
-            f"what was measured cannot be kept in '{path}': {fault.strerror}",
-            hint="make room, or name another folder: QLORA_CACHE=...",
-        ) from fault
     return path
 
 

@@ -101,16 +101,13 @@ def write_timeline(path: Path, report: PlanReport) -> None:
     """Write the page.
 
     Raises:
-        ArgumentError: if the name is not that of a page or is another file's, or it cannot be written.
+        ArgumentError: if the name is not that of a page, or another file has it.
     """
     if path.suffix.lower() not in (".html", ".htm"):
         raise ArgumentError(f"'{path}' does not end in .html", hint=f"try `--timeline {path.with_suffix('.html')}`")
-    try:
-        refuse_foreign_page(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, page(report))
-    except OSError as fault:
-        raise ArgumentError(f"'{path}' cannot be written: {fault.strerror}") from fault
+    refuse_foreign_page(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, page(report))
 
 
 def page(report: PlanReport) -> str:

@@ -13,7 +13,8 @@ def _held_out_data(written: Written) -> Iterator[Conflict]:
     strategy = at(written, "eval.eval_strategy")
     if has_eval and has_fraction:
         text = "'data.eval' and 'data.eval_fraction' both choose the held-out rows"
-        yield conflict("data.eval_fraction", ("data.eval",), text, "keep one of the two")
+        pair = ("data.eval_fraction", "data.eval")
+        yield conflict(pair[0], pair[1:], text, "keep one of the two", weaker=pair)
     if strategy in ("epoch", "steps") and not has_eval and not has_fraction:
         text = f"'eval.eval_strategy: {strategy}' needs 'data.eval' or 'data.eval_fraction'"
         yield conflict(
@@ -33,10 +34,12 @@ def _mixing(written: Written) -> Iterator[Conflict]:
     if mix_by is None and at(written, "data.stopping_strategy") is not None:
         text = "'data.stopping_strategy' has no effect without 'data.mix_by'"
         hint = "add `mix_by: rows` (or tokens), or take 'data.stopping_strategy' out"
-        yield conflict("data.stopping_strategy", ("data.mix_by",), text, hint)
+        key = "data.stopping_strategy"
+        yield conflict(key, ("data.mix_by",), text, hint, weaker=(key,))
     if mix_by is not None and _num_sources(written) == 1:
         text = f"'data.mix_by: {mix_by}' has no effect on the single source of 'data.train': its share is the whole"
-        yield conflict("data.mix_by", ("data.train",), text, "name a second source, or take 'data.mix_by' out")
+        hint = "name a second source, or take 'data.mix_by' out"
+        yield conflict("data.mix_by", ("data.train",), text, hint, weaker=("data.mix_by",))
 
 
 def _num_sources(written: Written) -> int:

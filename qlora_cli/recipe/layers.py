@@ -38,6 +38,19 @@ class Layers:
     is_whole: bool = True
     """False once a file could not be used; its keys would then wrongly look missing."""
     _read: dict[str, Node] = field(default_factory=dict)
+    _parts: dict[str, list[str]] = field(default_factory=dict)
+    """File -> the files that it extends, as places show them."""
+
+    def files(self, root: Node) -> list[str]:
+        """The files that `root` was laid together from, the uppermost first."""
+        found: dict[str, None] = {}
+        ahead = [root.place.file]
+        while ahead:
+            file = ahead.pop()
+            if file not in found:
+                found[file] = None
+                ahead += self._parts.get(file, [])
+        return list(found)
 
     def load(self, path: Path, chain: tuple[Path, ...] = (), named_at: Place | None = None) -> Node:
         """The tree of `path` laid over those of its `extends`; an empty one where the file cannot be used.
@@ -87,6 +100,7 @@ class Layers:
         tree = Node({}, place)
         for target in self._targets(keys.get("extends")):
             part = self.load(_locate(path, str(target.value)), (*chain, path), target.place)
+            self._parts.setdefault(str(path), []).append(part.place.file)
             tree = merge(tree, part)
         own_keys = {key: child for key, child in keys.items() if key != "extends"}
         return merge(tree, Node(own_keys, place))

@@ -10,12 +10,14 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from qlora_cli import console
 from qlora_cli.errors import RecipeError
 from qlora_cli.recipe.explain import explain
 from qlora_cli.recipe.layers import MAPPING_PATH, Layers
 from qlora_cli.recipe.local_checks import check_local, default_notes
 from qlora_cli.recipe.one_line import RecipeDumper
 from qlora_cli.recipe.overrides import parse_override
+from qlora_cli.recipe.precedence import left_out
 from qlora_cli.recipe.rules import check_rules
 from qlora_cli.recipe.schema import Recipe
 from qlora_cli.recipe.tree import Node, Place, PlacedProblem, find, merge, problem_at
@@ -25,17 +27,20 @@ from qlora_cli.secrets import find_secret
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
-def load_recipe(source: Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(
+    source: Path | Mapping[str, Any], overrides: Sequence[str] = (), on_note: Callable[[str], None] = console.note
+) -> Recipe:
     """Read a recipe, the parts it extends, and `--set` values over both.
 
     Args:
         source: the YAML file, or the same keys in a mapping.
         overrides: texts such as `lora.r=32`; later ones win.
+        on_note: told of each setting that is left out, since one that excludes it was written over it.
 
     Raises:
         RecipeError: with every problem found, sorted by file and line.
     """
-    return _load(source, overrides, check_rules)[0]
+    return _load(source, overrides, check_rules, on_note)[0]
 
 
 def check_recipe(path: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, list[str]]:
@@ -44,17 +49,21 @@ def check_recipe(path: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, lis
     Raises:
         RecipeError: as `load_recipe`, also with what is missing on this machine or does not suit the recipe.
     """
-    recipe, root = _load(path, overrides, lambda written: [*check_rules(written), *check_local(written)])
+    recipe, root = _load(path, overrides, lambda written: [*check_rules(written), *check_local(written)], console.note)
     return recipe, default_notes(recipe, is_length_written=at(root.plain(), "data.max_length") is not None)
 
 
 def _load(
-    source: Path | Mapping[str, Any], overrides: Sequence[str], check: Callable[[Written], list[Conflict]]
+    source: Path | Mapping[str, Any],
+    overrides: Sequence[str],
+    check: Callable[[Written], list[Conflict]],
+    on_note: Callable[[str], None],
 ) -> tuple[Recipe, Node]:
     """The recipe and the tree that it was read from, with what `check` finds among the problems."""
     layers = Layers()
     path = source if isinstance(source, Path) else MAPPING_PATH
     root = layers.load(source) if isinstance(source, Path) else layers.load_mapping(source)
+    files = layers.files(root)
     problems = layers.problems
     for text in overrides:
         override, override_problems = parse_override(text)
@@ -72,10 +81,16 @@ def _load(
     except ValidationError as error:
         found, doubtful = explain(error.errors(include_url=False), root)
         problems += found
-    problems += _conflicts(root, doubtful, check)
+    root, notes = left_out(root, files, lambda tree: _conflicts(tree, doubtful, check_rules))
+    for note in notes:
+        on_note(note)
+    problems += [
+        problem_at(find(root, conflict.path).place, conflict.text, conflict.hint)
+        for conflict in _conflicts(root, doubtful, check)
+    ]
     if problems or recipe is None:
         raise _as_error(problems)
-    return recipe, root
+    return (Recipe.model_validate(root.plain()) if notes else recipe), root
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -114,13 +129,13 @@ def _with_name(root: Node, path: Path) -> tuple[Node, list[PlacedProblem]]:
     return merge(root, stand_in), [problem_at(place, text, hint)]
 
 
-def _conflicts(root: Node, doubtful: set[str], check: Callable[[Written], list[Conflict]]) -> list[PlacedProblem]:
-    """Problems between settings, except where one of the two is itself at fault."""
+def _conflicts(root: Node, doubtful: set[str], check: Callable[[Written], list[Conflict]]) -> list[Conflict]:
+    """Conflicts between settings, except where one of the two is itself at fault."""
     written = root.plain()
     for key in doubtful:
         _take_out(written, key)
     return [
-        problem_at(find(root, conflict.path).place, conflict.text, conflict.hint)
+        conflict
         for conflict in check(written)
         if not any(f"{key}.".startswith(f"{other}.") for key in doubtful for other in conflict.others)
     ]

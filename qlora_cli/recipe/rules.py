@@ -25,7 +25,8 @@ def check_rules(written: Written) -> list[Conflict]:
 def _length(written: Written) -> Iterator[Conflict]:
     if at(written, "training.num_train_epochs") is not None and at(written, "training.max_steps") is not None:
         text = "'training.max_steps' and 'training.num_train_epochs' both set the length of the run"
-        yield conflict("training.max_steps", ("training.num_train_epochs",), text, "keep one of the two")
+        pair = ("training.max_steps", "training.num_train_epochs")
+        yield conflict(pair[0], pair[1:], text, "keep one of the two", weaker=pair)
 
 
 def _intervals(written: Written) -> Iterator[Conflict]:
@@ -36,7 +37,8 @@ def _intervals(written: Written) -> Iterator[Conflict]:
             yield conflict(strategy, (steps,), f"'{strategy}: steps' needs '{steps}'", f"add `{kind}_steps: 100`")
         if not is_by_steps and at(written, steps) is not None:
             text = f"'{steps}' has no effect without '{strategy}: steps'"
-            yield conflict(steps, (strategy,), text, f"add `{kind}_strategy: steps`, or take '{steps}' out")
+            hint = f"add `{kind}_strategy: steps`, or take '{steps}' out"
+            yield conflict(steps, (strategy,), text, hint, weaker=(steps,))
 
 
 def _evaluation_keys(written: Written) -> Iterator[Conflict]:
@@ -69,14 +71,16 @@ def _warmup(written: Written) -> Iterator[Conflict]:
     if at(written, "training.lr_scheduler_type") == "constant" and at(written, "training.warmup_ratio"):
         text = "'training.warmup_ratio' has no effect with 'training.lr_scheduler_type: constant'"
         hint = "write `lr_scheduler_type: constant_with_warmup`, or take 'training.warmup_ratio' out"
-        yield conflict("training.warmup_ratio", ("training.lr_scheduler_type",), text, hint)
+        key = "training.warmup_ratio"
+        yield conflict(key, ("training.lr_scheduler_type",), text, hint, weaker=(key,))
 
 
 def _quantization(written: Written) -> Iterator[Conflict]:
     if at(written, "quantization.quant_type") == "int8" and at(written, "quantization.double_quant"):
         text = "'quantization.double_quant: true' cannot work with 'quantization.quant_type: int8'"
         hint = "int8 has no block constants: take 'quantization.double_quant' out"
-        yield conflict("quantization.double_quant", ("quantization.quant_type",), text, hint)
+        key = "quantization.double_quant"
+        yield conflict(key, ("quantization.quant_type",), text, hint, weaker=(key,))
 
 
 def _initial_weights(written: Written) -> Iterator[Conflict]:
@@ -88,7 +92,7 @@ def _initial_weights(written: Written) -> Iterator[Conflict]:
     # DoRA takes its magnitudes from the weight at hand when the adapter is attached; both inits replace that weight.
     if init in ("loftq", "pissa") and at(written, "lora.use_dora"):
         text = f"'lora.use_dora' cannot work with '{key}: {init}', which replaces the weight that DoRA measures"
-        yield conflict("lora.use_dora", (key,), text, "keep one of the two")
+        yield conflict("lora.use_dora", (key,), text, "keep one of the two", weaker=("lora.use_dora", key))
 
 
 def _precision(written: Written) -> Iterator[Conflict]:
@@ -97,11 +101,13 @@ def _precision(written: Written) -> Iterator[Conflict]:
     if dtype == "float16" and at(written, "lora.autocast_adapter_dtype") is False:
         text = "'lora.autocast_adapter_dtype: false' cannot work with 'model.dtype: float16'"
         hint = "float16 adapters lose small updates and cannot be loss-scaled: take autocast_adapter_dtype out"
-        yield conflict("lora.autocast_adapter_dtype", ("model.dtype",), text, hint)
+        key = "lora.autocast_adapter_dtype"
+        yield conflict(key, ("model.dtype",), text, hint, weaker=(key,))
     if dtype == "float32" and attention in ("flash_attention_2", "flash_attention_3"):
         text = f"'model.attn_implementation: {attention}' cannot work with 'model.dtype: float32'"
         hint = "write `attn_implementation: sdpa`, or `dtype: bfloat16`"
-        yield conflict("model.attn_implementation", ("model.dtype",), text, hint)
+        key = "model.attn_implementation"
+        yield conflict(key, ("model.dtype",), text, hint, weaker=(key,))
 
 
 def _modules(written: Written) -> Iterator[Conflict]:
@@ -117,11 +123,13 @@ def _modules(written: Written) -> Iterator[Conflict]:
         text = f"'lora.target_modules' cannot hold '{heads[0]}': the loss reads its weight past any adapter"
         hint = "take it out; to train the head in full write `modules_to_save: [lm_head]`"
         yield conflict("lora.target_modules", (), text, hint)
-    for name in targets:
+    for index, name in enumerate(targets):
         if name in saved:
             text = f"'{name}' is both in 'lora.target_modules' and in 'lora.modules_to_save'"
             hint = "a module gets an adapter or is trained in full: keep one"
-            yield conflict("lora.modules_to_save", ("lora.target_modules",), text, hint)
+            key, other = ("lora", "modules_to_save"), ("lora", "target_modules")
+            weaker = ((*key, saved.index(name)), (*other, index))
+            yield Conflict(key, text, hint, (".".join(other),), weaker)
 
 
 def _repeats(written: Written) -> Iterator[Conflict]:
@@ -153,7 +161,8 @@ def _local_files(written: Written) -> Iterator[Conflict]:
     base_model = at(written, "model.base_model")
     if base_model and at(written, "model.revision") is not None and is_local_folder(base_model):
         text = f"'model.revision' has no effect on the local folder of 'model.base_model: {base_model}'"
-        yield conflict("model.revision", ("model.base_model",), text, "take 'model.revision' out")
+        key = "model.revision"
+        yield conflict(key, ("model.base_model",), text, f"take '{key}' out", weaker=(key,))
     for key in ("data.train", "data.eval"):
         for path, source in sources(written, key):
             where = str(source.get("path", ""))
@@ -162,11 +171,11 @@ def _local_files(written: Written) -> Iterator[Conflict]:
             for name in refused if is_file or is_local_folder(where) else ():
                 if source.get(name) is not None:
                     text = f"'{name}' has no effect on the local path '{where}' of '{key}'"
-                    yield Conflict((*path, name), text, f"take '{name}' out", (f"{key}.path",))
+                    yield Conflict((*path, name), text, f"take '{name}' out", (f"{key}.path",), ((*path, name),))
             if source.get("streaming") and (is_file or is_local_folder(where)):
                 text = f"'streaming' has no effect on the local path '{where}' of '{key}'"
                 hint = "take 'streaming' out: files are always read row by row"
-                yield Conflict((*path, "streaming"), text, hint, (f"{key}.path",))
+                yield Conflict((*path, "streaming"), text, hint, (f"{key}.path",), ((*path, "streaming"),))
 
 
 def _trust(written: Written) -> Iterator[Conflict]:
@@ -179,7 +188,8 @@ def _trust(written: Written) -> Iterator[Conflict]:
         yield conflict("model.trust_remote_code", ("model.base_model", "model.revision"), text, hint)
     if base_model and at(written, "model.allow_pickle") and any(Path(base_model).glob("model*.safetensors")):
         text = f"'model.allow_pickle' has no effect: 'model.base_model: {base_model}' has safetensors"
-        yield conflict("model.allow_pickle", ("model.base_model",), text, "take 'model.allow_pickle' out")
+        key = "model.allow_pickle"
+        yield conflict(key, ("model.base_model",), text, f"take '{key}' out", weaker=(key,))
 
 
 def _project(written: Written) -> Iterator[Conflict]:
@@ -187,7 +197,8 @@ def _project(written: Written) -> Iterator[Conflict]:
     if at(written, "tracking.project") is not None and not set(trackers) & {"wandb", "mlflow", "trackio"}:
         text = "'tracking.project' has no effect: no tracker of 'tracking.report_to' has projects"
         hint = "write `report_to: [wandb]` (or mlflow, trackio), or take 'tracking.project' out"
-        yield conflict("tracking.project", ("tracking.report_to",), text, hint)
+        key = "tracking.project"
+        yield conflict(key, ("tracking.report_to",), text, hint, weaker=(key,))
 
 
 RULES: tuple[Callable[[Written], Iterator[Conflict]], ...] = (

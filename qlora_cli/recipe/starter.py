@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
+from secrets import token_hex
 
+from qlora_cli import console
 from qlora_cli.errors import ArgumentError
 from qlora_cli.recipe.one_line import one_line
 from qlora_cli.recipe.reader import NAME_PATTERN
@@ -98,7 +102,8 @@ def write_starter(
         values: chosen for a card; by default those of the schema.
 
     Raises:
-        ArgumentError: if `out` exists, cannot be written, or its stem cannot name a run; if a value holds a secret.
+        ArgumentError: if `out` exists or its stem cannot name a run; if a value holds a secret.
+        OSError: if it cannot be written; what was there is there still.
     """
     refuse_name(out, overwrite=overwrite)
     for option, value in (("--base", base_model), ("--data", data), ("--out", str(out))):
@@ -108,19 +113,39 @@ def write_starter(
 
 
 def write_recipe(out: Path, text: str, *, overwrite: bool) -> None:
-    """Write a recipe's text to `out`.
+    """Write a recipe's text to `out`; what was there keeps a name beside it.
 
     Raises:
-        ArgumentError: if `out` exists and `overwrite` is not given, or cannot be written.
+        ArgumentError: if `out` exists and `overwrite` is not given.
+        OSError: if it cannot be written.
     """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    staged = out.with_name(f".{out.name}.new-{token_hex(8)}")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with out.open("w" if overwrite else "x", encoding="utf-8") as file:
+        with staged.open("x", encoding="utf-8") as file:
             file.write(text)
-    except FileExistsError:
-        raise _is_there(out) from None
-    except OSError as error:
-        raise ArgumentError(f"'{out}' cannot be written: {error.strerror}", hint="choose another --out") from None
+        if os.path.lexists(out):
+            if not overwrite:
+                raise _is_there(out)
+            _keep(out)
+        os.replace(staged, out)
+    except OSError as fault:
+        fault.filename = fault.filename or str(out)
+        raise
+    finally:
+        staged.unlink(missing_ok=True)
+
+
+def _keep(out: Path) -> None:
+    """Give a file a second name, so that it outlives the first."""
+    number = 1
+    while os.path.lexists(kept := out.with_name(f"{out.name}.kept-{number}")):
+        number += 1
+    try:
+        os.link(out, kept, follow_symlinks=False)
+    except OSError:  # a file system without second names
+        shutil.copy2(out, kept, follow_symlinks=False)
+    console.note(f"what was in {out} is now in {kept}")
 
 
 def refuse_name(out: Path, *, overwrite: bool) -> None:

@@ -69,6 +69,13 @@ class Node:
             return self.value[part]
         return None
 
+    def at(self, path: Sequence[Part]) -> Node | None:
+        """The node at `path` below this one; None where there is none."""
+        node: Node | None = self
+        for part in path:
+            node = node.child(part) if node else None
+        return node
+
 
 def find(root: Node, path: Sequence[Part]) -> Node:
     """The node at `path`, or the nearest one above it that exists."""
@@ -95,6 +102,28 @@ def merge(lower: Node, upper: Node) -> Node:
     for key, child in upper.value.items():
         merged[key] = merge(merged[key], child) if key in merged else child
     return Node(merged, upper.place)
+
+
+def take_out(root: Node, path: Sequence[Part]) -> Node:
+    """The tree without what is at `path`.
+
+    >>> here = Place("a.yaml", 1)
+    >>> lora = Node({"r": Node(8, here), "bias": Node("none", here)}, here)
+    >>> take_out(Node({"lora": lora}, here), ("lora", "r")).plain()
+    {'lora': {'bias': 'none'}}
+    """
+    part, *rest = path
+    if isinstance(root.value, list) and isinstance(part, int):
+        items = list(root.value)
+        items[part : part + 1] = [take_out(items[part], rest)] if rest else []
+        return Node(items, root.place)
+    if not isinstance(root.value, dict) or part not in root.value:
+        return root
+    assert isinstance(part, str)
+    kept = {key: child for key, child in root.value.items() if key != part or rest}
+    if rest:
+        kept[part] = take_out(kept[part], rest)
+    return Node(kept, root.place)
 
 
 def path_text(path: Sequence[Part]) -> str:

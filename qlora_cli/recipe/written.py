@@ -26,6 +26,10 @@ class Conflict:
     others: tuple[str, ...] = ()
     """Dotted paths of the settings that it cannot stand beside."""
 
+    weaker: tuple[tuple[Part, ...], ...] = ()
+    """Those of all these that can be left out where another one was written over them: what says the same in another
+    way (the length of a run), or has no effect beside the other."""
+
 
 def at(written: Written, key: str) -> Any:
     """The value of a dotted key; None where it is not written."""
@@ -35,9 +39,9 @@ def at(written: Written, key: str) -> Any:
     return value
 
 
-def conflict(key: str, others: tuple[str, ...], text: str, hint: str) -> Conflict:
+def conflict(key: str, others: tuple[str, ...], text: str, hint: str, weaker: tuple[str, ...] = ()) -> Conflict:
     """A conflict at a dotted key."""
-    return Conflict(tuple(key.split(".")), text, hint, others)
+    return Conflict(tuple(key.split(".")), text, hint, others, tuple(tuple(one.split(".")) for one in weaker))
 
 
 def sources(written: Written, key: str) -> Iterator[tuple[tuple[Part, ...], dict[str, Any]]]:

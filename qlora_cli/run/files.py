@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from qlora_cli.errors import ArgumentError, IdentityError
+from qlora_cli.run.storage import naming
 from qlora_cli.secrets import redacted
 
 Result = TypeVar("Result")
@@ -34,11 +35,16 @@ def write_text(path: Path, text: str, *, is_content: bool = False) -> None:
         text: secrets in it are taken out.
         is_content: the text is the user's data or a model's answers, and is written as it is.
     """
+    with naming(path):
+        _write_text(path, text if is_content else redacted(text))
+
+
+def _write_text(path: Path, text: str) -> None:
     staged = path.with_name(f".{path.name}.new-{secrets.token_hex(8)}")
     try:
         with staged.open("x", encoding="utf-8") as file:
             staged = certify(staged, f".{path.name}.staged")
-            file.write(text if is_content else redacted(text))
+            file.write(text)
         fsync(staged)
         uninterrupted(os.replace, staged, path)
     except BaseException:

@@ -32,6 +32,7 @@ from qlora_cli.run.inventory import (
     listed_files,
     write_inventory,
 )
+from qlora_cli.run.storage import naming
 
 RENAME_EXCHANGE = 2
 AT_FDCWD = -100
@@ -73,15 +74,16 @@ def replaced_folder(out: Path, listing: Listing = listed_files) -> Iterator[Path
         out: the folder to make or to replace.
         listing: tells which files of `out` this project wrote. Without another one the new folder gets a list.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    sweep(out.parent, re.escape(out.name), listing)
-    with scratch_folder(out.parent, out.name) as stage:
-        yield stage
-        take_secrets_out(stage)
-        _open_to_readers(stage)
-        if listing is listed_files:
-            write_inventory(stage)
-        put_in_place(stage, out, listing)
+    with naming(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        sweep(out.parent, re.escape(out.name), listing)
+        with scratch_folder(out.parent, out.name) as stage:
+            yield stage
+            take_secrets_out(stage)
+            _open_to_readers(stage)
+            if listing is listed_files:
+                write_inventory(stage)
+            put_in_place(stage, out, listing)
 
 
 @contextmanager

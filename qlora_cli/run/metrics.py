@@ -10,6 +10,7 @@ from typing import Any
 
 from qlora_cli.errors import IdentityError
 from qlora_cli.run.files import write_text
+from qlora_cli.run.storage import naming
 from qlora_cli.secrets import redacted
 
 
@@ -21,7 +22,7 @@ def append_metrics(path: Path, values: dict[str, Any]) -> None:
     finite = {
         key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()
     }
-    with path.open("a", encoding="utf-8") as file:
+    with naming(path), path.open("a", encoding="utf-8") as file:
         file.write(redacted(json.dumps(finite, allow_nan=False)) + "\n")
         if "eval_loss" in values:
             file.flush()

@@ -14,6 +14,7 @@ from transformers.generation.streamers import BaseStreamer
 from qlora_cli.data.example import Message
 from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.errors import ArgumentError
+from qlora_cli.model.device import precision_of
 from qlora_cli.model.generation_settings import generation_settings, only_these_settings
 from qlora_cli.model.tables import num_positions
 from qlora_cli.model.tuned import Tuned
@@ -50,6 +51,8 @@ class Answer:
 
     seconds: float
     stopped_by: StopReason
+    computed_in: str
+    """Precision and kind of device, as `float32 on cpu`; in another precision a close choice can fall otherwise."""
 
 
 class _AnswerStream(BaseStreamer):
@@ -122,7 +125,8 @@ def generate_answer(
         stopped_by = "interrupt"
     if stream.ids and stream.ids[-1] in renderer.end_of_turn_ids:
         stopped_by = "end_of_turn"
-    return Answer(stream.text, len(prompt_ids), len(stream.ids), perf_counter() - start, stopped_by)
+    seconds = perf_counter() - start
+    return Answer(stream.text, len(prompt_ids), len(stream.ids), seconds, stopped_by, precision_of(tuned.model))
 
 
 def _generate(tuned: Tuned, prompt_ids: list[int], settings: GenerationConfig, stream: _AnswerStream) -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from qlora_cli import console
 from qlora_cli.model.base import load_base
+from qlora_cli.model.device import precision_of
 from qlora_cli.model.tokenizer import load_tokenizer
 from qlora_cli.model.tuned import Tuned, find_tuned, load_tuned
 
 
 def load_speaker(path: Path | None, *, is_base_wanted: bool) -> Tuned:
     """The tuned model at `path`, or the base model that it stands on, quantized in the same way.
+
+    A note says in which precision it computes.
 
     Args:
         path: run directory, PEFT adapter folder or model folder; the latest run when None.
@@ -20,7 +24,18 @@ def load_speaker(path: Path | None, *, is_base_wanted: bool) -> Tuned:
         ArgumentError, IdentityError, RecipeError: as `load_tuned`.
     """
     if not is_base_wanted:
-        return load_tuned(path)
-    source = find_tuned(path)
-    base = load_base(source.model, source.quantization).eval()
-    return Tuned(base, load_tokenizer(source.model), source)
+        speaker = load_tuned(path)
+    else:
+        source = find_tuned(path)
+        base = load_base(source.model, source.quantization).eval()
+        speaker = Tuned(base, load_tokenizer(source.model), source)
+    console.note(_precision_in_words(speaker))
+    return speaker
+
+
+def _precision_in_words(speaker: Tuned) -> str:
+    """In which precision the answers are computed: a merged or exported model is stored in bfloat16 by default."""
+    precision = precision_of(speaker.model)
+    if precision.startswith("bfloat16"):
+        return f"computing in {precision}"
+    return f"computing in {precision}; in bfloat16, where `transformers` loads an export, some answers can differ"

@@ -71,6 +71,12 @@ class Ingredients:
     """Whether a signal has come to this process."""
 
 
+def _beside(recipe: Recipe) -> str:
+    """What the figure leaves out."""
+    is_int8 = recipe.quantization is not None and recipe.quantization.quant_type == "int8"
+    return ", beside int8's choice of outlier columns, which depends on the whole batch" if is_int8 else ""
+
+
 def make_trainer(recipe: Recipe, run: RunDirectory, ingredients: Ingredients) -> QloraTrainer:
     """A trainer over packed rows, after the proof that no token sees a later one or another document."""
     model, prepared = ingredients.model, ingredients.prepared
@@ -86,6 +92,7 @@ def make_trainer(recipe: Recipe, run: RunDirectory, ingredients: Ingredients) ->
             f"packing: {prepared.report.num_train:,} documents in {len(prepared.train):,} rows of "
             f"{recipe.data.max_length:,}, {prepared.report.fill:.1%} filled; "
             f"replacing one document moves the next one's logits by {isolation.max_change:.1g}"
+            f"{_beside(recipe)}"
         )
     if recipe.training.neftune_noise_alpha is not None:
         add_embedding_noise(model, recipe.training.neftune_noise_alpha)

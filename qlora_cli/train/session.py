@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
@@ -27,7 +26,7 @@ from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.earlier import settle
 from qlora_cli.run.files import write_text
 from qlora_cli.run.manifest import read_manifest, write_manifest
-from qlora_cli.run.storage import resource_error
+from qlora_cli.run.storage import refusal_in, resource_error
 from qlora_cli.train.assembly import Ingredients, make_model, make_trainer
 from qlora_cli.train.data_notes import check_reach, keep_rejected_rows, show_data
 from qlora_cli.train.ending import TrainingResult, conclude, result_of
@@ -211,6 +210,6 @@ def _resource_faults(recipe: Recipe, run: RunDirectory) -> Iterator[None]:
         reason = str(fault).splitlines()[0]
         raise ResourceError(f"out of GPU memory: {reason}", place=str(run.path), hint=advice(recipe)) from fault
     except OSError as fault:
-        if fault.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if refusal_in(fault) is None:
             raise
         raise resource_error(run, fault) from fault

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 from qlora_cli import console
 from qlora_cli.errors import QloraError, ResourceError
 from qlora_cli.interruption import Interruption
+from qlora_cli.run.storage import disk_error
 from qlora_cli.train.launch import Launch
 from qlora_cli.train.meeting import Peer, meet
 
@@ -228,4 +229,6 @@ def _exit_code(fault: BaseException) -> int:
         return fault.exit_code
     if isinstance(fault, SystemExit) and isinstance(fault.code, int):
         return fault.code
+    if (refused := disk_error(fault)) is not None:
+        return refused.exit_code
     return CRASHED

@@ -63,6 +63,7 @@ def test_generate_prints_the_same_streamed_and_whole(app, run):
     whole = call(app, "generate", run.path, "--prompt", "hello", *SHORT, "--no-stream").stdout
     answer = json.loads(call(app, "generate", run.path, "--prompt", "hello", *SHORT, "--json").stdout)
     assert streamed == whole == answer["text"] + "\n"
+    assert answer["computed_in"] == "float32 on cpu"
 
 
 def test_generate_base_leaves_the_adapter_out(app, run):

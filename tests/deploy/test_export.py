@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 
@@ -74,3 +75,12 @@ def test_logits_of_the_exported_model_are_those_of_the_merged_one(run, tmp_path)
     export_run(run.path, tmp_path / "out", format="hf", force=False)
     merged, exported = (AutoModelForCausalLM.from_pretrained(f) for f in (run.merged_path, tmp_path / "out"))
     assert torch.equal(logits(merged), logits(exported))
+
+
+def test_the_record_says_in_which_precision_both_models_were_compared(run, tmp_path):
+    exported = export_run(run.path, tmp_path / "out", format="hf", force=False)
+    record = json.loads((tmp_path / "out" / "qlora_merge.json").read_text())
+    assert record["compared_in"] == record["export"]["compared_in"]
+    assert record["export"]["compared_in"] == {"tuned": "float32 on cpu", "plain": "bfloat16 on cpu"}
+    assert record["export"]["agreement"]["mean_kl"] == exported.agreement.mean_kl
+    assert exported.figures()["compared in"] == "float32 on cpu (base and adapter), bfloat16 on cpu (merged)"

@@ -47,6 +47,7 @@ def test_record_names_base_adapter_and_figures(run, merged):
     assert record["onto"] == "dequantized"
     assert record["quantization"]["quant_type"] == "nf4"
     assert record["agreement"]["mean_kl"] == merged.agreement.mean_kl
+    assert record["compared_in"] == {"tuned": "float32 on cpu", "plain": "float32 on cpu"}
 
 
 def test_folder_stops_at_the_end_of_turn_and_keeps_the_template(run, merged, llama_folder):

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from qlora_cli.model.quantized import dequantized_weight, is_quantized
+from qlora_cli.model.quantized import dequantized_weight, is_quantized, no_outlier_columns
 from tests.deploy.models import load_base, save_llama
 
 
@@ -43,3 +43,21 @@ def test_a_plain_layer_is_not_quantized():
     assert not is_quantized(nn.Linear(2, 2))
     with pytest.raises(ValueError, match="Linear is not quantized"):
         dequantized_weight(nn.Linear(2, 2))
+
+
+def test_without_outlier_columns_a_row_of_int8_depends_on_itself_alone(folder):
+    layer = layer_of(folder, "int8").eval()
+    rows = torch.randn(2, 64)
+    beside_an_outlier = torch.stack([rows[0], 100 * rows[1]])
+    with torch.no_grad():
+        assert not torch.equal(layer(rows)[0], layer(beside_an_outlier)[0])
+        with no_outlier_columns(layer):
+            assert torch.equal(layer(rows)[0], layer(beside_an_outlier)[0])
+
+
+def test_the_threshold_of_int8_is_back_whatever_ends_the_block(folder):
+    layer = layer_of(folder, "int8")
+    with pytest.raises(KeyError), no_outlier_columns(layer):
+        assert layer.state.threshold == 0
+        raise KeyError
+    assert layer.state.threshold == 6.0

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from qlora_cli.errors import IdentityError, ResourceError
+from qlora_cli.data.cache import CACHE_ELSEWHERE
+from qlora_cli.errors import IdentityError
 from qlora_cli.plan import overheads as module
 from qlora_cli.plan.estimate import estimate_pace
 from qlora_cli.plan.facts import model_facts
@@ -125,5 +126,6 @@ def test_the_file_is_plain_json():
 def test_a_cache_that_cannot_be_written_is_said(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("QLORA_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises(ResourceError, match="cannot be kept in"):
+    with pytest.raises(NotADirectoryError) as caught:
         save_overheads(MEASURED)
+    assert caught.value.__notes__ == [CACHE_ELSEWHERE]

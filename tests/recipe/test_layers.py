@@ -77,7 +77,7 @@ def test_a_fault_in_a_part_points_into_the_part(write_recipe):
 
 
 def test_a_conflict_points_to_the_file_that_holds_the_key(write_recipe):
-    write_recipe("training:\n  max_steps: 5\n", "part.yaml")
+    write_recipe("training:\n  save_steps: 5\n", "part.yaml")
     path = write_recipe("extends: part.yaml\nmodel: {base_model: b}\ntraining: {num_train_epochs: 1}\n" + DATA)
     (problem,) = problems_of(path)
     assert problem.place == "part.yaml:2"

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from qlora_cli.cli.app import main
+from qlora_cli.deploy.merge import MergeOptions, merge_run
 from qlora_cli.errors import ResourceError
+from qlora_cli.recipe.reader import dump_recipe
 from qlora_cli.run.checkpoints import newest_whole
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.train.session import Session, train_recipe
@@ -26,7 +32,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     if mounted.returncode != 0:
         pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.decode().strip()}")
     yield folder
-    subprocess.run(["umount", folder], check=True)
+    subprocess.run(["umount", "--lazy", folder], check=True)  # a caught error may hold files open
 
 
 def test_a_full_disk_ends_the_run_and_what_is_whole_goes_on_when_there_is_room(
@@ -55,3 +61,89 @@ def test_without_force_it_does_not_begin(tiny_base, chat_data, small_disk):
     with pytest.raises(ResourceError, match=r"the run will write .* are free"):
         train_recipe(small_recipe(tiny_base, chat_data), run, Session())
     assert not run.is_started
+
+
+COMMANDS = {
+    "init": ("init", "--out", "{disk}/mine.yaml"),
+    "tiny": ("tiny", "{disk}/tiny", "--corpus", "{rows}", "--steps", "1", "--hidden", "64", "--layers", "1"),
+    "train": ("train", "{recipe}", "--run-dir", "{disk}/new", "--force"),
+    "eval": ("eval", "{disk}/run", "--data", "{rows}"),
+    "merge": ("merge", "{run}", "--out", "{disk}/merged"),
+    "merge into the run": ("merge", "{disk}/run"),
+    "export": ("export", "{run}", "--out", "{disk}/exported"),
+    "export of a merged run": ("export", "{merged}", "--out", "{disk}/exported"),
+    "show": ("data", "show", "{recipe}", "--html", "{disk}/pages/rows.html"),
+    "check": ("data", "check", "{recipe}"),
+    "timeline": ("plan", "{recipe}", "--gpu", "t4", "--timeline", "{disk}/pages/step.html"),
+}
+"""What every command writes, all of it onto one disk; the cache is there too."""
+
+
+@pytest.fixture(scope="module")
+def furnished_runs(tiny_base, chat_data, tmp_path_factory):
+    """A finished run, and one that is merged."""
+    folder = tmp_path_factory.mktemp("runs")
+    recipe = small_recipe(tiny_base, chat_data, training={"max_steps": 2})
+    train_recipe(recipe, RunDirectory(folder / "run"), Session())
+    shutil.copytree(folder / "run", folder / "merged")
+    merge_run(folder / "merged", None, MergeOptions())
+    path = folder / "small.yaml"
+    path.write_text(dump_recipe(recipe))
+    return {"run": folder / "run", "merged": folder / "merged", "recipe": path, "rows": chat_data}
+
+
+def fill(disk: Path) -> None:
+    """Leave no block free."""
+    with suppress(OSError), (disk / "filler").open("wb", buffering=0) as file:
+        while True:
+            file.write(b"0" * 4096)
+
+
+def make_read_only(disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file but for locks, which are empty."""
+    return {
+        str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file() and not path.name.endswith(".lock")
+    }
+
+
+@pytest.mark.parametrize(
+    ("refuse", "said"), [(fill, "the disk is full"), (make_read_only, "read-only")], ids=["full", "read-only"]
+)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_that_writes_says_so_in_one_line(
+    furnished_runs, small_disk, monkeypatch, capsys, command, refuse, said
+):
+    shutil.copytree(furnished_runs["run"], small_disk / "run")
+    monkeypatch.setenv("QLORA_CACHE", str(small_disk / "cache"))
+    monkeypatch.chdir(small_disk)
+    refuse(small_disk)
+    before = tree(small_disk)
+    arguments = [word.format(disk=small_disk, **furnished_runs) for word in COMMANDS[command]]
+    monkeypatch.setattr(sys, "argv", ["qlora", *arguments])
+    with pytest.raises(SystemExit) as exited:
+        main()
+    printed = capsys.readouterr().err
+    monkeypatch.chdir("/")
+    assert exited.value.code == 5, printed
+    errors = [line for line in printed.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, printed
+    assert said in errors[0]
+    assert str(small_disk) in errors[0]
+    assert "Traceback" not in printed
+    assert printed.splitlines()[-1].startswith("hint: ")
+    assert tree(small_disk) == before
+
+
+def test_clearing_a_read_only_cache_says_so(furnished_runs, small_disk, monkeypatch, capsys):
+    monkeypatch.setenv("QLORA_CACHE", str(small_disk / "cache"))
+    for arguments, code in ((["data", "check", str(furnished_runs["recipe"])], 0), (["data", "cache", "--clear"], 5)):
+        monkeypatch.setattr(sys, "argv", ["qlora", *arguments])
+        with pytest.raises(SystemExit) as exited:
+            main()
+        assert exited.value.code == code, capsys.readouterr().err
+        make_read_only(small_disk)
+    assert "the file system is read-only" in capsys.readouterr().err

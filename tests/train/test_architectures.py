@@ -1,4 +1,4 @@
-"""Bases of many architectures go the whole way: trained, stopped, resumed to the same bits, merged and compared.
+"""Bases of many architectures, one of them with trained weights, go the whole way: trained, stopped, resumed, merged.
 
 The last run merges what NF4 trained; merging itself proves that the merged model answers as the tuned one did.
 """
@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from qlora_cli.deploy.export import export_run
 from qlora_cli.deploy.merge import MergeOptions, merge_run
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.metrics import read_metrics
@@ -60,6 +61,34 @@ def test_an_architecture_is_trained_resumed_and_merged(small_recipe, tmp_path, n
     merged = merge_run(straight.path, None, MergeOptions(dtype="float32"))
     assert merged.agreement.mean_kl < 1e-7
     assert merged.effect.mean_kl > 100 * merged.agreement.mean_kl
+
+
+STORED = {
+    "nf4": {"quantization": {}},
+    "int8": {"quantization": {"quant_type": "int8"}},
+    "int8 in bf16, unpacked": {
+        "quantization": {"quant_type": "int8"},
+        "model": {"dtype": "bfloat16"},
+        "data": {"packing": False},
+    },
+}
+"""How trained weights are stored -> the keys for it."""
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_trained_weights_go_the_whole_way_however_they_are_stored(small_recipe, trained_base, tmp_path, name):
+    keys = {"model": {}, **STORED[name]}
+    keys["model"] = {**keys["model"], "base_model": str(trained_base)}
+    recipe = small_recipe(**keys, training={"max_steps": 2, "gradient_accumulation_steps": 1})
+    straight, stopped = RunDirectory(tmp_path / "straight"), RunDirectory(tmp_path / "stopped")
+    assert train_recipe(recipe, straight, Session()).is_finished
+    train_recipe(recipe, stopped, Session(stop_after=1))
+    assert train_recipe(recipe, stopped, Session(resume=True)).is_finished
+    weights = [(run.adapter_path / "adapter_model.safetensors").read_bytes() for run in (straight, stopped)]
+    assert weights[0] == weights[1]
+    merged = merge_run(straight.path, None, MergeOptions())
+    assert merged.effect.mean_kl > 100 * merged.agreement.mean_kl
+    assert export_run(straight.path, tmp_path / "exported", format="hf", force=False).agreement.mean_kl < 1e-3
 
 
 @pytest.mark.parametrize("name", ["qwen3_moe", "granitemoe"])

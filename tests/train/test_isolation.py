@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, BertConfig, BertLMHeadModel
@@ -11,6 +13,7 @@ from qlora_cli.errors import NumericError, RecipeError
 from qlora_cli.model.adapter import attach_adapter
 from qlora_cli.model.base import load_base
 from qlora_cli.recipe.schema import LoraSection, ModelSection, QuantizationSection
+from qlora_cli.train import isolation
 from qlora_cli.train.isolation import prove_causality, prove_isolation
 from tests.plan.bases import config_of
 
@@ -27,6 +30,62 @@ class LeakyCollator(Collator):
         batch = super().__call__(rows)
         length = batch["input_ids"].shape[1]
         return {**batch, "position_ids": torch.arange(length)[None]}
+
+
+QUANTIZATIONS = [None, *(QuantizationSection(quant_type=kind) for kind in ("nf4", "fp4", "int8"))]
+
+
+def quantized_name(quantization):
+    return quantization.quant_type if quantization else "none"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("quantization", QUANTIZATIONS, ids=quantized_name)
+def test_trained_weights_pass_however_they_are_stored(trained_base, quantization, dtype):
+    model = tuned(trained_base, quantization=quantization, dtype=dtype)
+    prove_causality(model, Collator(0))
+    assert prove_isolation(model, Collator(0)).max_change == 0.0
+
+
+@pytest.mark.parametrize("quantization", QUANTIZATIONS, ids=quantized_name)
+def test_a_real_leak_between_documents_is_found_on_trained_weights(trained_base, quantization):
+    with pytest.raises(NumericError, match="see each other"):
+        prove_isolation(tuned(trained_base, quantization=quantization), LeakyCollator(0))
+
+
+@pytest.mark.parametrize("quantization", QUANTIZATIONS, ids=quantized_name)
+def test_trained_weights_that_see_what_follows_are_refused(trained_base, quantization):
+    model = tuned(trained_base, "eager", quantization)
+    for layer in model.get_base_model().model.layers:
+        layer.register_forward_pre_hook(see_everything, with_kwargs=True)
+    with pytest.raises(RecipeError, match="no causal language model"):
+        prove_causality(model, Collator(0))
+
+
+def see_everything(layer, args, kwargs):
+    """A mask that hides nothing, as BERT's."""
+    return args, {**kwargs, "attention_mask": torch.zeros_like(kwargs["attention_mask"])}
+
+
+@pytest.mark.parametrize("prove", [prove_causality, prove_isolation])
+def test_outlier_columns_of_int8_would_fail_the_proof(trained_base, monkeypatch, prove):
+    """Else the tests above would say nothing of them."""
+    model = tuned(trained_base, quantization=QuantizationSection(quant_type="int8"))
+    monkeypatch.setattr(isolation, "no_outlier_columns", nullcontext)
+    with pytest.raises((NumericError, RecipeError)):
+        prove(model, Collator(0))
+
+
+@pytest.mark.parametrize("quantization", QUANTIZATIONS, ids=quantized_name)
+def test_documents_that_share_a_recurrent_state_are_found_out(tmp_path, quantization):
+    config = config_of("qwen3_5")
+    config.layer_types = ["linear_attention", "full_attention"]
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    model = tuned(tmp_path, quantization=quantization)
+    prove_causality(model, Collator(0))
+    with pytest.raises(NumericError, match="see each other"):
+        prove_isolation(model, Collator(0))
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -61,11 +120,12 @@ def test_a_causal_base_is_one(tiny_base, attention):
     assert model.training
 
 
-def test_a_base_that_sees_what_follows_is_refused(tmp_path):
+@pytest.mark.parametrize("quantization", QUANTIZATIONS, ids=quantized_name)
+def test_a_base_that_sees_what_follows_is_refused(tmp_path, quantization):
     sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     BertLMHeadModel(BertConfig(vocab_size=64, **sizes)).save_pretrained(tmp_path)
     with pytest.raises(RecipeError, match="BertLMHeadModel is no causal language model") as caught:
-        prove_causality(tuned(tmp_path), Collator(0))
+        prove_causality(tuned(tmp_path, quantization=quantization), Collator(0))
     assert caught.value.exit_code == 2
 
 

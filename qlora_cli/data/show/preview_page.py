@@ -66,16 +66,13 @@ def write_page(path: Path, title: str, shown: Sequence[ShownRow], tokenizer: Pre
     """Write the page.
 
     Raises:
-        ArgumentError: if the name is not that of a page or is another file's, or it cannot be written.
+        ArgumentError: if the name is not that of a page, or another file has it.
     """
     if path.suffix.lower() not in (".html", ".htm"):
         raise ArgumentError(f"'{path}' does not end in .html", hint=f"try `--html {path.with_suffix('.html')}`")
-    try:
-        refuse_foreign_page(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, page(title, shown, tokenizer), is_content=True)
-    except OSError as fault:
-        raise ArgumentError(f"'{path}' cannot be written: {fault.strerror}") from fault
+    refuse_foreign_page(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, page(title, shown, tokenizer), is_content=True)
 
 
 def page(title: str, shown: Sequence[ShownRow], tokenizer: PreTrainedTokenizerBase) -> str:
