@@ -19,6 +19,7 @@ from qlora_cli.errors import RecipeError
 from qlora_cli.model.device import pick_device, pick_dtype
 from qlora_cli.model.fingerprint import base_folder, has_only_pickles, weight_files
 from qlora_cli.recipe.schema import ModelSection, QuantizationSection
+from qlora_cli.recipe.shipped import command_for_base
 from qlora_cli.secrets import redacted_values
 
 READ_FAULTS = (
@@ -34,7 +35,15 @@ class reading:  # noqa: N801 - reads like a function: `with reading(name):`
     def __init__(self, name: str) -> None:
         self._name = name
 
-    def __enter__(self) -> None: ...
+    def __enter__(self) -> None:
+        """Refuse a base that a command makes and that is not there: the Hub is not asked for a folder of this machine.
+
+        Raises:
+            RecipeError: with that command.
+        """
+        if not Path(self._name).exists() and (command := command_for_base(self._name)):
+            text = f"model.base_model '{self._name}' is not there yet: it is not downloaded, but made here"
+            raise RecipeError(text, hint=f"make it first: `{command}`")
 
     def __exit__(
         self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None

@@ -10,12 +10,15 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from qlora_cli import console
 from qlora_cli.errors import RecipeError
 from qlora_cli.recipe.explain import explain
 from qlora_cli.recipe.layers import Layers
 from qlora_cli.recipe.overrides import parse_override
 from qlora_cli.recipe.rules import check_rules
 from qlora_cli.recipe.schema import Recipe
+from qlora_cli.recipe.shipped import recipe_file
+from qlora_cli.recipe.shipped_data import with_shipped_data
 from qlora_cli.recipe.tree import Node, Place, PlacedProblem, find, merge, problem_at
 from qlora_cli.recipe.written import Written
 from qlora_cli.recipe.yaml_text import CoreSchemaLoader
@@ -28,12 +31,16 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe, the parts it extends, and `--set` values over both.
 
     Args:
-        path: the YAML file.
+        path: the YAML file, or the name of a recipe that comes with qlora.
         overrides: texts such as `lora.r=32`; later ones win.
 
     Raises:
         RecipeError: with every problem found, sorted by file and line.
+        ArgumentError: if a name could mean a shipped recipe or a file here.
     """
+    given, path = path, recipe_file(path)
+    if path != given:
+        console.note(f"'{given}' is the recipe that comes with qlora: {path}")
     layers = Layers()
     root = layers.load(path)
     problems = layers.problems
@@ -43,7 +50,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         root = merge(root, override) if override else root
     if not layers.is_whole:
         raise _as_error(problems)
-    root, name_problems = _with_name(root, path)
+    root, name_problems = _with_name(with_shipped_data(root), path)
     problems += name_problems
 
     recipe: Recipe | None = None

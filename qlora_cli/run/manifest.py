@@ -13,6 +13,9 @@ from qlora_cli.errors import IdentityError
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.files import write_json
 
+DISTRIBUTION = "qlora-cli"
+"""This project's name on the package index, where `qlora` belongs to another."""
+
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "trl", "datasets", "accelerate", "tokenizers")
 MAX_JSON_BYTES = 16 * 1024 * 1024
 """What this project writes of that kind takes kilobytes."""
@@ -21,7 +24,7 @@ MAX_JSON_BYTES = 16 * 1024 * 1024
 @cache
 def library_versions() -> dict[str, str]:
     """Version of Python, of this project and of each library that shapes a run."""
-    versions = {"python": platform.python_version(), "qlora": metadata.version("qlora")}
+    versions = {"python": platform.python_version(), "qlora": metadata.version(DISTRIBUTION)}
     return versions | {name: metadata.version(name) for name in LIBRARIES}
 
 
