@@ -55,7 +55,9 @@ def _show_version(is_wanted: bool) -> None:
     if is_wanted:
         from importlib.metadata import version  # 20 ms that no other command needs
 
-        console.result(f"qlora {version('qlora')}")
+        from qlora_cli.run.manifest import DISTRIBUTION
+
+        console.result(f"qlora {version(DISTRIBUTION)}")
         raise typer.Exit
 
 

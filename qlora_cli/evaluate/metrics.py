@@ -68,7 +68,7 @@ def rouge_l(answer: str, reference: str) -> float:
         from rouge_score.rouge_scorer import RougeScorer
     except ModuleNotFoundError:
         raise ArgumentError(
-            "the metric rouge_l needs the package rouge-score", hint="pip install 'qlora[eval]'"
+            "the metric rouge_l needs the package rouge-score", hint="pip install rouge-score"
         ) from None
     return float(RougeScorer(["rougeL"], use_stemmer=True).score(reference, answer)["rougeL"].fmeasure)
 

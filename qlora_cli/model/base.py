@@ -20,6 +20,7 @@ from qlora_cli.model.at_hand import look_for_base
 from qlora_cli.model.device import pick_device, pick_dtype
 from qlora_cli.model.fingerprint import base_folder, has_only_pickles, weight_files
 from qlora_cli.recipe.schema import ModelSection, QuantizationSection
+from qlora_cli.recipe.shipped import command_for_base
 from qlora_cli.secrets import redacted_values
 
 READ_FAULTS = (
@@ -40,6 +41,14 @@ class reading:  # noqa: N801 - reads like a function: `with reading(name):`
         self._revision = revision
 
     def __enter__(self) -> None:
+        """Refuse a base that a command makes and that is not there: the Hub is not asked for a folder of this machine.
+
+        Raises:
+            RecipeError: with that command.
+        """
+        if not Path(self._name).exists() and (command := command_for_base(self._name)):
+            text = f"model.base_model '{self._name}' is not there yet: it is not downloaded, but made here"
+            raise RecipeError(text, hint=f"make it first: `{command}`")
         look_for_base(self._name, self._revision)
 
     def __exit__(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_cli.errors import ArgumentError
+from qlora_cli.recipe.shipped_data import shipped_data
 
 READABLE_SUFFIXES = (".txt", ".md", ".json", ".jsonl")
 
@@ -16,13 +17,16 @@ READABLE_SUFFIXES = (".txt", ".md", ".json", ".jsonl")
 def read_corpus(files: Sequence[Path]) -> list[str]:
     """The documents of `files`, or Python's own help topics (about 460,000 characters) when there are none.
 
+    The demo's `recipes/data/mailbox.txt` is found from any directory.
+
     Raises:
         ArgumentError: for a file that is missing, of an unknown kind, not readable as such, or without text.
     """
     if not files:
         return python_help_topics()
     documents: list[str] = []
-    for file in files:
+    for given in files:
+        file = shipped_data(given) or given
         found = [text for text in read_documents(file) if text.strip()]
         if not found:
             raise ArgumentError("the corpus file holds no text", place=str(file))

@@ -1,112 +1,142 @@
-"""What this machine has, and small real trials of what training needs."""
+"""What works on this machine: everything that is called `ok` was tried just before."""
 
 from __future__ import annotations
 
 import os
+import platform
 import shutil
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from importlib.util import find_spec
-from typing import Any
+import subprocess
+import sysconfig
+import tempfile
+from collections.abc import Iterator
+from importlib import import_module, metadata
+from pathlib import Path
 
-import bitsandbytes as bnb
-import torch
+from packaging.requirements import Requirement
 
-from qlora_cli.model.device import dtype_name, pick_device, pick_dtype
-from qlora_cli.run.manifest import library_versions
+from qlora_cli import console
+from qlora_cli.plan.extras import EXTRAS, IMPORT_FAULTS, missing_packages, one_line, try_package
+from qlora_cli.plan.finding import Finding
+from qlora_cli.run.manifest import DISTRIBUTION, LIBRARIES
 
-OPTIONAL_PACKAGES = {"rouge_score": "eval", "tensorboard": "track", "wandb": "track", "mlflow": "track"}
+MODULES = {"pyyaml": "yaml"}
+"""Package -> the module it is imported as, where that is not its name."""
 
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing looked at."""
-
-    what: str
-    found: str
-    is_fine: bool = True
-
-    def cells(self) -> tuple[str, str, str]:
-        """The line's cells as a person reads them."""
-        return ("ok" if self.is_fine else "FAIL", self.what, self.found)
-
-    def as_dict(self) -> dict[str, Any]:
-        """The finding as JSON holds it."""
-        return asdict(self)
+MISSING = "missing"
+PROBE_BYTES = 1024 * 1024
+COMPILE_SECONDS = 30
 
 
 def examine() -> list[Finding]:
-    """Versions, devices, disk, and trials of NF4, its backward pass and the 8-bit optimizer on the device in use."""
-    device = pick_device()
-    versions = ", ".join(f"{name} {number}" for name, number in library_versions().items())
-    return [
-        Finding("versions", versions),
-        _describe_device(device),
-        Finding("model.dtype: auto means", dtype_name(pick_dtype("auto", device))),
-        _trial("NF4 round trip", _try_nf4, device),
-        _trial("step through NF4, 8-bit AdamW", _try_training_step, device),
-        _find_compiler(device),
-        _describe_disk(),
-        _describe_extras(),
-        Finding("Hub", "offline (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") == "1" else "online"),
-    ]
+    """Import every library, compute on the device in use, compile, write, and ask the Hub.
+
+    Where a library cannot be imported, nothing is computed.
+    """
+    libraries = list(try_libraries())
+    if not all(finding.is_fine for finding in libraries):
+        return [*libraries, Finding("device", "not tested: see above", is_tried=False), try_disk(Path())]
+
+    with console.library_noise_to(None):
+        from qlora_cli.model.device import pick_device
+        from qlora_cli.plan.hub_trial import try_hub
+        from qlora_cli.plan.trials import try_device
+
+        device = pick_device()
+        return [
+            *libraries,
+            *try_device(device),
+            try_compiler(is_needed=device.type == "cuda"),
+            try_disk(Path()),
+            *try_extras(),
+            try_hub(),
+        ]
 
 
-def _describe_device(device: torch.device) -> Finding:
-    if device.type == "cpu":
-        return Finding("device", f"CPU, {torch.get_num_threads()} threads; no CUDA GPU is visible to torch")
-    properties = torch.cuda.get_device_properties(device)
-    memory = f"{properties.total_memory / 2**30:.1f} GiB"
-    return Finding("device", f"{properties.name}, {memory}, compute capability {properties.major}.{properties.minor}")
-
-
-def _trial(what: str, run: Callable[[torch.device], tuple[str, bool]], device: torch.device) -> Finding:
-    """A trial's outcome; one that breaks is a finding too."""
+def try_libraries() -> Iterator[Finding]:
+    """Import all that the package declares to need, and compare the versions with the declared ranges."""
     try:
-        return Finding(what, *run(device))
-    except (RuntimeError, NotImplementedError, AttributeError, OSError) as fault:
-        return Finding(what, f"breaks: {' '.join(str(fault).split())[:200]}", is_fine=False)
+        required = [Requirement(text) for text in metadata.requires(DISTRIBUTION) or []]
+    except metadata.PackageNotFoundError:
+        yield Finding("versions", f"{DISTRIBUTION} itself is not installed: pip install {DISTRIBUTION}", is_fine=False)
+        return
+    faults = [
+        Finding(requirement.name, fault, is_fine=False)
+        for requirement in required
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        if (fault := _fault_of(requirement))
+    ]
+    yield from faults
+    versions = {name: _version(name) for name in (DISTRIBUTION, *LIBRARIES)}
+    listed = ", ".join(
+        f"{name} {version}" for name, version in {"python": platform.python_version(), **versions}.items()
+    )
+    yield Finding("versions", listed, is_tried=not faults)
 
 
-def _try_nf4(device: torch.device) -> tuple[str, bool]:
-    """Quantize a normal matrix to NF4 and back; the mean error of NF4 on N(0, 1) in blocks of 64 is about 0.073."""
-    torch.manual_seed(0)
-    weight = torch.randn(256, 256, device=device)
-    packed, state = bnb.functional.quantize_4bit(weight, quant_type="nf4", compress_statistics=True)
-    error = (bnb.functional.dequantize_4bit(packed, state) - weight).abs().mean().item()
-    return f"mean error {error:.4f} on N(0, 1), expected 0.07", 0.06 < error < 0.09
+def _fault_of(requirement: Requirement) -> str:
+    """What is wrong with a library; empty where it can be imported and its version is in the range."""
+    install = f"pip install '{requirement.name}{requirement.specifier}'"
+    if (version := _version(requirement.name)) == MISSING:
+        return f"is not installed: {install}"
+    if not requirement.specifier.contains(version, prereleases=True):
+        return f"{version} is not in the range {requirement.specifier}: {install}"
+    try:
+        import_module(MODULES.get(requirement.name, requirement.name))
+    except IMPORT_FAULTS as fault:
+        return f"{version} cannot be imported: {one_line(fault)}"
+    return ""
 
 
-def _try_training_step(device: torch.device) -> tuple[str, bool]:
-    """One optimizer step through a frozen NF4 layer with the paged 8-bit optimizer."""
-    torch.manual_seed(0)
-    layer = bnb.nn.Linear4bit(64, 64, bias=False, compute_dtype=torch.float32, quant_type="nf4").to(device)
-    trained = torch.nn.Parameter(torch.zeros(64, 64, device=device))
-    optimizer = bnb.optim.PagedAdamW8bit([trained], lr=0.1)
-    inputs = torch.randn(4, 64, device=device)
-    layer(inputs @ trained + inputs).square().mean().backward()
-    has_gradient = trained.grad is not None and bool(trained.grad.abs().sum() > 0)
-    optimizer.step()
-    moved = bool(trained.detach().abs().sum() > 0)
-    paging = "paged" if getattr(optimizer.state[trained]["state1"], "is_paged", False) else "not paged: no GPU"
-    works = has_gradient and moved
-    return f"{'works' if works else 'nothing moved'} ({paging})", works
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return MISSING
 
 
-def _find_compiler(device: torch.device) -> Finding:
-    """On a GPU, trl computes the loss in a Triton kernel, which is compiled at the first step."""
+def try_compiler(*, is_needed: bool) -> Finding:
+    """Compile a file against Python's headers, as Triton does at the first step on a GPU for trl's loss kernel."""
+    what = "C compiler"
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if device.type == "cpu":
-        return Finding("C compiler", compiler or "none; not needed on a CPU")
-    return Finding("C compiler", compiler or "none: install gcc and Python's headers", compiler is not None)
+    if compiler is None:
+        found = "none: install gcc and Python's headers" if is_needed else "none; not needed on a CPU"
+        return Finding(what, found, is_fine=not is_needed, is_tried=False)
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "trial.c")
+        source.write_text("#include <Python.h>\nint trial(void) { return PY_MAJOR_VERSION; }\n", encoding="utf-8")
+        include = f"-I{sysconfig.get_path('include')}"
+        command = [compiler, "-shared", "-fPIC", include, str(source), "-o", str(Path(folder, "trial.so"))]
+        try:
+            subprocess.run(command, check=True, capture_output=True, timeout=COMPILE_SECONDS)
+        except (OSError, subprocess.SubprocessError) as fault:
+            said = getattr(fault, "stderr", None) or str(fault).encode()
+            text = f"{compiler} does not compile against Python's headers: {one_line(said.decode(errors='replace'))}"
+            return Finding(what, text, is_fine=not is_needed, is_tried=False)
+    return Finding(what, f"{compiler} compiles against Python's headers")
 
 
-def _describe_disk() -> Finding:
-    usage = shutil.disk_usage(".")
-    return Finding("disk free here", f"{usage.free / 2**30:.0f} GiB of {usage.total / 2**30:.0f} GiB")
+def try_disk(folder: Path) -> Finding:
+    """Write to the folder where runs are written, and say how much room it has."""
+    what = "disk here"
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:  # it never has a name, so that nothing can stay behind
+            file.write(bytes(PROBE_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+        usage = shutil.disk_usage(folder)
+    except OSError as fault:
+        return Finding(what, f"nothing can be written to {folder.absolute()}: {fault.strerror}", is_fine=False)
+    return Finding(what, f"{usage.free / 2**30:.0f} GiB of {usage.total / 2**30:.0f} GiB are free; a file was written")
 
 
-def _describe_extras() -> Finding:
-    missing = {extra for package, extra in OPTIONAL_PACKAGES.items() if find_spec(package) is None}
-    advice = "; ".join(f"pip install 'qlora[{extra}]'" for extra in sorted(missing))
-    return Finding("optional packages", f"some are missing: {advice}" if missing else "all installed")
+def try_extras() -> Iterator[Finding]:
+    """Import each optional package that is installed, and name the others."""
+    missing = missing_packages()
+    faults = {extra.package: try_package(extra) for extra in EXTRAS if extra not in missing}
+    for package, fault in faults.items():
+        if fault:
+            yield Finding(package, fault, is_fine=False)
+    if works := [package for package, fault in faults.items() if not fault]:
+        yield Finding("optional packages", ", ".join(works))
+    for extra in missing:
+        yield Finding(extra.package, f"not installed; for {extra.purpose}: pip install {extra.package}", is_tried=False)

@@ -11,7 +11,7 @@ from typing import Any
 
 from qlora_cli.recipe.mapping import tree_of
 from qlora_cli.recipe.secret_values import without_secrets
-from qlora_cli.recipe.shipped import shipped_root
+from qlora_cli.recipe.shipped import close_shipped, shipped_root
 from qlora_cli.recipe.tree import Node, Place, PlacedProblem, Unreadable, merge, problem_at
 from qlora_cli.recipe.yaml_text import MAX_TEXT_BYTES, parse_yaml
 
@@ -134,7 +134,8 @@ def _read_text(path: Path, named_at: Place | None) -> str:
         with path.open("rb") as file:
             raw = file.read(MAX_TEXT_BYTES + 1)
     except FileNotFoundError:
-        raise _UnusableFileError(problem_at(place, f"{name} does not exist", _close_files(path))) from None
+        hint = _close_files(path, is_part=named_at is not None)
+        raise _UnusableFileError(problem_at(place, f"{name} does not exist", hint)) from None
     except IsADirectoryError:
         raise _UnusableFileError(problem_at(place, f"{name} is a folder", "name a .yaml file in it")) from None
     except OSError as error:
@@ -168,12 +169,15 @@ def _locate(naming_file: Path, target: str) -> Path:
     return Path(os.path.normpath(shipped_root() / target))
 
 
-def _close_files(path: Path) -> str:
-    """A hint that names the files most like the missing `path`."""
-    if not path.parent.is_dir():
-        return f"there is no folder '{path.parent}'"
-    names = [file.name for file in path.parent.iterdir() if file.suffix in (".yaml", ".yml")]
+def _close_files(path: Path, *, is_part: bool) -> str:
+    """A hint that names the files most like the missing `path`, or the shipped recipe that may be meant."""
+    folder = path.parent
+    names = [file.name for file in folder.iterdir() if file.suffix in (".yaml", ".yml")] if folder.is_dir() else []
     close = get_close_matches(path.name, names, n=3, cutoff=0.5)
     if close:
-        return "did you mean " + " or ".join(f"'{path.parent / name}'" for name in close) + "?"
-    return f"the recipes in '{path.parent}' are {', '.join(sorted(names))}" if names else "write one with `qlora init`"
+        return "did you mean " + " or ".join(f"'{folder / name}'" for name in close) + "?"
+    if not is_part and (shipped := close_shipped(path)):
+        return f"`{shipped}` alone names the recipe that comes with qlora"
+    if not folder.is_dir():
+        return f"there is no folder '{folder}'"
+    return f"the recipes in '{folder}' are {', '.join(sorted(names))}" if names else "write one with `qlora init`"

@@ -20,6 +20,8 @@ from qlora_cli.recipe.overrides import parse_override
 from qlora_cli.recipe.precedence import left_out
 from qlora_cli.recipe.rules import check_rules
 from qlora_cli.recipe.schema import Recipe
+from qlora_cli.recipe.shipped import recipe_file
+from qlora_cli.recipe.shipped_data import with_shipped_data
 from qlora_cli.recipe.tree import Node, Place, PlacedProblem, find, merge, problem_at
 from qlora_cli.recipe.written import Conflict, Written, at
 from qlora_cli.secrets import find_secret
@@ -33,12 +35,13 @@ def load_recipe(
     """Read a recipe, the parts it extends, and `--set` values over both.
 
     Args:
-        source: the YAML file, or the same keys in a mapping.
+        source: the YAML file, the name of a recipe that comes with qlora, or the same keys in a mapping.
         overrides: texts such as `lora.r=32`; later ones win.
         on_note: told of each setting that is left out, since one that excludes it was written over it.
 
     Raises:
         RecipeError: with every problem found, sorted by file and line.
+        ArgumentError: if a name could mean a shipped recipe or a file here.
     """
     return _load(source, overrides, check_rules, on_note)[0]
 
@@ -61,8 +64,13 @@ def _load(
 ) -> tuple[Recipe, Node]:
     """The recipe and the tree that it was read from, with what `check` finds among the problems."""
     layers = Layers()
-    path = source if isinstance(source, Path) else MAPPING_PATH
-    root = layers.load(source) if isinstance(source, Path) else layers.load_mapping(source)
+    if isinstance(source, Path):
+        path = recipe_file(source)
+        if path != source:
+            on_note(f"'{source}' is the recipe that comes with qlora: {path}")
+        root = layers.load(path)
+    else:
+        path, root = MAPPING_PATH, layers.load_mapping(source)
     files = layers.files(root)
     problems = layers.problems
     for text in overrides:
@@ -71,7 +79,7 @@ def _load(
         root = merge(root, override) if override else root
     if not layers.is_whole:
         raise _as_error(problems)
-    root, name_problems = _with_name(root, path)
+    root, name_problems = _with_name(with_shipped_data(root), path)
     problems += name_problems
 
     recipe: Recipe | None = None

@@ -255,7 +255,7 @@ class TrackingSection(Section):
     report_to: Annotated[
         tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...], BeforeValidator(as_tuple)
     ] = ()
-    """Experiment trackers; each must be installed (`pip install 'qlora[track]'`)."""
+    """Experiment trackers; each must be installed, for example with `pip install wandb`."""
 
     project: str | None = None
     """Project (W&B, Trackio) or experiment (MLflow) that the run belongs to."""

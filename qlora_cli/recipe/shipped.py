@@ -1,12 +1,15 @@
-"""Where the recipes and config parts that come with qlora are: in a checkout, or beside an installed package."""
+"""Recipes and config parts that come with qlora: at the root of a checkout, in an installed package inside it."""
 
 from __future__ import annotations
 
-import sysconfig
+import shlex
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 from qlora_cli.errors import ArgumentError, ResourceError
+
+PACKAGE = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,8 @@ class ShippedRecipe:
     hardware: str
     time: str
     expected: str
+    first: str
+    """Command that makes its base model; empty where the base is on the Hub."""
 
 
 def shipped_root() -> Path:
@@ -27,23 +32,17 @@ def shipped_root() -> Path:
     Raises:
         ResourceError: if the installation lacks them.
     """
-    beside_package = Path(__file__).resolve().parents[2]
-    candidates = [
-        beside_package,  # a checkout
-        Path(sysconfig.get_path("data")) / "share" / "qlora",  # a wheel in a virtual environment
-        beside_package / "share" / "qlora",  # pip install --target
-        Path(sysconfig.get_path("data", sysconfig.get_preferred_scheme("user"))) / "share" / "qlora",
-    ]
+    candidates = [PACKAGE / "shipped", PACKAGE.parent]  # where pyproject.toml puts them in a wheel; a checkout
     for root in candidates:
         if (root / "configs" / "models").is_dir() and (root / "recipes").is_dir():
             return root
-    places = ", ".join(str(root) for root in candidates)
-    raise ResourceError(f"the shipped recipes are in none of {places}", hint="install qlora again with pip")
+    places = " or ".join(str(root) for root in candidates)
+    raise ResourceError(f"the shipped recipes are not in {places}", hint="pip install --force-reinstall qlora-cli")
 
 
 def list_shipped() -> list[ShippedRecipe]:
     """Every shipped recipe, by name."""
-    return [_read_header(path) for path in sorted((shipped_root() / "recipes").glob("*.yaml"))]
+    return [_read_header(path) for path in _files()]
 
 
 def find_shipped(name: str) -> ShippedRecipe:
@@ -58,12 +57,53 @@ def find_shipped(name: str) -> ShippedRecipe:
     return recipes[name.removesuffix(".yaml")]
 
 
+def recipe_file(given: Path) -> Path:
+    """The file that `given` names: itself; or a shipped recipe, if that is its name and no such file is here.
+
+    Raises:
+        ArgumentError: if the name could also mean a recipe file here, such as an edited copy.
+    """
+    if given.is_file() or given.parent != Path():
+        return given
+    shipped = {path.stem: path for path in _files()}.get(given.name, given)
+    for suffix in (".yaml", ".yml"):
+        own = Path(f"{given}{suffix}")
+        if shipped != given and own.is_file():
+            raise ArgumentError(
+                f"'{given}' could be the file {own} here, or the recipe of that name that comes with qlora",
+                hint=f"name one of them in full: {own} or {shipped}",
+            )
+    return shipped
+
+
+def close_shipped(missing: Path) -> str | None:
+    """The name of a shipped recipe that may be meant by a recipe file that is missing.
+
+    >>> close_shipped(Path("recipes/smoke.yaml")), close_shipped(Path("guanacco")), close_shipped(Path("mine.yaml"))
+    ('smoke', 'guanaco', None)
+    """
+    name = missing.name.removesuffix(".yaml").removesuffix(".yml")
+    return next(iter(get_close_matches(name, [path.stem for path in _files()], n=1, cutoff=0.75)), None)
+
+
+def command_for_base(base_model: str) -> str | None:
+    """The command that makes `base_model`, if it is the base of a shipped recipe that is made, not downloaded."""
+    for recipe in list_shipped():
+        if shlex.split(recipe.first)[2:3] == [base_model]:  # qlora tiny FOLDER
+            return recipe.first
+    return None
+
+
+def _files() -> list[Path]:
+    return sorted((shipped_root() / "recipes").glob("*.yaml"))
+
+
 def _read_header(path: Path) -> ShippedRecipe:
-    """Read the leading comment: the purpose, then `# hardware:`, `# time:` and `# expected:` lines.
+    """Read the leading comment: the purpose, then lines such as `# hardware:`, one for each field.
 
     A line indented further continues the one before it.
     """
-    texts = {"purpose": "", "hardware": "", "time": "", "expected": ""}
+    texts = {"purpose": "", "hardware": "", "time": "", "expected": "", "first": ""}
     label = "purpose"
     for line in path.read_text("utf-8").splitlines():
         if not line.startswith("#"):

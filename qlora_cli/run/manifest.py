@@ -12,13 +12,16 @@ from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.files import read_json_object, write_json
 from qlora_cli.run.inventory import MARKER
 
+DISTRIBUTION = "qlora-cli"
+"""This project's name on the package index, where `qlora` belongs to another."""
+
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "trl", "datasets", "accelerate", "tokenizers")
 
 
 @cache
 def library_versions() -> dict[str, str]:
     """Version of Python, of this project and of each library that shapes a run."""
-    versions = {"python": platform.python_version(), "qlora": metadata.version("qlora")}
+    versions = {"python": platform.python_version(), "qlora": metadata.version(DISTRIBUTION)}
     return versions | {name: metadata.version(name) for name in LIBRARIES}
 
 

@@ -6,6 +6,7 @@ import os
 from importlib.util import find_spec
 
 from qlora_cli.errors import RecipeError
+from qlora_cli.plan.extras import EXTRAS
 from qlora_cli.recipe.schema import TrackingSection
 from qlora_cli.run.directory import RunDirectory
 
@@ -20,11 +21,11 @@ def prepare_trackers(tracking: TrackingSection, run: RunDirectory) -> None:
     Raises:
         RecipeError: if a tracker is not installed.
     """
+    packages = {extra.module: extra.package for extra in EXTRAS}
     for tracker in tracking.report_to:
         if find_spec(tracker) is None:
             raise RecipeError(
-                f"tracking.report_to names {tracker}, which is not installed",
-                hint=f"pip install {tracker}, or `pip install 'qlora[track]'` for all trackers",
+                f"tracking.report_to names {tracker}, which is not installed", hint=f"pip install {packages[tracker]}"
             )
         if tracking.project is not None and tracker in PROJECT_VARIABLES:
             os.environ[PROJECT_VARIABLES[tracker]] = tracking.project

@@ -34,7 +34,7 @@ def test_every_command_explains_itself(call, command):
 
 def test_the_version_is_that_of_the_package(call):
     ran = call("--version")
-    assert (ran.code, ran.out) == (0, f"qlora {version('qlora')}\n")
+    assert (ran.code, ran.out) == (0, f"qlora {version('qlora-cli')}\n")
 
 
 def test_without_a_command_the_help_is_shown(call):

@@ -1,0 +1,129 @@
+"""What pip installs works alone: from a built wheel, in an empty folder, without the repository."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = ("pyproject.toml", "README.md", "LICENSE", "qlora_cli", "configs", "recipes")
+QUESTION = "The kettle does not start any more. There is no hurry at all."
+
+pytestmark = pytest.mark.slow
+
+
+def run(*command, cwd, **variables) -> subprocess.CompletedProcess[str]:
+    """Run a command that knows nothing of the checkout."""
+    unset = {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"}
+    environment = {name: value for name, value in os.environ.items() if name not in unset} | {"OMP_NUM_THREADS": "1"}
+    texts = [str(word) for word in command]
+    return subprocess.run(
+        texts, cwd=cwd, env=environment | variables, capture_output=True, text=True, check=False, timeout=600
+    )
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """A wheel built as pip builds it; from a copy, since a build leaves its folders in the sources."""
+    folder = tmp_path_factory.mktemp("wheel")
+    for name in SOURCES:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / "source" / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            (folder / "source").mkdir(exist_ok=True)
+            shutil.copy(ROOT / name, folder / "source" / name)
+    options = ("--no-deps", "--no-build-isolation", "--disable-pip-version-check", "--wheel-dir", folder)
+    built = run(sys.executable, "-m", "pip", "wheel", *options, "./source", cwd=folder)
+    assert built.returncode == 0, built.stderr
+    return next(folder.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory) -> Path:
+    """The `qlora` command of a new virtual environment, with the libraries of the one that tests."""
+    folder = tmp_path_factory.mktemp("venv")
+    assert run(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder).returncode == 0
+    pip = (sys.executable, "-m", "pip", "--python", folder / "bin" / "python", "--disable-pip-version-check")
+    done = run(*pip, "install", "--no-deps", "--no-index", wheel, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    # A folder named in a .pth file is searched last, and .pth files in it, such as the checkout's own, are not read.
+    site_packages = next(folder.glob("lib/python*/site-packages"))
+    (site_packages / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return folder / "bin" / "qlora"
+
+
+@pytest.fixture
+def qlora(installed, tmp_path):
+    """Run the installed command in an empty folder."""
+
+    def call(*words):
+        return run(installed, *words, cwd=tmp_path, QLORA_CACHE=str(tmp_path / ".cache"), HF_HUB_OFFLINE="1")
+
+    return call
+
+
+def test_the_wheel_holds_every_file_of_the_package_and_nothing_beside_it(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    own = {name for name in names if not re.match(r"qlora_cli/shipped/|qlora_cli-[^/]*dist-info/", name)}
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "qlora_cli"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    assert own == set(listed.stdout.split())
+
+
+def test_the_wheel_holds_every_recipe_and_part_and_their_data(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    shipped = {name.removeprefix("qlora_cli/shipped/") for name in names if name.startswith("qlora_cli/shipped/")}
+    patterns = ("recipes/*.yaml", "recipes/data/*.jsonl", "recipes/data/*.txt", "configs/*/*.yaml")
+    assert shipped == {str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern)}
+
+
+def test_every_shipped_recipe_is_listed_printed_and_valid_without_the_repository(qlora):
+    names = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
+    listed = qlora("recipes", "--json")
+    assert re.findall(r'"name": "([^"]*)"', listed.stdout) == names
+    assert str(ROOT) not in listed.stdout
+    for name in names:
+        assert qlora("recipes", name).stdout == (ROOT / "recipes" / f"{name}.yaml").read_text("utf-8")
+        checked = qlora("validate", name, "--set", "model.base_model=Qwen/Qwen3-8B")
+        assert checked.returncode == 0, checked.stderr
+
+
+def test_smoke_leads_to_an_answer_from_an_empty_folder(qlora, tmp_path):
+    refused = qlora("train", "smoke")
+    assert refused.returncode == 2
+    [command] = re.findall(r"hint: make it first: `qlora (.*)`", refused.stderr)
+    made = qlora(*shlex.split(command), "--steps", "3")
+    assert made.returncode == 0, made.stderr
+    trained = qlora("train", "smoke", "--set", "training.max_steps=2", "--set", "training.num_train_epochs=null")
+    assert trained.returncode == 0, trained.stderr
+    answered = qlora("generate", "--prompt", QUESTION, "--max-new-tokens", "4")
+    assert answered.returncode == 0, answered.stderr
+    assert answered.stdout.strip()
+    assert "recipes/data/tickets_train.jsonl" in (tmp_path / "runs" / "smoke" / "recipe.yaml").read_text("utf-8")
+
+
+def test_a_target_folder_has_the_recipes_too(wheel, tmp_path):
+    pip = (sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--disable-pip-version-check")
+    done = run(*pip, "--target", tmp_path / "packages", wheel, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "empty").mkdir()
+    command = (sys.executable, "-m", "qlora_cli", "validate", "guanaco")
+    checked = run(*command, cwd=tmp_path / "empty", PYTHONPATH=str(tmp_path / "packages"))
+    assert checked.returncode == 0, checked.stderr
+    assert str(tmp_path / "packages" / "qlora_cli" / "shipped" / "recipes") in checked.stderr
