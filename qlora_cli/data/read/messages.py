@@ -44,7 +44,7 @@ def read_tools(value: Any, place: Place) -> list[dict[str, Any]] | None:
         value = read_json_text(value, "tools", place)
     elif isinstance(value, list):
         value = without_nulls(value)
-    if not value or (isinstance(value, str) and not value.strip()):
+    if not holds_something(value):
         return None
     if not isinstance(value, list):
         raise row_error(f"tools must be a list of JSON schemas, found {kind_of(value)}", place)
@@ -120,10 +120,13 @@ def check_message(message: Any, name: str, place: Place) -> Message:
         role = checked["role"] = "assistant"
     read_flags(checked, name, place)
     calls = _calls_of(checked, content, name, place)
-    if calls:
+    if calls is not None:
         checked["tool_calls"] = check_tool_calls(calls, role, name, place)
     else:
         checked.pop("tool_calls", None)
+    for key in REASONING_FIELDS:
+        if not isinstance(checked.get(key, ""), str):
+            raise row_error(f"{key} of {name} must be a string, found {kind_of(checked[key])}", place)
     if content.reasoning:
         _add_reasoning(checked, content.reasoning, role, name, place)
     if message.get("content") is None or (content.calls and not content.text):
