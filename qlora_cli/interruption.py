@@ -154,6 +154,8 @@ def _says_so(fault: BaseException, signal_number: int) -> bool:
 
     `StoppedBySignal` is known by its exit code: importing it here would take 30 ms in which nobody heeds a signal.
     """
+    if isinstance(fault, KeyboardInterrupt):  # of a program that calls, whose own handler got the second signal
+        return bool(_handlers_of_caller)
     if isinstance(fault, SystemExit):
         return fault.code in (None, 0, 128 + signal_number)
     return isinstance(fault, Interruption) or getattr(fault, "exit_code", 0) > 128
