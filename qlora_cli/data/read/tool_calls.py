@@ -48,6 +48,8 @@ def _check_call(call: dict[str, Any], name: str, place: Place) -> dict[str, Any]
     key, arguments = _arguments(function) or _arguments(call) or ("arguments", {})
     if isinstance(arguments, str):
         arguments = read_json_text(arguments, f"arguments of a tool call in {name}", place)
+        if isinstance(arguments, str):  # encoded twice, as some exports of the OpenAI API are
+            arguments = read_json_text(arguments, f"arguments of a tool call in {name}", place)
     else:
         arguments = without_nulls(arguments)
     if not isinstance(arguments, dict):

@@ -102,6 +102,7 @@ def test_a_thought_before_a_call_is_reasoning(role, content):
         (f"<think>\n\n</think>{WRITTEN}", [CALL]),
         ({"name": "weather", "parameters": {"city": "Bonn"}}, [CALL]),
         ({"name": "weather", "arguments": '{"city": "Bonn"}'}, [CALL]),
+        ({"name": "weather", "arguments": '"{\\"city\\": \\"Bonn\\"}"'}, [CALL]),
     ],
 )
 def test_a_turn_of_calls_holds_one_or_several(content, calls):
