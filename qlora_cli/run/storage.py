@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 REASONS = {
     errno.ENOSPC: ("the disk is full", "make room"),
-    errno.EDQUOT: ("the disk quota is used up", "make room, or ask for a larger quota"),
+    errno.EDQUOT: ("the disk quota (of bytes or of files) is used up", "make room, or ask for a larger one"),
     errno.EFBIG: ("the file is larger than the limit", "raise the limit with `ulimit -f`"),
     errno.EIO: ("the disk reports an input/output error", "look at the disk with `dmesg`"),
     errno.EROFS: ("the file system is read-only", "mount it for writing"),
@@ -38,7 +38,7 @@ REASONS = {
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 """Refusals that only a write can meet: whatever a library makes of one, the disk is what is wrong."""
 
-NUMBER = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")
+NUMBER = re.compile(r"\(os error (\d+)\)|Os \{ code: (\d+)|\[Errno (\d+)\]")
 """How Rust's libraries, and Python's list of what could not be copied, write the system's number."""
 
 STAGED = re.compile(r"/\.([^/]+?)\.(?:staging|staged|retired|new)-[0-9a-f]+")
@@ -106,9 +106,10 @@ def refusal_in(fault: BaseException | None) -> OSError | None:
         return None
     files = fault.args[0] if isinstance(fault, OSError) and fault.args and isinstance(fault.args[0], list) else None
     found = NUMBER.search(str(fault))
-    if found is None or int(number := found[1] or found[2]) not in REASONS:
+    number = int(found[found.lastindex or 0]) if found else 0
+    if number not in REASONS:
         return None
-    refusal = OSError(int(number), os.strerror(int(number)))
+    refusal = OSError(number, os.strerror(number))
     if files:  # shutil's: source, destination, reason
         refusal.filename = str(files[0][1])
     return refusal
@@ -135,13 +136,20 @@ def disk_error(fault: BaseException) -> QloraError | None:
 def _explained(refusal: OSError) -> ResourceError:
     reason, remedy = REASONS[refusal.errno or 0]
     place = _place(refusal)
-    if refusal.errno in (errno.ENOSPC, errno.EDQUOT) and os.path.isabs(place):
-        remedy += f" (`df -h {_folder_of(place)}` shows how much)"
+    if refusal.errno == errno.ENOSPC and os.path.isabs(place):
+        folder = _folder_of(place)
+        disk = os.statvfs(folder)
+        if disk.f_files and not disk.f_favail and disk.f_bavail:
+            reason, remedy = "the disk holds as many files as it can", f"delete some (`df -i {folder}` counts them)"
+        else:
+            remedy += f" (`df -h {folder}` shows how much there is)"
     return ResourceError(reason, place=place, hint=f"{remedy}{_ways_out(refusal)}, then type the same command again")
 
 
 def _ways_out(refusal: OSError) -> str:
     notes = dict.fromkeys(getattr(refusal, "__notes__", ()))
+    if not notes and f"{os.sep}huggingface{os.sep}" in _place(refusal):
+        return ", or name another folder for downloads: HF_HOME=FOLDER"
     if not notes and refusal.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return ", or name another place"
     return "".join(f", {note}" for note in notes)

@@ -138,6 +138,15 @@ def test_every_command_that_writes_says_so_in_one_line(
     assert tree(small_disk) == before
 
 
+def test_a_disk_that_can_take_no_more_files_is_not_said_to_be_full(small_disk, monkeypatch, capsys):
+    subprocess.run(["mount", "-o", "remount,nr_inodes=2", small_disk], check=True)
+    (small_disk / "one").touch()
+    monkeypatch.setattr(sys, "argv", ["qlora", "init", "--out", str(small_disk / "mine.yaml")])
+    with pytest.raises(SystemExit, match="5"):
+        main()
+    assert "the disk holds as many files as it can" in capsys.readouterr().err
+
+
 def test_clearing_a_read_only_cache_says_so(furnished_runs, small_disk, monkeypatch, capsys):
     monkeypatch.setenv("QLORA_CACHE", str(small_disk / "cache"))
     for arguments, code in ((["data", "check", str(furnished_runs["recipe"])], 0), (["data", "cache", "--clear"], 5)):

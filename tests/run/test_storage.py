@@ -23,6 +23,9 @@ FULL = "Error while serializing: I/O error: No space left on device (os error 28
 AS_REPORTED = {
     "Python": OSError(28, "No space left on device"),
     "safetensors": SafetensorError(FULL),
+    "older safetensors": SafetensorError(
+        'Error while serializing: IoError(Os { code: 28, kind: StorageFull, message: "No space left on device" })'
+    ),
     "tokenizers": Exception("No space left on device (os error 28)"),
     "shutil": shutil.Error([("/from/a", "/to/a", "[Errno 28] No space left on device: '/from/a' -> '/to/a'")]),
     "pyarrow": OSError(28, "Error writing bytes to file. Detail: [errno 28] No space left on device"),
@@ -66,6 +69,13 @@ def test_what_else_can_be_done_is_said_of_files_below_the_path_only(tmp_path):
         with pytest.raises(OSError, match="Permission") as caught, naming(tmp_path / "cache", "or QLORA_CACHE=FOLDER"):
             raise PermissionError(errno.EACCES, "Permission denied", str(name))
         assert ("QLORA_CACHE=FOLDER" in disk_error(caught.value).problems[0].hint) is is_said
+
+
+def test_a_cache_of_the_hub_that_cannot_be_written_leads_to_another():
+    name = "/home/me/.cache/huggingface/hub/.locks/models--a--b"
+    error = disk_error(raised(ValueError("we couldn't connect"), OSError(errno.EROFS, "Read-only file system", name)))
+    assert error.problems[0].place == name
+    assert "HF_HOME=FOLDER" in error.problems[0].hint
 
 
 def test_a_path_that_cannot_be_is_a_bad_argument():
