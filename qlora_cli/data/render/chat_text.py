@@ -30,6 +30,9 @@ NUM_COMPARED = 32
 
 ROWS_BETWEEN_COMPARISONS = 256
 
+MAX_MESSAGES_COMPARED = 64
+"""Longer conversations are not rendered a third time: their marked copy, printed by the unchanged template, is compared."""
+
 
 @dataclass(slots=True)
 class _Fitted:
@@ -39,6 +42,9 @@ class _Fitted:
     tools: Tools
     shape: Shape
     trace: Trace
+    is_sampled: bool
+    """Whether more is compared than in other rows."""
+
     places: Places | None = None
     """Where its texts are printed; None while that is not looked for."""
 
@@ -113,7 +119,8 @@ class ChatTexts:
         """
         fitted = rendered.fitted
         assert fitted is not None  # `render` sets it
-        if fitted.places is None and self._frames.hold(fitted.trace, fitted.messages, rendered.answers):
+        is_compared_here = fitted.is_sampled and len(fitted.messages) > MAX_MESSAGES_COMPARED
+        if fitted.places is None and not is_compared_here and self._frames.hold(fitted.trace, fitted.messages, rendered.answers):
             return []
         places = fitted.places or self._places(fitted.trace.text, fitted.messages, fitted.tools, fitted.shape)
         row = Row(fitted.messages, fitted.tools, rendered.answers, trained, self.mask.has_generation_blocks)
@@ -141,9 +148,9 @@ class ChatTexts:
         originals: Originals = {}
         if self.special.find(messages, tools) is not None:
             stood_in, stood_in_tools, originals = self.special.stand_in(messages, tools)
-        fitted = self._fit(stood_in, stood_in_tools, add_generation_prompt)
+        fitted = self._fit(stood_in, stood_in_tools, add_generation_prompt, is_compared)
         trace = fitted.trace
-        if is_compared or originals:
+        if (is_compared and len(messages) <= MAX_MESSAGES_COMPARED) or originals:
             handed = self._handed(messages, tools, fitted.shape)
             self._compare(trace.text, *handed, originals, add_generation_prompt)
         answers = []
@@ -154,7 +161,9 @@ class ChatTexts:
                 check_starts(self.mask, trace, *handed, answers)
         return ChatText(trace.text, answers, originals, fitted)
 
-    def _fit(self, messages: list[Message], tools: Tools, add_generation_prompt: bool) -> _Fitted:
+    def _fit(
+        self, messages: list[Message], tools: Tools, add_generation_prompt: bool, is_sampled: bool
+    ) -> _Fitted:
         """The conversation in the first shape in which the template prints its calls and tools, as far as one does.
 
         Raises:
@@ -163,7 +172,7 @@ class ChatTexts:
         asks_for_shape = bool(tools) or any("tool_calls" in message for message in messages)
         if not asks_for_shape:
             trace = self.mask.trace(self.as_template_reads(messages), None, add_generation_prompt=add_generation_prompt)
-            return _Fitted(messages, tools, AS_GIVEN, trace)
+            return _Fitted(messages, tools, AS_GIVEN, trace, is_sampled)
         best: _Fitted | None = None
         fault: DataError | None = None
         for shape in shapes_to_try(messages, tools, self._first_shape):
@@ -174,7 +183,7 @@ class ChatTexts:
                 fault = fault or error
                 continue
             places = self._places(trace.text, messages, tools, shape, add_generation_prompt)
-            fitted = _Fitted(messages, tools, shape, trace, places)
+            fitted = _Fitted(messages, tools, shape, trace, is_sampled, places)
             if _shows_calls(places):
                 return fitted
             best = best or fitted

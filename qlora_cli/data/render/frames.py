@@ -21,6 +21,7 @@ MAX_FRAMES = 16
 """Of a role; a template has two or three (first turn, last turn)."""
 
 _KEYS = {"role", "content"}
+_KEYS_OF_QUESTIONS = {"role", "content", "instruction", "input"}  # two parts, which the content joins
 
 
 class Frames:
@@ -34,7 +35,9 @@ class Frames:
         spans: Mapping[int | None, Answer] = {answer.turn: answer for answer in answers}
         for index, message in enumerate(messages):
             content = message.get("content")
-            if len(message) != len(_KEYS) or not isinstance(content, str) or index not in trace.turns:
+            if message.keys() != _KEYS and message.keys() != _KEYS_OF_QUESTIONS:
+                return False
+            if not isinstance(content, str) or index not in trace.turns:
                 return False
             at = self._place(trace, index, message["role"], content)
             if at is None:

@@ -21,6 +21,7 @@ from collections.abc import Collection, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, NamedTuple
 
+from qlora_cli.data.clean import joined
 from qlora_cli.data.example import Message
 from qlora_cli.data.read.messages import REASONING_FIELDS
 from qlora_cli.data.render.generation_prompt import Tools
@@ -123,6 +124,8 @@ class Marker:
         return [self._message(message, index) for index, message in enumerate(messages)], marked_tools
 
     def _message(self, message: Message, index: int) -> Message:
+        if "input" in message and message.get("content") == joined(message):
+            return self._question_in_two(message, index)
         marked = dict(message)
         reasonings: dict[str, str] = {}  # one text under several names is one leaf
         for key, value in message.items():
@@ -135,6 +138,13 @@ class Marker:
             elif key == "tool_calls" and isinstance(value, list):
                 marked[key] = [self._call(call, index) for call in value]
         return marked
+
+    def _question_in_two(self, message: Message, index: int) -> Message:
+        """An Alpaca row's question, which templates print in its parts or as the content that joins them."""
+        parts = {
+            key: self._text(message[key], index, Kind.CONTENT, f"the {key}") for key in ("instruction", "input")
+        }
+        return {**message, **parts, "content": joined(parts)}
 
     def _content(self, content: Any, index: int) -> Any:
         if isinstance(content, list):

@@ -217,13 +217,16 @@ class ChatMask:
 
         What the assistant says there ends where the text ends that the template prints without the result.
         """
-        within = {index - 1 for index, message in enumerate(messages) if message["role"] == "tool"} - {
-            index - 1 for index in trace.turns
-        }
-        return [
-            answer._replace(end=self._end_of_call(trace, messages, answer, tools)) if answer.turn in within else answer
-            for answer in answers
-        ]
+        kept = []
+        for answer in answers:
+            assert answer.turn is not None  # answers of templates without generation blocks
+            after = answer.turn + 1
+            if after < len(messages) and messages[after]["role"] == "tool":
+                start, _ = trace.turns.get(after, trace.turns[answer.turn])
+                if start < answer.end:
+                    answer = answer._replace(end=self._end_of_call(trace, messages, answer, tools))
+            kept.append(answer)
+        return kept
 
     def _end_of_call(self, trace: Trace, messages: Sequence[Message], answer: Answer, tools: Tools) -> int:
         """Where the turn of a conversation ends that is cut after a tool call, in the text of the whole."""

@@ -16,6 +16,9 @@ from qlora_cli.data.render.mask import Answer, ChatMask
 from qlora_cli.data.render.traced_template import Trace
 from qlora_cli.errors import DataError
 
+MAX_TURNS_BEFORE = 32
+"""Of an answer of a row that is held against its prompt: all of these are rendered once more."""
+
 _PARAMETERS = {"type": "object", "properties": {"place": {"type": "string", "description": "Place."}}}
 _TOOL = {"type": "function", "function": {"name": "look", "description": "Looks.", "parameters": _PARAMETERS}}
 _CALL = {"type": "function", "id": "abcdefghi", "function": {"name": "look", "arguments": {"place": "There"}}}
@@ -54,11 +57,12 @@ def must_take_whole(mask: ChatMask, as_template_reads: Callable[[Sequence[Messag
 def check_starts(
     mask: ChatMask, trace: Trace, messages: Sequence[Message], tools: Tools, answers: Sequence[Answer]
 ) -> None:
-    """Hold the first, a middle and the last answer of a row against their generation prompts.
+    """Hold the first, a middle and the last answer of a row against their generation prompts, those far in left out.
 
     Raises:
         RowError: if one starts elsewhere.
     """
+    answers = [answer for answer in answers if answer.turn is not None and answer.turn <= MAX_TURNS_BEFORE]
     for number in sorted({0, len(answers) // 2, len(answers) - 1} if answers else ()):
         answer = answers[number]
         end = wrong_start(mask, trace, messages, tools, answer)

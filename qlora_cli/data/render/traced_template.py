@@ -25,6 +25,7 @@ from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from qlora_cli import compat
 from qlora_cli.data.example import Message
+from qlora_cli.data.render.quick_sandbox import quick_getattr
 from qlora_cli.data.render.template_tree import loop_before_constant_tail, markup_read, prints, reads
 
 Span = tuple[int, int]
@@ -116,9 +117,9 @@ class TracedTemplate:
         Raises:
             jinja2.TemplateSyntaxError: if `source` is not Jinja.
         """
-        unchanged = _compile_jinja_template(source)
-        shared = unchanged.environment
+        shared = _compile_jinja_template(source).environment
         environment = shared.overlay()
+        environment.getattr = quick_getattr(environment)
         environment.filters = {
             **shared.filters,
             "mark_message": self._mark_message,
@@ -126,6 +127,7 @@ class TracedTemplate:
             "mark_generation": self._mark_generation,
         }
         tree = environment.parse(source)
+        unchanged = Template.from_code(environment, environment.compile(source), environment.make_globals(None))
         self.markup_read = markup_read(tree)
         """Words that the template looks for in the messages, such as `</think>`."""
         self.reads_clock = reads(tree, "strftime_now")
