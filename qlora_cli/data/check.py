@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ def check_data(data: DataSection, renderer: Renderer, seed: int) -> DataReport:
     Raises:
         DataError: if a source cannot be read.
     """
+    started = time.monotonic()
     key = cache_key(data, renderer, seed)
     cache_root().mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=".check.", dir=cache_root()))
@@ -32,5 +34,6 @@ def check_data(data: DataSection, renderer: Renderer, seed: int) -> DataReport:
                     folder.rename(entry)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    prompts = [finding for source in data.train for finding in compare_prompts(source, renderer)]
-    return replace(built.report, findings=(*built.report.findings, *prompts))
+    prompts = [finding for source in data.train for finding in compare_prompts(source, data, renderer)]
+    seconds = round(time.monotonic() - started, 3)
+    return replace(built.report, findings=(*built.report.findings, *prompts), seconds=seconds)

@@ -11,6 +11,7 @@ from itertools import islice
 
 import numpy as np
 
+from qlora_cli.data.answer_rows import rows_per_answer
 from qlora_cli.data.causes import Cause, Rejection, RowError
 from qlora_cli.data.clean import Cleaner
 from qlora_cli.data.duplicates import MinHasher, exact_digest
@@ -20,7 +21,7 @@ from qlora_cli.data.read.formats import resolve_format, to_example
 from qlora_cli.data.read.sources import parse_row, read_raw
 from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.data.spool import TokenBatch, batch_of
-from qlora_cli.data.token_row import TokenRow
+from qlora_cli.data.token_row import TokenRow, Unprinted
 from qlora_cli.data.truncation import Cutter
 from qlora_cli.errors import DataError
 from qlora_cli.recipe.data_schema import DataSection, SourceSection
@@ -46,7 +47,13 @@ class Passage:
     """What became of one row."""
 
     raw: RawRow
+    number: int
+    """Of the row in its batch; several passages may come from one."""
+
     example: Example | None = None
+    whole: Example | None = None
+    """The example of which this is one row; the same where an example is a row."""
+
     row: TokenRow | None = None
     """As it is trained on; None where it is rejected."""
 
@@ -80,6 +87,8 @@ class Outcome:
 
     observed: Counter[Observation] = field(default_factory=Counter)
     first_observed: dict[Observation, Place] = field(default_factory=dict)
+    unprinted: Counter[Unprinted] = field(default_factory=Counter)
+    first_unprinted: dict[Unprinted, Place] = field(default_factory=dict)
     digests: list[bytes] = field(default_factory=list)
     """Of the text of each kept row, where duplicates are looked for."""
 
@@ -136,6 +145,7 @@ class RowPipeline:
             duplicates: `exact` or `near`, to hand over what finds them.
         """
         self._max_length = data.max_length
+        self._is_row_per_answer = data.row_per == "answer"
         self._renderer = renderer
         self._cleaner = Cleaner(data.clean)
         self._cutter = None
@@ -159,8 +169,7 @@ class RowPipeline:
     def __call__(self, batch: RawBatch) -> Outcome:
         """The rows of a batch that can be trained on, and what is to be said about the others."""
         passages = self._passages(batch)
-        kept_numbers = [number for number, passage in enumerate(passages) if passage.row is not None]
-        kept = [passages[number] for number in kept_numbers]
+        kept = [passage for passage in passages if passage.row is not None]
         rows = [passage.row for passage in kept if passage.row is not None]
         files = list(dict.fromkeys(row.place.file for row in rows))
         numbers = {name: number for number, name in enumerate(files)}
@@ -169,7 +178,7 @@ class RowPipeline:
         outcome = Outcome(
             tokens=tokens,
             files=files,
-            kept=kept_numbers,
+            kept=[passage.number for passage in kept],
             rejections=[passage.rejection for passage in passages if passage.rejection is not None],
             num_read=len(batch.rows),
             lengths=np.array([passage.num_tokens for passage in rendered], np.int32),
@@ -181,19 +190,29 @@ class RowPipeline:
         return outcome
 
     def _look_at(self, kept: Iterable[Passage], outcome: Outcome) -> None:
+        before = None
         for passage in kept:
             assert passage.example is not None  # a kept row went the whole way
             assert passage.row is not None
             for observation in self._observer.observe(passage.example, passage.row):
                 outcome.observed[observation] += 1
                 outcome.first_observed.setdefault(observation, passage.raw.place)
+            for unprinted in passage.row.unprinted:
+                outcome.unprinted[unprinted] += 1
+                outcome.first_unprinted.setdefault(unprinted, passage.raw.place)
+            assert passage.whole is not None
+            is_first = passage.number != before  # rows of one conversation repeat each other, and are looked at once
+            before = passage.number
             if self._duplicates:
-                outcome.digests.append(exact_digest(passage.example))
+                digest = exact_digest(passage.whole)
+                if not is_first:
+                    digest = hashlib.blake2b(digest + outcome.digests[-1], digest_size=len(digest)).digest()
+                outcome.digests.append(digest)
             if self._hasher:
-                outcome.signatures.append(self._hasher.signature(passage.example))
+                outcome.signatures.append(self._hasher.signature(passage.whole) if is_first else None)
 
     def _passages(self, batch: RawBatch) -> list[Passage]:
-        passages = [self._read(raw, batch) for raw in batch.rows]
+        passages = [passage for number, raw in enumerate(batch.rows) for passage in self._read(raw, number, batch)]
         readable = [passage for passage in passages if passage.example is not None]
         rendered = self._renderer.render_each([passage.example for passage in readable if passage.example])
         for passage, row in zip(readable, rendered, strict=True):
@@ -203,16 +222,18 @@ class RowPipeline:
                 self._take(passage, row)
         return passages
 
-    def _read(self, raw: RawRow, batch: RawBatch) -> Passage:
+    def _read(self, raw: RawRow, number: int, batch: RawBatch) -> list[Passage]:
         cause = Cause.MALFORMED
         try:
             row = parse_row(raw)
             self._cleaner.check_row(row, raw.place)
             cause = Cause.FORMAT
             example = to_example(row, raw.place, batch.format, batch.source.columns)
-            return Passage(raw, self._cleaner.clean(example))
+            whole = self._cleaner.clean(example)
+            rows = rows_per_answer(whole) if self._is_row_per_answer else [whole]
+            return [Passage(raw, number, row, whole) for row in rows]
         except DataError as error:
-            return Passage(raw, rejection=_rejection(raw, error, cause))
+            return [Passage(raw, number, rejection=_rejection(raw, error, cause))]
 
     def _take(self, passage: Passage, row: TokenRow) -> None:
         """Note the rendered row, cut if it is too long and may be."""
@@ -225,6 +246,8 @@ class RowPipeline:
                 passage.rejection = _rejection(passage.raw, fault, Cause.TOO_LONG)
                 return
             passage.example, row = cut
+            if not self._is_row_per_answer:
+                passage.whole = passage.example
             passage.is_cut = True
         if not row.num_trained_tokens:
             fault = RowError(

@@ -13,6 +13,7 @@ from qlora_cli.data.observations import Observation
 from qlora_cli.data.pipeline import Outcome
 from qlora_cli.data.problems import RowProblems
 from qlora_cli.data.report import Finding, Lengths, Verdict, measure_lengths
+from qlora_cli.data.token_row import Unprinted
 from qlora_cli.errors import Problem
 from qlora_cli.recipe.data_schema import DataSection
 
@@ -43,6 +44,8 @@ class Tally:
     _refused: RowProblems = field(default_factory=RowProblems)
     _observed: Counter[Observation] = field(default_factory=Counter)
     _first_observed: dict[Observation, Place] = field(default_factory=dict)
+    _unprinted: Counter[Unprinted] = field(default_factory=Counter)
+    _first_unprinted: dict[Unprinted, Place] = field(default_factory=dict)
     _lengths: list[np.ndarray] = field(default_factory=list)
     _longest: tuple[int, str] = (0, "")
     _num_cut: int = 0
@@ -57,6 +60,9 @@ class Tally:
         for observation, count in outcome.observed.items():
             self._observed[observation] += count
             self._first_observed.setdefault(observation, outcome.first_observed[observation])
+        for unprinted, count in outcome.unprinted.items():
+            self._unprinted[unprinted] += count
+            self._first_unprinted.setdefault(unprinted, outcome.first_unprinted[unprinted])
         self._num_cut += len(outcome.cut)
         if outcome.cut and self._first_cut is None:
             self._first_cut = outcome.cut[0]
@@ -119,6 +125,9 @@ class Tally:
             if observation in self._first_observed:
                 place = str(self._first_observed[observation])
                 findings.append(Finding(observation.value, "noted", self._observed[observation], place, ""))
+        for unprinted, count in self._unprinted.items():
+            place = str(self._first_unprinted[unprinted])
+            findings.append(Finding(Cause.UNPRINTED.value, "noted", count, place, unprinted.what, unprinted.hint))
         return findings
 
     def _too_long(self) -> Problem:

@@ -31,7 +31,7 @@ NUM_COMPARED = 32
 ROWS_BETWEEN_COMPARISONS = 256
 
 MAX_MESSAGES_COMPARED = 64
-"""Longer conversations are not rendered a third time: their marked copy, printed by the unchanged template, is compared."""
+"""Longer conversations are rendered no third time: their marked copy is printed by the unchanged template anyway."""
 
 
 @dataclass(slots=True)
@@ -65,9 +65,7 @@ class ChatText:
 class ChatTexts:
     """Renders conversations with one template."""
 
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, template: str, date: datetime.date | None = None
-    ) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str, date: datetime.date | None = None) -> None:
         """
         Args:
             tokenizer: of the base model.
@@ -120,7 +118,11 @@ class ChatTexts:
         fitted = rendered.fitted
         assert fitted is not None  # `render` sets it
         is_compared_here = fitted.is_sampled and len(fitted.messages) > MAX_MESSAGES_COMPARED
-        if fitted.places is None and not is_compared_here and self._frames.hold(fitted.trace, fitted.messages, rendered.answers):
+        if (
+            fitted.places is None
+            and not is_compared_here
+            and self._frames.hold(fitted.trace, fitted.messages, rendered.answers)
+        ):
             return []
         places = fitted.places or self._places(fitted.trace.text, fitted.messages, fitted.tools, fitted.shape)
         row = Row(fitted.messages, fitted.tools, rendered.answers, trained, self.mask.has_generation_blocks)
@@ -161,9 +163,7 @@ class ChatTexts:
                 check_starts(self.mask, trace, *handed, answers)
         return ChatText(trace.text, answers, originals, fitted)
 
-    def _fit(
-        self, messages: list[Message], tools: Tools, add_generation_prompt: bool, is_sampled: bool
-    ) -> _Fitted:
+    def _fit(self, messages: list[Message], tools: Tools, add_generation_prompt: bool, is_sampled: bool) -> _Fitted:
         """The conversation in the first shape in which the template prints its calls and tools, as far as one does.
 
         Raises:

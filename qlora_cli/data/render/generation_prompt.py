@@ -100,4 +100,3 @@ def what_matters(messages: Sequence[Message], index: int) -> list[Message]:
         return list(messages[:index])
     spoken = next((at for at in range(index - 1, asked, -1) if messages[at]["role"] == "assistant"), index)
     return [*messages[: min(first, asked)], messages[asked], *messages[spoken:index]]
-

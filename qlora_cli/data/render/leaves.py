@@ -141,14 +141,14 @@ class Marker:
 
     def _question_in_two(self, message: Message, index: int) -> Message:
         """An Alpaca row's question, which templates print in its parts or as the content that joins them."""
-        parts = {
-            key: self._text(message[key], index, Kind.CONTENT, f"the {key}") for key in ("instruction", "input")
-        }
+        parts = {key: self._text(message[key], index, Kind.CONTENT, f"the {key}") for key in ("instruction", "input")}
         return {**message, **parts, "content": joined(parts)}
 
     def _content(self, content: Any, index: int) -> Any:
         if isinstance(content, list):
-            return [{**part, "text": self._content(part["text"], index)} if "text" in part else part for part in content]
+            return [
+                {**part, "text": self._content(part["text"], index)} if "text" in part else part for part in content
+            ]
         if not isinstance(content, str):
             return content
         pieces = self._markup.split(content) if self._markup else [content]

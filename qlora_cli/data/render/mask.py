@@ -77,9 +77,7 @@ class Answer(NamedTuple):
 class ChatMask:
     """Renders conversations and finds the characters to train."""
 
-    def __init__(
-        self, template: str, special_tokens: Mapping[str, str], date: datetime.date | None = None
-    ) -> None:
+    def __init__(self, template: str, special_tokens: Mapping[str, str], date: datetime.date | None = None) -> None:
         """
         Args:
             template: Jinja text.

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from qlora_cli.data.example import Message
 from qlora_cli.data.render.generation_prompt import Tools
-from qlora_cli.data.render.leaves import FIRST_NUMBER, Kind, Leaf, Marker, Marks
+from qlora_cli.data.render.leaves import FIRST_NUMBER, Leaf, Marker, Marks
 from qlora_cli.data.render.traced_template import Span
 from qlora_cli.errors import DataError
 
@@ -30,7 +30,11 @@ MAX_CHARS_BEHIND_KEY = 80
 
 _WORD = re.compile(r"\w+")
 _ESCAPED = re.compile(r"\\(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2})|([nrtbf])|(.))", re.DOTALL)
-_SPELLINGS = {"True": ("true", "True", "1", "yes"), "False": ("false", "False", "0", "no"), "None": ("null", "None", "nil")}
+_SPELLINGS = {
+    "True": ("true", "True", "1", "yes"),
+    "False": ("false", "False", "0", "no"),
+    "None": ("null", "None", "nil"),
+}
 
 
 @dataclass

@@ -28,7 +28,7 @@ _DROPPED = "the template never prints it in this place; inference would not send
 _TEMPLATE = "name a template that prints it in `model.chat_template`"
 
 _WAYS_ON = {
-    Kind.CONTENT: f"{_TEMPLATE}, or write it where the template prints it (instructions in a 'system' turn, for example)",
+    Kind.CONTENT: f"{_TEMPLATE}, or write it where the template prints it (instructions in a 'system' turn)",
     Kind.REASONING: f"{_TEMPLATE}, or take the field out of the rows to train the answers alone",
     Kind.CALL: "use a base model or `model.chat_template` whose template prints tool calls, or leave such rows out",
     Kind.ARGUMENT: "use a base model or `model.chat_template` whose template prints tool calls, or leave such rows out",
@@ -132,7 +132,7 @@ def _misplaced(leaf: Leaf, found: Sequence[tuple[int, int]], row: Row) -> Unprin
         return Unprinted(f"{_kind_of(leaf, 'assistant')} outside of {{% generation %}}, so not trained", "")
     raise RowError(
         Cause.UNPRINTED,
-        f"{_place_of(leaf, 'assistant')} is printed outside of what the assistant says there, so it would not be trained",
+        f"{_place_of(leaf, 'assistant')} is printed outside of what the assistant says, so it would not be trained",
         hint=_WAYS_ON[leaf.kind],
     )
 

@@ -70,15 +70,14 @@ def check_starts(
             seen, expected = trace.text[answer.start : answer.start + 20], trace.text[end : end + 20]
             raise RowError(
                 Cause.TEMPLATE,
-                f"the mask of message {answer.turn + 1} begins at {seen!r}, its generation prompt ends before {expected!r}",
+                f"the mask of message {answer.turn + 1} begins at {seen!r}, "
+                f"but its generation prompt ends before {expected!r}",
                 hint="put {% generation %} blocks around the assistant's text in a copy of the template, and name it "
                 "in `model.chat_template`",
             )
 
 
-def wrong_start(
-    mask: ChatMask, trace: Trace, messages: Sequence[Message], tools: Tools, answer: Answer
-) -> int | None:
+def wrong_start(mask: ChatMask, trace: Trace, messages: Sequence[Message], tools: Tools, answer: Answer) -> int | None:
     """Where the generation prompt ends, if that is known and is not where the answer starts.
 
     Templates that print a turn otherwise than their generation prompt opens it leave it unknown; the rows of data that

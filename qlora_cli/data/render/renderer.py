@@ -151,6 +151,10 @@ class Renderer:
             return None
         return self._texts.special.find(example.messages, example.tools)
 
+    def text_of(self, input_ids: Sequence[int]) -> str:
+        """What tokens spell, special ones with their names."""
+        return str(self._tokenizer.decode(list(input_ids)))
+
     @property
     def bos_token_id(self) -> int | None:
         """The tokenizer's token for the beginning of a document."""

@@ -106,16 +106,17 @@ def first_shape(plain: Callable[[list[Message], Tools], str]) -> Shape:
     Args:
         plain: renders a conversation; what the template refuses is a DataError.
     """
-    as_python, as_json = (
-        _printed_call(plain, shape) for shape in (AS_GIVEN, Shape(arguments_as_text=True))
-    )
+    as_python, as_json = (_printed_call(plain, shape) for shape in (AS_GIVEN, Shape(arguments_as_text=True)))
     is_python = "{'probe': 'value'}" in as_python and '{"probe": "value"}' in as_json
     return Shape(arguments_as_text=True) if is_python else AS_GIVEN
 
 
 def _printed_call(plain: Callable[[list[Message], Tools], str], shape: Shape) -> str:
     call = {"type": "function", "id": "abcdefghi", "function": {"name": "probe", "arguments": {"probe": "value"}}}
-    messages = [{"role": "user", "content": "Probe."}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    messages: list[Message] = [
+        {"role": "user", "content": "Probe."},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+    ]
     try:
         return plain(shape.messages(messages), None)
     except DataError:

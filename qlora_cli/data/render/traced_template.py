@@ -223,9 +223,7 @@ def _as_handed_to_templates(messages: Sequence[Message]) -> Sequence[Message]:
         if len(set(map(id, messages))) == len(messages):
             return messages
     # Each message becomes an object of its own, by which it is known, even where one stands in the list twice.
-    return compat.alias_reasoning_fields(
-        [dict(message) for message in messages]
-    )
+    return compat.alias_reasoning_fields([dict(message) for message in messages])
 
 
 def _read_marks(marked: str, marks: Sequence[_Mark]) -> Trace:

@@ -13,7 +13,8 @@ PLACE = Place("test.jsonl", 1, 1)
 CHATML = """{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
 TOOLS = """{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}
-{{ m.reasoning_content or '' }}{{ m.content or '' }}{% for call in m.tool_calls or [] %}{{ call.function | tojson }}{% endfor %}<|im_end|>
+{{ m.reasoning_content or '' }}{{ m.content or '' -}}
+{% for call in m.tool_calls or [] %}{{ call.function | tojson }}{% endfor %}<|im_end|>
 {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
 {% endif %}"""
 THINKING = CHATML.replace("m['content']", "m['content'].split('</think>')[-1]")
