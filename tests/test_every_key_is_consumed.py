@@ -150,6 +150,8 @@ KEYS: dict[str, Row] = {
     "data.packing": Row(batches, (False, True)),
     "data.truncation": Row(train_tokens, ("refuse", "drop", "cut_prompt", "cut_middle_turns"), LONG, may_refuse=True),
     "data.train_on": Row(train_tokens, ("assistant", "last_turn", "all"), {"data.train.path": "talk.jsonl"}),
+    "data.row_per": Row(train_tokens, ("conversation", "answer"), {"data.train.path": "talk.jsonl"}),
+    "data.date": Row(train_tokens, ("2024-07-26", "2024-07-27"), {"model.chat_template": "dated.jinja"}),
     "data.mix_by": Row(training_texts, (None, "rows", "tokens"), TWO_SOURCES),
     "data.stopping_strategy": Row(
         training_texts, ("first_exhausted", "all_exhausted"), TWO_SOURCES | {"data.mix_by": "rows"}

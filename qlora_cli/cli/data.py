@@ -101,11 +101,11 @@ def _load(recipe: Path, overrides: Sequence[str] | None) -> tuple[Recipe, PreTra
     loaded = load_recipe(recipe, overrides or ())
     start_asking(loaded.model.base_model, *(source.path for source in loaded.data.train))
 
-    from qlora_cli.data.render.renderer import Renderer
+    from qlora_cli.data.render.for_data import data_renderer
     from qlora_cli.model.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(loaded.model)
-    return loaded, tokenizer, Renderer(tokenizer, train_on=loaded.data.train_on)
+    return loaded, tokenizer, data_renderer(tokenizer, loaded.data)
 
 
 def register(app: typer.Typer) -> None:

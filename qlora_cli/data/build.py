@@ -70,7 +70,7 @@ def build_data(
         Finding("the data as a whole", "refused", 0, problem.place, problem.text, problem.hint)
         for problem in of_the_whole
     ]
-    findings += gathered.tally.findings()
+    findings += [*gathered.tally.findings(), *_dated(data, renderer, gathered.tally.num_read)]
     findings += [_without_effect(item) for item in gathered.sources if item.source.leave_out and not item.num_left_out]
     if gathered.seen is not None:
         findings += _repeats(gathered, train, evaluation)
@@ -86,6 +86,15 @@ def build_data(
     gathered.spool.delete()
     report = replace(report, findings=tuple(findings), seconds=round(time.monotonic() - started, 3))
     return Built(report, problems, tuple(gathered.files), fingerprint)
+
+
+def _dated(data: DataSection, renderer: Renderer, num_rows: int) -> list[Finding]:
+    """That the rows hold today's date, where the recipe does not say which."""
+    date = renderer.printed_date
+    if date is None or data.date is not None:
+        return []
+    text = f"the chat template prints today's date, and the rows hold {date}; a run that is resumed keeps it"
+    return [Finding("today's date", "noted", num_rows, "", text, f"`data.date: {date}` makes the same rows every day")]
 
 
 def _leave_out(copies: Numbers, gathered: Gathered, folder: Path) -> None:

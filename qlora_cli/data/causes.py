@@ -18,6 +18,7 @@ class Cause(StrEnum):
     EMPTY_ANSWER = "empty answer"
     NO_ANSWER = "does not end with an answer"
     TEMPLATE = "refused by the chat template"
+    UNPRINTED = "not printed by the chat template"
     NOTHING_TRAINED = "nothing to learn"
     TOO_LONG = "longer than max_length"
     LEFT_OUT = "left out by leave_out"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 from qlora_cli.data.cache import CACHE_ELSEWHERE, SCRATCH, cache_key, cache_root, locked, touch
@@ -21,6 +22,7 @@ def check_data(data: DataSection, renderer: Renderer, seed: int) -> DataReport:
     Raises:
         DataError: if a source cannot be read.
     """
+    started = time.monotonic()
     key = cache_key(data, renderer, seed)
     with naming(cache_root(), CACHE_ELSEWHERE):
         cache_root().mkdir(parents=True, exist_ok=True)
@@ -32,5 +34,6 @@ def check_data(data: DataSection, renderer: Renderer, seed: int) -> DataReport:
                     if not touch(entry):
                         write_inventory(folder)
                         put_in_place(folder, entry, listed_files)
-    prompts = [finding for source in data.train for finding in compare_prompts(source, renderer)]
-    return replace(built.report, findings=(*built.report.findings, *prompts))
+    prompts = [finding for source in data.train for finding in compare_prompts(source, data, renderer)]
+    seconds = round(time.monotonic() - started, 3)
+    return replace(built.report, findings=(*built.report.findings, *prompts), seconds=seconds)

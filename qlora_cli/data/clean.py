@@ -101,7 +101,7 @@ def _stripped_message(message: Message) -> Message:
 
 def text_keys(message: Message) -> tuple[str, ...]:
     """Where the text of a message stands: of an Alpaca row's question in two parts, which its `content` joins."""
-    if "input" in message and message.get("content") == _joined(message):
+    if "input" in message and message.get("content") == joined(message):
         return ("instruction", "input")
     return ("content",)
 
@@ -110,9 +110,10 @@ def with_texts(message: Message, texts: Mapping[str, str]) -> Message:
     """The message with other texts under some keys."""
     changed = {**message, **texts}
     if "content" not in text_keys(message):
-        changed["content"] = _joined(changed)
+        changed["content"] = joined(changed)
     return changed
 
 
-def _joined(message: Message) -> str:
+def joined(message: Message) -> str:
+    """The content of an Alpaca row's question, whose parts the message holds too."""
     return f"{message.get('instruction')}\n\n{message['input']}"

@@ -107,6 +107,9 @@ def _without_repeats(gathered: Gathered, batch: RawBatch, outcome: Outcome, dedu
         return stays
     signatures = outcome.signatures or [None] * len(outcome.kept)
     for at, (digest, signature) in enumerate(zip(outcome.digests, signatures, strict=True)):
+        if at and outcome.kept[at] == outcome.kept[at - 1] and not stays[at - 1]:
+            stays[at] = False  # another answer of the conversation that was just taken out
+            continue
         repeated = gathered.seen.see(digest, signature)
         if repeated and (dedupe == "near" or (dedupe and repeated[0] == Cause.EXACT_DUPLICATE)):
             raw = batch.rows[outcome.kept[at]]

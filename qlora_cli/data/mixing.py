@@ -122,7 +122,9 @@ def _worth(num_tokens: np.ndarray, target: float, order: Sequence[int]) -> list[
     return list(order[: int(np.argmin(np.abs(sums - target)))])
 
 
-def hold_out(digests: Sequence[np.ndarray], fraction: float, seed: int) -> tuple[list[Numbers], list[Numbers]]:
+def hold_out(
+    digests: Sequence[np.ndarray], fraction: float, seed: int, conversations: np.ndarray | None = None
+) -> tuple[list[Numbers], list[Numbers]]:
     """Part the rows of all sources into those that are trained on and those that are held out.
 
     Rows of the same digest stay together, so that none is on both sides; of those held out the first copy is taken.
@@ -131,6 +133,7 @@ def hold_out(digests: Sequence[np.ndarray], fraction: float, seed: int) -> tuple
         digests: of each row of each source, (rows, 2) of uint64.
         fraction: of the different rows, how many to hold out; at least one is.
         seed: chooses them.
+        conversations: number of each row's conversation, where several rows come from one; they stay together.
 
     Returns:
         Row numbers of each source to train on, and to hold out; ascending.
@@ -139,18 +142,21 @@ def hold_out(digests: Sequence[np.ndarray], fraction: float, seed: int) -> tuple
         DataError: nothing would be left to train on.
     """
     first_copy = _first_copies(np.concatenate(digests))
-    documents = np.flatnonzero(first_copy == np.arange(len(first_copy)))
+    is_first = first_copy == np.arange(len(first_copy))
+    together = first_copy if conversations is None else _kept_together(first_copy, conversations)
+    documents = np.flatnonzero(together == np.arange(len(together)))
     num_held_out = max(1, round(fraction * len(documents)))
     if num_held_out >= len(documents):
         raise DataError(
             f"eval_fraction {fraction} leaves none of {len(documents)} different rows to train on",
             hint="lower `data.eval_fraction` or name a `data.eval` file",
         )
-    is_held_out = np.zeros(len(first_copy), bool)
-    is_held_out[documents[random.Random(f"eval {seed}").sample(range(len(documents)), num_held_out)]] = True
+    is_chosen = np.zeros(len(first_copy), bool)
+    is_chosen[documents[random.Random(f"eval {seed}").sample(range(len(documents)), num_held_out)]] = True
+    is_held_out = is_chosen[together]
     bounds = list(accumulate(map(len, digests)))[:-1]
-    train = [np.flatnonzero(part) for part in np.split(~is_held_out[first_copy], bounds)]
-    held_out = [np.flatnonzero(part) for part in np.split(is_held_out, bounds)]
+    train = [np.flatnonzero(part) for part in np.split(~is_held_out, bounds)]
+    held_out = [np.flatnonzero(part) for part in np.split(is_held_out & is_first, bounds)]
     return train, held_out
 
 
@@ -166,6 +172,25 @@ def _first_copies(digests: np.ndarray) -> np.ndarray:
     first_copy = np.empty(len(order), np.int64)
     first_copy[order] = np.repeat(order[starts], np.diff(np.append(starts, len(order))))
     return first_copy
+
+
+def _kept_together(first_copy: np.ndarray, conversations: np.ndarray) -> np.ndarray:
+    """For each row the first of all rows that share a conversation or a copy with it, whatever the chain between.
+
+    >>> _kept_together(np.array([0, 1, 2, 1]), np.array([0, 0, 1, 2])).tolist()
+    [0, 0, 2, 0]
+    """
+    together = first_copy
+    while True:
+        least = np.full(len(together), len(together))
+        np.minimum.at(least, conversations, together)
+        joined = least[conversations]
+        least = np.full(len(together), len(together))
+        np.minimum.at(least, first_copy, joined)
+        joined = least[first_copy]
+        if (joined == together).all():
+            return joined
+        together = joined
 
 
 def shares(num_tokens: Sequence[np.ndarray], chosen: Sequence[Numbers]) -> list[Share]:

@@ -11,6 +11,7 @@ from itertools import islice
 
 import numpy as np
 
+from qlora_cli.data.answer_rows import rows_per_answer
 from qlora_cli.data.causes import Cause, Rejection, RowError
 from qlora_cli.data.clean import Cleaner
 from qlora_cli.data.duplicates import MinHasher, exact_digest
@@ -21,7 +22,7 @@ from qlora_cli.data.read.examples import example_of
 from qlora_cli.data.read.sources import parse_row, read_raw
 from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.data.spool import TokenBatch, batch_of
-from qlora_cli.data.token_row import TokenRow
+from qlora_cli.data.token_row import TokenRow, Unprinted
 from qlora_cli.data.truncation import Cutter, is_splittable
 from qlora_cli.data.unread import KeyCheck, Mention, Mentions, unread_in_row
 from qlora_cli.errors import DataError
@@ -48,7 +49,13 @@ class Passage:
     """What became of one row."""
 
     raw: RawRow
+    number: int
+    """Of the row in its batch; several passages may come from one."""
+
     example: Example | None = None
+    whole: Example | None = None
+    """The example of which this is one row; the same where an example is a row."""
+
     row: TokenRow | None = None
     """As it is trained on; None where it is rejected."""
 
@@ -95,6 +102,8 @@ class Outcome:
     mentions: Mentions = field(default_factory=Mentions)
     """What of the kept rows has no effect."""
 
+    unprinted: Counter[Unprinted] = field(default_factory=Counter)
+    first_unprinted: dict[Unprinted, Place] = field(default_factory=dict)
     digests: list[bytes] = field(default_factory=list)
     """Of the text of each kept row, where duplicates are looked for."""
 
@@ -161,6 +170,7 @@ class RowPipeline:
             duplicates: `exact` or `near`, to hand over what finds them.
         """
         self._max_length = data.max_length
+        self._is_row_per_answer = data.row_per == "answer"
         self._renderer = renderer
         self._cleaner = Cleaner(data.clean)
         self._cutter = None
@@ -189,8 +199,7 @@ class RowPipeline:
     def __call__(self, batch: RawBatch) -> Outcome:
         """The rows of a batch that can be trained on, and what is to be said about the others."""
         passages = self._passages(batch)
-        kept_numbers = [number for number, passage in enumerate(passages) if passage.row is not None]
-        kept = [passages[number] for number in kept_numbers]
+        kept = [passage for passage in passages if passage.row is not None]
         rows = [passage.row for passage in kept if passage.row is not None]
         files = list(dict.fromkeys(row.place.file for row in rows))
         numbers = {name: number for number, name in enumerate(files)}
@@ -199,7 +208,7 @@ class RowPipeline:
         outcome = Outcome(
             tokens=tokens,
             files=files,
-            kept=kept_numbers,
+            kept=[passage.number for passage in kept],
             rejections=[passage.rejection for passage in passages if passage.rejection is not None],
             num_read=len(batch.rows),
             lengths=np.array([passage.num_tokens for passage in rendered], np.int32),
@@ -212,22 +221,33 @@ class RowPipeline:
         return outcome
 
     def _look_at(self, kept: Iterable[Passage], outcome: Outcome) -> None:
+        before = None
         for passage in kept:
             assert passage.example is not None  # a kept row went the whole way
             assert passage.row is not None
             for observation in self._observer.observe(passage.example, passage.row):
                 outcome.observed[observation] += 1
                 outcome.first_observed.setdefault(observation, passage.raw.place)
+            for unprinted in passage.row.unprinted:
+                outcome.unprinted[unprinted] += 1
+                outcome.first_unprinted.setdefault(unprinted, passage.raw.place)
+            assert passage.whole is not None
+            is_first = passage.number != before  # rows of one conversation repeat each other, and are looked at once
+            before = passage.number
             keys = self._key_check.unread_keys(passage.example, passage.row)
-            if passage.unread or keys:
-                outcome.mentions.add((*passage.unread, *keys), passage.raw.place)
+            unread = passage.unread if is_first else ()
+            if unread or keys:
+                outcome.mentions.add((*unread, *keys), passage.raw.place)
             if self._duplicates:
-                outcome.digests.append(exact_digest(passage.example))
+                digest = exact_digest(passage.whole)
+                if not is_first:
+                    digest = hashlib.blake2b(digest + outcome.digests[-1], digest_size=len(digest)).digest()
+                outcome.digests.append(digest)
             if self._hasher:
-                outcome.signatures.append(self._hasher.signature(passage.example))
+                outcome.signatures.append(self._hasher.signature(passage.whole) if is_first else None)
 
     def _passages(self, batch: RawBatch) -> list[Passage]:
-        passages = [self._read(raw, batch) for raw in batch.rows]
+        passages = [passage for number, raw in enumerate(batch.rows) for passage in self._read(raw, number, batch)]
         readable = [passage for passage in passages if passage.example is not None]
         rendered = self._renderer.render_each([passage.example for passage in readable if passage.example])
         for passage, row in zip(readable, rendered, strict=True):
@@ -237,7 +257,7 @@ class RowPipeline:
                 self._take(passage, row)
         return passages
 
-    def _read(self, raw: RawRow, batch: RawBatch) -> Passage:
+    def _read(self, raw: RawRow, number: int, batch: RawBatch) -> list[Passage]:
         cause = Cause.MALFORMED
         try:
             row = parse_row(raw)
@@ -249,9 +269,11 @@ class RowPipeline:
                 for kind, name in unread_in_row(row, batch.format, batch.source.columns)
                 if name not in self._required and name not in batch.source.leave_out
             ]
-            return Passage(raw, self._cleaner.clean(example), unread=unread)
+            whole = self._cleaner.clean(example)
+            rows = rows_per_answer(whole) if self._is_row_per_answer else [whole]
+            return [Passage(raw, number, part, whole, unread=unread) for part in rows]
         except DataError as error:
-            return Passage(raw, rejection=_rejection(raw, error, cause))
+            return [Passage(raw, number, rejection=_rejection(raw, error, cause))]
 
     def _take(self, passage: Passage, row: TokenRow) -> None:
         """Note the rendered row, cut if it is too long and may be."""
@@ -267,6 +289,8 @@ class RowPipeline:
                 passage.rejection = _rejection(passage.raw, fault, Cause.TOO_LONG)
                 return
             passage.example, row = cut
+            if not self._is_row_per_answer:
+                passage.whole = passage.example
             passage.is_cut = True
         if not row.num_trained_tokens:
             fault = RowError(

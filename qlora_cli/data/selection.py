@@ -43,7 +43,8 @@ def select(data: DataSection, gathered: Gathered, seed: int) -> tuple[Part, Part
     copies = NO_ROWS
     if data.eval_fraction is not None:
         digests = [gathered.spool.rows["digest"][rows] for rows in train.values()]
-        stay, out = hold_out(digests, data.eval_fraction, seed)
+        conversations = None if data.row_per == "conversation" else _conversations(gathered, train)
+        stay, out = hold_out(digests, data.eval_fraction, seed, conversations)
         held_out = np.concatenate([rows[chosen] for rows, chosen in zip(train.values(), out, strict=True)])
         before = np.concatenate([*train.values()])
         train = {at: rows[chosen] for (at, rows), chosen in zip(train.items(), stay, strict=True)}
@@ -52,6 +53,14 @@ def select(data: DataSection, gathered: Gathered, seed: int) -> tuple[Part, Part
     if not sum(map(len, train.values())):
         raise DataError("no training row is left", hint="raise the `weight` of a source")
     return Part(train, NO_ROWS), Part(_mixed(gathered, _rows(gathered, "eval"), seed, None), held_out), copies
+
+
+def _conversations(gathered: Gathered, rows: dict[int, Numbers]) -> np.ndarray:
+    """Number of the conversation that each row comes from."""
+    table = gathered.spool.rows[np.concatenate([*rows.values()])]
+    places = np.stack([table["file"].astype(np.int64), table["line"], table["row"]], axis=1)
+    numbers: np.ndarray = np.unique(places, axis=0, return_inverse=True)[1].reshape(-1)
+    return numbers
 
 
 def _rows(gathered: Gathered, part: str) -> dict[int, Numbers]:

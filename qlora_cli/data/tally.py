@@ -13,6 +13,7 @@ from qlora_cli.data.observations import Observation
 from qlora_cli.data.pipeline import Outcome
 from qlora_cli.data.problems import RowProblems
 from qlora_cli.data.report import Finding, Lengths, Verdict, measure_lengths
+from qlora_cli.data.token_row import Unprinted
 from qlora_cli.data.unread import Mentions
 from qlora_cli.errors import Problem
 from qlora_cli.recipe.data_schema import DataSection
@@ -45,6 +46,8 @@ class Tally:
     _refused: RowProblems = field(default_factory=RowProblems)
     _observed: Counter[Observation] = field(default_factory=Counter)
     _first_observed: dict[Observation, Place] = field(default_factory=dict)
+    _unprinted: Counter[Unprinted] = field(default_factory=Counter)
+    _first_unprinted: dict[Unprinted, Place] = field(default_factory=dict)
     _lengths: list[np.ndarray] = field(default_factory=list)
     _longest: tuple[int, str] = (0, "")
     _num_cut: int = 0
@@ -63,6 +66,9 @@ class Tally:
             self._observed[observation] += count
             self._first_observed.setdefault(observation, outcome.first_observed[observation])
         self.mentions.merge(outcome.mentions)
+        for unprinted, count in outcome.unprinted.items():
+            self._unprinted[unprinted] += count
+            self._first_unprinted.setdefault(unprinted, outcome.first_unprinted[unprinted])
         self._num_cut += len(outcome.cut)
         self._num_splittable += outcome.num_splittable
         if outcome.cut and self._first_cut is None:
@@ -128,6 +134,9 @@ class Tally:
             if observation in self._first_observed:
                 place = str(self._first_observed[observation])
                 findings.append(Finding(observation.value, "noted", self._observed[observation], place, ""))
+        for unprinted, count in self._unprinted.items():
+            place = str(self._first_unprinted[unprinted])
+            findings.append(Finding(Cause.UNPRINTED.value, "noted", count, place, unprinted.what, unprinted.hint))
         return findings + self.mentions.findings()
 
     def _cut_in_words(self) -> str:

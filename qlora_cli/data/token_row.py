@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from qlora_cli.data.example import Place
 
 IGNORE_INDEX = -100
 """Label of a token that is not trained, as in `torch.nn.functional.cross_entropy`."""
+
+
+class Unprinted(NamedTuple):
+    """A kind of text that the chat template leaves out of a row by design, or prints too late."""
+
+    what: str
+    hint: str
 
 
 @dataclass(slots=True)
@@ -20,6 +28,8 @@ class TokenRow:
     """The token itself where it is trained, else IGNORE_INDEX; as long as `input_ids`, not shifted."""
 
     place: Place
+    unprinted: tuple[Unprinted, ...] = ()
+    """What the chat template left out."""
 
     @property
     def num_trained_tokens(self) -> int:

@@ -9,9 +9,11 @@ from pathlib import Path
 from rich.progress import Progress
 
 from qlora_cli import console
+from qlora_cli.data.answer_rows import rows_per_answer
 from qlora_cli.data.prepare import prepare_data
 from qlora_cli.data.read.column_mapping import Where
 from qlora_cli.data.read.examples import read_examples
+from qlora_cli.data.render.for_data import data_renderer
 from qlora_cli.data.render.renderer import Renderer, TokenRow
 from qlora_cli.errors import ArgumentError
 from qlora_cli.evaluate.comparison import (
@@ -27,6 +29,7 @@ from qlora_cli.evaluate.tasks import load_task
 from qlora_cli.model.tuned import Tuned, find_tuned, load_tuned
 from qlora_cli.recipe.data_schema import SourceSection
 from qlora_cli.recipe.schema import TaskSection
+from qlora_cli.run.manifest import recorded_date
 
 DEFAULT_BATCH_SIZE = 8
 
@@ -96,8 +99,9 @@ def prepare_evaluation(tuned: Tuned, request: EvalRequest) -> Evaluation:
         ArgumentError: if there is nothing to measure on.
         DataError: if a file cannot be read.
     """
-    renderer = Renderer(tuned.tokenizer)
-    recipe = tuned.source.recipe
+    recipe, run = tuned.source.recipe, tuned.source.run
+    date = recorded_date(run) if run else None  # the day that the run was trained on: its figures can be compared
+    renderer = Renderer(tuned.tokenizer, date=date)
     where: Where = "option" if request.tasks else "tasks"
     sections = tuple(read_like_the_run(task, recipe) for task in request.tasks) or (recipe.eval.tasks if recipe else ())
     changes = {"max_new_tokens": request.max_new_tokens, "limit": request.limit}
@@ -117,12 +121,16 @@ def _held_out_rows(tuned: Tuned, request: EvalRequest, renderer: Renderer) -> li
     if request.data is not None:
         asked = SourceSection(path=str(request.data), columns=dict(request.columns))
         source = read_like_the_run(asked, tuned.source.recipe)
-        rows = renderer.render(read_examples(source, where="option"))
+        examples = read_examples(source, where="option")
+        if tuned.source.recipe is not None and tuned.source.recipe.data.row_per == "answer":
+            examples = [row for example in examples for row in rows_per_answer(example)]
+        rows = renderer.render(examples)
         if not any(row.num_trained_tokens for row in rows):
             raise ArgumentError("no row holds an assistant's turn to measure the loss on", place=str(request.data))
         return rows
     recipe = tuned.source.recipe
     if recipe is None or (recipe.data.eval is None and recipe.data.eval_fraction is None):
         return []
-    renderer = Renderer(tuned.tokenizer, train_on=recipe.data.train_on)
+    date = recorded_date(tuned.source.run) if tuned.source.run else None
+    renderer = data_renderer(tuned.tokenizer, recipe.data, date)
     return list(prepare_data(recipe.data, renderer, recipe.training.seed).eval.all_documents())

@@ -8,7 +8,7 @@ from math import ceil
 from qlora_cli.data.cache import cache_key, cache_root
 from qlora_cli.data.prepare import prepare_data
 from qlora_cli.data.read.sources import source_files
-from qlora_cli.data.render.renderer import Renderer
+from qlora_cli.data.render.for_data import data_renderer
 from qlora_cli.data.report import DataReport
 from qlora_cli.errors import QloraError
 from qlora_cli.model.tokenizer import load_tokenizer
@@ -46,7 +46,7 @@ def find_workload(recipe: Recipe, num_gpus: int = 1) -> tuple[Workload | None, s
         files = [file for source in recipe.data.train for file in source_files(source)]
         if not all(source_files(source) for source in recipe.data.train):
             return None, "the data is on the Hub; `qlora data check` fetches it"
-        renderer = Renderer(load_tokenizer(recipe.model), train_on=recipe.data.train_on)
+        renderer = data_renderer(load_tokenizer(recipe.model), recipe.data)
         seed = recipe.training.seed
         key = cache_key(recipe.data, renderer, seed)
         is_prepared = key is not None and (cache_root() / key).is_dir()

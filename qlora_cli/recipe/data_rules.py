@@ -42,6 +42,13 @@ def _mixing(written: Written) -> Iterator[Conflict]:
         yield conflict("data.mix_by", ("data.train",), text, hint, weaker=("data.mix_by",))
 
 
+def _rows(written: Written) -> Iterator[Conflict]:
+    train_on = at(written, "data.train_on")
+    if at(written, "data.row_per") == "answer" and train_on in ("last_turn", "all"):
+        text = f"'data.train_on: {train_on}' cannot work with 'data.row_per: answer', which trains each answer once"
+        yield conflict("data.train_on", ("data.row_per",), text, "take 'data.train_on' out")
+
+
 def _num_sources(written: Written) -> int:
     """Training sources that are written; one may stand alone, without a list around it."""
     train = at(written, "data.train")

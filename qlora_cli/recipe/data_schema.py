@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from qlora_cli.recipe.section import Section
-from qlora_cli.recipe.short_forms import LeftOut, Names, Number, as_float, as_source
+from qlora_cli.recipe.short_forms import Day, LeftOut, Names, Number, as_float, as_source
 
 
 class SourceSection(Section):
@@ -99,6 +99,15 @@ class DataSection(Section):
     train_on: Literal["assistant", "last_turn", "all"] = "assistant"
     """What is trained: every assistant turn, only the last one, or every token. A message of its own can say `train:
     false` (or `weight: 0`, as in OpenAI's files) to be read and not trained."""
+
+    row_per: Literal["conversation", "answer"] = "conversation"
+    """What one row of training is: a conversation with all its answers, or each answer with what comes before it. A
+    row per answer shows training exactly what inference sends where the template prints earlier turns otherwise, for
+    example without their thinking; tokens grow with the square of the exchanges."""
+
+    date: Day | None = None
+    """Day that chat templates which print today's date are told, e.g. 2026-11-28; the day on which the run is started
+    when not given. The run keeps it when it is resumed."""
 
     mix_by: Literal["rows", "tokens"] | None = None
     """Read each source's `weight` as its share of the rows or tokens seen in an epoch, not as repeats."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
@@ -34,6 +35,14 @@ def as_tuples(value: Any) -> Any:
     return {key: as_tuple(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
+def as_date(value: Any) -> Any:
+    """A day as `2026-11-28`; there must be such a day."""
+    if isinstance(value, str):
+        datetime.date.fromisoformat(value)
+    return value
+
+
+Day = Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$"), BeforeValidator(as_date)]
 Number = Annotated[float, BeforeValidator(as_float), Field(allow_inf_nan=False)]
 Names = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
 Scalar = bool | int | float | str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import platform
 from functools import cache
 from importlib import metadata
@@ -32,6 +33,16 @@ def read_manifest(run: RunDirectory) -> dict[str, Any]:
         IdentityError: if it is missing or no JSON object.
     """
     return read_json_object(run.manifest_path, hint="this run directory is damaged; train again")
+
+
+def recorded_date(run: RunDirectory) -> datetime.date | None:
+    """The day that the run's rows hold as today; None where its chat template prints none, or nothing is recorded."""
+    try:
+        values = read_manifest(run).get("data")
+    except IdentityError:
+        return None
+    written = values.get("date") if isinstance(values, dict) else None
+    return datetime.date.fromisoformat(written) if isinstance(written, str) else None
 
 
 def recorded_fingerprint(run: RunDirectory, section: str) -> str:

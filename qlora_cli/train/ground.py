@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import platform
 import time
@@ -20,8 +21,17 @@ Facts = dict[str, dict[str, Any]]
 """Section of the manifest -> values; each section has a `fingerprint`."""
 
 
-def ground_facts(recipe: Recipe, prepared: PreparedData, tokenizer: PreTrainedTokenizerBase) -> Facts:
-    """Identity of base, tokenizer, template and data; a resumed run must find the same."""
+def ground_facts(
+    recipe: Recipe,
+    prepared: PreparedData,
+    tokenizer: PreTrainedTokenizerBase,
+    printed_date: datetime.date | None = None,
+) -> Facts:
+    """Identity of base, tokenizer, template and data; a resumed run must find the same.
+
+    Args:
+        printed_date: today, as the rows hold it, where the chat template prints it.
+    """
     vocabulary = tokenizer.backend_tokenizer.to_str().encode()
     return {
         "base": {
@@ -35,6 +45,7 @@ def ground_facts(recipe: Recipe, prepared: PreparedData, tokenizer: PreTrainedTo
             "fingerprint": prepared.fingerprint,
             "num_train_rows": prepared.report.num_train,
             "num_eval_rows": prepared.report.num_eval,
+            **({"date": str(printed_date)} if printed_date else {}),
         },
     }
 

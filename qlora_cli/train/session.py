@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
@@ -14,7 +15,7 @@ from transformers import set_seed
 
 from qlora_cli import compat, console
 from qlora_cli.data.prepare import PreparedData, prepare_data
-from qlora_cli.data.render.renderer import Renderer
+from qlora_cli.data.render.for_data import data_renderer, told_date
 from qlora_cli.errors import ResourceError
 from qlora_cli.interruption import ECHO_SECONDS
 from qlora_cli.model.device import dtype_name, pick_device, pick_dtype
@@ -25,7 +26,7 @@ from qlora_cli.run.checkpoints import Checkpoint
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.earlier import settle
 from qlora_cli.run.files import write_text
-from qlora_cli.run.manifest import read_manifest, write_manifest
+from qlora_cli.run.manifest import read_manifest, recorded_date, write_manifest
 from qlora_cli.run.storage import refusal_in, resource_error
 from qlora_cli.train.assembly import Ingredients, make_model, make_trainer
 from qlora_cli.train.data_notes import check_reach, keep_rejected_rows, show_data
@@ -80,7 +81,9 @@ def train_recipe(recipe: Recipe, run: RunDirectory, session: Session, watch: Wat
         point = watch.from_first(lambda: _starting_point(recipe, run, session, watch.launch.num_ranks))
         checkpoint = Checkpoint(Path(point["path"]), point["step"]) if point else None
         with console.library_noise_to(run.log_path if watch.is_first else None):
-            return _train(recipe, run, Beginning(session, checkpoint, outlook), watch)
+            date = watch.from_first(lambda: str(_date(recipe, run, session)))
+            beginning = Beginning(session, checkpoint, outlook, datetime.date.fromisoformat(date))
+            return _train(recipe, run, beginning, watch)
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,14 @@ class Beginning:
     session: Session
     checkpoint: Checkpoint | None
     outlook: Outlook
+    date: datetime.date
+    """Today, for chat templates that print it."""
+
+
+def _date(recipe: Recipe, run: RunDirectory, session: Session) -> datetime.date:
+    """The day that a resumed run began with; else the recipe's, or that of the clock."""
+    recorded = recorded_date(run) if session.resume and run.is_started else None
+    return recorded or told_date(recipe.data)
 
 
 def _outlook(recipe: Recipe, session: Session, watch: Watch) -> Outlook:
@@ -117,14 +128,14 @@ def _train(recipe: Recipe, run: RunDirectory, beginning: Beginning, watch: Watch
     session, checkpoint = beginning.session, beginning.checkpoint
     prepare_trackers(recipe.tracking, run)
     tokenizer = load_tokenizer(recipe.model)
-    renderer = Renderer(tokenizer, train_on=recipe.data.train_on)
+    renderer = data_renderer(tokenizer, recipe.data, beginning.date)
     tokenizer.chat_template = renderer.template  # saved with the adapter, so that inference prints the same
     with watch.first_goes_ahead():
         prepared = prepare_data(recipe.data, renderer, recipe.training.seed)
     if watch.is_first:
         keep_rejected_rows(prepared, run)
         show_data(prepared, tokenizer)
-    facts = ground_facts(recipe, prepared, tokenizer)
+    facts = ground_facts(recipe, prepared, tokenizer, renderer.printed_date)
     if checkpoint is not None:
         check_same_ground(run, facts)
         console.note(f"resuming at step {checkpoint.step} from {checkpoint.path}")

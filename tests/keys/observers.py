@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from qlora_cli.cli.app import app
 from qlora_cli.data.prepare import PreparedData, prepare_data
-from qlora_cli.data.render.renderer import Renderer
+from qlora_cli.data.render.for_data import data_renderer
 from qlora_cli.evaluate.comparison import evaluate_run
 from qlora_cli.evaluate.request import EvalRequest, prepare_evaluation
 from qlora_cli.model.base import load_base
@@ -52,7 +52,7 @@ def identity(recipe: Recipe, folder: Path) -> Any:
 
 
 def prepared(recipe: Recipe) -> PreparedData:
-    renderer = Renderer(load_tokenizer(recipe.model), train_on=recipe.data.train_on)
+    renderer = data_renderer(load_tokenizer(recipe.model), recipe.data)
     return prepare_data(recipe.data, renderer, recipe.training.seed)
 
 

@@ -44,6 +44,11 @@ def set_scene(folder: Path) -> None:
     pickled = tiny_llama(len(byte_tokenizer()), seed=5)
     pickled.config.save_pretrained(folder / "pickled-base")
     torch.save(pickled.state_dict(), folder / "pickled-base/pytorch_model.bin")
+    (folder / "dated.jinja").write_text(
+        "{% for m in messages %}{{ strftime_now('%d %b %Y') }} <|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+        "utf-8",
+    )
     (folder / "shout.jinja").write_text(
         "{% for message in messages %}{{ message['role'] | upper + message['content'] + eos_token }}{% endfor %}"
     )

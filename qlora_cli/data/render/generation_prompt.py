@@ -1,15 +1,15 @@
-"""What a template prints to make the assistant speak (`add_generation_prompt=True`), remembered as far as that is safe.
+"""What a template prints to make the assistant speak (`add_generation_prompt=True`).
 
 For most templates the tree shows that it is the same for every conversation (`template_tree.py`). In the others it
-depends on roles and tool calls and hardly ever on text, so conversations of one shape share it once the first
-`NUM_ROWS_PROVEN` of that shape agreed; after that one in `ROWS_BETWEEN_PROOFS` is rendered again, and so is each
-whose turn does not begin with what is remembered. Once two disagree, nothing is remembered any more.
+follows from what stands right before the answer: system turn, tools, the last question, and what was called since. So
+a short conversation of these alone is rendered, not all that came before, which in a long conversation would be done
+anew for every answer. That the two agree is tried on probes for each template (`proof.py`), and on rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 from qlora_cli.data.example import Message
 from qlora_cli.data.render.traced_template import Trace
@@ -20,60 +20,83 @@ Tools = list[dict[str, Any]] | None
 STAND_IN = "\U0010fa03"
 """A private-use character in place of an answer, to see what the template prints around it."""
 
-NUM_ROWS_PROVEN = 8
-ROWS_BETWEEN_PROOFS = 64
-MAX_SHAPES = 10_000
-"""Remembered at once; long conversations have a shape of their own each."""
-
 _ONE_TURN = [{"role": "user", "content": STAND_IN}]
+_INSTRUCTING = ("system", "developer")
+
+
+class Render(Protocol):
+    """Renders with the traces of a template."""
+
+    def __call__(self, messages: Sequence[Message], tools: Tools = None, *, add_generation_prompt: bool) -> Trace: ...
 
 
 class GenerationPrompts:
     """The generation prompt of each conversation."""
 
-    def __init__(self, render: Callable[[Sequence[Message], Tools], Trace]) -> None:
+    def __init__(self, render: Render) -> None:
         """
         Args:
-            render: the template with its generation prompt.
+            render: the template, with and without its generation prompt.
         """
         self._render = render
-        self._prompts: dict[tuple[Any, ...], tuple[str, int]] = {}  # shape -> prompt, rows that asked for it
-        self._depends_on_text = False
         self._constant: str | None = None
+        self.takes_whole = False
+        """Whether all that comes before an answer is rendered, not the short conversation."""
         try:
-            trace = render(_ONE_TURN, None)
+            trace = render(_ONE_TURN, None, add_generation_prompt=True)
         except DataError:
             return  # a template that wants more than one turn
         if trace.ends_constantly:
             self._constant = trace.text[trace.end_of_turns :]
 
-    def before(self, messages: Sequence[Message], index: int, tools: Tools, turn: str) -> str:
+    def before(self, trace: Trace, messages: Sequence[Message], index: int, tools: Tools) -> str:
         """The prompt that makes the assistant say message `index`.
 
         Args:
+            trace: of the whole conversation.
             messages: the conversation.
             index: of an assistant turn in it.
             tools: those of the conversation.
-            turn: what the template prints for the message.
 
         Raises:
             DataError: if the template refuses the messages before it.
         """
         if self._constant is not None:
             return self._constant
-        shape = (bool(tools), *((message["role"], "tool_calls" in message) for message in messages[:index]))
-        known, num_asked = self._prompts.get(shape, ("", 0))
-        is_known = num_asked >= NUM_ROWS_PROVEN and num_asked % ROWS_BETWEEN_PROOFS and turn.startswith(known)
-        if not is_known or self._depends_on_text:
-            prompt = self._rendered(messages[:index], tools)
-            if num_asked and prompt != known:
-                self._depends_on_text = True
-            known = prompt
-        if len(self._prompts) >= MAX_SHAPES:
-            self._prompts.clear()
-        self._prompts[shape] = (known, num_asked + 1)
-        return known
+        short = what_matters(messages, index)
+        if self.takes_whole or not short:
+            return self._rendered(trace, messages[:index] or _ONE_TURN, index, tools)
+        try:
+            return self._rendered(trace, short, index, tools)
+        except DataError:
+            return self._rendered(trace, messages[:index], index, tools)
 
-    def _rendered(self, messages: Sequence[Message], tools: Tools) -> str:
-        trace = self._render(messages or _ONE_TURN, tools)
-        return trace.text[trace.end_of_turns :]
+    def _rendered(self, trace: Trace, before: Sequence[Message], index: int, tools: Tools) -> str:
+        """What a template adds to `before`, which ends like the conversation does before message `index`."""
+        asked = self._render(before, tools, add_generation_prompt=True)
+        last = len(before) - 1
+        if last in asked.turns and index - 1 in trace.turns:
+            start, _ = asked.turns[last]
+            ended = trace.text[slice(*trace.turns[index - 1])]
+            if asked.text.startswith(ended, start):
+                return asked.text[start + len(ended) :]
+        unasked = self._render(before, tools, add_generation_prompt=False)
+        end = unasked.end_of_turns
+        if asked.text[:end] != unasked.text[:end]:
+            end = asked.end_of_turns
+        return asked.text[end:]
+
+
+def what_matters(messages: Sequence[Message], index: int) -> list[Message]:
+    """Of the messages before an answer: instructions at the start, the last question, and the last round of calls.
+
+    >>> roles = "system user assistant user assistant tool assistant tool assistant".split()
+    >>> [message["role"] for message in what_matters([{"role": role} for role in roles], 8)]
+    ['system', 'user', 'assistant', 'tool']
+    """
+    first = next((at for at, message in enumerate(messages) if message["role"] not in _INSTRUCTING), 0)
+    asked = next((at for at in range(index - 1, -1, -1) if messages[at]["role"] == "user"), None)
+    if asked is None:
+        return list(messages[:index])
+    spoken = next((at for at in range(index - 1, asked, -1) if messages[at]["role"] == "assistant"), index)
+    return [*messages[: min(first, asked)], messages[asked], *messages[spoken:index]]

@@ -13,6 +13,7 @@ with `{% generation %}` blocks say it themselves; for all others it follows from
 
 from __future__ import annotations
 
+import datetime
 import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -20,7 +21,7 @@ from typing import NamedTuple
 import jinja2
 
 from qlora_cli.data.example import Message
-from qlora_cli.data.render.generation_prompt import STAND_IN, GenerationPrompts, Tools
+from qlora_cli.data.render.generation_prompt import STAND_IN, GenerationPrompts, Tools, what_matters
 from qlora_cli.data.render.traced_template import AmbiguousTraceError, Span, Trace, TracedTemplate
 from qlora_cli.errors import DataError
 
@@ -76,26 +77,39 @@ class Answer(NamedTuple):
 class ChatMask:
     """Renders conversations and finds the characters to train."""
 
-    def __init__(self, template: str, special_tokens: Mapping[str, str]) -> None:
+    def __init__(self, template: str, special_tokens: Mapping[str, str], date: datetime.date | None = None) -> None:
         """
+        Args:
+            template: Jinja text.
+            special_tokens: names the template may print, such as `bos_token`.
+            date: what the template takes for today; by default the clock's.
+
         Raises:
             DataError: if the template is no valid Jinja.
         """
         try:
-            self._traced = TracedTemplate(template, special_tokens)
+            self._traced = TracedTemplate(template, special_tokens, date)
         except jinja2.TemplateSyntaxError as error:
             raise DataError(
                 f"line {error.lineno} of the chat template: {error.message}",
                 hint="correct the template, or name another in `model.chat_template`",
             ) from error
-        self._prompts = GenerationPrompts(
-            lambda messages, tools: self.trace(messages, tools, add_generation_prompt=True)
-        )
+        self.prompts = GenerationPrompts(self.trace)
 
     @property
     def markup_read(self) -> frozenset[str]:
         """Words that the template looks for in the messages, such as `</think>`."""
         return self._traced.markup_read
+
+    @property
+    def reads_clock(self) -> bool:
+        """Whether the template may print today's date."""
+        return self._traced.reads_clock
+
+    @property
+    def has_generation_blocks(self) -> bool:
+        """Whether the template says itself what the assistant says."""
+        return self._traced.has_generation_blocks
 
     def trace(self, messages: Sequence[Message], tools: Tools = None, *, add_generation_prompt: bool = False) -> Trace:
         """Render with each message's characters.
@@ -106,7 +120,18 @@ class ChatMask:
         try:
             return self._traced.render(messages, tools, add_generation_prompt=add_generation_prompt)
         except TEMPLATE_ERRORS as error:
-            raise DataError(f"the chat template refuses the conversation: {error}") from error
+            raise _refusal(error, messages, self._traced.printing) from error
+
+    def plain(self, messages: Sequence[Message], tools: Tools = None, *, add_generation_prompt: bool = False) -> str:
+        """Render as the unchanged template does.
+
+        Raises:
+            DataError: what the template refuses.
+        """
+        try:
+            return self._traced.plain(messages, tools, add_generation_prompt=add_generation_prompt)
+        except TEMPLATE_ERRORS as error:
+            raise _refusal(error, messages, None) from error
 
     def answers(self, trace: Trace, messages: Sequence[Message], tools: Tools = None) -> list[Answer]:
         """What the model is to produce, in order: each assistant turn, or each `{% generation %}` block.
@@ -114,8 +139,8 @@ class ChatMask:
         Raises:
             DataError: if the assistant's words cannot be told from the rest.
         """
-        if self._traced.has_generation_blocks:
-            return [Answer(start, end, _turn_around(start, end, trace)) for start, end in trace.generated]
+        if self.has_generation_blocks:
+            return self._blocks(trace, messages, tools)
         if not trace.turns:
             raise DataError(
                 "the chat template does not loop over the messages, so the assistant's words cannot be found",
@@ -123,33 +148,47 @@ class ChatMask:
                 "and name it in `model.chat_template`",
             )
         answers = []
-        has_results = False
         for index, message in enumerate(messages):
-            has_results = has_results or message["role"] == "tool"
             if message["role"] == "assistant" and index in trace.turns:
                 start, end = self._answer_in_turn(trace, messages, index, tools)
                 if end > start:
                     answers.append(Answer(start, end, index))
-        if has_results:
-            return self._without_tool_results(answers, trace, messages, tools)
+        return self._without_tool_results(answers, trace, messages, tools)
+
+    def _blocks(self, trace: Trace, messages: Sequence[Message], tools: Tools) -> list[Answer]:
+        """The `{% generation %}` blocks, less what the generation prompt of their turn already holds."""
+        answers = []
+        seen: set[int | None] = {None}
+        for start, end in trace.generated:
+            turn = _turn_around(start, end, trace)
+            if turn not in seen and turn is not None and messages[turn]["role"] == "assistant":
+                after_prompt = self._after_prompt(trace, messages, turn, tools)
+                if start < after_prompt < end:
+                    start = after_prompt
+            seen.add(turn)
+            answers.append(Answer(start, end, turn))
         return answers
 
     def _answer_in_turn(self, trace: Trace, messages: Sequence[Message], index: int, tools: Tools) -> Span:
         """The characters of an assistant turn that follow its generation prompt."""
         text = trace.text
-        start, end = trace.turns[index]
+        end = trace.turns[index][1]
         if index == len(messages) - 1:
             end = len(text)  # e.g. Phi-3 prints eos_token after its loop
-        turn = text[start:end]
-        prompt = self._prompts.before(messages, index, tools, turn)
-        if turn.startswith(prompt):
-            start += len(prompt)
-        else:
-            start += self._num_prompt_characters(prompt, turn, messages, index, tools)
+        start = self._after_prompt(trace, messages, index, tools)
         # A closing space ("</s> ") only parts the turn from the next one, and merges into its first word.
-        if turn.endswith(" "):
-            end -= len(turn) - len(turn.rstrip(" "))
+        while end > start and text[end - 1] == " ":
+            end -= 1
         return start, end
+
+    def _after_prompt(self, trace: Trace, messages: Sequence[Message], index: int, tools: Tools) -> int:
+        """Where the generation prompt of an assistant turn ends."""
+        start, end = trace.turns[index]
+        turn = trace.text[start : end if index < len(messages) - 1 else len(trace.text)]
+        prompt = self.prompts.before(trace, messages, index, tools)
+        if turn.startswith(prompt):
+            return start + len(prompt)
+        return start + self._num_prompt_characters(prompt, turn, messages, index, tools)
 
     def _num_prompt_characters(
         self, prompt: str, turn: str, messages: Sequence[Message], index: int, tools: Tools
@@ -161,10 +200,9 @@ class ChatMask:
         """
         if not messages[index].get("content"):
             return common_prompt(prompt, turn)
-        stood_in = [*messages]
-        stood_in[index] = {**messages[index], "content": STAND_IN}
+        stood_in = [*what_matters(messages, index), {**messages[index], "content": STAND_IN}]
         trace = self.trace(stood_in, tools)
-        start, end = trace.turns.get(index, (0, 0))
+        start, end = trace.turns.get(len(stood_in) - 1, (0, 0))
         head, answer, _ = trace.text[start:end].partition(STAND_IN)
         if prompt and answer and prompt in head and turn.startswith(head):
             return head.rindex(prompt) + len(prompt)
@@ -173,33 +211,52 @@ class ChatMask:
     def _without_tool_results(
         self, answers: Sequence[Answer], trace: Trace, messages: Sequence[Message], tools: Tools
     ) -> list[Answer]:
-        """Some templates print a tool's result inside the assistant's turn that called it.
+        """Some templates print a tool's result inside the assistant's turn that called it, and no turn of its own.
 
         What the assistant says there ends where the text ends that the template prints without the result.
         """
-        probe = [{**message, "content": STAND_IN} if message["role"] == "tool" else message for message in messages]
-        probed = self.trace(probe, tools)
         kept = []
         for answer in answers:
             assert answer.turn is not None  # answers of templates without generation blocks
-            start, end = probed.turns[answer.turn]
-            if STAND_IN in probed.text[start:end]:
-                answer = answer._replace(end=self._end_of_call(trace, messages[: answer.turn + 1], tools))
+            after = answer.turn + 1
+            if after < len(messages) and messages[after]["role"] == "tool":
+                start, _ = trace.turns.get(after, trace.turns[answer.turn])
+                if start < answer.end:
+                    answer = answer._replace(end=self._end_of_call(trace, messages, answer, tools))
             kept.append(answer)
         return kept
 
-    def _end_of_call(self, trace: Trace, messages: Sequence[Message], tools: Tools) -> int:
-        """Where the text of a conversation ends that is cut after a tool call, in the text of the whole."""
+    def _end_of_call(self, trace: Trace, messages: Sequence[Message], answer: Answer, tools: Tools) -> int:
+        """Where the turn of a conversation ends that is cut after a tool call, in the text of the whole."""
+        assert answer.turn is not None  # answers of templates without generation blocks
+        cut = [*what_matters(messages, answer.turn), messages[answer.turn]]
         try:
-            text = self.trace(messages, tools).text
-            if trace.text.startswith(text):
-                return len(text)
-        except DataError:
+            shown = self.trace(cut, tools)
+            start, _ = shown.turns[len(cut) - 1]
+            at, _ = trace.turns[answer.turn]
+            for turn in (shown.text[start:], shown.text[start : shown.end_of_turns]):
+                if trace.text.startswith(turn, at):
+                    return at + len(turn)
+        except (DataError, KeyError):
             pass  # a template that wants a result for every call
         raise DataError(
             "the chat template prints tool results inside the assistant's turn, where they would be trained",
             hint="put {% generation %} blocks around what the assistant says in the template",
         )
+
+
+def _refusal(error: Exception, messages: Sequence[Message], index: int | None) -> DataError:
+    """What the template raised, in words: its own, or where Jinja or Python failed inside of it."""
+    if type(error) in (jinja2.TemplateError, AmbiguousTraceError):
+        return DataError(f"the chat template refuses the conversation: {error}")
+    where = "before it comes to a message"
+    if index is not None:
+        message = messages[index]
+        where = f"over message {index + 1} ('{message['role']}'{' with tool_calls' if 'tool_calls' in message else ''})"
+    return DataError(
+        f"the chat template refuses the conversation: it fails {where}, {str(error).rstrip('.')}",
+        hint="give the row the keys that the template reads, or name another template in `model.chat_template`",
+    )
 
 
 def _turn_around(start: int, end: int, trace: Trace) -> int | None:

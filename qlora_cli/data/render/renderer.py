@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from qlora_cli.data.render.generation_prompt import STAND_IN, Tools
 from qlora_cli.data.render.special_text import Originals
 from qlora_cli.data.render.traced_template import Span
 from qlora_cli.data.render.turn_choice import TrainOn, choose, untrained_turns
-from qlora_cli.data.token_row import IGNORE_INDEX, TokenRow, mask_labels
+from qlora_cli.data.token_row import IGNORE_INDEX, TokenRow, Unprinted, mask_labels
 from qlora_cli.errors import DataError
 
 __all__ = ["IGNORE_INDEX", "Renderer", "TokenRow"]
@@ -44,6 +45,9 @@ class _Text:
     originals: Originals
     """Special tokens that messages spell, by their stand-ins in `text`."""
 
+    unprinted: tuple[Unprinted, ...] = ()
+    """What the template left out by design."""
+
 
 class Renderer:
     """Renders with the tokenizer's chat template and masks what the assistant does not say.
@@ -52,13 +56,19 @@ class Renderer:
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, template: str | None = None, *, train_on: TrainOn = "assistant"
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        template: str | None = None,
+        *,
+        train_on: TrainOn = "assistant",
+        date: datetime.date | None = None,
     ) -> None:
         """
         Args:
             tokenizer: a fast tokenizer with an end-of-sequence token.
             template: Jinja text instead of the tokenizer's own. Without either, the Alpaca template stands in.
             train_on: every assistant turn, only the last one (of plain text: the completion), or every token.
+            date: what a template that prints today's date takes for today; by default the clock's, as inference does.
 
         Raises:
             DataError: a tokenizer or template that rows cannot be masked with.
@@ -73,7 +83,8 @@ class Renderer:
         self._encoder = Encoder(tokenizer)
         self.template: str = template or self._own_template()
         """The Jinja text in force. Save it with the tokenizer, so that inference prints the same."""
-        self._texts = ChatTexts(tokenizer, self.template)
+        self._date = date
+        self._texts = ChatTexts(tokenizer, self.template, date)
 
     def _own_template(self) -> str:
         if self._tokenizer.chat_template is not None:
@@ -140,16 +151,27 @@ class Renderer:
             return None
         return self._texts.special.find(example.messages, example.tools)
 
+    def text_of(self, input_ids: Sequence[int]) -> str:
+        """What tokens spell, special ones with their names."""
+        return str(self._tokenizer.decode(list(input_ids)))
+
     @property
     def bos_token_id(self) -> int | None:
         """The tokenizer's token for the beginning of a document."""
         token: int | None = self._tokenizer.bos_token_id
         return token
 
+    @property
+    def printed_date(self) -> datetime.date | None:
+        """Today, as the template is told; None where it does not ask."""
+        return (self._date or datetime.date.today()) if self._texts.mask.reads_clock else None
+
     @cached_property
     def fingerprint(self) -> str:
-        """Hash over what shapes tokens and labels here: tokenizer, template, and what is trained."""
+        """Hash over what shapes tokens and labels here: tokenizer, template, what is trained, and the date."""
         special_tokens = sorted(map(str, self._tokenizer.special_tokens_map.items()))
+        if self.printed_date is not None:
+            special_tokens.append(f"date {self.printed_date}")
         parts = (self._tokenizer.backend_tokenizer.to_str(), self.template, self._train_on, *special_tokens)
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
@@ -185,7 +207,9 @@ class Renderer:
         untrained = untrained_turns(example.messages)
         rendered = self._texts.render(example.messages, example.tools)
         is_trained = choose(rendered.answers, untrained, self._train_on)
-        return _Text(rendered.text, _spans(rendered), is_trained, rendered.originals)
+        trained = {answer.turn for answer, is_in in zip(rendered.answers, is_trained, strict=True) if is_in}
+        unprinted = self._texts.check(rendered, trained)
+        return _Text(rendered.text, _spans(rendered), is_trained, rendered.originals, tuple(unprinted))
 
     def _encode(self, texts: Sequence[_Text]) -> list[Encoded]:
         encoded = iter(
@@ -216,7 +240,7 @@ class Renderer:
             labels = mask_labels(input_ids, spans)
         else:
             labels = mask_labels(input_ids, [span for span, is_in in zip(spans, text.is_trained, strict=True) if is_in])
-        return TokenRow(input_ids, labels, example.place)
+        return TokenRow(input_ids, labels, example.place, text.unprinted)
 
     def _as_document(self, input_ids: list[int], spans: list[Span]) -> tuple[list[int], list[Span]]:
         """Plain text between the tokens that begin and end a document, each once; the end is trained."""

@@ -23,6 +23,7 @@ _CONSTANT_NODES = (
 )
 """Text, constants, conditions over them. No calls, filters, attributes or assignments."""
 
+_ASKED_FOR = "add_generation_prompt"
 _OF_THE_CHAT = frozenset({"messages", "tools", "documents"})
 
 
@@ -40,15 +41,46 @@ def loop_before_constant_tail(tree: nodes.Template) -> int | None:
     >>> loop_before_constant_tail(parse(loop + "{% if add_generation_prompt %}Assistant:{% endif %}"))
     0
     >>> loop_before_constant_tail(parse(loop + "{{ messages[-1].content }}"))
+    >>> loop_before_constant_tail(parse("{% for m in messages %}.{{ ':' if add_generation_prompt }}{% endfor %}"))
     """
     at = max((at for at, node in enumerate(tree.body) if _holds_loop(node)), default=None)
     if at is None or not isinstance(tree.body[at], nodes.For):
         return None
+    if any(name.name == _ASKED_FOR for node in tree.body[: at + 1] for name in _names(node)):
+        return None  # the prompt, or a part of it, is printed in the loop
     changing = _OF_THE_CHAT | {name.name for name in tree.find_all(nodes.Name) if name.ctx != "load"}
     changing |= {macro.name for macro in tree.find_all(nodes.Macro)}
     if not all(_is_constant(node, changing) for node in tree.body[at + 1 :]):
         return None
     return next(number for number, loop in enumerate(tree.find_all(nodes.For)) if loop is tree.body[at])
+
+
+def prints(node: nodes.Node) -> bool:
+    """Whether a part of a template can print more than spaces, or catch what is printed.
+
+    >>> from jinja2 import Environment
+    >>> [prints(Environment().parse(text)) for text in ("{% set x = 1 %} ", "{{ x }}", "{% set x %}a{% endset %}")]
+    [False, True, True]
+    """
+    if isinstance(node, nodes.CallBlock) or node.find(nodes.CallBlock) is not None:
+        return True
+    outputs = [node] if isinstance(node, nodes.Output) else node.find_all(nodes.Output)
+    return any(
+        not isinstance(shown, nodes.TemplateData) or not shown.data.isspace()
+        for output in outputs
+        for shown in output.nodes
+    )
+
+
+def reads(tree: nodes.Template, name: str) -> bool:
+    """Whether a template reads a variable or calls a function of this name."""
+    return any(found.name == name and found.ctx == "load" for found in tree.find_all(nodes.Name))
+
+
+def _names(node: nodes.Node) -> Iterator[nodes.Name]:
+    if isinstance(node, nodes.Name):
+        yield node
+    yield from node.find_all(nodes.Name)
 
 
 def _holds_loop(node: nodes.Node) -> bool:

@@ -11,6 +11,7 @@ template's words are guessed. `{% generation %}` blocks, where a template has th
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -24,7 +25,8 @@ from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from qlora_cli import compat
 from qlora_cli.data.example import Message
-from qlora_cli.data.render.template_tree import loop_before_constant_tail, markup_read
+from qlora_cli.data.render.quick_sandbox import quick_getattr
+from qlora_cli.data.render.template_tree import loop_before_constant_tail, markup_read, prints, reads
 
 Span = tuple[int, int]
 """First character and the one after the last."""
@@ -81,7 +83,7 @@ class _MarkInserter(NodeTransformer):
         loop = self.num_loops
         self.num_loops += 1
         self.generic_visit(node)
-        if isinstance(node.target, nodes.Name):
+        if isinstance(node.target, nodes.Name) and any(map(prints, node.body)):
             node.body.insert(0, _print_filtered(node.lineno, node.target.name, "mark_message", loop))
         return [node, _print_filtered(node.lineno, _NOTHING, "mark_loop_end", loop)]
 
@@ -105,17 +107,19 @@ def _print_filtered(line: int, variable: str, filter_name: str, number: int) -> 
 class TracedTemplate:
     """A chat template that tells which characters each message made."""
 
-    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+    def __init__(self, source: str, special_tokens: Mapping[str, str], date: datetime.date | None = None) -> None:
         """
         Args:
             source: Jinja text of the template.
             special_tokens: names the template may print, such as `bos_token`.
+            date: the day, at midnight, that the template is told when it asks for the time; by default the clock's.
 
         Raises:
             jinja2.TemplateSyntaxError: if `source` is not Jinja.
         """
         shared = _compile_jinja_template(source).environment
         environment = shared.overlay()
+        environment.getattr = quick_getattr(environment)
         environment.filters = {
             **shared.filters,
             "mark_message": self._mark_message,
@@ -123,8 +127,11 @@ class TracedTemplate:
             "mark_generation": self._mark_generation,
         }
         tree = environment.parse(source)
+        unchanged = Template.from_code(environment, environment.compile(source), environment.make_globals(None))
         self.markup_read = markup_read(tree)
         """Words that the template looks for in the messages, such as `</think>`."""
+        self.reads_clock = reads(tree, "strftime_now")
+        """Whether it may print today's date."""
         self._last_loop = loop_before_constant_tail(tree)
         inserter = _MarkInserter()
         tree = inserter.visit(tree)
@@ -133,10 +140,15 @@ class TracedTemplate:
         template = Template.from_code(environment, environment.compile(tree), environment.make_globals(None))
         self._new_context = template.new_context
         self._print = template.root_render_func
+        self._print_unchanged = unchanged.root_render_func
         self._variables = {**template.globals, "documents": None, _NOTHING: None, **special_tokens}
+        if date is not None:
+            self._variables["strftime_now"] = datetime.datetime.combine(date, datetime.time()).strftime
         self._index_of: dict[int, int] = {}
         self._open_loops: set[int] = set()
         self._marks: list[_Mark] = []
+        self.printing: int | None = None
+        """Index of the message that the last rendering came to; None where it came to none."""
 
     def render(
         self, messages: Sequence[Message], tools: list[dict[str, Any]] | None, *, add_generation_prompt: bool
@@ -151,17 +163,30 @@ class TracedTemplate:
         self._index_of = {id(message): index for index, message in enumerate(chat)}
         self._open_loops.clear()
         self._marks = []
-        variables = {
-            **self._variables,
-            "messages": chat,
-            "tools": tools,
-            "add_generation_prompt": add_generation_prompt,
-        }
-        marked = "".join(self._print(self._new_context(variables, shared=True)))
+        self.printing = None
+        context = self._new_context(self._given(chat, tools, add_generation_prompt), shared=True)
+        marked = "".join(self._print(context))
         trace = _read_marks(marked, self._marks)
         # The tree shows what follows the last loop; the marks, that this loop printed the last message.
         trace.ends_constantly = self._last_loop is not None and self._marks[-1:] == [(self._last_loop, _NO_MESSAGE)]
         return trace
+
+    def plain(
+        self, messages: Sequence[Message], tools: list[dict[str, Any]] | None, *, add_generation_prompt: bool = False
+    ) -> str:
+        """The chat as the unchanged template prints it.
+
+        Raises:
+            jinja2.TemplateError: what the template itself refuses.
+        """
+        chat = _as_handed_to_templates(messages)
+        context = self._new_context(self._given(chat, tools, add_generation_prompt), shared=True)
+        return "".join(self._print_unchanged(context))
+
+    def _given(
+        self, chat: Sequence[Message], tools: list[dict[str, Any]] | None, add_generation_prompt: bool
+    ) -> dict[str, Any]:
+        return {**self._variables, "messages": chat, "tools": tools, "add_generation_prompt": add_generation_prompt}
 
     def _mark(self, loop: int, index: int) -> str:
         self._marks.append((loop, index))
@@ -170,6 +195,7 @@ class TracedTemplate:
     def _mark_message(self, item: Any, loop: int) -> str:
         index = self._index_of.get(id(item))
         if index is not None:
+            self.printing = index
             self._open_loops.add(loop)
             return self._mark(loop, index)
         # A message that the template made up, e.g. a default system turn, ends the one before it.
@@ -186,20 +212,18 @@ class TracedTemplate:
 
 
 def _as_handed_to_templates(messages: Sequence[Message]) -> Sequence[Message]:
-    """The same preparation as in `apply_chat_template`: keys that are None are absent, reasoning has one name.
+    """The same preparation as in `apply_chat_template`: reasoning has one name.
 
     Messages of a role and a content alone, as most are, need none.
     """
     for message in messages:
-        if len(message) != 2 or message.get("content") is None or message.get("role") is None:
+        if len(message) != 2 or "content" not in message:
             break
     else:
         if len(set(map(id, messages))) == len(messages):
             return messages
     # Each message becomes an object of its own, by which it is known, even where one stands in the list twice.
-    return compat.alias_reasoning_fields(
-        [{key: value for key, value in message.items() if value is not None} for message in messages]
-    )
+    return compat.alias_reasoning_fields([dict(message) for message in messages])
 
 
 def _read_marks(marked: str, marks: Sequence[_Mark]) -> Trace:

@@ -158,7 +158,7 @@ def test_templates_of_vision_models_get_content_as_parts(tokenizer_for):
 
 
 def test_tools_that_the_template_would_drop_are_refused_with_the_place(tokenizer_for):
-    with pytest.raises(DataError, match=r"test\.jsonl:1: the row has tools, and the chat template leaves them out"):
+    with pytest.raises(DataError, match=r"test\.jsonl:1: the tool `f` is not printed by the chat template"):
         Renderer(tokenizer_for(CHATML)).render([Conversation(turns("Hi", "Hello"), [{"name": "f"}], PLACE)])
 
 

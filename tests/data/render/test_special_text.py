@@ -13,7 +13,8 @@ PLACE = Place("test.jsonl", 1, 1)
 CHATML = """{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
 TOOLS = """{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}
-{{ m.content or '' }}{% for call in m.tool_calls or [] %}{{ call.function.arguments | tojson }}{% endfor %}<|im_end|>
+{{ m.reasoning_content or '' }}{{ m.content or '' -}}
+{% for call in m.tool_calls or [] %}{{ call.function | tojson }}{% endfor %}<|im_end|>
 {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
 {% endif %}"""
 THINKING = CHATML.replace("m['content']", "m['content'].split('</think>')[-1]")
@@ -100,7 +101,8 @@ def test_added_tokens_that_are_not_special_stay_tokens(tokenizer_for):
 def test_a_special_token_that_the_template_looks_for_in_answers_keeps_its_meaning_there(tokenizer_for):
     tokenizer = tokenizer_for(THINKING)
     assert any(token.content == "</think>" and token.special for token in tokenizer.added_tokens_decoder.values())
-    assert "hm" not in tokenizer.decode(rendered(tokenizer, turns("a", "hm</think>b")).input_ids)
+    prompt_ids = Renderer(tokenizer).prompt_ids(turns("a", "hm</think>b", "c"))
+    assert "hm" not in tokenizer.decode(prompt_ids)
 
 
 def test_a_special_token_that_the_template_would_act_on_in_anothers_text_is_refused(tokenizer_for):
