@@ -119,6 +119,8 @@ def _describe_option(option: JsonSchema) -> str:
     if "enum" in option:
         return "one of " + ", ".join(option["enum"])
     if "pattern" in option:
+        if r"\d{4}" in option["pattern"]:
+            return "a day such as 2026-11-28"
         return "a name of at most 100 letters, digits, '.', '_' and '-' that starts with a letter or digit"
     match option.get("type"):
         case "integer":

@@ -13,10 +13,10 @@ from qlora_cli.data.token_row import IGNORE_INDEX
 from qlora_cli.data.truncation import MARK, MAX_RENDERINGS, NUM_KEPT_CHARS, Cutter
 from tests.data.conftest import make_tokenizer
 
-CHATML = """{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}
+CHATML = """{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}
 {%- if m['tool_calls'] %}{{ m['tool_calls'] | tojson }}{% else %}{{ m['content'] }}{% endif %}
 {{- '<|im_end|>\n' }}{% endfor %}
-{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}{# tools #}"""
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
 PLACE = Place("a.jsonl", 1, 1)
 TOKENIZER = make_tokenizer(CHATML)
 RENDERER = Renderer(TOKENIZER)

@@ -268,7 +268,7 @@ def test_each_key_of_a_dataset_too(tmp_path_factory, keys, has_path):
 def test_the_command_writes_the_recipe_and_lists_what_is_left(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "axolotl.yml").write_text(yaml.safe_dump(AXOLOTL))
-    (tmp_path / "mine.jsonl").write_text("")
+    (tmp_path / "mine.jsonl").write_text('{"text": "a"}\n')
     ran = CliRunner().invoke(app, ["init", "--from", "axolotl.yml", "--data", "mine.jsonl", "--out", "new.yaml"])
     assert ran.exit_code == 0, ran.output
     assert "no counterpart: tf32: true" in ran.stderr

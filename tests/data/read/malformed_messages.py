@@ -122,7 +122,7 @@ MESSAGES = [
     (
         "arguments_text",
         [HI, calling({"function": {"name": "f", "arguments": '"x"'}})],
-        "arguments of a tool call in message 2 of messages must be an object, found a string",
+        "arguments of a tool call in message 2 of messages: broken JSON: Expecting value (column 1)",
     ),
     (
         "arguments_empty",
