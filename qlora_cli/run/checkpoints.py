@@ -104,7 +104,7 @@ def staged_checkpoint(folder: Path, step: int, facts: dict[str, Any]) -> Iterato
         take_secrets_out(stage)  # before it is hashed
         hashes = {name: sha256_file(stage / name) for name in foreign_files(stage, set())}
         seal = {"step": step, **facts, "versions": library_versions(), "sha256": hashes}
-        if out.is_dir() and (beside := foreign_files(out, checkpoint_files(out))):
+        if out.is_dir() and (beside := foreign_files(out, checkpoint_files(out) | hashes.keys())):
             seal["beside"] = beside  # it stays there, and makes the checkpoint no less whole
         write_json(stage / SEAL_NAME, {**seal, "seal_sha256": _seal_sha256(seal)})
     with _no_reason_to_stop():
