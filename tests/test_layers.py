@@ -16,6 +16,7 @@ FLOORS = {
     "console": 0,
     "compat": 0,
     "interruption": 0,
+    "progress": 0,
     "secrets": 0,
     "recipe": 1,
     "run": 2,
