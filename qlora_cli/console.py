@@ -28,6 +28,11 @@ out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+def has_colour(screen: Console) -> bool:
+    """Whether what is told by colour can be seen there; under NO_COLOR, on a dumb terminal and in a pipe it cannot."""
+    return screen.color_system is not None and not screen.no_color
+
+
 def note(text: str) -> None:
     """One calm line about what happens, to stderr."""
     err.print(Text(redacted(text)))

@@ -24,6 +24,10 @@ MOST_SECONDS_BETWEEN_LINES = 60.0
 """Between these, a line comes when the phase has taken twice as long as at the line before."""
 
 TICK_SECONDS = 0.2
+
+STARTING = "loading the libraries"
+"""Name of the phase in which a command imports what is heavy."""
+
 WIDEST_BAR = 32
 NARROWEST_BAR = 6
 
@@ -179,13 +183,13 @@ class _Screen:
         with self._lock:
             if self._live is None:
                 return
-            if phase.is_lasting:
-                console.err.print(self._bar_of(phase))
             if any(each.is_visible for each in self._phases):
                 self._live.refresh()
-                return
-            self._live.stop()
-            self._live = None
+            else:
+                self._live.stop()
+                self._live = None
+            if phase.is_lasting:
+                console.err.print(self._bar_of(phase))
 
     def show(self, *, is_forced: bool = False) -> None:
         """Bring the screen up to date."""

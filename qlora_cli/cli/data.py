@@ -10,6 +10,7 @@ import typer
 
 from qlora_cli import console
 from qlora_cli.console import size_in_words
+from qlora_cli.progress import STARTING, progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -50,7 +51,7 @@ def show(
             write_page(html, f"{loaded.name}: rows as {loaded.model.base_model} reads them", list(shown), tokenizer)
             console.result(f"wrote {html}")
             return
-        has_colour = console.out.color_system is not None and not console.out.no_color
+        has_colour = console.has_colour(console.out)
         legend = "green" if has_colour else "between ⟦ and ⟧"
         console.note(f"trained tokens are {legend}" + ", special tokens bold" * has_colour)
         for example in shown:
@@ -99,8 +100,9 @@ def _load(recipe: Path, overrides: Sequence[str] | None) -> tuple[Recipe, PreTra
 
     loaded = load_recipe(recipe, overrides or ())
 
-    from qlora_cli.data.render.renderer import Renderer
-    from qlora_cli.model.tokenizer import load_tokenizer
+    with progress(STARTING):
+        from qlora_cli.data.render.renderer import Renderer
+        from qlora_cli.model.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(loaded.model)
     return loaded, tokenizer, Renderer(tokenizer, train_on=loaded.data.train_on)

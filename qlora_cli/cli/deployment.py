@@ -12,6 +12,7 @@ import typer
 
 from qlora_cli import console
 from qlora_cli.interruption import Interruption, keyboard_interrupts
+from qlora_cli.progress import STARTING, progress
 
 Run = Annotated[
     Path | None,
@@ -44,7 +45,8 @@ def merge(
     as_json: AsJson = False,
 ) -> None:
     """Fold an adapter into its base model and prove that nothing was lost."""
-    from qlora_cli.deploy.merge import MergeOptions, merge_run
+    with progress(STARTING):
+        from qlora_cli.deploy.merge import MergeOptions, merge_run
 
     with console.library_noise_to(None):
         merged = merge_run(run, out, MergeOptions(onto=onto, dtype=dtype, force=force))
@@ -66,7 +68,8 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write the tuned model for other tools to use."""
-    from qlora_cli.deploy.export import export_run
+    with progress(STARTING):
+        from qlora_cli.deploy.export import export_run
 
     with console.library_noise_to(None):
         exported = export_run(run, out, format=format, force=force)
@@ -91,9 +94,10 @@ def generate(
     as_json: AsJson = False,
 ) -> None:
     """Print one answer."""
-    from qlora_cli.serve.chat import ChatSession
-    from qlora_cli.serve.generation import SamplingOptions
-    from qlora_cli.serve.speaker import load_speaker
+    with progress(STARTING):
+        from qlora_cli.serve.chat import ChatSession
+        from qlora_cli.serve.generation import SamplingOptions
+        from qlora_cli.serve.speaker import load_speaker
 
     is_streamed = stream and not as_json
     with console.library_noise_to(None):
@@ -119,10 +123,11 @@ def chat(
     seed: Seed = None,
 ) -> None:
     """Talk with a model in the terminal, or through a pipe."""
-    from qlora_cli.serve.chat import ChatSession, read_lines
-    from qlora_cli.serve.chat import chat as chat_on
-    from qlora_cli.serve.generation import SamplingOptions
-    from qlora_cli.serve.speaker import load_speaker
+    with progress(STARTING):
+        from qlora_cli.serve.chat import ChatSession, read_lines
+        from qlora_cli.serve.chat import chat as chat_on
+        from qlora_cli.serve.generation import SamplingOptions
+        from qlora_cli.serve.speaker import load_speaker
 
     with console.library_noise_to(None):
         options = SamplingOptions(temperature, top_p, max_new_tokens, seed)

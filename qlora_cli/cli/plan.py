@@ -9,6 +9,7 @@ import typer
 
 from qlora_cli import console
 from qlora_cli.errors import ArgumentError
+from qlora_cli.progress import STARTING, progress
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -117,9 +118,10 @@ def _work_out(
     *,
     is_fitted: bool,
 ) -> PlanReport:
-    from qlora_cli.model.base import read_config
-    from qlora_cli.plan.report import choose_target, make_report
-    from qlora_cli.plan.shape import PlanRequest, sketch_config
+    with progress(STARTING):
+        from qlora_cli.model.base import read_config
+        from qlora_cli.plan.report import choose_target, make_report
+        from qlora_cli.plan.shape import PlanRequest, sketch_config
 
     target = choose_target(*devices)
     params, hidden, layers = sketch

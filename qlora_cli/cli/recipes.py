@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from qlora_cli.progress import STARTING, progress
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -32,8 +34,9 @@ def init(
     refuse_name(out, overwrite=force)
     values = None
     if gpu is not None:
-        from qlora_cli.plan.advice import advise
-        from qlora_cli.plan.cards import find_card
+        with progress(STARTING):
+            from qlora_cli.plan.advice import advise
+            from qlora_cli.plan.cards import find_card
 
         card = find_card(gpu)
         console.note(f"planning {base} on {card.name}")

@@ -9,6 +9,7 @@ import typer
 
 from qlora_cli import console
 from qlora_cli.errors import ArgumentError
+from qlora_cli.progress import STARTING, progress
 
 if TYPE_CHECKING:
     from qlora_cli.train.ending import TrainingResult
@@ -47,8 +48,9 @@ def train(
 
         loaded = load_recipe(recipe, overrides or ())
 
-        from qlora_cli.run.directory import RUNS_FOLDER, RunDirectory
-        from qlora_cli.train.session import Session, train_recipe
+        with progress(STARTING):
+            from qlora_cli.run.directory import RUNS_FOLDER, RunDirectory
+            from qlora_cli.train.session import Session, train_recipe
 
         session = Session(resume, overwrite, stop_after, is_planned=True, force=force)
         run = RunDirectory(run_dir or RUNS_FOLDER / loaded.name)

@@ -20,6 +20,7 @@ from qlora_cli.data.seen import Kind, Seen
 from qlora_cli.data.spool import Spool
 from qlora_cli.data.tally import Tally
 from qlora_cli.data.workers import map_in_order
+from qlora_cli.progress import progress
 from qlora_cli.recipe.data_schema import DataSection, SourceSection
 
 REJECTED_FILE = "rejected.jsonl"
@@ -85,11 +86,15 @@ def gather_rows(data: DataSection, renderer: Renderer, folder: Path, look_for: K
     gathered = Gathered(Spool(folder), Tally(data), sources, Seen(kind) if kind else None)
     pipeline = RowPipeline(data, renderer, duplicates=kind)
     batches = chain.from_iterable(raw_batches(item.source, number) for number, item in enumerate(sources))
-    with (folder / REJECTED_FILE).open("w", encoding="utf-8") as rejected:
+    with (
+        (folder / REJECTED_FILE).open("w", encoding="utf-8") as rejected,
+        progress("preparing rows", ticks=False) as phase,  # no thread where processes are forked
+    ):
         for batch, outcome in map_in_order(pipeline, batches):
             chosen = _without_repeats(gathered, batch, outcome, dedupe)
             _take(gathered, batch, outcome, chosen)
             write_rejections(rejected, outcome.rejections)
+            phase.advance(outcome.num_read)
     gathered.spool.close()
     return gathered
 

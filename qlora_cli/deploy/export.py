@@ -18,6 +18,7 @@ from qlora_cli.deploy.staging import staged_folder
 from qlora_cli.deploy.verify import MAX_KL_ROUNDED, Agreement, compare, record_logits, refuse_disagreement
 from qlora_cli.errors import IdentityError
 from qlora_cli.model.tuned import TunedSource, find_tuned, load_tuned
+from qlora_cli.progress import progress
 from qlora_cli.run.manifest import read_json_object
 
 ExportFormat = Literal["hf"]
@@ -61,7 +62,8 @@ def export_run(path: Path | None, out: Path, *, format: ExportFormat, force: boo
             options = MergeOptions()
             merge_into(stage, source, options, check_mergeable(source, options))
         else:
-            shutil.copytree(merged, stage, dirs_exist_ok=True)
+            with progress("copying the merged model"):
+                shutil.copytree(merged, stage, dirs_exist_ok=True)
         agreement = _prove(source, stage)
     return Exported(out, format, merged is None, agreement)
 
@@ -89,7 +91,8 @@ def _prove(source: TunedSource, folder: Path) -> Agreement:
     ids = tokenizer(prompt, add_special_tokens=False).input_ids
     expected = _tuned_logits(source, prompt, ids)
     gc.collect()  # the tuned model holds reference cycles; its memory is needed for the exported one
-    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=source.model.trust_remote_code).eval()
+    with progress("loading the exported model"):
+        model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=source.model.trust_remote_code).eval()
     agreement = compare(expected, record_logits(model, [ids]))
     # The bound that the merge was held to, which is a wide one for --onto original; a float32 merge is compared
     # here across devices, so nothing tighter than rounding is asked.

@@ -9,6 +9,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.errors import ResourceError
+from qlora_cli.progress import progress
 
 
 def save_model_folder(
@@ -23,7 +24,8 @@ def save_model_folder(
     """
     _refuse_full_disk(folder, model.get_memory_footprint())
     model.generation_config = _generation_config(model.generation_config, tokenizer, renderer)
-    model.save_pretrained(folder)
+    with progress("writing the merged model"):
+        model.save_pretrained(folder)
     tokenizer.chat_template = renderer.template
     tokenizer.save_pretrained(folder)
 

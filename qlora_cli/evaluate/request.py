@@ -6,9 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.progress import Progress
-
-from qlora_cli import console
 from qlora_cli.data.prepare import prepare_data
 from qlora_cli.data.read.examples import read_examples
 from qlora_cli.data.render.renderer import Renderer, TokenRow
@@ -64,11 +61,7 @@ def measure(folder: Path | None, request: EvalRequest) -> Comparison:
         source.run.refuse_links()
     tuned = load_tuned(folder)
     evaluation = prepare_evaluation(tuned, request)
-    num_questions = sum(len(task.questions) for task in evaluation.tasks)
-    with Progress(console=console.err, transient=True) as bar:
-        # Base and tuned model answer each question.
-        shown = bar.add_task("answering", total=2 * num_questions)
-        comparison = evaluate_run(tuned, evaluation, lambda num_answers: bar.advance(shown, num_answers))
+    comparison = evaluate_run(tuned, evaluation)
     run = tuned.source.run
     write_comparison(comparison, run.eval_path if run else tuned.source.folder / "eval")
     return comparison

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from qlora_cli.progress import progress
 from qlora_cli.secrets import redacted
 
 Result = TypeVar("Result")
@@ -73,9 +74,10 @@ def replaced_folder(out: Path) -> Iterator[Path]:
             lock = _make_locked(stage)
         yield stage
         take_secrets_out(stage)
-        for path in stage.rglob("*"):
-            fsync(path)
-        fsync(stage)
+        with progress("flushing to the disk"):
+            for path in stage.rglob("*"):
+                fsync(path)
+            fsync(stage)
         _put_in_place(stage, out)
         fsync(out.parent)
     finally:

@@ -20,6 +20,7 @@ from qlora_cli.errors import ResourceError
 from qlora_cli.interruption import ECHO_SECONDS
 from qlora_cli.model.device import dtype_name, pick_device, pick_dtype
 from qlora_cli.model.tokenizer import load_tokenizer
+from qlora_cli.progress import progress
 from qlora_cli.recipe.reader import dump_recipe
 from qlora_cli.recipe.schema import Recipe
 from qlora_cli.run.checkpoints import Checkpoint
@@ -109,7 +110,8 @@ def _starting_point(recipe: Recipe, run: RunDirectory, session: Session, num_ran
         return None
     if run.is_started:
         check_same_number(run, num_ranks)
-    checkpoint = find_resume_point(run, recipe)
+    with progress("checking checkpoints"):
+        checkpoint = find_resume_point(run, recipe)
     return {"path": str(checkpoint.path), "step": checkpoint.step} if checkpoint else None
 
 

@@ -19,6 +19,7 @@ from qlora_cli import compat
 from qlora_cli.data.packed_rows import PackedRows
 from qlora_cli.errors import NumericError
 from qlora_cli.model.adapter import ADAPTER_WEIGHTS, set_adapter_tensors
+from qlora_cli.progress import progress
 from qlora_cli.run.checkpoints import rotate_checkpoints, staged_checkpoint
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.train.contents import Contents, ProcessState, load_process
@@ -248,7 +249,7 @@ class QloraTrainer(SFTTrainer):
     def _write_checkpoint(self, step: int, processes: list[ProcessState]) -> None:
         scaler = self.accelerator.scaler
         contents = Contents(self.model, self.optimizer, self.lr_scheduler, scaler, self.state, processes)
-        with staged_checkpoint(self._run.checkpoints_path, step, self._seal) as folder:
+        with progress(f"saving step {step}"), staged_checkpoint(self._run.checkpoints_path, step, self._seal) as folder:
             contents.write(folder)
         rotate_checkpoints(self._run.checkpoints_path, keep=self._save_total_limit)
 
