@@ -101,7 +101,7 @@ def _prove(source: TunedSource, folder: Path) -> Agreement:
 
 
 def _tuned_logits(source: TunedSource, prompt: str, ids: list[int]) -> list[torch.Tensor]:
-    tuned = load_tuned(source.folder)
+    tuned = load_tuned(source)
     template = Renderer(tuned.tokenizer).template
     trained_on = tuned.tokenizer.apply_chat_template(
         PROOF_MESSAGES, chat_template=template, add_generation_prompt=True, tokenize=False

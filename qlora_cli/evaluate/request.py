@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qlora_cli.data.prepare import prepare_data
 from qlora_cli.data.read.examples import read_examples
 from qlora_cli.data.render.renderer import Renderer, TokenRow
-from qlora_cli.errors import ArgumentError
+from qlora_cli.errors import ArgumentError, DataError
 from qlora_cli.evaluate.comparison import Comparison, Evaluation, evaluate_run, write_comparison
 from qlora_cli.evaluate.metrics import METRICS
 from qlora_cli.evaluate.tasks import load_task
@@ -59,7 +60,7 @@ def measure(folder: Path | None, request: EvalRequest) -> Comparison:
     source = find_tuned(folder)
     if source.run is not None:
         source.run.refuse_links()
-    tuned = load_tuned(folder)
+    tuned = load_tuned(source)
     evaluation = prepare_evaluation(tuned, request)
     comparison = evaluate_run(tuned, evaluation)
     run = tuned.source.run
@@ -79,7 +80,8 @@ def prepare_evaluation(tuned: Tuned, request: EvalRequest) -> Evaluation:
     sections = request.tasks or (recipe.eval.tasks if recipe else ())
     changes = {"max_new_tokens": request.max_new_tokens, "limit": request.limit}
     given = {name: value for name, value in changes.items() if value is not None}
-    tasks = [load_task(section.model_copy(update=given), renderer) for section in sections]
+    with _hinting("--task FILE" if not request.tasks else ""):
+        tasks = [load_task(section.model_copy(update=given), renderer) for section in sections]
     rows = _held_out_rows(tuned, request, renderer)
     if not rows and not tasks:
         raise ArgumentError(
@@ -100,4 +102,18 @@ def _held_out_rows(tuned: Tuned, request: EvalRequest, renderer: Renderer) -> li
     if recipe is None or (recipe.data.eval is None and recipe.data.eval_fraction is None):
         return []
     renderer = Renderer(tuned.tokenizer, train_on=recipe.data.train_on)
-    return list(prepare_data(recipe.data, renderer, recipe.training.seed).eval.all_documents())
+    with _hinting("--data FILE"):
+        return list(prepare_data(recipe.data, renderer, recipe.training.seed).eval.all_documents())
+
+
+@contextmanager
+def _hinting(option: str) -> Iterator[None]:
+    """Where the run's own data cannot be read any more, say that others can be named."""
+    try:
+        yield
+    except DataError as error:
+        first, *others = error.problems
+        if not option:
+            raise
+        hint = f"{first.hint}; or name others with `{option}`".removeprefix("; or ")
+        raise DataError([replace(first, hint=hint), *others]) from error

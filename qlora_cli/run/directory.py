@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from qlora_cli.run.files import remove
 from qlora_cli.run.storage import storage_faults
 
 RUNS_FOLDER = Path("runs")
+
+NUM_LOOKS, LOOK_SECONDS = 5, 0.02
 
 LEFTOVER = re.compile(
     r"\.(?:\.earlier|adapter|residual|manifest\.json|recipe\.yaml|metrics\.jsonl|report\.json)"
@@ -161,7 +164,7 @@ class RunDirectory:
 
     def _lock(self, lock: int) -> None:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock_patiently(lock)
         except BlockingIOError:
             holder = os.read(lock, 32).decode("ascii", "replace").strip()
             holder = holder if holder.isdecimal() else "unknown"
@@ -182,6 +185,23 @@ class RunDirectory:
     def _settle(self) -> None:
         if settle(self):
             console.note(f"the earlier run is in {self.path} as before")
+
+
+def _lock_patiently(lock: int) -> None:
+    """Take the lock; `qlora runs` may hold it for a moment to see whether anybody does.
+
+    Raises:
+        BlockingIOError: if another process keeps it.
+    """
+    for look in range(NUM_LOOKS):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if look == NUM_LOOKS - 1:
+                raise
+            time.sleep(LOOK_SECONDS)
+        else:
+            return
 
 
 def list_runs(folder: Path = RUNS_FOLDER) -> list[RunDirectory]:

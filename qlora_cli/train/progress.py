@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import resource
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -35,11 +36,15 @@ class ProgressCallback(TrainerCallback):
     Args:
         metrics_path: the run's metrics.jsonl.
         tokens_per_epoch: tokens of all documents that one pass reads, padding left out.
+        on_begin: called with the steps of the whole run, once they are known.
     """
 
-    def __init__(self, metrics_path: Path, tokens_per_epoch: int) -> None:
+    def __init__(
+        self, metrics_path: Path, tokens_per_epoch: int, on_begin: Callable[[int], None] | None = None
+    ) -> None:
         self._metrics_path = metrics_path
         self._tokens_per_epoch = tokens_per_epoch
+        self._on_begin = on_begin
         self._bar: Phase | None = None
         self._screen = ExitStack()
         self._last_time = self._last_epoch = 0.0
@@ -49,6 +54,8 @@ class ProgressCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         self._last_time, self._last_epoch = time.monotonic(), float(state.epoch or 0)
+        if self._on_begin is not None:
+            self._on_begin(state.max_steps)
         self._bar = self._screen.enter_context(progress("training", state.max_steps, is_lasting=True))
         self._bar.begin_at(state.global_step)
 
