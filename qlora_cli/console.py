@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -36,6 +37,11 @@ def has_colour(screen: Console) -> bool:
 def note(text: str) -> None:
     """One calm line about what happens, to stderr."""
     err.print(Text(redacted(text)))
+
+
+def next_command(*words: str) -> None:
+    """What to type next, as a shell takes it, to stderr."""
+    note(f"next: {shlex.join(words)}")
 
 
 def warn(text: str) -> None:

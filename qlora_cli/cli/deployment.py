@@ -57,6 +57,7 @@ def merge(
     console.facts(
         merged.figures() | {"parameters": f"{merged.num_parameters:,} in {merged.dtype}", "path": str(merged.path)}
     )
+    console.next_command("qlora", "chat", str(merged.path))
 
 
 def export(
@@ -78,6 +79,7 @@ def export(
         return
     console.result("merged and exported" if exported.is_merged_anew else "exported the run's merged model")
     console.facts(exported.agreement.figures() | {"path": str(exported.path)})
+    console.next_command("qlora", "chat", str(exported.path))
 
 
 def generate(
@@ -96,7 +98,7 @@ def generate(
     """Print one answer."""
     with progress(STARTING):
         from qlora_cli.serve.chat import ChatSession
-        from qlora_cli.serve.generation import SamplingOptions
+        from qlora_cli.serve.generation import SamplingOptions, why_cut
         from qlora_cli.serve.speaker import load_speaker
 
     is_streamed = stream and not as_json
@@ -109,6 +111,8 @@ def generate(
         console.data(asdict(answer), is_answer=True)
     else:
         console.piece("\n" if is_streamed else f"{answer.text}\n")
+    if answer.stopped_by == "length":
+        console.note(why_cut(answer, max_new_tokens))
     if answer.stopped_by == "interrupt":
         raise Interruption(signal.SIGINT)
 
@@ -127,11 +131,13 @@ def chat(
         from qlora_cli.serve.chat import ChatSession, read_lines
         from qlora_cli.serve.chat import chat as chat_on
         from qlora_cli.serve.generation import SamplingOptions
-        from qlora_cli.serve.speaker import load_speaker
+        from qlora_cli.serve.speaker import describe, load_speaker
 
     with console.library_noise_to(None):
         options = SamplingOptions(temperature, top_p, max_new_tokens, seed)
-        session = ChatSession(load_speaker(run, is_base_wanted=base), options, system)
+        speaker = load_speaker(run, is_base_wanted=base)
+        session = ChatSession(speaker, options, system)
+        console.note(f"{describe(speaker)}; /help lists the commands")
         with keyboard_interrupts():
             chat_on(session, read_lines(sys.stdin), console.piece)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -44,7 +45,7 @@ def init(
             values = advise(base, data, card)
     write_starter(out, base, data, overwrite=force, values=values)
     console.result(f"wrote {out}" + (f": {values.planned[0].lower()}{values.planned[1:-1]}" if values else ""))
-    console.note(f"next: edit it, then `qlora validate {out}` and `qlora train {out}`")
+    console.note(f"next: qlora validate {quote(str(out))} && qlora train {quote(str(out))}")
 
 
 def recipes(

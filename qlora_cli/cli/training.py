@@ -77,6 +77,8 @@ def _show(result: TrainingResult, *, as_json: bool) -> None:
     )
     if result.is_finished:
         console.result(f"adapter: {result.run.adapter_path}")
+        has_measures = result.eval_loss is not None
+        console.next_command("qlora", "eval" if has_measures else "chat", str(result.run.path))
     else:
         console.result(f"go on with: {result.run.resume_command}")
 

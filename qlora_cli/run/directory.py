@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 from qlora_cli import console
 from qlora_cli.errors import ArgumentError, RunInUseError
@@ -99,7 +100,7 @@ class RunDirectory:
     @property
     def resume_command(self) -> str:
         """What to type to go on with the run."""
-        return f"{self.launcher} train {self.recipe_path} --run-dir {self.path} --resume"
+        return f"{self.launcher} train {quote(str(self.recipe_path))} --run-dir {quote(str(self.path))} --resume"
 
     @property
     def is_started(self) -> bool:
