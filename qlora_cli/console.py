@@ -22,8 +22,8 @@ from rich.text import Text
 from qlora_cli.errors import QloraError
 from qlora_cli.secrets import redacted
 
-NUMBER = re.compile(r"[+-]?[\d.,]*%?|-")
-"""What stands right in a table: a number, a percentage, a dash or nothing."""
+NUMBER = re.compile(r"[<+-]?[\d.,]*%?|-")
+"""What stands right in a table: a number or what it is below, a percentage, a dash or nothing."""
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)

@@ -1,7 +1,7 @@
 """What takes long says so: a bar in a terminal, elsewhere a calm line now and then.
 
 Phases may lie in one another, an evaluation in a training for instance; each has a line of its own in a terminal.
-Elsewhere the innermost speaks. What is done within a second or two shows nothing.
+Elsewhere the outermost speaks that has lines at all. What is done within a second or two shows nothing.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Phase:
 
     def line_is_due(self) -> bool:
         """Whether it is time for a line; asked once a line."""
-        if self.is_lasting or self.seconds < self._next_line:
+        if self.seconds < self._next_line:
             return False
         pause = min(max(self.seconds, LEAST_SECONDS_BETWEEN_LINES), MOST_SECONDS_BETWEEN_LINES)
         self._next_line = self.seconds + pause
@@ -96,7 +96,8 @@ class Phase:
         'evaluating 0/47'
         """
         seconds = f", {in_time(self.seconds)} so far" if self.seconds >= LEAST_SECONDS_BETWEEN_LINES else ""
-        return (f"{self.name} {self._count()}" if self.done or self.total else f"{self.name} ...") + seconds
+        is_counted = self.done or self.total
+        return f"{self.name} {self._count()}{seconds}" if is_counted else f"{self.name}{seconds or ' ...'}"
 
     def bar(self, width: int, *, is_ascii: bool) -> Text:
         """One line of at most `width` columns: the name and the count first, then what else there is room for."""
@@ -199,8 +200,9 @@ class _Screen:
                 return
             self._last_shown = now
             if not console.err.is_interactive:
-                if self._phases[-1].line_is_due():
-                    console.note(self._phases[-1].line())
+                speaker = next((phase for phase in self._phases if not phase.is_lasting), None)
+                if speaker is not None and speaker.line_is_due():
+                    console.note(speaker.line())
                 return
             if not any(phase.is_visible for phase in self._phases):
                 return

@@ -145,9 +145,7 @@ def _search(report: PlanReport) -> tuple[list[Fit], list[Knob]]:
     fits = []
     with console.library_noise_to(None):
         for key in UNITS:
-            console.note(f"searching the largest {key} that fits")
             fits.append(largest_fit(report.request, key, report.target.memory_bytes, tracer))
-        console.note("trying what saves memory")
         return fits, ranked_knobs(report.request, tracer)
 
 
@@ -158,7 +156,7 @@ def _show(report: PlanReport, fits: Sequence[Fit], knobs: Sequence[Knob], *, is_
 
     if as_json:
         found = {
-            "fit": [{"key": fit.key, "value": fit.value, "num_bytes": fit.num_bytes} for fit in fits],
+            "fit": [{"key": fit.key, "value": fit.value, "num_bytes": fit.num_bytes, "most": fit.most} for fit in fits],
             "knobs": [asdict(knob) | {"override": knob.override} for knob in knobs],
         }
         console.data(report.as_dict() | (found if is_fitted else {}))
