@@ -16,6 +16,7 @@ from qlora_cli import console
 from qlora_cli.calling import called
 from qlora_cli.errors import ArgumentError
 from qlora_cli.hub import start_asking
+from qlora_cli.progress import STARTING, progress
 
 if TYPE_CHECKING:
     from qlora_cli.deploy.export import Exported
@@ -70,8 +71,9 @@ def train(
         loaded = load_recipe(source, _as_texts(overrides), console.note if watch.is_first else _unsaid)
         start_asking(loaded.model.base_model)
 
-        from qlora_cli.run.directory import RUNS_FOLDER, RunDirectory
-        from qlora_cli.train.session import Session, train_recipe
+        with progress(STARTING):
+            from qlora_cli.run.directory import RUNS_FOLDER, RunDirectory
+            from qlora_cli.train.session import Session, train_recipe
 
         session = Session(resume, overwrite, stop_after, is_planned=True, force=force)
         run = RunDirectory(RUNS_FOLDER / loaded.name if run_dir is None else Path(run_dir))
@@ -109,8 +111,9 @@ def evaluate(
     """
     for name, value in (("batch_size", batch_size), ("max_new_tokens", max_new_tokens), ("limit", limit)):
         _check_range(name, value, 1)
-    from qlora_cli.evaluate.request import EvalRequest, measure, task_sections
-    from qlora_cli.evaluate.run_columns import parse_columns
+    with progress(STARTING):
+        from qlora_cli.evaluate.request import EvalRequest, measure, task_sections
+        from qlora_cli.evaluate.run_columns import parse_columns
 
     files = [tasks] if isinstance(tasks, str | os.PathLike) else tasks
     names = [metrics] if isinstance(metrics, str) else metrics
@@ -146,7 +149,8 @@ def merge(
     """
     _check_choice("onto", onto, ("dequantized", "original"))
     _check_choice("dtype", dtype, ("bfloat16", "float32"))
-    from qlora_cli.deploy.merge import MergeOptions, merge_run
+    with progress(STARTING):
+        from qlora_cli.deploy.merge import MergeOptions, merge_run
 
     with console.library_noise_to(None):
         return merge_run(_path(run), _path(out), MergeOptions(onto=onto, dtype=dtype, force=force))
@@ -167,7 +171,8 @@ def export(run: AnyPath | None = None, *, out: AnyPath, format: Literal["hf"] = 
         KeyboardInterrupt: after Ctrl-C; nothing is written.
     """
     _check_choice("format", format, ("hf",))
-    from qlora_cli.deploy.export import export_run
+    with progress(STARTING):
+        from qlora_cli.deploy.export import export_run
 
     with console.library_noise_to(None):
         return export_run(_path(run), Path(out), format=format, force=force)
@@ -246,9 +251,10 @@ def chat(
     _check_range("top_p", top_p, 0, 1)
     _check_range("max_new_tokens", max_new_tokens, 1)
     _check_range("seed", seed, 0)
-    from qlora_cli.serve.chat import ChatSession
-    from qlora_cli.serve.generation import SamplingOptions
-    from qlora_cli.serve.speaker import load_speaker
+    with progress(STARTING):
+        from qlora_cli.serve.chat import ChatSession
+        from qlora_cli.serve.generation import SamplingOptions
+        from qlora_cli.serve.speaker import load_speaker
 
     with console.library_noise_to(None):
         options = SamplingOptions(temperature, top_p, max_new_tokens, seed)

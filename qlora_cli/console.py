@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -21,8 +22,8 @@ from rich.text import Text
 from qlora_cli.errors import QloraError
 from qlora_cli.secrets import redacted
 
-NUMBER = re.compile(r"[+-]?[\d.,]*%?|-")
-"""What stands right in a table: a number, a percentage, a dash or nothing."""
+NUMBER = re.compile(r"[<+-]?[\d.,]*%?|-")
+"""What stands right in a table: a number or what it is below, a percentage, a dash or nothing."""
 
 
 class PlainConsole(Console):
@@ -45,9 +46,19 @@ out = PlainConsole()
 err = PlainConsole(stderr=True)
 
 
+def has_colour(screen: Console) -> bool:
+    """Whether what is told by colour can be seen there; under NO_COLOR, on a dumb terminal and in a pipe it cannot."""
+    return screen.color_system is not None and not screen.no_color
+
+
 def note(text: str) -> None:
     """One calm line about what happens, to stderr."""
     err.print(Text(redacted(text)))
+
+
+def next_command(*words: str) -> None:
+    """What to type next, as a shell takes it, to stderr."""
+    note(f"next: {shlex.join(words)}")
 
 
 def warn(text: str) -> None:

@@ -18,6 +18,7 @@ FLOORS = {
     "compat": 0,
     "interruption": 0,
     "calling": 0,
+    "progress": 0,
     "secrets": 0,
     "recipe": 1,
     "run": 2,

@@ -3,49 +3,22 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from typing import Annotated, Any
+from contextlib import suppress
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
 from qlora_cli import compat, console
 from qlora_cli.cli import data, deployment, evaluation, inspection, plan, recipes, training
+from qlora_cli.cli.usage import adopt
 from qlora_cli.errors import QloraError
 from qlora_cli.interruption import Interruption, interruptible
-from qlora_cli.secrets import redacted
-
-
-class Commands(TyperGroup):
-    """The commands. What is said of arguments that do not fit goes into a frame, whose lines would cut a secret."""
-
-    def make_context(self, *arguments: Any, **options: Any) -> Any:
-        with _clean_messages():
-            return super().make_context(*arguments, **options)
-
-    def invoke(self, ctx: Any) -> Any:
-        with _clean_messages():
-            return super().invoke(ctx)
-
-
-@contextmanager
-def _clean_messages() -> Iterator[None]:
-    """Take secrets out of the message of a usage error on its way to the screen."""
-    try:
-        yield
-    except Exception as error:  # typer has no public name for usage errors
-        if isinstance(message := getattr(error, "message", None), str):
-            error.message = redacted(message)  # type: ignore[attr-defined]
-        raise
-
 
 app = typer.Typer(
     name="qlora",
-    cls=Commands,
     help="Fine-tune a language model on one GPU with QLoRA, and prove at every step that it is right.",
     no_args_is_help=True,
-    add_completion=False,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -68,11 +41,13 @@ def options(
         bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Options that come before the command; `main` acts on --debug, since it outlives the command."""
+    """Fine-tune a language model on one GPU with QLoRA, and prove at every step that it is right."""
+    # `main` acts on --debug, since it outlives the command.
 
 
 for _group in (recipes, data, plan, training, evaluation, deployment, inspection):
     _group.register(app)
+adopt(app)
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ import typer
 from qlora_cli import console
 from qlora_cli.console import size_in_words
 from qlora_cli.hub import start_asking
+from qlora_cli.progress import STARTING, progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -51,7 +52,7 @@ def show(
             write_page(html, f"{loaded.name}: rows as {loaded.model.base_model} reads them", list(shown), tokenizer)
             console.result(f"wrote {html}")
             return
-        has_colour = console.out.color_system is not None and not console.out.no_color
+        has_colour = console.has_colour(console.out)
         legend = "green" if has_colour else "between ⟦ and ⟧"
         console.note(f"trained tokens are {legend}" + ", special tokens bold" * has_colour)
         for example in shown:
@@ -101,8 +102,9 @@ def _load(recipe: Path, overrides: Sequence[str] | None) -> tuple[Recipe, PreTra
     loaded = load_recipe(recipe, overrides or ())
     start_asking(loaded.model.base_model, *(source.path for source in loaded.data.train))
 
-    from qlora_cli.data.render.for_data import data_renderer
-    from qlora_cli.model.tokenizer import load_tokenizer
+    with progress(STARTING):
+        from qlora_cli.data.render.for_data import data_renderer
+        from qlora_cli.model.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(loaded.model)
     return loaded, tokenizer, data_renderer(tokenizer, loaded.data)

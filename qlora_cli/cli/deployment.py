@@ -52,6 +52,7 @@ def merge(
     console.facts(
         merged.figures() | {"parameters": f"{merged.num_parameters:,} in {merged.dtype}", "path": str(merged.path)}
     )
+    console.next_command("qlora", "chat", str(merged.path))
 
 
 def export(
@@ -69,6 +70,7 @@ def export(
         return
     console.result("merged and exported" if exported.is_merged_anew else "exported the run's merged model")
     console.facts(exported.figures() | {"path": str(exported.path)})
+    console.next_command("qlora", "chat", str(exported.path))
 
 
 def generate(
@@ -101,6 +103,10 @@ def generate(
         console.data(asdict(answer), is_answer=True)
     else:
         console.piece("\n" if is_streamed else f"{answer.text}\n")
+    if answer.stopped_by == "length":
+        from qlora_cli.serve.generation import why_cut  # loaded by now
+
+        console.note(why_cut(answer, max_new_tokens))
     if answer.stopped_by == "interrupt":
         raise Interruption(signal.SIGINT)
 
@@ -117,6 +123,7 @@ def chat(
     """Talk with a model in the terminal, or through a pipe."""
     from qlora_cli.serve.chat import chat as chat_on
     from qlora_cli.serve.chat import read_lines
+    from qlora_cli.serve.speaker import describe
 
     session = api.chat(
         run,
@@ -127,6 +134,7 @@ def chat(
         max_new_tokens=max_new_tokens,
         seed=seed,
     )
+    console.note(f"{describe(session.tuned)}; /help lists the commands")
     with console.library_noise_to(None), keyboard_interrupts():
         chat_on(session, read_lines(sys.stdin), console.piece)
 

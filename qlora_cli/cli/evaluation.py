@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from qlora_cli import api, console
+from qlora_cli.progress import STARTING, progress
 
 
 def tiny(
@@ -25,14 +26,12 @@ def tiny(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Make a small Llama-style base model and its tokenizer, without a network."""
-    from rich.progress import Progress
-
-    from qlora_cli.model.tiny import TinyOptions, make_tiny_base
+    with progress(STARTING):
+        from qlora_cli.model.tiny import TinyOptions, make_tiny_base
 
     options = TinyOptions(tuple(corpus or ()), hidden, layers, heads, vocab, steps=steps, seed=seed)
-    with console.library_noise_to(None), Progress(console=console.err, transient=True) as bar:
-        shown = bar.add_task("training the base", total=steps)
-        summary = make_tiny_base(out, options, lambda step, loss: bar.update(shown, completed=step))
+    with console.library_noise_to(None), progress("training the base", steps) as phase:
+        summary = make_tiny_base(out, options, lambda step, loss: phase.update(step, f"loss {loss:.2f}"))
     if as_json:
         console.data(summary.as_dict())
         return

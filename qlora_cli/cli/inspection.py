@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from qlora_cli import console
+from qlora_cli.progress import STARTING, progress
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -29,9 +30,10 @@ def runs(as_json: AsJson = False) -> None:
 
 def doctor(as_json: AsJson = False) -> None:
     """Show versions and devices, and try on this machine what training needs."""
-    from qlora_cli.plan.doctor import examine
+    with progress(STARTING):
+        from qlora_cli.plan.doctor import examine
 
-    with console.library_noise_to(None):
+    with console.library_noise_to(None), progress("trying what training needs"):
         findings = examine()
     if as_json:
         console.data([finding.as_dict() for finding in findings])

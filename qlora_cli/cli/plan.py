@@ -10,6 +10,7 @@ import typer
 from qlora_cli import console
 from qlora_cli.errors import ArgumentError
 from qlora_cli.hub import start_asking
+from qlora_cli.progress import STARTING, progress
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -120,9 +121,10 @@ def _work_out(
     *,
     is_fitted: bool,
 ) -> PlanReport:
-    from qlora_cli.plan.likeness import config_to_plan
-    from qlora_cli.plan.report import choose_target, make_report
-    from qlora_cli.plan.shape import PlanRequest, sketch_config
+    with progress(STARTING):
+        from qlora_cli.plan.likeness import config_to_plan
+        from qlora_cli.plan.report import choose_target, make_report
+        from qlora_cli.plan.shape import PlanRequest, sketch_config
 
     target = choose_target(*devices)
     params, hidden, layers = sketch
@@ -146,9 +148,7 @@ def _search(report: PlanReport) -> tuple[list[Fit], list[Knob]]:
     fits = []
     with console.library_noise_to(None):
         for key in UNITS:
-            console.note(f"searching the largest {key} that fits")
             fits.append(largest_fit(report.request, key, report.target.memory_bytes, tracer))
-        console.note("trying what saves memory")
         return fits, ranked_knobs(report.request, tracer)
 
 
@@ -159,7 +159,7 @@ def _show(report: PlanReport, fits: Sequence[Fit], knobs: Sequence[Knob], *, is_
 
     if as_json:
         found = {
-            "fit": [{"key": fit.key, "value": fit.value, "num_bytes": fit.num_bytes} for fit in fits],
+            "fit": [{"key": fit.key, "value": fit.value, "num_bytes": fit.num_bytes, "most": fit.most} for fit in fits],
             "knobs": [asdict(knob) | {"override": knob.override} for knob in knobs],
         }
         console.data(report.as_dict() | (found if is_fitted else {}))

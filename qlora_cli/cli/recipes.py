@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any
 
 import typer
+
+from qlora_cli.progress import STARTING, progress
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -44,7 +47,8 @@ def init(
     refuse_name(out, overwrite=force)
     values = None
     if gpu is not None:
-        from qlora_cli.plan.cards import find_card
+        with progress(STARTING):
+            from qlora_cli.plan.cards import find_card
 
         hint = f"For another card leave --gpu out; then `qlora plan {out} --memory-gb 24` says whether it fits"
         card = find_card(gpu, otherwise=hint)
@@ -69,7 +73,7 @@ def init(
     console.result(
         f"wrote {out}" + (f": {values.planned[0].lower()}{values.planned[1:-1]}" if values and values.planned else "")
     )
-    console.note(f"next: edit it, then `qlora validate {out}` and `qlora train {out}`")
+    console.note(f"next: qlora validate {quote(str(out))} && qlora train {quote(str(out))}")
 
 
 def _is_typed(context: typer.Context, option: str) -> bool:

@@ -74,6 +74,8 @@ def _show(result: TrainingResult, *, as_json: bool) -> None:
     if result.is_finished:
         which = "" if result.best_step is None else f" (of step {result.best_step}, which had the lowest eval loss)"
         console.result(f"adapter: {result.run.adapter_path}{which}")
+        has_measures = result.eval_loss is not None
+        console.next_command("qlora", "eval" if has_measures else "chat", str(result.run.path))
     else:
         console.result(f"go on with: {result.run.resume_command}")
 

@@ -20,6 +20,7 @@ from qlora_cli.data.report import DataReport, Finding, SourceReport
 from qlora_cli.data.seen import Kind
 from qlora_cli.data.selection import NO_ROWS, Numbers, Part, select
 from qlora_cli.errors import DataError, Problem
+from qlora_cli.progress import progress
 from qlora_cli.recipe.data_schema import DataSection
 
 TRAIN_FILE, EVAL_FILE = "train.arrow", "eval.arrow"
@@ -79,9 +80,10 @@ def build_data(
     fingerprint = ""
     if not problems:
         parts = ((TRAIN_FILE, packed), (EVAL_FILE, rows.pack(evaluation)))
-        fingerprint = "-".join(
-            write_packed_rows(folder / name, rows.written, order, offsets) for name, (order, offsets) in parts
-        )
+        with progress("writing rows"):
+            fingerprint = "-".join(
+                write_packed_rows(folder / name, rows.written, order, offsets) for name, (order, offsets) in parts
+            )
     report = _report(rows, gathered, (train, evaluation), packed)
     gathered.spool.delete()
     report = replace(report, findings=tuple(findings), seconds=round(time.monotonic() - started, 3))

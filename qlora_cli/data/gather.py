@@ -20,6 +20,7 @@ from qlora_cli.data.seen import Kind, Seen
 from qlora_cli.data.spool import Spool
 from qlora_cli.data.tally import Tally
 from qlora_cli.data.workers import map_in_order
+from qlora_cli.progress import progress
 from qlora_cli.recipe.data_schema import DataSection, SourceSection
 
 REJECTED_FILE = "rejected.jsonl"
@@ -91,11 +92,15 @@ def gather_rows(data: DataSection, renderer: Renderer, folder: Path, look_for: K
         raw_batches(item.source, number, where=item.part, alone=num_of_part[item.part] == 1)
         for number, item in enumerate(sources)
     )
-    with (folder / REJECTED_FILE).open("w", encoding="utf-8") as rejected:
+    with (
+        (folder / REJECTED_FILE).open("w", encoding="utf-8") as rejected,
+        progress("preparing rows", ticks=False) as phase,  # no thread where processes are forked
+    ):
         for batch, outcome in map_in_order(pipeline, batches):
             chosen = _without_repeats(gathered, batch, outcome, dedupe)
             _take(gathered, batch, outcome, chosen)
             write_rejections(rejected, outcome.rejections)
+            phase.advance(outcome.num_read)
     gathered.spool.close()
     return gathered
 

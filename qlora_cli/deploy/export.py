@@ -20,6 +20,7 @@ from qlora_cli.deploy.verify import MAX_KL_ROUNDED, Agreement, compare, record_l
 from qlora_cli.errors import IdentityError
 from qlora_cli.model.device import precision_of
 from qlora_cli.model.tuned import TunedSource, find_tuned, load_tuned
+from qlora_cli.progress import progress
 from qlora_cli.run.files import read_json_object, write_json
 
 ExportFormat = Literal["hf"]
@@ -69,7 +70,8 @@ def export_run(path: Path | None, out: Path, *, format: ExportFormat, force: boo
             options = MergeOptions()
             merge_into(stage, source, options, check_mergeable(source, options))
         else:
-            shutil.copytree(merged, stage, dirs_exist_ok=True)
+            with progress("copying the merged model"):
+                shutil.copytree(merged, stage, dirs_exist_ok=True)
         exported = Exported(out, format, merged is None, *_prove(source, stage))
         _add_to_record(stage, exported)
     return exported
@@ -98,7 +100,8 @@ def _prove(source: TunedSource, folder: Path) -> tuple[Agreement, Precisions]:
     ids = tokenizer(prompt, add_special_tokens=False).input_ids
     expected, precision = _tuned_logits(source, prompt, ids)
     gc.collect()  # the tuned model holds reference cycles; its memory is needed for the exported one
-    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=source.model.trust_remote_code).eval()
+    with progress("loading the exported model"):
+        model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=source.model.trust_remote_code).eval()
     agreement = compare(expected, record_logits(model, [ids]))
     # The bound that the merge was held to, which is a wide one for --onto original; a float32 merge is compared
     # here across devices, so nothing tighter than rounding is asked.
@@ -107,7 +110,7 @@ def _prove(source: TunedSource, folder: Path) -> tuple[Agreement, Precisions]:
 
 
 def _tuned_logits(source: TunedSource, prompt: str, ids: list[int]) -> tuple[list[torch.Tensor], str]:
-    tuned = load_tuned(source.folder)
+    tuned = load_tuned(source)
     template = Renderer(tuned.tokenizer).template
     trained_on = tuned.tokenizer.apply_chat_template(
         PROOF_MESSAGES, chat_template=template, add_generation_prompt=True, tokenize=False

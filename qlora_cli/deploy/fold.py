@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from qlora_cli.deploy.weights import LowRankUpdate, merged_experts, merged_weight
 from qlora_cli.errors import ArgumentError
 from qlora_cli.model.quantized import dequantized_weight, is_quantized
+from qlora_cli.progress import progress
 
 ADAPTER = "default"
 """The name that `PeftModel.from_pretrained` gives the one adapter it loads."""
@@ -41,10 +42,12 @@ def fold_adapter(tuned: PeftModel, dtype: torch.dtype) -> PreTrainedModel:
     kept_names = plain.state_dict().keys()
     buffer_names = {name for name, _ in plain.named_buffers()}
     tensors = {}
-    for name, tensor in _merged_tensors(base, ""):
-        if name in kept_names:
-            stored_dtype = tensor.dtype if name in buffer_names else dtype
-            tensors[name] = tensor.detach().to("cpu", stored_dtype).contiguous()
+    with progress("merging", len(kept_names)) as phase:
+        for name, tensor in _merged_tensors(base, ""):
+            if name in kept_names:
+                stored_dtype = tensor.dtype if name in buffer_names else dtype
+                tensors[name] = tensor.detach().to("cpu", stored_dtype).contiguous()
+                phase.advance()
     _untie_if_different(plain, tensors)
     plain.load_state_dict(tensors, assign=True)
     plain.tie_weights()

@@ -170,7 +170,7 @@ def adapter_identity(source: TunedSource) -> str:
 
 def _write_merged(source: TunedSource, options: MergeOptions, stage: Path) -> _Reference:
     """Record what the tuned model says, fold it, save it; every model is let go on return."""
-    tuned = load_tuned(source.folder)
+    tuned = load_tuned(source)
     refuse_inert(tuned.model, source)
     renderer = Renderer(tuned.tokenizer)
     rows = probe_rows(source.recipe, renderer)

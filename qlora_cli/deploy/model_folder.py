@@ -10,6 +10,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from qlora_cli.console import size_in_words
 from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.errors import ResourceError
+from qlora_cli.progress import progress
 from qlora_cli.run.storage import final_name
 
 
@@ -25,7 +26,8 @@ def save_model_folder(
     """
     _refuse_full_disk(folder, model.get_memory_footprint())
     model.generation_config = _generation_config(model.generation_config, tokenizer, renderer)
-    model.save_pretrained(folder)
+    with progress("writing the merged model"):
+        model.save_pretrained(folder)
     tokenizer.chat_template = renderer.template
     tokenizer.save_pretrained(folder)
 

@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from qlora_cli.errors import NumericError
+from qlora_cli.progress import progress
 
 MAX_KL_SAME_NUMBERS = 1e-6
 """Bound on the mean KL where both models compute in float32 on the same weights.
@@ -64,10 +65,12 @@ def record_logits(model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> list
     Rows run one by one, so no padding and no other row can touch a figure.
     """
     recorded = []
-    for row in rows:
-        input_ids = torch.tensor([row], device=model.device)
-        logits_LV = model(input_ids=input_ids, use_cache=False).logits[0, -NUM_LAST_POSITIONS:]
-        recorded.append(logits_LV.float().cpu())
+    with progress("computing logits", len(rows)) as phase:
+        for row in rows:
+            input_ids = torch.tensor([row], device=model.device)
+            logits_LV = model(input_ids=input_ids, use_cache=False).logits[0, -NUM_LAST_POSITIONS:]
+            recorded.append(logits_LV.float().cpu())
+            phase.advance()
     return recorded
 
 

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,12 @@ from qlora_cli.model.base import load_base
 from qlora_cli.model.scoring import Score, score_rows
 from qlora_cli.model.tables import check_length, check_tokens
 from qlora_cli.model.tuned import Tuned
+from qlora_cli.progress import Phase, progress
 from qlora_cli.run.files import write_json, write_text
 from qlora_cli.run.folders import replaced_folder
 from qlora_cli.run.inventory import listed_files
 
 MOVE_RESULTS = "move it away, then measure again"
-
-OnAnswers = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -123,7 +122,7 @@ class Comparison:
         }
 
 
-def evaluate_run(tuned: Tuned, evaluation: Evaluation, on_answers: OnAnswers | None = None) -> Comparison:
+def evaluate_run(tuned: Tuned, evaluation: Evaluation) -> Comparison:
     """Measure the tuned model and, with its adapter switched off, its base.
 
     Both are the same weights in memory, so the adapter is the only difference between them. After PiSSA the
@@ -132,7 +131,6 @@ def evaluate_run(tuned: Tuned, evaluation: Evaluation, on_answers: OnAnswers | N
     Args:
         tuned: as loaded; a model without an adapter is measured alone.
         evaluation: rows and tasks.
-        on_answers: called with a number of questions whenever so many more are answered.
 
     Raises:
         RecipeError: if the model has no embeddings or no positions for what it is to be measured on.
@@ -141,12 +139,12 @@ def evaluate_run(tuned: Tuned, evaluation: Evaluation, on_answers: OnAnswers | N
     base = None
     if tuned.source.base_source is not None:
         original = load_base(tuned.source.model, tuned.source.quantization).eval()
-        base = _measure(replace(tuned, model=original), evaluation, on_answers)
+        base = _measure(replace(tuned, model=original), evaluation, "base")
         del original
     elif isinstance(tuned.model, PeftModel):
         with tuned.model.disable_adapter():
-            base = _measure(tuned, evaluation, on_answers)
-    return Comparison(evaluation, base, _measure(tuned, evaluation, on_answers))
+            base = _measure(tuned, evaluation, "base")
+    return Comparison(evaluation, base, _measure(tuned, evaluation, "tuned"))
 
 
 def _check_reach(tuned: Tuned, evaluation: Evaluation) -> None:
@@ -193,22 +191,30 @@ def _answers_name(task: Task) -> str:
     return f"answers-{task.name}.jsonl"
 
 
-def _measure(tuned: Tuned, evaluation: Evaluation, on_answers: OnAnswers | None) -> Measurement:
+def _measure(tuned: Tuned, evaluation: Evaluation, which: str) -> Measurement:
     end_of_turn_ids = Renderer(tuned.tokenizer).end_of_turn_ids
-    score = score_rows(tuned.model, _batches(tuned, evaluation)) if evaluation.rows else None
+    score = _score(tuned, evaluation, which) if evaluation.rows else None
     answers = []
     for task in evaluation.tasks:
         options = AnswerOptions(end_of_turn_ids, task.max_new_tokens, evaluation.batch_size)
         prompts = [question.prompt_ids for question in task.questions]
-        answers.append(generate_answers(tuned.model, tuned.tokenizer, prompts, options, on_answers))
+        with progress(f"{which} model: answering {task.name}", len(prompts)) as phase:
+            answers.append(generate_answers(tuned.model, tuned.tokenizer, prompts, options, phase.advance))
     return Measurement(score, answers)
 
 
-def _batches(tuned: Tuned, evaluation: Evaluation) -> Iterator[dict[str, Any]]:
-    collator = Collator(tuned.tokenizer.pad_token_id)
+def _score(tuned: Tuned, evaluation: Evaluation, which: str) -> Score:
     rows = [asdict(row) for row in unpacked(evaluation.rows)]
-    for start in range(0, len(rows), evaluation.batch_size):
-        yield collator(rows[start : start + evaluation.batch_size])
+    with progress(f"{which} model: loss", len(rows)) as phase:
+        return score_rows(tuned.model, _batches(tuned, rows, evaluation.batch_size, phase))
+
+
+def _batches(tuned: Tuned, rows: list[dict[str, Any]], size: int, phase: Phase) -> Iterator[dict[str, Any]]:
+    collator = Collator(tuned.tokenizer.pad_token_id)
+    for start in range(0, len(rows), size):
+        batch = rows[start : start + size]
+        yield collator(batch)
+        phase.advance(len(batch))
 
 
 def _answer_rows(comparison: Comparison, index: int) -> Iterator[dict[str, Any]]:

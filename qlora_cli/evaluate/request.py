@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from rich.progress import Progress
-
-from qlora_cli import console
 from qlora_cli.data.answer_rows import rows_per_answer
 from qlora_cli.data.prepare import prepare_data
 from qlora_cli.data.read.column_mapping import Where
 from qlora_cli.data.read.examples import read_examples
 from qlora_cli.data.render.for_data import data_renderer
 from qlora_cli.data.render.renderer import Renderer, TokenRow
-from qlora_cli.errors import ArgumentError
+from qlora_cli.errors import ArgumentError, DataError
 from qlora_cli.evaluate.comparison import (
     Comparison,
     Evaluation,
@@ -79,15 +77,11 @@ def measure(folder: Path | None, request: EvalRequest) -> Comparison:
     source = find_tuned(folder)
     if source.run is not None:
         source.run.refuse_links()
-    tuned = load_tuned(folder)
+    tuned = load_tuned(source)
     evaluation = prepare_evaluation(tuned, request)
     results = tuned.source.run.eval_path if tuned.source.run else tuned.source.folder / "eval"
     refuse_foreign_results(results, evaluation)
-    num_questions = sum(len(task.questions) for task in evaluation.tasks)
-    with Progress(console=console.err, transient=True) as bar:
-        # Base and tuned model answer each question.
-        shown = bar.add_task("answering", total=2 * num_questions)
-        comparison = evaluate_run(tuned, evaluation, lambda num_answers: bar.advance(shown, num_answers))
+    comparison = evaluate_run(tuned, evaluation)
     write_comparison(comparison, results)
     return comparison
 
@@ -106,7 +100,8 @@ def prepare_evaluation(tuned: Tuned, request: EvalRequest) -> Evaluation:
     sections = tuple(read_like_the_run(task, recipe) for task in request.tasks) or (recipe.eval.tasks if recipe else ())
     changes = {"max_new_tokens": request.max_new_tokens, "limit": request.limit}
     given = {name: value for name, value in changes.items() if value is not None}
-    tasks = [load_task(section.model_copy(update=given), renderer, where) for section in sections]
+    with _hinting("--task FILE" if not request.tasks else ""):
+        tasks = [load_task(section.model_copy(update=given), renderer, where) for section in sections]
     rows = _held_out_rows(tuned, request, renderer)
     if not rows and not tasks:
         raise ArgumentError(
@@ -133,4 +128,18 @@ def _held_out_rows(tuned: Tuned, request: EvalRequest, renderer: Renderer) -> li
         return []
     date = recorded_date(tuned.source.run) if tuned.source.run else None
     renderer = data_renderer(tuned.tokenizer, recipe.data, date)
-    return list(prepare_data(recipe.data, renderer, recipe.training.seed).eval.all_documents())
+    with _hinting("--data FILE"):
+        return list(prepare_data(recipe.data, renderer, recipe.training.seed).eval.all_documents())
+
+
+@contextmanager
+def _hinting(option: str) -> Iterator[None]:
+    """Where the run's own data cannot be read any more, say that others can be named."""
+    try:
+        yield
+    except DataError as error:
+        first, *others = error.problems
+        if not option:
+            raise
+        hint = f"{first.hint}; or name others with `{option}`".removeprefix("; or ")
+        raise DataError([replace(first, hint=hint), *others]) from error

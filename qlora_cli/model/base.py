@@ -19,6 +19,7 @@ from qlora_cli.errors import RecipeError
 from qlora_cli.model.at_hand import look_for_base
 from qlora_cli.model.device import pick_device, pick_dtype
 from qlora_cli.model.fingerprint import base_folder, has_only_pickles, weight_files
+from qlora_cli.progress import progress
 from qlora_cli.recipe.schema import ModelSection, QuantizationSection
 from qlora_cli.recipe.shipped import command_for_base
 from qlora_cli.secrets import redacted_values
@@ -72,7 +73,7 @@ def read_config(model: ModelSection, *, source: str | None = None) -> PreTrained
     """
     name = source or model.base_model
     revision = None if source else model.revision
-    with reading(name, revision):
+    with progress(where_from(name)), reading(name, revision):
         if model.trust_remote_code:
             refuse_code_from_elsewhere(name, PreTrainedConfig.get_config_dict(name, revision=revision)[0])
         return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=model.trust_remote_code)
@@ -105,7 +106,7 @@ def load_base(
         weight_files(Path(name))  # an index that leads out of the folder is refused
     config = read_config(model, source=source)
     _forget_secrets(config)
-    with reading(name, None if source else model.revision):
+    with progress(f"loading {shown_name(name)}"), reading(name, None if source else model.revision):
         config._attn_implementation = model.attn_implementation  # a base's own choice, if any, would win over ours
         base, report = AutoModelForCausalLM.from_pretrained(
             name,
@@ -122,6 +123,20 @@ def load_base(
     compat.keep_four_bit_weights_unpacked(base)
     base.requires_grad_(False)
     return base
+
+
+def where_from(name: str) -> str:
+    """Where the small files of a base are read, as a phase."""
+    return f"reading {shown_name(name)}" if Path(name).exists() else f"asking the Hub for {name}"
+
+
+def shown_name(name: str) -> str:
+    """A Hub id as it is, of a folder its last part.
+
+    >>> shown_name("Qwen/Qwen3-8B"), shown_name("/data/models/llama")
+    ('Qwen/Qwen3-8B', 'llama')
+    """
+    return Path(name).name if Path(name).is_absolute() or Path(name).exists() else name
 
 
 def _forget_secrets(config: PreTrainedConfig) -> None:

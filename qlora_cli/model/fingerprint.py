@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from math import ceil
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -10,6 +11,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from qlora_cli.errors import IdentityError
 from qlora_cli.hub import why_offline
+from qlora_cli.progress import progress
 from qlora_cli.recipe.schema import ModelSection
 from qlora_cli.run.files import read_json_object
 
@@ -33,7 +35,8 @@ def base_folder(model: ModelSection) -> Path:
     reason = why_offline()
     files = SAFE_FILES + (PICKLED_FILES if model.allow_pickle else [])
     try:
-        return Path(snapshot_download(model.base_model, revision=model.revision, allow_patterns=files))
+        with progress(f"asking the Hub for {model.base_model}"):
+            return Path(snapshot_download(model.base_model, revision=model.revision, allow_patterns=files))
     except (HfHubHTTPError, LocalEntryNotFoundError, ValueError, OSError) as fault:
         raise IdentityError(
             f"the files of base model '{model.base_model}' are not on this machine and cannot be fetched"
@@ -96,14 +99,17 @@ def fingerprint_base(model: ModelSection) -> str:
     Raises:
         IdentityError: if the weights are not to be had.
     """
+    files = {path: path.stat().st_size for path in weight_files(base_folder(model), allow_pickle=model.allow_pickle)}
+    num_samples = sum(ceil(size / SAMPLE_STRIDE) for size in files.values())
     digest = hashlib.sha256()
-    for path in weight_files(base_folder(model), allow_pickle=model.allow_pickle):
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}\n".encode())
-        with path.open("rb") as file:
-            for offset in range(0, size, SAMPLE_STRIDE):
-                file.seek(offset)
+    with progress("hashing the base", num_samples) as phase:
+        for path, size in files.items():
+            digest.update(f"{path.name} {size}\n".encode())
+            with path.open("rb") as file:
+                for offset in range(0, size, SAMPLE_STRIDE):
+                    file.seek(offset)
+                    digest.update(file.read(SAMPLE_BYTES))
+                    phase.advance()
+                file.seek(max(size - SAMPLE_BYTES, 0))
                 digest.update(file.read(SAMPLE_BYTES))
-            file.seek(max(size - SAMPLE_BYTES, 0))
-            digest.update(file.read(SAMPLE_BYTES))
     return digest.hexdigest()

@@ -19,6 +19,7 @@ from qlora_cli.errors import RecipeError
 from qlora_cli.model.adapter import attach_adapter, lora_config
 from qlora_cli.model.base import load_base
 from qlora_cli.model.fingerprint import base_folder, weight_files
+from qlora_cli.progress import progress
 from qlora_cli.recipe.schema import LoraSection, ModelSection
 from qlora_cli.run.folders import replaced_folder
 
@@ -38,12 +39,13 @@ def split_principal(model: ModelSection, lora: LoraSection, residual_folder: Pat
     attach_adapter(base, lora).unload()
     config = lora_config(lora, base)
     config.init_lora_weights = f"pissa_niter_{PISSA_POWER_ITERATIONS}"
-    tuned = get_peft_model(base, config)
+    with progress("taking the principal part out of the base"):
+        tuned = get_peft_model(base, config)
     values = {
         name: (layer.lora_A["default"].weight.detach().cpu(), layer.lora_B["default"].weight.detach().cpu())
         for name, layer in _lora_layers(tuned)
     }
-    with replaced_folder(residual_folder) as folder:
+    with replaced_folder(residual_folder) as folder, progress("writing the residual base"):
         tuned.unload().save_pretrained(folder)
     return values
 
@@ -59,15 +61,18 @@ def quantization_error_values(tuned: PeftModel, model: ModelSection) -> AdapterV
     """
     original = _OriginalWeights(base_folder(model))
     values = {}
-    for name, layer in _lora_layers(tuned):
-        weight = layer.get_base_layer().weight
-        if not isinstance(weight, bnb.nn.Params4bit):
-            continue
-        stored = bnb.functional.dequantize_4bit(weight.data, weight.quant_state).float()
-        wanted = original.read(name).to(stored)
-        if layer.get_base_layer().source_cls is Conv1D:
-            wanted = wanted.T  # Conv1D keeps [in_features, out_features]
-        values[name] = _best_rank_r((wanted - stored) / layer.scaling["default"], layer.r["default"])
+    layers = _lora_layers(tuned)
+    with progress("fitting adapters to the quantization error", len(layers)) as phase:
+        for name, layer in layers:
+            phase.advance()
+            weight = layer.get_base_layer().weight
+            if not isinstance(weight, bnb.nn.Params4bit):
+                continue
+            stored = bnb.functional.dequantize_4bit(weight.data, weight.quant_state).float()
+            wanted = original.read(name).to(stored)
+            if layer.get_base_layer().source_cls is Conv1D:
+                wanted = wanted.T  # Conv1D keeps [in_features, out_features]
+            values[name] = _best_rank_r((wanted - stored) / layer.scaling["default"], layer.r["default"])
     return values
 
 

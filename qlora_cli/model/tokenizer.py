@@ -8,7 +8,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from qlora_cli.errors import RecipeError
-from qlora_cli.model.base import reading, refuse_code_from_elsewhere
+from qlora_cli.model.base import reading, refuse_code_from_elsewhere, where_from
+from qlora_cli.progress import progress
 from qlora_cli.recipe.schema import ModelSection
 
 MAX_TEMPLATE_BYTES = 1024 * 1024
@@ -23,7 +24,7 @@ def load_tokenizer(model: ModelSection) -> PreTrainedTokenizerBase:
     Raises:
         RecipeError: if the tokenizer or the template file cannot be read, or the tokenizer has no vocabulary.
     """
-    with reading(model.base_model, model.revision):
+    with progress(where_from(model.base_model)), reading(model.base_model, model.revision):
         if model.trust_remote_code:
             settings = get_tokenizer_config(model.base_model, revision=model.revision)
             refuse_code_from_elsewhere(model.base_model, settings)

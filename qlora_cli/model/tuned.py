@@ -8,6 +8,7 @@ from pathlib import Path
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from qlora_cli import console
 from qlora_cli.errors import ArgumentError, IdentityError
 from qlora_cli.model.adapter import load_adapter
 from qlora_cli.model.base import load_base
@@ -18,6 +19,7 @@ from qlora_cli.recipe.schema import ModelSection, QuantizationSection, Recipe
 from qlora_cli.run.directory import RunDirectory, latest_run
 from qlora_cli.run.files import read_json_object
 from qlora_cli.run.manifest import recorded_fingerprint
+from qlora_cli.run.origin import located
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ def find_tuned(path: Path | None) -> TunedSource:
         ArgumentError: if it is none of them, or a run that is not finished.
     """
     folder = latest_run().path if path is None else path
+    if path is None:
+        console.note(f"the latest run is {folder}")
     run = _run_around(folder)
     if run is not None:
         return _from_run(folder, run)
@@ -90,7 +94,7 @@ def _run_around(folder: Path) -> RunDirectory | None:
 
 
 def _from_run(folder: Path, run: RunDirectory) -> TunedSource:
-    recipe = load_recipe(run.recipe_path)
+    recipe = located(load_recipe(run.recipe_path), run)
     adapter = run.adapter_path if folder == run.path else folder
     if not (adapter / "adapter_config.json").is_file():
         raise ArgumentError(
@@ -117,14 +121,16 @@ def check_base(source: TunedSource) -> None:
         )
 
 
-def load_tuned(path: Path | None) -> Tuned:
-    """Load what `find_tuned` finds, computing as in training, in eval mode.
+def load_tuned(found: TunedSource | Path | None) -> Tuned:
+    """Load what `find_tuned` has found or finds, computing as in training, in eval mode.
+
+    A command that looks at the source first hands it on: meanwhile another run may have become the latest.
 
     Raises:
         ArgumentError: as `find_tuned`.
         IdentityError: if the base or the adapter is not the one that belongs there.
     """
-    source = find_tuned(path)
+    source = found if isinstance(found, TunedSource) else find_tuned(found)
     check_base(source)
     tokenizer = load_tokenizer(source.model)
     base = load_base(source.model, source.quantization, source=source.base_source)

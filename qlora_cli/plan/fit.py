@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from qlora_cli.model.tables import num_positions
 from qlora_cli.plan.shape import PlanRequest
 from qlora_cli.plan.tracer import Tracer
+from qlora_cli.progress import progress
 
 UNITS = {"training.per_device_train_batch_size": 1, "data.max_length": 128, "lora.r": 8}
 """Recipe key -> what its value is a multiple of while it is searched."""
@@ -39,11 +40,14 @@ class Fit:
     tried: dict[int, int]
     """Value -> bytes, for every value that was traced."""
 
+    most: int
+    """The largest value that is searched."""
+
     @property
     def override(self) -> str:
         """What to add to a command line.
 
-        >>> Fit("lora.r", 64, 0, {}).override
+        >>> Fit("lora.r", 64, 0, {}, most=512).override
         '--set lora.r=64'
         """
         return "" if self.value is None else f"--set {self.key}={self.value}"
@@ -72,9 +76,11 @@ def largest_fit(request: PlanRequest, key: str, memory_bytes: int, tracer: Trace
         tried[count * unit] = tracer.device_bytes(request.changed({key: count * unit}))
         return tried[count * unit]
 
-    count = search(needed, memory_bytes, _limit(request, key) // unit)
+    most = _limit(request, key) // unit
+    with progress(f"searching the largest {key} that fits"):
+        count = search(needed, memory_bytes, most)
     value = None if count is None else count * unit
-    return Fit(key, value, tried[unit if value is None else value], tried)
+    return Fit(key, value, tried[unit if value is None else value], tried, most * unit)
 
 
 def _limit(request: PlanRequest, key: str) -> int:

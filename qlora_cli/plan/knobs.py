@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from shlex import quote
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from qlora_cli.plan.fake_model import skeleton
 from qlora_cli.plan.phases import decoder_layers
 from qlora_cli.plan.shape import PlanRequest
 from qlora_cli.plan.tracer import Tracer
+from qlora_cli.progress import progress
 from qlora_cli.recipe.schema import QuantizationSection
 
 SMALLEST_LENGTH = 256
@@ -34,9 +36,9 @@ class Knob:
         """What to add to a command line.
 
         >>> Knob("", {"lora.r": 8, "lora.target_modules": ("q_proj", "v_proj")}, 0).override
-        '--set lora.r=8 --set lora.target_modules=[q_proj,v_proj]'
+        "--set lora.r=8 --set 'lora.target_modules=[q_proj,v_proj]'"
         """
-        return " ".join(f"--set {key}={_as_yaml(value)}" for key, value in self.settings.items())
+        return " ".join(f"--set {quote(f'{key}={_as_yaml(value)}')}" for key, value in self.settings.items())
 
 
 def _as_yaml(value: object) -> str:
@@ -54,10 +56,13 @@ def ranked_knobs(request: PlanRequest, tracer: Tracer | None = None) -> list[Kno
     tracer = tracer or Tracer()
     now = tracer.device_bytes(request)
     knobs = []
-    for what, settings in changes(request):
-        saved = now - tracer.device_bytes(_with(request, settings))
-        if saved > 0:
-            knobs.append(Knob(what, settings, saved))
+    tried = list(changes(request))
+    with progress("trying what saves memory", len(tried)) as phase:
+        for what, settings in tried:
+            saved = now - tracer.device_bytes(_with(request, settings))
+            if saved > 0:
+                knobs.append(Knob(what, settings, saved))
+            phase.advance()
     return sorted(knobs, key=lambda knob: knob.saved_bytes, reverse=True)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,11 +11,12 @@ from rich.text import Text
 
 from qlora_cli import console
 from qlora_cli.console import size_in_words
-from qlora_cli.data.show.report_view import bar, show_lines
-from qlora_cli.plan.fit import Fit
+from qlora_cli.data.show.report_view import bar
+from qlora_cli.plan.figures import GIB, MIB, duration, in_gib, in_mib, size, two_digits
+from qlora_cli.plan.fit import UNITS, Fit
 from qlora_cli.plan.knobs import Knob
 from qlora_cli.plan.overheads import Overheads
-from qlora_cli.plan.report import GIB, PlanReport
+from qlora_cli.plan.report import PlanReport
 from qlora_cli.plan.trace import Kind
 from qlora_cli.recipe.summary import summarize
 
@@ -24,7 +27,7 @@ NARROW = 0.05
 """Share of the memory below which what is left is no more than the estimates in the bill may be wrong by."""
 
 SMALL = 0.005
-"""GiB below which a line of the bill is added to others; with a small model they would all be zeros."""
+"""Units below which a line of the bill is added to others; they would all be zeros."""
 
 
 def show_plan(report: PlanReport) -> None:
@@ -32,7 +35,8 @@ def show_plan(report: PlanReport) -> None:
     recipe = report.request.recipe
     console.result(verdict(report))
     console.result("")
-    console.table(("memory at the peak", "GiB", _bar_title(report)), _bill_rows(report))
+    unit = "GiB" if report.device_bytes >= GIB else "MiB"
+    console.table(("memory at the peak", unit, _bar_title(report)), _bill_rows(report, unit))
     console.result("")
     told = summarize(recipe)
     facts = {
@@ -62,7 +66,7 @@ def _rows(report: PlanReport) -> str:
 def verdict(report: PlanReport) -> Text:
     """One line: whether it fits, in what, and where the peak lies."""
     num_gpus = report.request.device.num_gpus
-    needed = f"{in_gib(report.device_bytes)} GiB"
+    needed = size(report.device_bytes)
     each = f", on each of {num_gpus} GPUs" if num_gpus > 1 else ""
     at = f"the peak falls in {report.bill.peak.phase}"
     memory = report.target.memory_bytes
@@ -70,13 +74,13 @@ def verdict(report: PlanReport) -> Text:
         return Text(
             f"{needed} on {report.target.name}{each}; {at} (name a card: --gpu 4090, or its memory: --memory-gb 24)"
         )
-    of = f"{in_gib(memory)} GiB" + (f" of {report.target.name}" if not report.target.name.endswith("GiB") else "")
+    of = size(memory) + (f" of {report.target.name}" if not report.target.name.endswith("GiB") else "")
     of += each
     if report.fits and memory - report.device_bytes < NARROW * memory:
         return Text.assemble(("fits narrowly", "bold yellow"), f": {needed} of the {of}; {at}")
     if report.fits:
         return Text.assemble(("fits", "bold green"), f": {needed} of the {of}; {at}")
-    missing = in_gib(report.device_bytes - memory)
+    missing = size(report.device_bytes - memory)
     return Text.assemble(("does not fit", "bold red"), f": {needed}, {missing} more than the {of}; {at}")
 
 
@@ -84,14 +88,16 @@ def _bar_title(report: PlanReport) -> str:
     return "of the peak" if report.target.memory_bytes is None else "of what a process can have"
 
 
-def _bill_rows(report: PlanReport) -> list[tuple[str, str, str]]:
+def _bill_rows(report: PlanReport, unit: str) -> list[tuple[str, str, str]]:
     whole = report.target.memory_bytes or report.device_bytes
-    rows = [(name, size) for name, size in report.lines if size >= SMALL * GIB]
-    if rest := sum(size for _, size in report.lines if size < SMALL * GIB):
-        rows.append((f"each below {SMALL:g} GiB", rest))
+    unit_bytes, shown = (GIB, in_gib) if unit == "GiB" else (MIB, in_mib)
+    small = (SMALL if unit == "GiB" else 10 * SMALL) * unit_bytes  # what the decimals show as zero
+    rows = [(name, num_bytes) for name, num_bytes in report.lines if num_bytes >= small]
+    if rest := sum(num_bytes for _, num_bytes in report.lines if num_bytes < small):
+        rows.append((f"each below {small / unit_bytes:g} {unit}", rest))
     rows.append(("all", report.device_bytes))
-    drawn = [(name, in_gib(size), _bar(size / whole)) for name, size in rows]
-    return [*drawn, ("free", in_gib(whole - report.device_bytes), "")] if report.fits else drawn
+    drawn = [(name, "<" * (0 < n < small) + shown(max(n, small)), _bar(n / whole)) for name, n in rows]
+    return [*drawn, ("free", shown(whole - report.device_bytes), "")] if report.fits else drawn
 
 
 def _bar(share: float) -> str:
@@ -104,7 +110,7 @@ def _facts(report: PlanReport) -> dict[str, str]:
     num_all = facts.num_base + facts.num_trained
     told = {"trained": f"{facts.num_trained:,} parameters, {facts.trained_share:.2%} of {num_all:,}"}
     if report.bill.paged_bytes:
-        told["paged"] = f"{in_gib(report.bill.paged_bytes)} GiB optimizer state, in host memory when the GPU is full"
+        told["paged"] = f"{size(report.bill.paged_bytes)} optimizer state, in host memory when the GPU is full"
     if report.request.device.num_gpus > 1:
         told["GPUs"] = _gpus(report)
     if report.request.device.overheads is not None:
@@ -129,7 +135,7 @@ def _gpus(report: PlanReport) -> str:
     sums = report.bill.trace.largest.get(Kind.GRADIENT_SUMS, 0)
     is_at_peak = Kind.GRADIENT_SUMS in report.bill.peak.by_kind
     return (
-        f"each holds the whole model; gradients are summed in {in_gib(sums)} GiB more after the backward pass, "
+        f"each holds the whole model; gradients are summed in {size(sums)} more after the backward pass, "
         f"{'where the peak falls' if is_at_peak else 'below the peak'}; what NCCL takes is not in the bill"
     )
 
@@ -140,65 +146,80 @@ def _time(report: PlanReport) -> str:
         return "no estimate: it needs a card with a known rate (--gpu) and 16-bit computation"
     num_gpus = report.request.device.num_gpus
     together = "" if num_gpus == 1 else f" on {num_gpus} GPUs"
-    text = f"about {pace.tokens_per_second:,.0f} tokens/s{together}, {duration(pace.seconds_per_step)} a step"
+    rate = f"about {two_digits(pace.tokens_per_second)} tokens/s{together}"
+    text = f"estimate: {rate}, {duration(pace.seconds_per_step)} a step"
     if report.seconds is not None:
         text += f", {duration(report.seconds)} in all"
     unmeasured = "" if num_gpus == 1 else "; without the time to sum gradients"
-    return f"{text} (estimate: {pace.operations.total / 1e9:,.1f} GFLOP a token at {pace.rate}{unmeasured})"
+    return f"{text} ({two_digits(pace.operations.total / 1e9)} GFLOP a token at {pace.rate}{unmeasured})"
 
 
 def show_fits(fits: Sequence[Fit], report: PlanReport) -> None:
-    """Print the largest settings that fit, each with all else unchanged."""
-    rows = [
-        (fit.key, "none fits" if fit.value is None else f"{fit.value:,}", in_gib(fit.num_bytes), fit.override)
-        for fit in fits
-    ]
+    """Print the largest settings that fit, each with all else unchanged, and how far they were searched."""
     console.result("")
-    show_lines((f"largest on {report.target.name}", "value", "GiB", "add to the command"), rows)
+    console.result(Text(f"largest that fits in {report.target.name}, each alone", style="bold"))
+    for fit in fits:
+        _show_change(_fit_in_words(fit), fit.override)
+
+
+def _fit_in_words(fit: Fit) -> str:
+    """
+    >>> _fit_in_words(Fit("lora.r", 512, 3 * 2**30, {}, most=512))
+    'lora.r 512: takes 3.00 GiB; not searched beyond 512'
+    >>> _fit_in_words(Fit("data.max_length", None, 3 * 2**30, {}, most=512))
+    'data.max_length: not even 128 fits, which takes 3.00 GiB'
+    """
+    unit = UNITS[fit.key]
+    if fit.value is None:
+        return f"{fit.key}: not even {unit} fits, which takes {size(fit.num_bytes)}"
+    steps = "" if unit == 1 else f" in steps of {unit}"
+    searched = f"not searched beyond {fit.most:,}" if fit.value == fit.most else f"searched up to {fit.most:,}{steps}"
+    return f"{fit.key} {fit.value:,}: takes {size(fit.num_bytes)}; {searched}"
 
 
 def show_knobs(knobs: Sequence[Knob], report: PlanReport) -> None:
     """Print what each change saves when it alone is made, and whether the plan fits then."""
     room = (report.target.memory_bytes or 0) - report.device_bytes
-    rows = [
-        (knob.what, in_gib(knob.saved_bytes), "yes" if room + knob.saved_bytes >= 0 else "no", knob.override)
-        for knob in knobs
-    ]
     console.result("")
-    if rows:
-        show_lines(("what saves memory", "GiB", "fits then", "add to the command"), rows)
-    else:
+    if not knobs:
         console.result("no change of a setting saves memory")
+        return
+    console.result(Text("what saves memory, each alone", style="bold"))
+    for knob in knobs:
+        fits = "fits then" if room + knob.saved_bytes >= 0 else "does not fit then"
+        _show_change(f"{knob.what}: {size(knob.saved_bytes)} less, {fits}", knob.override)
+
+
+def _show_change(what: str, override: str) -> None:
+    """A change in words, and below it what to add to the command, in lines that can be pasted."""
+    width = console.out.width
+    for line in textwrap.wrap(what, max(width - 2, 20), subsequent_indent="  "):
+        console.result(f"  {line}")
+    for line in pasteable(override, width - 4) if override else ():
+        console.result(f"    {line}")
+
+
+def pasteable(override: str, width: int) -> list[str]:
+    """Options in one line, or where that is too long each in its own, all but the last ending in a backslash.
+
+    >>> pasteable("--set lora.r=8 --set data.packing=true", 30)
+    ['--set lora.r=8 \\\\', '--set data.packing=true']
+    """
+    if len(override) <= width:
+        return [override]
+    *first, last = re.split(r" (?=--set )", override)
+    return [*(f"{option} \\" for option in first), last]
 
 
 def show_overheads(overheads: Overheads, path: Path) -> None:
     """Print what a calibration measured and where it is kept."""
     console.facts(
         {
-            "CUDA context": f"{in_gib(overheads.context_bytes)} GiB, with what the driver and the screen take",
-            "cuBLAS": f"{overheads.cublas_bytes / 2**20:,.1f} MiB of workspaces",
-            "memory": f"{in_gib(overheads.memory_bytes)} GiB",
+            "CUDA context": f"{size(overheads.context_bytes)}, with what the driver and the screen take",
+            "cuBLAS": f"{size(overheads.cublas_bytes)} of workspaces",
+            "memory": size(overheads.memory_bytes),
             "rate": f"{overheads.reached_tflops:,.1f} TFLOPS in a short NF4 training step",
             "kept in": str(path),
         },
         title=f"{overheads.gpu}, driver {overheads.driver}, torch {overheads.torch}",
     )
-
-
-def in_gib(num_bytes: float) -> str:
-    """
-    >>> in_gib(3 * 2**30), in_gib(1_000_000)
-    ('3.00', '0.00')
-    """
-    return f"{num_bytes / GIB:,.2f}"
-
-
-def duration(seconds: float) -> str:
-    """
-    >>> duration(0.31), duration(42), duration(600), duration(5400), duration(200_000)
-    ('0.31 s', '42 s', '10 min', '1.5 h', '2.3 days')
-    """
-    for unit, length in (("days", 86_400), ("h", 3_600), ("min", 60)):
-        if seconds >= (2 if unit == "days" else 1) * length:
-            return f"{seconds / length:.{0 if seconds >= 10 * length else 1}f} {unit}"
-    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"

@@ -16,6 +16,7 @@ from qlora_cli.plan.shape import PlanRequest
 from qlora_cli.plan.step import fake_step
 from qlora_cli.plan.timeline import Trace
 from qlora_cli.plan.trace import Stage
+from qlora_cli.progress import progress
 
 WORTHWHILE = 0.6
 """Share of the layers up to which tracing two short models is quicker than tracing the whole one."""
@@ -35,6 +36,7 @@ def plan(request: PlanRequest) -> Bill:
     return make_bill(request, trace_step(request), facts)
 
 
+@progress("tracing a step")
 def trace_step(request: PlanRequest) -> Trace:
     """The trace of one step on one GPU, also where others train with it.
 

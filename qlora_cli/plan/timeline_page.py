@@ -10,20 +10,21 @@ from math import ceil
 from pathlib import Path
 
 from qlora_cli.errors import ArgumentError
-from qlora_cli.plan.plan_view import in_gib, verdict
-from qlora_cli.plan.report import GIB, PlanReport
+from qlora_cli.plan.figures import GIB, MIB, in_gib, in_mib, size
+from qlora_cli.plan.plan_view import verdict
+from qlora_cli.plan.report import PlanReport
 from qlora_cli.plan.timeline import Moment
 from qlora_cli.plan.trace import Kind, Stage
 from qlora_cli.run.files import GENERATOR, refuse_foreign_page, write_text
 
 NUM_POINTS = 400
-WIDTH, HEIGHT = 1000, 420
-LEFT, TOP, BOTTOM = 56, 24, 34
-MIN_LABEL_WIDTH = 46
-"""Units of the drawing below which the name of a stage finds no room."""
+TOP, BOTTOM = 24, 34
+LETTER_WIDTH = 6.6
+"""Units of the drawing that a letter takes, about."""
 
 MAX_LINES = 6
-NICE_STEPS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
+NICE_STEPS = (0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500)
+"""Units between two lines of the grid."""
 
 COLOURS: dict[Kind, tuple[str, str]] = {
     Kind.BASE_QUANTIZED: ("#1d4e89", "#3b78c2"),
@@ -55,6 +56,7 @@ body { margin: 0 auto; max-width: 68rem; padding: 1.25rem 1.25rem 3rem; backgrou
 h1 { margin: 0; font-size: 1.25rem; overflow-wrap: anywhere; }
 p { margin: .25rem 0 1rem; color: var(--calm); }
 svg { width: 100%%; height: auto; display: block; }
+svg.narrow { display: none; }
 svg text { fill: var(--calm); font: 12px system-ui, sans-serif; }
 .grid { stroke: var(--line); stroke-width: 1; }
 .stage { stroke: var(--line); stroke-dasharray: 2 3; }
@@ -67,9 +69,33 @@ th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align:
 th:first-child, td:first-child { text-align: left; }
 thead th { color: var(--calm); font-weight: 600; }
 tfoot td { font-weight: 600; }
+td { overflow-wrap: anywhere; }
+td:not(:first-child) { white-space: nowrap; }
+@media (max-width: 40rem) {
+  body { padding: 1rem .75rem 2rem; }
+  svg.wide { display: none; }
+  svg.narrow { display: block; }
+  th, td { padding: .3rem .3rem; }
+}
 .key { display: inline-block; width: .8rem; height: .8rem; margin-right: .5rem; border-radius: 2px;
   vertical-align: -1px; }
 """
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """Size of a drawing, in units of which a letter is 12 high."""
+
+    name: str
+    """Class of the drawing, which is shown on screens of its width."""
+
+    width: int
+    height: int
+    left: int = 64
+    """Room for the figures of the grid."""
+
+
+WIDE, NARROW = Canvas("wide", 1000, 420), Canvas("narrow", 360, 400)
 
 
 @dataclass(frozen=True)
@@ -81,20 +107,32 @@ class Scale:
     highest: float
     """Bytes at the upper edge."""
 
+    canvas: Canvas = WIDE
+
     def x(self, clock: int) -> float:
         """
         >>> Scale(0, 100, 1.0).x(100)
         1000.0
         """
         share = (clock - self.first) / max(1, self.last - self.first)
-        return LEFT + share * (WIDTH - LEFT)
+        return self.canvas.left + share * (self.canvas.width - self.canvas.left)
 
     def y(self, num_bytes: float) -> float:
         """
         >>> Scale(0, 100, 8.0).y(0), Scale(0, 100, 8.0).y(8)
         (386.0, 24.0)
         """
-        return HEIGHT - BOTTOM - num_bytes / self.highest * (HEIGHT - BOTTOM - TOP)
+        return self.floor - num_bytes / self.highest * (self.floor - TOP)
+
+    @property
+    def is_in_gib(self) -> bool:
+        """Whether sizes are told in GiB, not in MiB."""
+        return self.highest >= GIB
+
+    @property
+    def floor(self) -> int:
+        """Where nothing is held."""
+        return self.canvas.height - BOTTOM
 
 
 def write_timeline(path: Path, report: PlanReport) -> None:
@@ -120,7 +158,7 @@ def page(report: PlanReport) -> str:
         "".join(f"  --k{n}: {COLOURS[kind][which]};\n" for n, kind in enumerate(COLOURS)) for which in (0, 1)
     )
     rows = "1 row" if report.request.batch_size == 1 else f"{report.request.batch_size} rows"
-    size = f"{recipe.model.base_model}, {rows} of {recipe.data.max_length:,} tokens"
+    step = f"{recipe.model.base_model}, {rows} of {recipe.data.max_length:,} tokens"
     said = verdict(report).plain
     return "\n".join(
         (
@@ -129,8 +167,9 @@ def page(report: PlanReport) -> str:
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             GENERATOR,
             f"<title>{escape(title)}</title>\n<style>\n{STYLE % (light, dark)}</style>\n</head>\n<body>",
-            f"<h1>{escape(title)}</h1>\n<p>{escape(size)}. {escape(said[0].upper() + said[1:])}.</p>",
-            *_drawing(report, moments, present),
+            f"<h1>{escape(title)}</h1>\n<p>{escape(step)}. {escape(said[0].upper() + said[1:])}.</p>",
+            *_drawing(report, moments, present, WIDE),
+            *_drawing(report, moments, present, NARROW),
             *_table(report, present),
             "<p>The drawing holds the tensors of the last micro-batch of a step, in the order in which they come and "
             "go; its width is not time. What CUDA adds lies in the gap between the areas and the line of the card.</p>",
@@ -139,36 +178,40 @@ def page(report: PlanReport) -> str:
     )
 
 
-def _drawing(report: PlanReport, moments: Sequence[Moment], present: Sequence[Kind]) -> Iterator[str]:
+def _drawing(report: PlanReport, moments: Sequence[Moment], present: Sequence[Kind], canvas: Canvas) -> Iterator[str]:
     limit = report.target.memory_bytes
     peak = report.bill.peak
     reach = max(peak.num_bytes, limit if limit is not None and limit <= 2.5 * peak.num_bytes else 0)
-    scale = Scale(moments[0].clock, moments[-1].clock, reach * 1.08)
-    yield f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="memory over the step">'
+    scale = Scale(moments[0].clock, moments[-1].clock, reach * 1.08, canvas)
+    box = f"0 0 {canvas.width} {canvas.height}"
+    yield f'<svg class="{canvas.name}" viewBox="{box}" role="img" aria-label="memory over the step">'
     yield from _grid(scale)
     yield from _areas(scale, moments, present)
     yield from _stages(scale, moments)
     x, y = scale.x(peak.clock), scale.y(peak.num_bytes)
-    anchor = "end" if x > WIDTH - 260 else "start"
-    place = x - 9 if anchor == "end" else x + 9
     yield f'<circle class="peak" cx="{x:.1f}" cy="{y:.1f}" r="4"/>'
-    text = f"peak {in_gib(peak.num_bytes)} GiB: {peak.phase}"
-    yield f'<text class="peak-text" x="{place:.1f}" y="{y - 6:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+    told = f"{in_gib(peak.num_bytes)} GiB" if scale.is_in_gib else f"{in_mib(peak.num_bytes)} MiB"
+    text = f"peak {told}: {peak.phase}"
+    length = LETTER_WIDTH * len(text)
+    place = max(canvas.left, min(x - length / 2, canvas.width - length))
+    yield f'<text class="peak-text" x="{place:.1f}" y="{y - 9:.1f}">{escape(text)}</text>'
     if limit is not None and limit <= scale.highest:
         y = scale.y(limit)
-        yield f'<line class="limit" x1="{LEFT}" x2="{WIDTH}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        text = f"{report.target.name}: {in_gib(limit)} GiB for a process"
-        yield f'<text class="limit-text" x="{LEFT + 6}" y="{y - 5:.1f}">{escape(text)}</text>'
+        yield f'<line class="limit" x1="{canvas.left}" x2="{canvas.width}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        text = f"{report.target.name}: {size(limit)} for a process"
+        yield f'<text class="limit-text" x="{canvas.left + 6}" y="{y - 5:.1f}">{escape(text)}</text>'
     yield "</svg>"
 
 
 def _grid(scale: Scale) -> Iterator[str]:
-    highest = scale.highest / GIB
+    unit, unit_bytes = ("GiB", GIB) if scale.is_in_gib else ("MiB", MIB)
+    highest = scale.highest / unit_bytes
     step = next((step for step in NICE_STEPS if highest / step <= MAX_LINES), NICE_STEPS[-1])
-    for number in range(ceil(highest / step)):
-        y = scale.y(number * step * GIB)
-        yield f'<line class="grid" x1="{LEFT}" x2="{WIDTH}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        yield f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{number * step:g} GiB</text>'
+    left = scale.canvas.left
+    for number in range(ceil(scale.highest / unit_bytes / step)):
+        y = scale.y(number * step * unit_bytes)
+        yield f'<line class="grid" x1="{left}" x2="{scale.canvas.width}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        yield f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{number * step:g} {unit}</text>'
 
 
 def _areas(scale: Scale, moments: Sequence[Moment], present: Sequence[Kind]) -> Iterator[str]:
@@ -180,7 +223,7 @@ def _areas(scale: Scale, moments: Sequence[Moment], present: Sequence[Kind]) -> 
         back = [(scale.x(moment.clock), scale.y(low)) for moment, low in zip(moments, floor, strict=True)]
         points = " ".join(f"{x:.1f},{y:.1f}" for x, y in (*there, *reversed(back)))
         most = max(moment.by_kind.get(kind, 0) for moment in moments)
-        told = escape(f"{kind}: up to {in_gib(most)} GiB")
+        told = escape(f"{kind}: up to {size(most)}")
         yield f'<polygon fill="var(--k{numbers[kind]})" points="{points}"><title>{told}</title></polygon>'
         floor = ceiling
 
@@ -192,10 +235,12 @@ def _stages(scale: Scale, moments: Sequence[Moment]) -> Iterator[str]:
     for name, run in groupby(moments, key=lambda moment: _stage_name(moment.phase.stage, backward)):
         clocks = [moment.clock for moment in run]
         left, right = scale.x(clocks[0]), scale.x(clocks[-1])
-        yield f'<line class="stage" x1="{left:.1f}" x2="{left:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM + 8}"/>'
-        if right - left >= MIN_LABEL_WIDTH:
+        yield f'<line class="stage" x1="{left:.1f}" x2="{left:.1f}" y1="{TOP}" y2="{scale.floor + 8}"/>'
+        names = (name, name.partition(" with")[0])
+        shown = next((each for each in names if LETTER_WIDTH * len(each) <= right - left), "")
+        if shown:
             middle = (left + right) / 2
-            yield f'<text x="{middle:.1f}" y="{HEIGHT - 10}" text-anchor="middle">{escape(name)}</text>'
+            yield f'<text x="{middle:.1f}" y="{scale.canvas.height - 10}" text-anchor="middle">{escape(shown)}</text>'
 
 
 def _stage_name(stage: Stage, backward: str) -> str:
@@ -207,12 +252,12 @@ def _stage_name(stage: Stage, backward: str) -> str:
 def _table(report: PlanReport, present: Sequence[Kind]) -> Iterator[str]:
     peak, largest = report.bill.peak.by_kind, report.bill.trace.largest
     numbers = {kind: number for number, kind in enumerate(COLOURS)}
-    yield "<table>\n<thead><tr><th>memory</th><th>at the peak, GiB</th><th>at its own most, GiB</th></tr></thead>"
+    yield "<table>\n<thead><tr><th>memory</th><th>at the peak</th><th>at its own most</th></tr></thead>"
     yield "<tbody>"
     for kind in reversed(present):
         key = f'<span class="key" style="background: var(--k{numbers[kind]})"></span>'
-        cells = f"<td>{in_gib(peak.get(kind, 0))}</td><td>{in_gib(largest.get(kind, 0))}</td>"
+        cells = f"<td>{size(peak.get(kind, 0))}</td><td>{size(largest.get(kind, 0))}</td>"
         yield f"<tr><td>{key}{escape(kind)}</td>{cells}</tr>"
     for each in report.bill.needs.overheads:
-        yield f"<tr><td>{escape(each.name)} ({escape(each.source)})</td><td>{in_gib(each.num_bytes)}</td><td></td></tr>"
-    yield f"</tbody>\n<tfoot><tr><td>all</td><td>{in_gib(report.device_bytes)}</td><td></td></tr></tfoot>\n</table>"
+        yield f"<tr><td>{escape(each.name)} ({escape(each.source)})</td><td>{size(each.num_bytes)}</td><td></td></tr>"
+    yield f"</tbody>\n<tfoot><tr><td>all</td><td>{size(report.device_bytes)}</td><td></td></tr></tfoot>\n</table>"

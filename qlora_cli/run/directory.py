@@ -5,10 +5,12 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 from qlora_cli import console
 from qlora_cli.errors import ArgumentError, RunInUseError
@@ -22,6 +24,8 @@ from qlora_cli.run.storage import storage_faults
 
 RUNS_FOLDER = Path("runs")
 OWN_FOLDER = "--run-dir runs/new"
+
+NUM_LOOKS, LOOK_SECONDS = 5, 0.02
 
 SWEPT = "|".join(["adapter", "residual", *(re.escape(Path(name).name) for name in FILES)])
 """What the holder of the directory writes; merges and evaluations are made by others."""
@@ -105,7 +109,7 @@ class RunDirectory:
     @property
     def resume_command(self) -> str:
         """What to type to go on with the run."""
-        return f"{self.launcher} train {self.recipe_path} --run-dir {self.path} --resume"
+        return f"{self.launcher} train {quote(str(self.recipe_path))} --run-dir {quote(str(self.path))} --resume"
 
     @property
     def is_started(self) -> bool:
@@ -224,7 +228,7 @@ class RunDirectory:
 
     def _lock(self, lock: int) -> None:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock_patiently(lock)
         except BlockingIOError:
             holder = os.read(lock, LOCK_BYTES).decode("ascii", "replace").strip()
             holder = holder if holder.isdecimal() else "unknown"
@@ -243,6 +247,23 @@ class RunDirectory:
     def _settle(self) -> None:
         if settle(self):
             console.note(f"the earlier run is in {self.path} as before")
+
+
+def _lock_patiently(lock: int) -> None:
+    """Take the lock; `qlora runs` may hold it for a moment to see whether anybody does.
+
+    Raises:
+        BlockingIOError: if another process keeps it.
+    """
+    for look in range(NUM_LOOKS):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if look == NUM_LOOKS - 1:
+                raise
+            time.sleep(LOOK_SECONDS)
+        else:
+            return
 
 
 def list_runs(folder: Path = RUNS_FOLDER) -> list[RunDirectory]:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from qlora_cli import console
 from qlora_cli.errors import ArgumentError
+from qlora_cli.progress import progress
 from qlora_cli.run.files import certify, fsync, is_certified, take_secrets_out, uninterrupted
 from qlora_cli.run.inventory import (
     Listing,
@@ -122,8 +123,9 @@ def put_in_place(stage: Path, out: Path, listing: Listing) -> None:
     if os.path.lexists(out) and (out.is_symlink() or not out.is_dir()):
         uninterrupted(os.rename, out, _name_beside(out, out))
     own = listing(out) if out.is_dir() else set()
-    for path in stage.rglob("*"):
-        fsync(path)
+    with progress("flushing to the disk"):
+        for path in stage.rglob("*"):
+            fsync(path)
     stays = _carry_over(out, stage, own)
     fsync(stage)
     old = _exchange_or_move(stage, out)

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from qlora_cli.errors import IdentityError
 from qlora_cli.run.directory import RUNS_FOLDER, RunDirectory, list_runs
+from qlora_cli.run.holder import holder_of
 from qlora_cli.run.manifest import read_manifest
 from qlora_cli.run.metrics import read_metrics
 
@@ -21,17 +22,26 @@ class RunOverview:
 
     run: str
     status: str
+    """training, preparing, died, stopped, finished or not started."""
+
     base_model: str
     num_steps: int
     loss: float | None
     eval_loss: float | None
     started_at: str
+    max_steps: int | None = None
+    """None where it is not known yet."""
+
+    process: str | None = None
+    """Id of the process that trains it now."""
 
     def cells(self) -> tuple[str, ...]:
         """The line's cells as a person reads them."""
         losses = ["" if value is None else f"{value:.4f}" for value in (self.loss, self.eval_loss)]
         base = Path(self.base_model).name if Path(self.base_model).is_absolute() else self.base_model
-        return (self.run, self.status, base, str(self.num_steps), *losses, self.started_at[:16].replace("T", " "))
+        status = self.status if self.process is None else f"{self.status}, process {self.process}"
+        steps = str(self.num_steps) if self.max_steps is None else f"{self.num_steps} of {self.max_steps}"
+        return (self.run, status, base, steps, *losses, self.started_at[:16].replace("T", " "))
 
     def as_dict(self) -> dict[str, Any]:
         """The line as JSON holds it."""
@@ -49,15 +59,30 @@ def _describe(run: RunDirectory) -> RunOverview:
         lambda: read_manifest(run), {}
     )  # none where the run stopped before it was written
     base = manifest.get("base")
+    process = holder_of(run)
+    max_steps = manifest.get("max_steps")
     return RunOverview(
         run=str(run.path),
-        status=_text(manifest.get("status")) or "not started",
+        status=_status(_text(manifest.get("status")), is_held=process is not None),
         base_model=_text(base.get("base_model")) if isinstance(base, dict) else "",
         num_steps=metrics[-1]["step"] if metrics else 0,
         loss=_last(metrics, "loss"),
         eval_loss=_last(metrics, "eval_loss"),
         started_at=_text(manifest.get("started_at")),
+        max_steps=max_steps if isinstance(max_steps, int) else None,
+        process=process,
     )
+
+
+def _status(recorded: str, *, is_held: bool) -> str:
+    """What the manifest says, held against the lock: a process that was killed could not write that it ended.
+
+    >>> _status("started", is_held=True), _status("started", is_held=False), _status("finished", is_held=True)
+    ('training', 'died', 'preparing')
+    """
+    if is_held:
+        return "training" if recorded == "started" else "preparing"
+    return "died" if recorded == "started" else recorded or "not started"
 
 
 def _or_nothing(read: Callable[[], Result], nothing: Result) -> Result:

@@ -10,9 +10,14 @@ from qlora_cli.data.example import Message
 from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.errors import QloraError
 from qlora_cli.model.tuned import Tuned
-from qlora_cli.serve.generation import Answer, OnText, SamplingOptions, generate_answer
+from qlora_cli.serve.generation import Answer, OnText, SamplingOptions, generate_answer, why_cut
 
-COMMANDS = "/reset forgets the conversation, /system TEXT sets the system prompt, /exit leaves; Ctrl-C ends an answer"
+HELP = """\
+/help          lists the commands
+/reset         forgets the conversation
+/system TEXT   sets the system prompt and starts over; without TEXT there is none
+/exit          leaves, as Ctrl-D does
+Ctrl-C         ends an answer"""
 
 
 class ChatSession:
@@ -22,9 +27,16 @@ class ChatSession:
         self.turns: list[Message] = []
         self.system = system
         """System prompt; empty for none."""
-        self._tuned = tuned
+        self.tuned = tuned
+        """The model that answers."""
+
         self._renderer = Renderer(tuned.tokenizer)
         self._options = options
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Longest answer in tokens."""
+        return self._options.max_new_tokens
 
     def ask(self, text: str, on_text: OnText | None = None) -> Answer:
         """The answer to a user's turn. Both turns join the conversation; neither does when the turn is refused.
@@ -39,7 +51,7 @@ class ChatSession:
         question = {"role": "user", "content": text}
         opening = [{"role": "system", "content": self.system}] if self.system else []
         messages = [*opening, *self.turns, question]
-        answer = generate_answer(self._tuned, self._renderer, messages, self._options, on_text or _keep_quiet)
+        answer = generate_answer(self.tuned, self._renderer, messages, self._options, on_text or _keep_quiet)
         self.turns += [question, {"role": "assistant", "content": answer.text}]
         return answer
 
@@ -53,12 +65,12 @@ def chat(session: ChatSession, lines: Iterable[str], on_text: OnText) -> None:
     for line in lines:
         text = line.strip()
         command, _, argument = text.partition(" ")
-        if command == "/exit":
+        if command in ("/exit", "/quit"):
             return
         if command in CHAT_COMMANDS:
             console.note(CHAT_COMMANDS[command](session, argument.strip()))
         elif text.startswith("/"):
-            console.note(f"there is no command {command}; {COMMANDS}")
+            console.note(f"there is no command {command}; /help lists those there are")
         elif text:
             _answer(session, text, on_text)
 
@@ -71,7 +83,7 @@ def _answer(session: ChatSession, text: str, on_text: OnText) -> None:
         return
     on_text("\n")
     if answer.stopped_by == "length":
-        console.note(f"(stopped after {answer.num_new_tokens} tokens)")
+        console.note(why_cut(answer, session.max_new_tokens))
 
 
 def _reset(session: ChatSession, _argument: str) -> str:
@@ -85,7 +97,15 @@ def _set_system(session: ChatSession, argument: str) -> str:
     return "the conversation starts over with that system prompt" if argument else "no system prompt from here on"
 
 
-CHAT_COMMANDS: dict[str, Callable[[ChatSession, str], str]] = {"/reset": _reset, "/system": _set_system}
+def _show_help(_session: ChatSession, _argument: str) -> str:
+    return HELP
+
+
+CHAT_COMMANDS: dict[str, Callable[[ChatSession, str], str]] = {
+    "/help": _show_help,
+    "/reset": _reset,
+    "/system": _set_system,
+}
 """Command -> what it does and says."""
 
 
@@ -99,7 +119,6 @@ def read_lines(stream: TextIO) -> Iterator[str]:
         return
     import readline  # noqa: F401 - importing it gives `input` its line editing and history
 
-    console.note(COMMANDS)
     while True:
         try:
             yield input("> ")

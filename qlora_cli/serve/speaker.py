@@ -4,11 +4,25 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from peft import PeftModel
+
 from qlora_cli import console
 from qlora_cli.model.base import load_base
 from qlora_cli.model.device import precision_of
 from qlora_cli.model.tokenizer import load_tokenizer
 from qlora_cli.model.tuned import Tuned, find_tuned, load_tuned
+
+
+def describe(speaker: Tuned) -> str:
+    """Which model answers.
+
+    Returns:
+        A sentence such as "adapter runs/chat/adapter on Qwen/Qwen3-8B".
+    """
+    source = speaker.source
+    if isinstance(speaker.model, PeftModel):
+        return f"adapter {source.adapter} on {source.model.base_model}"
+    return f"base {source.model.base_model}, without the adapter" if source.adapter else f"model {source.folder}"
 
 
 def load_speaker(path: Path | None, *, is_base_wanted: bool) -> Tuned:

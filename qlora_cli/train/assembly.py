@@ -17,6 +17,7 @@ from qlora_cli.model.base import load_base
 from qlora_cli.model.device import dtype_name, pick_device, pick_dtype
 from qlora_cli.model.initialization import quantization_error_values, set_adapter_values, split_principal
 from qlora_cli.model.noise import add_embedding_noise
+from qlora_cli.progress import progress
 from qlora_cli.recipe.schema import Recipe
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.train.arguments import optimizer_on, trainer_arguments
@@ -85,9 +86,11 @@ def make_trainer(recipe: Recipe, run: RunDirectory, ingredients: Ingredients) ->
         check_recomputes(model.get_base_model())
     has_varlen_kernel = recipe.model.attn_implementation.startswith("flash_attention")
     collator = Collator(ingredients.tokenizer.pad_token_id, flatten=has_varlen_kernel)
-    prove_causality(model, collator)
+    with progress("checking that no token sees a later one"):
+        prove_causality(model, collator)
     if recipe.data.packing:
-        isolation = prove_isolation(model, collator)
+        with progress("checking that no document sees another"):
+            isolation = prove_isolation(model, collator)
         console.note(
             f"packing: {prepared.report.num_train:,} documents in {len(prepared.train):,} rows of "
             f"{recipe.data.max_length:,}, {prepared.report.fill:.1%} filled; "

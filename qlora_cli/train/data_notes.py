@@ -39,7 +39,7 @@ def show_data(prepared: PreparedData, tokenizer: PreTrainedTokenizerBase) -> Non
         console.note(f"  {finding.verdict}: {finding.num_rows:,} {rows}, {finding.what}{names}{where}")
     _show_mix(report)
     first = prepared.train.documents(0)[0]
-    has_colour = console.err.color_system is not None
+    has_colour = console.has_colour(console.err)
     console.note(f"first row ({first.place}), trained tokens {'in green' if has_colour else 'between ⟦ and ⟧'}:")
     console.err.print(show_example(first, tokenizer, with_brackets=not has_colour))
 

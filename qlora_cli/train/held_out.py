@@ -11,6 +11,7 @@ from qlora_cli import console
 from qlora_cli.data.collator import Collator
 from qlora_cli.data.packed_rows import PackedRows
 from qlora_cli.model.scoring import Score, summed_loss
+from qlora_cli.progress import Phase, progress
 from qlora_cli.train.memory import give_back_memory, is_out_of_memory, pieces
 from qlora_cli.train.ranks import Ranks
 
@@ -46,7 +47,8 @@ class HeldOutRows:
     def _summed_loss(self, model: PeftModel) -> tuple[float, int]:
         while True:
             try:
-                return summed_loss(model, self._batches())
+                with progress("evaluating", len(self._starts)) as phase:
+                    return summed_loss(model, self._batches(phase))
             except RuntimeError as fault:
                 if not is_out_of_memory(fault) or self._rows_at_once == 1:
                     raise
@@ -54,12 +56,18 @@ class HeldOutRows:
             console.note(f"out of memory while evaluating: from here on {self._rows_at_once} rows at once")
             give_back_memory()
 
-    def _batches(self) -> Iterator[dict[str, Any]]:
-        """This process's share: every so many batches one."""
+    @property
+    def _starts(self) -> range:
+        """First rows of the batches in this process's share: every so many batches one."""
+        size = self._batch_size
+        return range(size * self._ranks.rank, len(self._rows.dataset), size * self._ranks.num)
+
+    def _batches(self, phase: Phase) -> Iterator[dict[str, Any]]:
         dataset, size = self._rows.dataset, self._batch_size
-        for start in range(size * self._ranks.rank, len(dataset), size * self._ranks.num):
+        for start in self._starts:
             if self._is_cut():
                 return
             numbers = range(start, min(start + size, len(dataset)))
             for part in pieces(numbers, self._rows_at_once):
                 yield self._collator([dataset[number] for number in part])
+            phase.advance()

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from qlora_cli import console
+from qlora_cli.progress import Phase, progress
 from qlora_cli.run.metrics import append_metrics
 
 RECORDED = ("loss", "learning_rate", "grad_norm", "mean_token_accuracy", "eval_loss", "eval_perplexity")
 NUM_PLAIN_LINES = 20
+LEAST_SECONDS, MOST_SECONDS = 2.0, 60.0
+"""Between two lines about steps, where there is no bar."""
 
 
 def peak_memory_bytes() -> int:
@@ -31,37 +36,34 @@ class ProgressCallback(TrainerCallback):
     Args:
         metrics_path: the run's metrics.jsonl.
         tokens_per_epoch: tokens of all documents that one pass reads, padding left out.
+        on_begin: called with the steps of the whole run, once they are known.
     """
 
-    def __init__(self, metrics_path: Path, tokens_per_epoch: int) -> None:
+    def __init__(
+        self, metrics_path: Path, tokens_per_epoch: int, on_begin: Callable[[int], None] | None = None
+    ) -> None:
         self._metrics_path = metrics_path
         self._tokens_per_epoch = tokens_per_epoch
-        self._bar: Progress | None = None
-        self._task = TaskID(0)
+        self._on_begin = on_begin
+        self._bar: Phase | None = None
+        self._screen = ExitStack()
         self._last_time = self._last_epoch = 0.0
-        self._shown = ""
+        self._last_line = -math.inf
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         self._last_time, self._last_epoch = time.monotonic(), float(state.epoch or 0)
-        if console.err.is_terminal:
-            self._bar = Progress(
-                TextColumn("training"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[shown]}"),
-                TimeRemainingColumn(),
-                console=console.err,
-            )
-            self._bar.start()
-            self._task = self._bar.add_task("training", total=state.max_steps, completed=state.global_step, shown="")
+        if self._on_begin is not None:
+            self._on_begin(state.max_steps)
+        self._bar = self._screen.enter_context(progress("training", state.max_steps, is_lasting=True))
+        self._bar.begin_at(state.global_step)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         if self._bar is not None:
-            self._bar.update(self._task, completed=state.global_step)
+            self._bar.update(state.global_step)
 
     def on_log(
         self,
@@ -86,9 +88,8 @@ class ProgressCallback(TrainerCallback):
 
     def close(self) -> None:
         """Take the bar off the screen; also for a run that ends by an error."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        self._bar = None
+        self._screen.close()
 
     def _speed(self, state: TrainerState) -> dict[str, float | int]:
         now, epoch = time.monotonic(), float(state.epoch or 0)
@@ -110,6 +111,13 @@ class ProgressCallback(TrainerCallback):
             f"{values['peak_memory_bytes'] / 2**30:.1f} GiB"
         )
         if self._bar is not None:
-            self._bar.update(self._task, shown=shown)
-        elif state.global_step % max(state.max_steps // NUM_PLAIN_LINES, 1) == 0 or state.global_step == 1:
+            self._bar.update(state.global_step, shown)
+        if not console.err.is_interactive and self._line_is_due(state):
+            self._last_line = time.monotonic()
             console.note(f"step {state.global_step}/{state.max_steps}  {shown}")
+
+    def _line_is_due(self, state: TrainerState) -> bool:
+        """The last step's, and now and then another's."""
+        seconds = time.monotonic() - self._last_line
+        is_round = state.global_step % max(state.max_steps // NUM_PLAIN_LINES, 1) == 0
+        return state.global_step == state.max_steps or seconds >= (LEAST_SECONDS if is_round else MOST_SECONDS)

@@ -15,6 +15,7 @@ from trl import SFTTrainer
 
 from qlora_cli import console
 from qlora_cli.model.adapter import ADAPTER_WEIGHTS, set_adapter_tensors
+from qlora_cli.progress import progress
 from qlora_cli.run.checkpoints import Checkpoint, checkpoint_path, rotate_checkpoints, staged_checkpoint
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.train.contents import Contents, ProcessState, load_process
@@ -152,7 +153,10 @@ class SavingTrainer(SFTTrainer):
     def _write_checkpoint(self, step: int, processes: list[ProcessState]) -> None:
         scaler = self.accelerator.scaler
         contents = Contents(self.model, self.optimizer, self.lr_scheduler, scaler, self.state, processes)
-        with staged_checkpoint(self._run.checkpoints_path, step, self._saving.seal) as folder:
+        with (
+            progress(f"saving step {step}"),
+            staged_checkpoint(self._run.checkpoints_path, step, self._saving.seal) as folder,
+        ):
             contents.write(folder)
         self._rotate()
 

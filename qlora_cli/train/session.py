@@ -20,6 +20,7 @@ from qlora_cli.errors import ResourceError
 from qlora_cli.interruption import ECHO_SECONDS
 from qlora_cli.model.device import dtype_name, pick_device, pick_dtype
 from qlora_cli.model.tokenizer import load_tokenizer
+from qlora_cli.progress import progress
 from qlora_cli.recipe.reader import dump_recipe
 from qlora_cli.recipe.schema import Recipe
 from qlora_cli.run.checkpoints import Checkpoint
@@ -27,6 +28,7 @@ from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.earlier import settle
 from qlora_cli.run.files import write_text
 from qlora_cli.run.manifest import read_manifest, recorded_date, write_manifest
+from qlora_cli.run.origin import origin_of
 from qlora_cli.run.storage import refusal_in, resource_error
 from qlora_cli.train.assembly import Ingredients, make_model, make_trainer
 from qlora_cli.train.data_notes import check_reach, keep_rejected_rows, show_data
@@ -119,7 +121,8 @@ def _starting_point(recipe: Recipe, run: RunDirectory, session: Session, num_ran
         return None
     if run.is_started:
         check_same_number(run, num_ranks)
-    checkpoint = find_resume_point(run, recipe)
+    with progress("checking checkpoints"):
+        checkpoint = find_resume_point(run, recipe)
     return {"path": str(checkpoint.path), "step": checkpoint.step} if checkpoint else None
 
 
@@ -141,8 +144,12 @@ def _train(recipe: Recipe, run: RunDirectory, beginning: Beginning, watch: Watch
         console.note(f"resuming at step {checkpoint.step} from {checkpoint.path}")
     ranks = Ranks(watch)
     request = StopRequest(ECHO_SECONDS if ranks.num > 1 else 0)
-    progress = ProgressCallback(run.metrics_path, prepared.report.num_tokens)
-    shown = (progress, LossWatch(run.metrics_path)) if ranks.is_first else ()
+    shower = ProgressCallback(
+        run.metrics_path,
+        prepared.report.num_tokens,
+        lambda max_steps: write_manifest(run, read_manifest(run) | {"max_steps": max_steps}),
+    )
+    shown = (shower, LossWatch(run.metrics_path)) if ranks.is_first else ()
     callbacks = (*shown, StopCallback(request, session.stop_after, ranks))
     with _resource_faults(recipe, run):
         _connect(ranks, recipe, prepared)
@@ -159,7 +166,7 @@ def _train(recipe: Recipe, run: RunDirectory, beginning: Beginning, watch: Watch
         trainer = make_trainer(recipe, run, ingredients)
         if not ranks.is_first:
             set_seed((recipe.training.seed + ranks.rank) % 2**32)  # each process draws dropout of its own
-        with request.listening(), closing(progress):
+        with request.listening(), closing(shower):
             if ranks.is_first:
                 _write_start(recipe, run, {"num_processes": ranks.num, **facts}, is_resumed=checkpoint is not None)
             _do_steps(trainer, run, checkpoint, ranks)
@@ -185,7 +192,7 @@ def _do_steps(trainer: QloraTrainer, run: RunDirectory, checkpoint: Checkpoint |
 
 def _write_start(recipe: Recipe, run: RunDirectory, ground: dict[str, Any], *, is_resumed: bool) -> None:
     """What the run is made of; a resumed one keeps its ground, and its recipe has what was allowed to change."""
-    written = read_manifest(run) if is_resumed else {**ground, **circumstances(recipe)}
+    written = read_manifest(run) if is_resumed else {**ground, **circumstances(recipe), **origin_of(run)}
     write_manifest(run, {**written, "status": "started"})
     write_text(run.recipe_path, dump_recipe(recipe))  # last: a run is started when this is there
     settle(run)

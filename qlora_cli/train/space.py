@@ -7,7 +7,7 @@ import shutil
 from peft import PeftModel
 
 from qlora_cli import console
-from qlora_cli.console import size_in_words
+from qlora_cli.console import SIZE_UNITS, size_in_words
 from qlora_cli.errors import ResourceError
 from qlora_cli.plan.disk import Disk, TrainedTensor, disk_of
 from qlora_cli.recipe.schema import Recipe
@@ -41,12 +41,15 @@ def check_space(disk: Disk, run: RunDirectory, *, force: bool) -> None:
         for path in folder.rglob("*")
         if path.is_file()
     )
-    needed = disk.checkpoints_bytes + disk.adapter_bytes + SMALL_FILES_BYTES - freed
+    written = disk.checkpoints_bytes + disk.adapter_bytes + SMALL_FILES_BYTES
+    needed = written - freed
     if needed > free:
         problem = (
-            f"the run will write {size_in_words(needed)} ({disk.num_checkpoints} checkpoints of "
-            f"{size_in_words(disk.checkpoint_bytes)}, an adapter of {size_in_words(disk.adapter_bytes)}), and "
-            f"{size_in_words(free)} are free"
+            f"the run will write {three_digits(written)} ({disk.num_checkpoints} checkpoints of "
+            f"{three_digits(disk.checkpoint_bytes)}, an adapter of {three_digits(disk.adapter_bytes)}, "
+            f"{three_digits(SMALL_FILES_BYTES)} of small files); {three_digits(free)} are free"
+            + (f" and {three_digits(freed)} of earlier checkpoints will be" if freed else "")
+            + f": {three_digits(needed - free)} too little"
         )
         if not force:
             hint = f"make room{_fewer(disk)}; --force trains all the same"
@@ -57,6 +60,19 @@ def check_space(disk: Disk, run: RunDirectory, *, force: bool) -> None:
             f"after training {size_in_words(free - needed)} will be free, and the merged model takes "
             f"{size_in_words(disk.merged_bytes)}; `qlora merge --out` can write it to another disk"
         )
+
+
+def three_digits(num_bytes: int) -> str:
+    """A number of bytes in decimal units, exact enough for sums to be checked.
+
+    >>> three_digits(999), three_digits(1_032_000_000), three_digits(32_000_000), three_digits(999_999)
+    ('999 bytes', '1.03 GB', '32.0 MB', '1.00 MB')
+    """
+    value, power = float(num_bytes), 0
+    while value >= 999.5 and power < len(SIZE_UNITS) - 1:
+        value, power = value / 1000, power + 1
+    decimals = 0 if not power or value >= 99.95 else 1 if value >= 9.995 else 2
+    return f"{value:,.{decimals}f} {SIZE_UNITS[power]}"
 
 
 def _fewer(disk: Disk) -> str:

@@ -21,7 +21,7 @@ COMMANDS = (
 def test_help_lists_every_command_with_what_it_does(call):
     ran = call("--help")
     assert ran.code == 0
-    listed = re.findall(r"^│ (\w+)  +[A-Z]", ran.out, flags=re.MULTILINE)
+    listed = re.findall(r"^  (\w+) +[A-Z]", ran.out.partition("Options")[0], flags=re.MULTILINE)
     assert tuple(listed) == COMMANDS
 
 
@@ -29,7 +29,7 @@ def test_help_lists_every_command_with_what_it_does(call):
 def test_every_command_explains_itself(call, command):
     ran = call(command, "--help")
     assert ran.code == 0
-    assert re.search(rf"Usage: .*qlora {command} ", ran.out)
+    assert ran.out.startswith(f"Usage: qlora {command} ")
 
 
 def test_the_version_is_that_of_the_package(call):
@@ -43,17 +43,6 @@ def test_without_a_command_the_help_is_shown(call):
     assert re.search("Usage: .*qlora", ran.out + ran.err)
 
 
-UNKNOWN = [("trian",), ("train", "--fast"), ("train",), ("train", "x", "--stop-after", "0")]
-
-
-@pytest.mark.parametrize("arguments", UNKNOWN, ids=" ".join)
-def test_a_word_that_is_not_known_is_exit_code_2_on_stderr(call, arguments):
-    ran = call(*arguments)
-    assert (ran.code, ran.out) == (2, "")
-    assert "Error" in ran.err
-    assert "Traceback" not in ran.err
-
-
 def test_a_bad_recipe_is_a_line_and_a_hint_without_a_traceback(call, tmp_path):
     (tmp_path / "bad.yaml").write_text("model: {base_model: b}\ndata: {train: t.jsonl}\nlora:\n  lora_alpah: 8\n")
     ran = call("train", "bad.yaml")
@@ -61,9 +50,17 @@ def test_a_bad_recipe_is_a_line_and_a_hint_without_a_traceback(call, tmp_path):
     assert ran.err == "error: bad.yaml:4: unknown key 'lora.lora_alpah'\nhint: did you mean 'lora.lora_alpha'?\n"
 
 
-def test_debug_shows_where_an_error_comes_from(start, tmp_path):
+ANYWHERE = [
+    ("--debug", "validate", "bad.yaml"),
+    ("validate", "--debug", "bad.yaml"),
+    ("validate", "bad.yaml", "--debug"),
+]
+
+
+@pytest.mark.parametrize("arguments", ANYWHERE, ids=" ".join)
+def test_debug_shows_where_an_error_comes_from(start, tmp_path, arguments):
     (tmp_path / "bad.yaml").write_text("lora: {r: 0}\n")
-    process = start("--debug", "validate", "bad.yaml")
+    process = start(*arguments)
     _, err = process.communicate(timeout=60)
     assert process.returncode != 0
     assert err.startswith("Traceback")

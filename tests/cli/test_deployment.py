@@ -76,6 +76,19 @@ def test_chat_answers_a_pipe(app, run):
     assert piped == call(app, "generate", run.path, "--prompt", "hello", *SHORT).stdout
 
 
+def test_chat_names_the_model_at_the_start(app, run):
+    told = call(app, "chat", run.path, stdin="/exit\n").stderr
+    assert told == f"adapter {run.path}/adapter on {run.path.parent}/base; /help lists the commands\n"
+    base = call(app, "chat", run.path, "--base", stdin="/exit\n").stderr
+    assert base.startswith(f"base {run.path.parent}/base, without the adapter; ")
+
+
+def test_generate_says_on_stderr_that_an_answer_was_cut(app, run):
+    cut = call(app, "generate", run.path, "--prompt", "hello", "--max-new-tokens", "1")
+    assert cut.stderr == "cut after 1 tokens; `--max-new-tokens 2` lets it go on\n"
+    assert "cut" not in cut.stdout
+
+
 def test_generate_names_what_a_folder_lacks(app, tmp_path):
     with pytest.raises(ArgumentError, match="no run directory, no adapter folder and no model folder"):
         call(app, "generate", tmp_path, "--prompt", "hello")

@@ -155,3 +155,50 @@ def test_eval_of_a_run_whose_base_has_changed_is_exit_code_3(call, finished, tin
     ran = call("eval", finished)
     assert ran.code == 3
     assert "its weights have changed" in ran.err
+
+
+@pytest.fixture
+def train_in_project(call, tmp_path, tiny_base, chat_data):
+    """A function that trains a recipe whose paths are all relative."""
+    shutil.copytree(tiny_base, tmp_path / "bases/tiny")
+    (tmp_path / "rows.jsonl").write_bytes(chat_data.read_bytes())
+
+    def train(**sections):
+        recipe = {
+            "model": {"base_model": "bases/tiny"},
+            "data": {"train": "rows.jsonl", "max_length": 64, "eval_fraction": 0.1},
+            "training": {"max_steps": 1, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1},
+        }
+        (tmp_path / "one.yaml").write_text(json.dumps(recipe | sections))
+        assert call("train", "one.yaml").code == 0
+        return tmp_path
+
+    return train
+
+
+def test_eval_finds_base_and_data_from_another_directory_and_after_a_move(
+    call, train_in_project, tmp_path_factory, monkeypatch
+):
+    project = train_in_project(eval={"tasks": [{"path": "rows.jsonl", "limit": 2, "max_new_tokens": 4}]})
+    here = call("eval", "--json")
+    assert here.code == 0
+    assert "the latest run is runs/one\n" in here.err
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    monkeypatch.chdir(elsewhere)
+    from_there = call("eval", project / "runs/one", "--json")
+    moved = project.rename(elsewhere / "moved")
+    after_move = call("eval", moved / "runs/one", "--json")
+    assert from_there.json == after_move.json == here.json
+    (moved / "rows.jsonl").unlink()
+    lost = call("eval", moved / "runs/one")
+    assert (lost.code, lost.out) == (2, "")
+    assert lost.err.splitlines()[-1].endswith("; or name others with `--task FILE`")
+
+
+def test_where_the_rows_are_gone_the_hint_leads_on(call, train_in_project):
+    project = train_in_project()
+    (project / "rows.jsonl").rename(project / "kept.jsonl")
+    lost = call("eval")
+    assert lost.code == 2
+    assert lost.err.splitlines()[-1].endswith("; or name others with `--data FILE`")
+    assert call("eval", "--data", "kept.jsonl").code == 0

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import signal
 import time
 
 import pytest
+from rich.console import Console
 
+from qlora_cli import console
 from qlora_cli.run.checkpoints import list_checkpoints
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.manifest import read_manifest
@@ -36,6 +39,24 @@ def test_without_json_a_person_reads_the_loss_and_where_the_adapter_is(call, rec
     assert second == "adapter: elsewhere/adapter"
     assert (tmp_path / "elsewhere/adapter/adapter_config.json").is_file()
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("environment", "has_colour"),
+    [({"TERM": "xterm"}, True), ({"TERM": "xterm", "NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)],
+)
+def test_trained_tokens_of_the_first_row_are_marked_on_every_kind_of_terminal(
+    call, recipe_file, monkeypatch, environment, has_colour
+):
+    screen = io.StringIO()
+    monkeypatch.setattr(console, "err", Console(file=screen, force_terminal=True, soft_wrap=True, _environ=environment))
+    call("train", recipe_file, "--set", "training.max_steps=1")
+    shown = screen.getvalue()
+    assert ("trained tokens in green:" in shown) == has_colour
+    assert ("trained tokens between ⟦ and ⟧:" in shown) == (not has_colour)
+    assert ("⟦1" in shown) == (not has_colour)
+    assert ("\x1b[2K" in shown) == (environment["TERM"] != "dumb")  # a bar, or lines
+    assert ("step 1/1  loss" in shown) == (environment["TERM"] == "dumb")
 
 
 def test_set_overrides_a_key(call, recipe_file):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 import pytest
 
 from qlora_cli.plan import knobs
@@ -57,8 +59,9 @@ def test_a_saving_is_what_the_changed_plan_needs_less(wasteful, ranked):
 
 def test_every_line_is_one_that_the_reader_takes(ranked):
     for knob in ranked:
-        for text in knob.override.split("--set ")[1:]:
-            override, problems = parse_override(text.strip())
+        for option, text in zip(*[iter(shlex.split(knob.override))] * 2, strict=True):
+            assert option == "--set"
+            override, problems = parse_override(text)
             assert override is not None
             assert problems == []
 

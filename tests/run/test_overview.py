@@ -51,7 +51,7 @@ def test_a_run_shows_its_last_step_and_its_last_losses(tmp_path):
 def test_a_run_that_ended_before_its_first_step_has_empty_losses(tmp_path):
     start(tmp_path, "run", manifest={**MANIFEST, "status": "started"})
     [row] = overview(tmp_path)
-    assert (row.status, row.num_steps, row.loss, row.eval_loss) == ("started", 0, None, None)
+    assert (row.status, row.num_steps, row.loss, row.eval_loss) == ("died", 0, None, None)
     assert row.cells()[3:6] == ("0", "", "")
 
 
@@ -87,4 +87,23 @@ def test_a_row_as_json_has_every_value(tmp_path):
         "loss": 1.5,
         "eval_loss": None,
         "started_at": "2026-01-02T03:04:05Z",
+        "max_steps": None,
+        "process": None,
     }
+
+
+def test_a_run_that_goes_on_is_told_from_one_that_died(tmp_path):
+    start(tmp_path, "run", {"step": 12, "loss": 1.5}, manifest={**MANIFEST, "status": "started", "max_steps": 100})
+    with RunDirectory(tmp_path / "run").claimed():
+        [live] = overview(tmp_path)
+    assert live.cells()[1:4] == (f"training, process {os.getpid()}", "org/base", "12 of 100")
+    assert (live.process, live.max_steps) == (str(os.getpid()), 100)
+    [dead] = overview(tmp_path)
+    assert dead.cells()[1:4] == ("died", "org/base", "12 of 100")
+
+
+def test_a_finished_run_that_is_trained_again_is_being_prepared_until_it_starts(tmp_path):
+    start(tmp_path, "run", manifest=MANIFEST)
+    with RunDirectory(tmp_path / "run").claimed():
+        assert overview(tmp_path)[0].status == "preparing"
+    assert overview(tmp_path)[0].status == "finished"

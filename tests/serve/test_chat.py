@@ -2,7 +2,7 @@ import io
 
 import pytest
 
-from qlora_cli.serve.chat import ChatSession, chat, read_lines
+from qlora_cli.serve.chat import CHAT_COMMANDS, ChatSession, chat, read_lines
 from qlora_cli.serve.generation import SamplingOptions
 
 SHORT = SamplingOptions(max_new_tokens=8)
@@ -59,7 +59,21 @@ def test_exit_ends_the_chat(session):
 
 def test_an_unknown_command_is_not_sent_to_the_model(session, capsys):
     assert run_chat(session, "/rest\n") == ""
-    assert "there is no command /rest; /reset forgets" in capsys.readouterr().err
+    assert capsys.readouterr().err == "there is no command /rest; /help lists those there are\n"
+
+
+def test_help_names_every_command_and_is_not_sent_to_the_model(session, capsys):
+    assert run_chat(session, "/help\n") == ""
+    assert session.turns == []
+    told = capsys.readouterr().err
+    for command in (*CHAT_COMMANDS, "/exit"):
+        assert f"\n{command} " in f"\n{told}"
+
+
+def test_an_answer_that_was_cut_says_how_it_goes_on(tuned, capsys):
+    session = ChatSession(tuned, SamplingOptions(max_new_tokens=1))
+    run_chat(session, "hello\n")
+    assert capsys.readouterr().err == "cut after 1 tokens; `--max-new-tokens 2` lets it go on\n"
 
 
 def test_a_turn_that_is_refused_leaves_the_chat_going(session, capsys):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from qlora_cli.errors import ResourceError
@@ -50,7 +52,10 @@ NEEDED = 10**9 + SMALL_FILES_BYTES
 
 def test_checkpoints_adapter_and_small_files_must_fit(run, free, capsys):
     free(NEEDED - 1)
-    with pytest.raises(ResourceError, match=r"1\.0 GB \(3 checkpoints of 300\.0 MB, an adapter of 100\.0 MB\)"):
+    told = (
+        r"write 1\.03 GB \(3 checkpoints of 300 MB, an adapter of 100 MB, 32\.0 MB of small files\); 1\.03 GB are free"
+    )
+    with pytest.raises(ResourceError, match=told):
         check_space(DISK, run, force=False)
     check_space(DISK, run, force=True)
     assert "warning: the run will write" in capsys.readouterr().err
@@ -64,6 +69,26 @@ def test_a_run_that_is_replaced_makes_room_for_the_new_one(run, free):
         check_space(DISK, run, force=False)
     (run.earlier_path / "more").write_bytes(bytes(1))
     check_space(DISK, run, force=False)
+
+
+UNITS = {"bytes": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+@pytest.mark.parametrize("num_freed", [0, 1_234, 345_678_901])
+@pytest.mark.parametrize("num_free", [0, 56_789, 400_000_000])
+def test_the_numbers_of_the_refusal_add_up(run, free, num_free, num_freed):
+    disk = Disk(adapter_bytes=83_912_345, checkpoint_bytes=251_737_035, num_checkpoints=4, merged_bytes=0)
+    free(num_free)
+    with (run.checkpoints_path / "old").open("wb") as file:
+        file.truncate(num_freed)
+    with pytest.raises(ResourceError) as caught:
+        check_space(disk, run, force=False)
+    text = caught.value.problems[0].text
+    sizes = [float(number) * UNITS[unit] for number, unit in re.findall(r"([\d.]+) (bytes|[kMGT]B)", text)]
+    written, checkpoint, adapter, small, is_free, *freed, missing = sizes
+    assert len(freed) == bool(num_freed)
+    assert written == pytest.approx(4 * checkpoint + adapter + small, rel=0.01)
+    assert missing == pytest.approx(written - is_free - sum(freed), rel=0.02)
 
 
 def test_a_merge_that_will_not_fit_is_only_said(run, free, capsys):
