@@ -40,7 +40,7 @@ class RunOverview:
         losses = ["" if value is None else f"{value:.4f}" for value in (self.loss, self.eval_loss)]
         base = Path(self.base_model).name if Path(self.base_model).is_absolute() else self.base_model
         status = self.status if self.process is None else f"{self.status}, process {self.process}"
-        steps = str(self.num_steps) if self.max_steps is None else f"{self.num_steps} of {self.max_steps}"
+        steps = str(self.num_steps) if self.max_steps is None else f"{self.num_steps}/{self.max_steps}"
         return (self.run, status, base, steps, *losses, self.started_at[:16].replace("T", " "))
 
     def as_dict(self) -> dict[str, Any]:

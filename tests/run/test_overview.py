@@ -96,10 +96,10 @@ def test_a_run_that_goes_on_is_told_from_one_that_died(tmp_path):
     start(tmp_path, "run", {"step": 12, "loss": 1.5}, manifest={**MANIFEST, "status": "started", "max_steps": 100})
     with RunDirectory(tmp_path / "run").claimed():
         [live] = overview(tmp_path)
-    assert live.cells()[1:4] == (f"training, process {os.getpid()}", "org/base", "12 of 100")
+    assert live.cells()[1:4] == (f"training, process {os.getpid()}", "org/base", "12/100")
     assert (live.process, live.max_steps) == (str(os.getpid()), 100)
     [dead] = overview(tmp_path)
-    assert dead.cells()[1:4] == ("died", "org/base", "12 of 100")
+    assert dead.cells()[1:4] == ("died", "org/base", "12/100")
 
 
 def test_a_finished_run_that_is_trained_again_is_being_prepared_until_it_starts(tmp_path):
