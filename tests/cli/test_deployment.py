@@ -78,14 +78,14 @@ def test_chat_answers_a_pipe(app, run):
 
 def test_chat_names_the_model_at_the_start(app, run):
     told = call(app, "chat", run.path, stdin="/exit\n").stderr
-    assert told == f"adapter {run.path}/adapter on {run.path.parent}/base; /help lists the commands\n"
+    assert f"adapter {run.path}/adapter on {run.path.parent}/base; /help lists the commands\n" in told
     base = call(app, "chat", run.path, "--base", stdin="/exit\n").stderr
-    assert base.startswith(f"base {run.path.parent}/base, without the adapter; ")
+    assert f"base {run.path.parent}/base, without the adapter; " in base
 
 
 def test_generate_says_on_stderr_that_an_answer_was_cut(app, run):
     cut = call(app, "generate", run.path, "--prompt", "hello", "--max-new-tokens", "1")
-    assert cut.stderr == "cut after 1 tokens; `--max-new-tokens 2` lets it go on\n"
+    assert cut.stderr.endswith("cut after 1 tokens; `--max-new-tokens 2` lets it go on\n")
     assert "cut" not in cut.stdout
 
 

@@ -176,7 +176,7 @@ def test_recipes_lists_every_shipped_recipe(qlora):
     listed = json.loads(out)
     assert code == 0
     assert [recipe["name"] for recipe in listed] == [recipe.name for recipe in list_shipped()]
-    assert all(set(recipe) == {"name", "path", "purpose", "hardware", "time", "expected"} for recipe in listed)
+    assert all(set(recipe) == {"name", "path", "purpose", "hardware", "time", "expected", "first"} for recipe in listed)
 
 
 def test_recipes_shows_a_table(qlora, monkeypatch):
