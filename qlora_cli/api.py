@@ -68,7 +68,7 @@ def train(
         from qlora_cli.recipe.reader import load_recipe
 
         source = recipe if isinstance(recipe, Mapping) else Path(recipe)
-        loaded = load_recipe(source, _as_texts(overrides), console.note if watch.is_first else _unsaid)
+        loaded = load_recipe(source, _as_texts(overrides), console.note if watch.is_first else lambda _: None)
         start_asking(loaded.model.base_model)
 
         with progress(STARTING):
@@ -285,10 +285,6 @@ def _as_texts(overrides: Mapping[str, Any] | Sequence[str]) -> list[str]:
                 hint="a recipe holds text, numbers, true, false, null, lists and mappings, as YAML does",
             ) from None
     return texts
-
-
-def _unsaid(note: str) -> None:
-    """What rank 0 says is not said again."""
 
 
 def _check_range(name: str, value: float | None, low: float, high: float = float("inf")) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 from shlex import quote
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from qlora_cli.progress import STARTING, progress
+
+if TYPE_CHECKING:
+    from qlora_cli.recipe.starter import StarterValues
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -59,21 +62,28 @@ def init(
         console.note(f"planning {base} on {card.name}")
         with console.library_noise_to(None):
             values = advise(base, data, card)
-    if Path(data).expanduser().exists():
-        from qlora_cli.plan.first_look import look_at
-
-        with console.library_noise_to(None):
-            look = look_at(data, base)
-        values = look.laid_into(values)
-        for line in look.notes:
-            console.note(line)
-    else:
-        console.note(f"{data} is no file or folder here, so its columns were not looked at")
+    values = _fitted_to_data(values, base, data)
     write_starter(out, base, data, overwrite=force, values=values)
     console.result(
         f"wrote {out}" + (f": {values.planned[0].lower()}{values.planned[1:-1]}" if values and values.planned else "")
     )
     console.note(f"next: qlora validate {quote(str(out))} && qlora train {quote(str(out))}")
+
+
+def _fitted_to_data(values: StarterValues | None, base: str, data: str) -> StarterValues | None:
+    """The values with what the data ask for, where they are on this machine."""
+    from qlora_cli import console
+
+    if not Path(data).expanduser().exists():
+        console.note(f"{data} is no file or folder here, so its columns were not looked at")
+        return values
+    from qlora_cli.plan.first_look import look_at
+
+    with console.library_noise_to(None):
+        look = look_at(data, base)
+    for line in look.notes:
+        console.note(line)
+    return look.laid_into(values)
 
 
 def _is_typed(context: typer.Context, option: str) -> bool:

@@ -14,7 +14,8 @@ import numpy as np
 
 from qlora_cli.data.causes import Cause, Rejection
 from qlora_cli.data.example import Place
-from qlora_cli.data.pipeline import Outcome, RawBatch, RowPipeline, as_read, raw_batches
+from qlora_cli.data.pipeline import Outcome, RowPipeline, as_read
+from qlora_cli.data.raw_batches import RawBatch, raw_batches
 from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.data.seen import Kind, Seen
 from qlora_cli.data.spool import Spool

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
@@ -17,9 +17,10 @@ from qlora_cli.data.clean import Cleaner
 from qlora_cli.data.duplicates import MinHasher, exact_digest
 from qlora_cli.data.example import Example, Place, RawRow, Row, UnreadableRow
 from qlora_cli.data.observations import Observation, Observer
-from qlora_cli.data.read.column_mapping import NUM_ROWS, Where, resolve_source
+from qlora_cli.data.raw_batches import RawBatch, raw_batches
+from qlora_cli.data.read.column_mapping import Where
 from qlora_cli.data.read.examples import example_of
-from qlora_cli.data.read.sources import parse_row, read_raw
+from qlora_cli.data.read.sources import parse_row
 from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.data.spool import TokenBatch, batch_of
 from qlora_cli.data.token_row import TokenRow, Unprinted
@@ -27,21 +28,6 @@ from qlora_cli.data.truncation import Cutter, is_splittable
 from qlora_cli.data.unread import KeyCheck, Mention, Mentions, unread_in_row
 from qlora_cli.errors import DataError
 from qlora_cli.recipe.data_schema import DataSection, SourceSection
-
-MAX_BATCH_ROWS = 512
-MAX_BATCH_BYTES = 4 << 20
-
-
-@dataclass(frozen=True)
-class RawBatch:
-    """Rows of one source, as they are handed to a worker."""
-
-    source_number: int
-    """Place of the source among all that are read."""
-
-    source: SourceSection
-    format: str
-    rows: list[RawRow]
 
 
 @dataclass
@@ -109,54 +95,6 @@ class Outcome:
 
     signatures: list[bytes | None] = field(default_factory=list)
     """MinHash of each kept row, where near duplicates are looked for; None for a text too short for one."""
-
-
-def raw_batches(
-    source: SourceSection, source_number: int = 0, *, where: Where = "train", alone: bool = True
-) -> Iterator[RawBatch]:
-    """The source's rows in batches, with the format that its first readable row shows.
-
-    Args:
-        source: of the recipe.
-        source_number: its place among all that are read.
-        where: the key that it stands under, for the hint that maps its columns.
-        alone: whether it is the only one there.
-
-    Raises:
-        DataError: if the source cannot be read, or no format fits.
-    """
-    rows = read_raw(source)
-    format_name: str | None = None
-    for batch in _in_batches(rows):
-        if format_name is None:
-            format_name = _format_of(source, batch, where, alone=alone)
-        # Nothing in the batch can be parsed: the faults are what is reported, whatever the format.
-        yield RawBatch(source_number, source, format_name or source.format or "text", batch)
-
-
-def _in_batches(rows: Iterator[RawRow]) -> Iterator[list[RawRow]]:
-    batch: list[RawRow] = []
-    num_bytes = 0
-    for raw in rows:
-        batch.append(raw)
-        num_bytes += len(raw.payload) if isinstance(raw.payload, bytes) else 1024
-        if len(batch) == MAX_BATCH_ROWS or num_bytes >= MAX_BATCH_BYTES:
-            yield batch
-            batch, num_bytes = [], 0
-    if batch:
-        yield batch
-
-
-def _format_of(source: SourceSection, batch: Sequence[RawRow], where: Where, *, alone: bool) -> str | None:
-    rows = []
-    for raw in batch:
-        try:
-            rows.append((raw.place, parse_row(raw)))
-        except DataError:
-            continue
-        if len(rows) == NUM_ROWS:
-            break
-    return resolve_source(source, rows, where, alone=alone) if rows else None
 
 
 class RowPipeline:

@@ -7,7 +7,6 @@ name, a copy of it has not, so what a killed process left half written is told f
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import fcntl
 import filecmp
@@ -22,6 +21,7 @@ from pathlib import Path
 from qlora_cli import console
 from qlora_cli.errors import ArgumentError
 from qlora_cli.progress import progress
+from qlora_cli.run.exchange import exchange
 from qlora_cli.run.files import certify, fsync, is_certified, take_secrets_out, uninterrupted
 from qlora_cli.run.inventory import (
     Listing,
@@ -34,9 +34,6 @@ from qlora_cli.run.inventory import (
     write_inventory,
 )
 from qlora_cli.run.storage import naming
-
-RENAME_EXCHANGE = 2
-AT_FDCWD = -100
 
 KEPT = re.compile(r".+\.kept-[0-9]+")
 """Name of what had to give way, as `replaced_folder` keeps it."""
@@ -224,7 +221,7 @@ def _exchange_or_move(stage: Path, out: Path) -> Path | None:
     if not os.path.lexists(out):
         uninterrupted(os.rename, stage, out)
         return None
-    if _exchange(stage, out):
+    if exchange(stage, out):
         return stage
     retired = out.with_name(f".{out.name}.staging-{out.stat().st_ino + 1}")  # not certified
     try:
@@ -235,23 +232,6 @@ def _exchange_or_move(stage: Path, out: Path) -> Path | None:
             os.rename(retired, out)
         raise
     return retired
-
-
-def _exchange(one: Path, other: Path) -> bool:
-    """Swap two names at once, so that there is no moment without either; False where that is not to be had.
-
-    `renameat2` came with Linux 3.15 and glibc 2.28; NFS and some other file systems do not offer the exchange.
-    """
-    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if rename is None:
-        return False
-    while rename(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) != 0:
-        number = ctypes.get_errno()
-        if number in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
-            return False
-        if number != errno.EINTR:
-            raise OSError(number, os.strerror(number), str(one), None, str(other))
-    return True
 
 
 def sweep(parent: Path, pattern: str, listing: Listing = listed_files) -> None:

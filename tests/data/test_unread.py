@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from qlora_cli.data.check import check_data
 from qlora_cli.data.example import Place, RawRow
-from qlora_cli.data.pipeline import RawBatch, RowPipeline
+from qlora_cli.data.pipeline import RowPipeline
+from qlora_cli.data.raw_batches import RawBatch
 from qlora_cli.data.read.values import holds_something
 from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.data.unread import Kind, Mentions

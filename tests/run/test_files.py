@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from qlora_cli.run import folders as files
+from qlora_cli.run import folders
 from qlora_cli.run.files import uninterrupted, write_json, write_text
 from qlora_cli.run.folders import replaced_folder
 from qlora_cli.run.inventory import INVENTORY_NAME
@@ -47,7 +47,7 @@ def test_a_folder_is_replaced_only_when_it_is_whole(tmp_path):
 @pytest.mark.parametrize("has_exchange", [True, False])
 def test_a_folder_is_replaced_with_and_without_an_exchange_of_names(tmp_path, monkeypatch, has_exchange):
     if not has_exchange:  # as on a file system that does not offer it
-        monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+        monkeypatch.setattr(folders, "exchange", lambda one, other: False)
     out = tmp_path / "merged"
     for text in ("old", "new"):
         with replaced_folder(out) as folder:
@@ -81,7 +81,7 @@ def test_what_killed_processes_left_goes_and_what_others_are_writing_stays(tmp_p
 
 
 def test_the_old_folder_is_put_back_where_names_cannot_be_exchanged(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+    monkeypatch.setattr(folders, "exchange", lambda one, other: False)
     out = tmp_path / "merged"
     with replaced_folder(out) as folder:
         (folder / "a").write_text("old")
