@@ -58,9 +58,9 @@ class Answer:
 def why_cut(answer: Answer, max_new_tokens: int) -> str:
     """What ended an answer that did not end by itself, and what lets it go on.
 
-    >>> why_cut(Answer("", 5, 64, 1.0, "length"), max_new_tokens=64)
+    >>> why_cut(Answer("", 5, 64, 1.0, "length", "float32 on cpu"), max_new_tokens=64)
     'cut after 64 tokens; `--max-new-tokens 128` lets it go on'
-    >>> why_cut(Answer("", 500, 12, 1.0, "length"), max_new_tokens=64)
+    >>> why_cut(Answer("", 500, 12, 1.0, "length", "float32 on cpu"), max_new_tokens=64)
     "cut after 12 tokens: the model's context of 512 is full"
     """
     if answer.num_new_tokens < max_new_tokens:
