@@ -169,7 +169,7 @@ def wrong_end(run: RunDirectory, fault: Fault, exit_code: int, said: str) -> lis
         return []
     if fault.effect == KILL or exit_code != REFUSED:
         return [f"exit {exit_code}: {said.splitlines()[-1:]}"]
-    has_place = f"error: {run.path}: " in said
+    has_place = re.search(rf"^error: {re.escape(str(run.path))}(/[^:]*)?: ", said, flags=re.MULTILINE)
     return [] if has_place and "--resume" in said else [f"an error without place or way on: {said}"]
 
 
