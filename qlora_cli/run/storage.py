@@ -38,8 +38,11 @@ REASONS = {
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 """Refusals that only a write can meet: whatever a library makes of one, the disk is what is wrong."""
 
-NUMBER = re.compile(r"\(os error (\d+)\)|Os \{ code: (\d+)|\[Errno (\d+)\]")
-"""How Rust's libraries, and Python's list of what could not be copied, write the system's number."""
+NUMBER = re.compile(r"\(os error (\d+)\)|Os \{ code: (\d+)")
+"""How Rust's libraries, such as safetensors and tokenizers, write the system's number."""
+
+COPY_NUMBER = re.compile(r"\[Errno (\d+)\]")
+"""How shutil writes it in its list of what could not be copied."""
 
 STAGED = re.compile(r"/\.([^/]+?)\.(?:staging|staged|retired|new)-[0-9a-f]+")
 """A name under which something is written before it gets its own."""
@@ -105,14 +108,11 @@ def refusal_in(fault: BaseException | None) -> OSError | None:
     if fault is None or not isinstance(fault, Exception) or isinstance(fault, QloraError):
         return None
     files = fault.args[0] if isinstance(fault, OSError) and fault.args and isinstance(fault.args[0], list) else None
-    found = NUMBER.search(str(fault))
-    number = int(found[found.lastindex or 0]) if found else 0
-    if number not in REASONS:
+    found = COPY_NUMBER.search(str(files[0][2])) if files else NUMBER.search(str(fault))
+    if found is None:
         return None
-    refusal = OSError(number, os.strerror(number))
-    if files:  # shutil's: source, destination, reason
-        refusal.filename = str(files[0][1])
-    return refusal
+    number = int(found[found.lastindex or 0])
+    return OSError(number, os.strerror(number), str(files[0][1]) if files else None)
 
 
 def disk_error(fault: BaseException) -> QloraError | None:
@@ -134,7 +134,7 @@ def disk_error(fault: BaseException) -> QloraError | None:
 
 
 def _explained(refusal: OSError) -> ResourceError:
-    reason, remedy = REASONS[refusal.errno or 0]
+    reason, remedy = REASONS.get(refusal.errno or 0, (os.strerror(refusal.errno or 0).lower(), "look at the disk"))
     place = _place(refusal)
     if refusal.errno == errno.ENOSPC and os.path.isabs(place):
         folder = _folder_of(place)

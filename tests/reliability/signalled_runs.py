@@ -15,6 +15,7 @@ from pathlib import Path
 from qlora_cli.interruption import STOP_SIGNALS
 from qlora_cli.run.checkpoints import list_checkpoints, newest_whole
 from qlora_cli.run.directory import RunDirectory
+from qlora_cli.run.inventory import INVENTORY_NAME, write_inventory
 from tests.reliability import killed_runs
 from tests.reliability.forkserver import Child, ForkServer
 from tests.reliability.killed_runs import differences, leftovers
@@ -173,6 +174,7 @@ class Scene:
                 folder.mkdir()
                 for name, content in OLDER.items():
                     (folder / name).write_bytes(content)
+                write_inventory(folder)
 
     def arguments(self, phase: Phase, place: Path, *, is_resumed: bool = False) -> list[str]:
         """The command of a phase."""
@@ -246,8 +248,8 @@ class Scene:
 
 
 def files_in(folder: Path) -> dict[str, bytes]:
-    """Name -> content of what is in a folder."""
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    """Name -> content of what is in a folder, but for the list of it."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != INVENTORY_NAME}
 
 
 def has_processes(group: int) -> bool:

@@ -96,3 +96,10 @@ def test_a_path_that_cannot_be_is_a_bad_argument():
 )
 def test_what_has_nothing_to_do_with_it_stays_what_it_is(fault):
     assert disk_error(fault) is None
+
+
+@pytest.mark.parametrize("number", [errno.EINTR, errno.EINVAL])
+def test_what_safetensors_says_of_a_write_is_a_fault_of_the_disk_whatever_its_number(number):
+    fault = SafetensorError(f"Error while serializing: I/O error: {os.strerror(number)} (os error {number})")
+    error = disk_error(fault)
+    assert (error.exit_code, error.problems[0].text) == (5, os.strerror(number).lower())
