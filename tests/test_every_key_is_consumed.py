@@ -106,6 +106,8 @@ TASK = {"eval.tasks": [{"path": "sums.jsonl", "max_new_tokens": 2}]}
 TASK_PAIRS = {"eval.tasks": [{"path": "pairs.jsonl", "max_new_tokens": 2}]}
 TASK_BOTH = {"eval.tasks": [{"path": "both.jsonl", "max_new_tokens": 2}]}
 COLUMNS = ({"instruction": "ask", "output": "say"}, {"instruction": "say", "output": "ask"})
+FLAGGED_TRAIN = {"data.train.path": "flagged.jsonl"}
+FLAGGED_EVAL = {"data.eval.path": "flagged.jsonl"}
 
 KEYS: dict[str, Row] = {
     "extends": Row(adapter, (["small.yaml"], ["large.yaml"]), {"lora": None}),
@@ -136,6 +138,8 @@ KEYS: dict[str, Row] = {
     "data.train.revision": Row(train_tokens, ("one", "two"), HUB_DATA),
     "data.train.format": Row(train_tokens, ("messages", "sharegpt"), {"data.train.path": "both.jsonl"}),
     "data.train.columns": Row(train_tokens, COLUMNS, {"data.train.path": "pairs.jsonl"}),
+    "data.train.ignore": Row(train_tokens, ([], ["input"]), FLAGGED_TRAIN),
+    "data.train.leave_out": Row(train_tokens, ({}, {"flag": True}), FLAGGED_TRAIN),
     "data.train.weight": Row(train_tokens, (0.5, 1, 2)),
     "data.eval.path": Row(eval_tokens, ("sums.jsonl", "others.jsonl")),
     "data.eval.subset": Row(eval_tokens, ("one", "two"), HELD_OUT_HUB),
@@ -143,6 +147,8 @@ KEYS: dict[str, Row] = {
     "data.eval.revision": Row(eval_tokens, ("one", "two"), HELD_OUT_HUB),
     "data.eval.format": Row(eval_tokens, ("messages", "sharegpt"), {"data.eval.path": "both.jsonl"}),
     "data.eval.columns": Row(eval_tokens, COLUMNS, {"data.eval.path": "pairs.jsonl"}),
+    "data.eval.ignore": Row(eval_tokens, ([], ["input"]), FLAGGED_EVAL),
+    "data.eval.leave_out": Row(eval_tokens, ({}, {"flag": True}), FLAGGED_EVAL),
     "data.train.streaming": Row(train_tokens, (False, True), HUB_DATA),
     "data.eval.streaming": Row(eval_tokens, (False, True), HELD_OUT_HUB),
     "data.eval_fraction": Row(eval_tokens, (0.2, 0.5)),

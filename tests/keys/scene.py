@@ -75,5 +75,7 @@ def set_scene(folder: Path) -> None:
     turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
     said = [{"from": "human", "value": "who"}, {"from": "gpt", "value": "me"}]
     write_jsonl(folder / "both.jsonl", [{"messages": turns, "conversations": said}])
+    flagged = [{"instruction": f"say {n}", "input": "aloud", "output": str(n), "flag": n % 2 == 0} for n in range(6)]
+    write_jsonl(folder / "flagged.jsonl", flagged)
     splits = {"train": datasets.Dataset.from_list(sums[:8]), "test": datasets.Dataset.from_list(sums[8:])}
     datasets.DatasetDict(splits).save_to_disk(folder / "saved")
