@@ -15,7 +15,7 @@ from shlex import quote
 from qlora_cli import console
 from qlora_cli.errors import ArgumentError, RunInUseError
 from qlora_cli.run.earlier import settle
-from qlora_cli.run.files import read_json_object, write_json
+from qlora_cli.run.files import read_json_object, uninterrupted, write_json
 from qlora_cli.run.folders import is_leftover, named, sweep
 from qlora_cli.run.inventory import MARKER, foreign_entries, has_inventory, is_marked
 from qlora_cli.run.own_files import FILES, LINK_PLACES, run_files
@@ -205,7 +205,7 @@ class RunDirectory:
 
     def _make(self) -> None:
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            uninterrupted(self.path.mkdir, parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as fault:
             raise ArgumentError(
                 f"'{self.path}' cannot be a run directory: {fault.strerror}", hint="choose another --run-dir"

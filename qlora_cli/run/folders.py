@@ -73,7 +73,7 @@ def replaced_folder(out: Path, listing: Listing = listed_files) -> Iterator[Path
         listing: tells which files of `out` this project wrote. Without another one the new folder gets a list.
     """
     with naming(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
+        uninterrupted(out.parent.mkdir, parents=True, exist_ok=True)
         sweep(out.parent, re.escape(out.name), listing)
         with scratch_folder(out.parent, out.name) as stage:
             yield stage
@@ -198,9 +198,9 @@ def _delete_replaced(old: Path, out: Path, own: Set[str]) -> None:
     for path in sorted(old.rglob("*"), reverse=True) if old.is_dir() else ():
         if path.is_dir() and not path.is_symlink() and (out / path.relative_to(old)).is_dir():
             with contextlib.suppress(OSError):
-                path.rmdir()
+                uninterrupted(path.rmdir)
     with contextlib.suppress(OSError):
-        old.rmdir()
+        uninterrupted(old.rmdir)
 
 
 def _name_beside(source: Path, target: Path) -> Path:
@@ -254,7 +254,7 @@ def sweep(parent: Path, pattern: str, listing: Listing = listed_files) -> None:
 def _delete_abandoned(entry: Path, out: Path, listing: Listing) -> None:
     if entry.is_file():
         if is_leftover(entry):
-            entry.unlink()
+            uninterrupted(entry.unlink)
         return
     lock = os.open(entry, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
@@ -291,4 +291,4 @@ def _open_to_readers(folder: Path) -> None:
     os.umask(mask)
     for path in folder.rglob("*"):
         if is_plain_file(folder, path.relative_to(folder).as_posix()):
-            path.chmod(0o666 & ~mask)
+            uninterrupted(path.chmod, 0o666 & ~mask)
