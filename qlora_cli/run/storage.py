@@ -112,7 +112,8 @@ def refusal_in(fault: BaseException | None) -> OSError | None:
     if found is None:
         return None
     number = int(found[found.lastindex or 0])
-    return OSError(number, os.strerror(number), str(files[0][1]) if files else None)
+    where = [str(files[0][1])] if files else []
+    return OSError(number, os.strerror(number), *where)
 
 
 def disk_error(fault: BaseException) -> QloraError | None:
