@@ -38,6 +38,7 @@ def refusal(line: str, *, is_whole: bool) -> str:
     """Why the command line does not take the arguments; empty where it does."""
     words = shlex.split(PLACEHOLDER.sub(r"\1", line), comments=True)
     group, name = GROUP, "qlora"
+    context = group.context_class(group, info_name=name)
     if words and words[0].startswith("-") and words != ["--help"]:
         words = words[1:]  # `qlora --debug COMMAND`
     if words in ([], ["--help"], ["--version"]) or words[0] == "COMMAND":
@@ -47,14 +48,15 @@ def refusal(line: str, *, is_whole: bool) -> str:
         if name not in group.commands:
             return f"there is no command {name}"
         group = group.commands[name]
+        parent, context = context, group.context_class(group, info_name=name, parent=context)
         if not words and hasattr(group, "commands"):
             return ""
     if "--help" in words:
         return ""
     try:
-        group.make_context(name, words)
+        group.make_context(name, words, parent=parent)
     except Exception as error:  # noqa: BLE001 - typer has no public name for usage errors
-        if type(error).__name__ == "MissingParameter" and not is_whole:
+        if type(error.__cause__).__name__ == "MissingParameter" and not is_whole:
             return ""
         return str(error) or type(error).__name__
     return ""
