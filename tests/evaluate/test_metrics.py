@@ -50,5 +50,5 @@ def test_rouge_l_is_the_f_measure_of_the_longest_common_subsequence():
 
 def test_rouge_l_without_its_package_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
-    with pytest.raises(ArgumentError, match="pip install rouge-score"):
+    with pytest.raises(ArgumentError, match=r"pip install rouge-score"):
         rouge_l("a", "a")
