@@ -3,8 +3,9 @@
     .venv/bin/python docs/record_demo.py            run recipes/demo.sh (minutes), keep its output, draw it
     .venv/bin/python docs/record_demo.py --redraw   draw the output of the last recording anew
 
-The output is kept as it came, colours and all, in runs/demo.ansi. Drawn is every line of it, but for lines in a row
-that differ in their figures only: of these the first and the last, with the number of those between.
+The output is kept as it came, colours and all, in runs/demo.ansi. Drawn is every line of it, but for those that only
+say that a command is still at it, and for lines in a row that differ in their figures only: of these the first and the
+last, with the number of those between.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ WIDTH = 100
 LONGEST_REPETITION = 3
 CURSOR = re.compile(r"\x1b\[\?25[hl]")
 """Hide and show the cursor: nothing that could be drawn."""
+
+WAITING = re.compile(r".* \.\.\.|.*, \d+(:\d+)* (s )?so far|[\w :]+ \d+/\d+")
+"""What stands for a progress bar where there is no terminal to draw one in; how often depends on the machine."""
 
 TERMINAL = {"FORCE_COLOR": "1", "TTY_INTERACTIVE": "0", "COLUMNS": str(WIDTH), "TERM": "xterm-256color"}
 """Colours as in a terminal. Not interactive: of a progress bar only its last state is printed."""
@@ -68,10 +72,19 @@ def shortened(lines: list[str]) -> list[str]:
     return kept
 
 
+def plain(line: str) -> str:
+    """The line without colours."""
+    return Text.from_ansi(line).plain
+
+
 def visible_lines(recording: str) -> list[str]:
-    """The recording's lines, but for those that hold nothing but a change of the cursor."""
-    lines = recording.strip().splitlines()
-    return [CURSOR.sub("", line) for line in lines if not line or CURSOR.sub("", line)]
+    """The recording's lines, but for those that hold nothing but a change of the cursor, or that say to wait.
+
+    >>> visible_lines("merging ...\\nloading the libraries, 1:07 so far\\nevaluating 0/1\\nstep 1/8  loss 2")
+    ['step 1/8  loss 2']
+    """
+    lines = [(line, CURSOR.sub("", line)) for line in recording.strip().splitlines()]
+    return [shown for line, shown in lines if (not line or shown) and not WAITING.fullmatch(plain(shown))]
 
 
 def draw(recording: str) -> str:

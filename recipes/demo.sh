@@ -19,10 +19,9 @@ show() {
 
 started=$SECONDS
 rm -rf runs/tiny-base
-show qlora tiny runs/tiny-base --corpus recipes/data/mailbox.txt --vocab 1024 --steps 200
+show qlora tiny runs/tiny-base --corpus recipes/data/mailbox.txt --vocab 1024 --steps 400
 show qlora train recipes/smoke.yaml --overwrite
 show qlora eval runs/smoke
 show qlora merge runs/smoke --force
-show qlora generate runs/smoke --prompt \
-  "Hello, I was charged twice for the desk lamp this month. Please sort it out today, I need the money back. Nora"
-printf '\nThe demo took %d seconds. Its run is in runs/smoke.\n' $((SECONDS - started))
+printf '\n%d seconds up to here; the run is in runs/smoke. A ticket of the held-out file:\n' $((SECONDS - started))
+show qlora generate runs/smoke --prompt "Can the toaster be used abroad with another plug? This is urgent."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,7 +48,7 @@ class reading:  # noqa: N801 - reads like a function: `with reading(name):`
         Raises:
             RecipeError: with that command.
         """
-        if not Path(self._name).exists() and (command := command_for_base(self._name)):
+        if not os.path.exists(self._name) and (command := command_for_base(self._name)):
             text = f"model.base_model '{self._name}' is not there yet: it is not downloaded, but made here"
             raise RecipeError(text, hint=f"make it first: `{command}`")
         look_for_base(self._name, self._revision)

@@ -57,7 +57,8 @@ def try_libraries() -> Iterator[Finding]:
     try:
         required = [Requirement(text) for text in metadata.requires(DISTRIBUTION) or []]
     except metadata.PackageNotFoundError:
-        yield Finding("versions", f"{DISTRIBUTION} itself is not installed: pip install {DISTRIBUTION}", is_fine=False)
+        text = f"{DISTRIBUTION} itself is not installed: `pip install .` in its repository"
+        yield Finding("versions", text, is_fine=False)
         return
     faults = [
         Finding(requirement.name, fault, is_fine=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -37,7 +38,10 @@ def shipped_root() -> Path:
         if (root / "configs" / "models").is_dir() and (root / "recipes").is_dir():
             return root
     places = " or ".join(str(root) for root in candidates)
-    raise ResourceError(f"the shipped recipes are not in {places}", hint="pip install --force-reinstall qlora-cli")
+    raise ResourceError(
+        f"the shipped recipes are not in {places}",
+        hint="install qlora again, from its wheel or with `pip install .` in its repository",
+    )
 
 
 def list_shipped() -> list[ShippedRecipe]:
@@ -63,12 +67,12 @@ def recipe_file(given: Path) -> Path:
     Raises:
         ArgumentError: if the name could also mean a recipe file here, such as an edited copy.
     """
-    if given.is_file() or given.parent != Path():
+    if os.path.isfile(given) or given.parent != Path():
         return given
     shipped = {path.stem: path for path in _files()}.get(given.name, given)
     for suffix in (".yaml", ".yml"):
         own = Path(f"{given}{suffix}")
-        if shipped != given and own.is_file():
+        if shipped != given and os.path.isfile(own):
             raise ArgumentError(
                 f"'{given}' could be the file {own} here, or the recipe of that name that comes with qlora",
                 hint=f"name one of them in full: {own} or {shipped}",

@@ -24,7 +24,7 @@ def shipped_data(given: Path) -> Path | None:
     if given.parent != FOLDER or os.path.lexists(given):
         return None
     shipped = shipped_root() / given
-    return shipped if shipped.is_file() else None
+    return shipped if os.path.isfile(shipped) else None
 
 
 def with_shipped_data(root: Node) -> Node:

@@ -3,9 +3,10 @@
     python recipes/data/make_tickets.py [FOLDER]
 
 A ticket says what is wrong (which decides the team), how much it hurts (which decides the priority), and names
-a product and an order. Problem and impact are drawn from the phrases below; one pair in six of them appears in the
-held-out file only, so a model has to read both parts rather than remember tickets. The mailbox holds other tickets
-without their answers: the plain text that the demo's base model learns from. Same script, same bytes.
+a product. Problem and impact are drawn from the phrases below; one pair in six of them appears in the held-out file
+only, so a model has to read both parts rather than remember tickets. The mailbox holds other tickets, each with the
+reply that a person wrote: the plain text that the demo's base model learns from. A reply says in a sentence who has
+the ticket; the line that routes it stands nowhere in the mailbox. Same script, same bytes.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from __future__ import annotations
 import json
 import random
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
-NUM_TRAIN, NUM_TEST, NUM_MAILBOX = 900, 150, 1500
+NUM_TRAIN, NUM_TEST, NUM_MAILBOX = 900, 150, 3000
 HELD_OUT_SHARE = 6
 SEED = 2026
 
@@ -135,12 +137,9 @@ IMPACTS = {
 
 OPENINGS = ("", "", "Hello,", "Hi there,", "Good morning,", "Dear team,", "Hi, me again.", "To whom it may concern:")
 CLOSINGS = ("", "", "Thanks", "Many thanks, Jo", "Best regards, M. Lind", "Cheers", "Yours, Ada", "Sent from my phone")
-REFERENCES = (
-    "Order {order}.",
-    "My order number is {order}.",
-    "It is about order {order}.",
-    "(order {order})",
-    "Ref. {order}",
+REPLIES = (
+    "The {team} team has it now, with {priority} priority.",
+    "I gave this to the {team} team with {priority} priority.",
 )
 
 
@@ -154,33 +153,58 @@ def is_held_out(problem: str, impact: str) -> bool:
     return (problems.index(problem) + impacts.index(impact)) % HELD_OUT_SHARE == 0
 
 
-def make_ticket(draw: random.Random) -> tuple[bool, dict]:
-    """One ticket as a chat row, and whether it is held out."""
+@dataclass(frozen=True)
+class Ticket:
+    """A ticket, what it says and where it goes."""
+
+    text: str
+    problem: str
+    """With the product in it."""
+
+    impact: str
+    team: str
+    priority: str
+    is_held_out: bool
+
+
+def make_ticket(draw: random.Random) -> Ticket:
+    """A ticket of drawn phrases."""
     team, priority = draw.choice(list(PROBLEMS)), draw.choice(list(IMPACTS))
     problem, impact = draw.choice(PROBLEMS[team]), draw.choice(IMPACTS[priority])
     product = draw.choice(PRODUCTS)
-    order = f"{draw.choice('ABCDEFGH')}-{draw.randrange(1000, 10_000)}"
-    body = [problem.format(product=product), impact, draw.choice(REFERENCES).format(order=order)]
+    body = [problem.format(product=product), impact]
     draw.shuffle(body)
-    ticket = "\n".join(filter(None, [draw.choice(OPENINGS), " ".join(body), draw.choice(CLOSINGS)]))
-    answer = f"team: {team} | priority: {priority}"
-    messages = [{"role": "user", "content": ticket}, {"role": "assistant", "content": answer}]
-    return is_held_out(problem, impact), {"messages": messages}
+    text = "\n".join(filter(None, [draw.choice(OPENINGS), " ".join(body), draw.choice(CLOSINGS)]))
+    return Ticket(text, problem.format(product=product), impact, team, priority, is_held_out(problem, impact))
+
+
+def as_row(ticket: Ticket) -> str:
+    """A ticket and the line that routes it, as a line of JSON."""
+    answer = f"team: {ticket.team} | priority: {ticket.priority}"
+    messages = [{"role": "user", "content": ticket.text}, {"role": "assistant", "content": answer}]
+    return json.dumps({"messages": messages}, ensure_ascii=False) + "\n"
+
+
+def as_letters(ticket: Ticket, draw: random.Random) -> str:
+    """A ticket and a reply to it, a paragraph each."""
+    return f"{ticket.text}\n\n{draw.choice(REPLIES).format(team=ticket.team, priority=ticket.priority)}\n\n"
 
 
 def make_files(folder: Path) -> None:
-    """Write `tickets_train.jsonl`, `tickets_test.jsonl` and `mailbox.txt`; order numbers make every ticket unique."""
+    """Write `tickets_train.jsonl`, `tickets_test.jsonl` and `mailbox.txt`; no problem has the same impact twice."""
     draw = random.Random(SEED)
-    train: list[dict] = []
-    test: list[dict] = []
+    train: list[Ticket] = []
+    test: list[Ticket] = []
+    seen: set[tuple[str, str]] = set()
     while len(train) < NUM_TRAIN + NUM_MAILBOX or len(test) < NUM_TEST:
-        held_out, row = make_ticket(draw)
-        (test if held_out else train).append(row)
-    for name, rows in (("tickets_train.jsonl", train[:NUM_TRAIN]), ("tickets_test.jsonl", test[:NUM_TEST])):
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-        (folder / name).write_text("".join(lines), encoding="utf-8")
-    mailbox = [row["messages"][0]["content"] for row in train[NUM_TRAIN : NUM_TRAIN + NUM_MAILBOX]]
-    (folder / "mailbox.txt").write_text("\n\n".join(mailbox) + "\n", encoding="utf-8")
+        ticket = make_ticket(draw)
+        if (ticket.problem, ticket.impact) not in seen:
+            seen.add((ticket.problem, ticket.impact))
+            (test if ticket.is_held_out else train).append(ticket)
+    for name, tickets in (("tickets_train.jsonl", train[:NUM_TRAIN]), ("tickets_test.jsonl", test[:NUM_TEST])):
+        (folder / name).write_text("".join(as_row(ticket) for ticket in tickets), encoding="utf-8")
+    mailbox = train[NUM_TRAIN : NUM_TRAIN + NUM_MAILBOX]
+    (folder / "mailbox.txt").write_text("".join(as_letters(ticket, draw) for ticket in mailbox), encoding="utf-8")
 
 
 if __name__ == "__main__":

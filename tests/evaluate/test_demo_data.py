@@ -1,12 +1,15 @@
 """The demo's task: its files are what the script makes, and its test rows are unseen."""
 
 import json
+import re
 import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from qlora_cli.recipe.shipped import command_for_base, find_shipped
 
 DATA = Path(__file__).parents[2] / "recipes" / "data"
 
@@ -32,24 +35,42 @@ def test_no_held_out_ticket_was_seen(seen):
     assert not [ticket for ticket in tickets("tickets_test.jsonl") if json.dumps(ticket) in text or ticket in text]
 
 
-def test_no_pair_of_problem_and_impact_is_in_both_files():
+def test_no_held_out_pair_of_problem_and_impact_is_in_what_is_learned_from():
     script = runpy.run_path(str(DATA / "make_tickets.py"), run_name="script")
     problems = [problem.split("{product}") for phrases in script["PROBLEMS"].values() for problem in phrases]
     impacts = [impact for phrases in script["IMPACTS"].values() for impact in phrases]
 
-    def pairs(name):
+    def pairs(texts):
         return {
             (tuple(problem), impact)
-            for ticket in tickets(name)
+            for ticket in texts
             for problem in problems
             for impact in impacts
             if all(part in ticket for part in problem) and impact in ticket
         }
 
-    held_out = pairs("tickets_test.jsonl")
+    held_out = pairs(tickets("tickets_test.jsonl"))
     assert len(held_out) > 100
-    assert held_out.isdisjoint(pairs("tickets_train.jsonl"))
+    assert held_out.isdisjoint(pairs(tickets("tickets_train.jsonl")))
+    mailbox = (DATA / "mailbox.txt").read_text(encoding="utf-8").split("\n\n")
+    assert len(pairs(mailbox)) > 1000
+    assert held_out.isdisjoint(pairs(mailbox))
 
 
 def test_the_base_never_reads_an_answer():
-    assert "team:" not in (DATA / "mailbox.txt").read_text(encoding="utf-8")
+    mailbox = (DATA / "mailbox.txt").read_text(encoding="utf-8")
+    assert "team:" not in mailbox
+    assert "priority:" not in mailbox
+
+
+def test_the_demo_ends_with_a_question_of_the_held_out_file():
+    script = (DATA.parent / "demo.sh").read_text(encoding="utf-8")
+    [question] = re.findall(r'--prompt "(.*)"$', script, flags=re.MULTILINE)
+    assert question in tickets("tickets_test.jsonl")
+    assert script.rstrip().endswith(f'--prompt "{question}"')
+
+
+def test_the_demo_makes_its_base_with_the_command_that_its_recipe_names():
+    script = (DATA.parent / "demo.sh").read_text(encoding="utf-8")
+    assert f"show {find_shipped('smoke').first}\n" in script
+    assert command_for_base("runs/tiny-base") == find_shipped("smoke").first

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from qlora_cli.errors import ArgumentError
+from qlora_cli.errors import ArgumentError, RecipeError
 from qlora_cli.recipe.json_schema import field_at
 from qlora_cli.recipe.reader import dump_recipe, load_recipe
-from qlora_cli.recipe.shipped import find_shipped, list_shipped, shipped_root
+from qlora_cli.recipe.shipped import find_shipped, list_shipped, recipe_file, shipped_root
 from qlora_cli.recipe.yaml_text import parse_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -109,3 +109,47 @@ def test_an_unknown_recipe_lists_the_known_ones():
     with pytest.raises(ArgumentError) as caught:
         find_shipped("lama")
     assert "guanaco" in caught.value.problems[0].hint
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty folder as the working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_bare_name_is_the_shipped_recipe_where_there_is_no_such_file(here, capsys):
+    assert load_recipe(Path("guanaco")) == load_recipe(ROOT / "recipes" / "guanaco.yaml")
+    assert f"comes with qlora: {ROOT / 'recipes' / 'guanaco.yaml'}" in capsys.readouterr().err
+
+
+def test_a_folder_of_that_name_is_no_recipe(here):
+    (here / "guanaco").mkdir()
+    assert load_recipe(Path("guanaco")).name == "guanaco"
+
+
+def test_a_file_of_that_name_wins(here):
+    (here / "guanaco").write_text("model: {base_model: mine}\ndata: {train: rows.jsonl}\n")
+    assert load_recipe(Path("guanaco")).model.base_model == "mine"
+
+
+@pytest.mark.parametrize("given", ["./folder/guanaco", "guanaco.yaml", "/nowhere/guanaco", "folder/guanaco.yaml"])
+def test_a_path_is_never_a_shipped_recipe_and_the_hint_names_it(here, given):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(Path(given))
+    assert caught.value.problems[0].hint == "`guanaco` alone names the recipe that comes with qlora"
+
+
+@pytest.mark.parametrize("suffix", ["yaml", "yml"])
+def test_an_edited_copy_is_not_passed_over_for_the_shipped_recipe(here, suffix):
+    (here / f"smoke.{suffix}").write_text("")
+    with pytest.raises(ArgumentError) as caught:
+        recipe_file(Path("smoke"))
+    assert f"smoke.{suffix} or {ROOT / 'recipes' / 'smoke.yaml'}" in caught.value.problems[0].hint
+
+
+def test_a_file_like_the_missing_one_is_named_before_a_shipped_recipe(here):
+    (here / "smok.yaml").write_text("")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(Path("smoke.yaml"))
+    assert caught.value.problems[0].hint == "did you mean 'smok.yaml'?"
