@@ -26,9 +26,10 @@ from qlora_cli.recipe.data_schema import DataSection, SourceSection
 from qlora_cli.run.files import sha256_file
 from qlora_cli.run.folders import delete_folder, sweep
 from qlora_cli.run.inventory import has_inventory, listed_files
+from qlora_cli.run.manifest import DISTRIBUTION
 
 FACTS_FILE = "facts.json"
-LIBRARIES = ("qlora", "transformers", "tokenizers", "jinja2", "pyarrow", "datasets", "datasketch", "numpy")
+LIBRARIES = (DISTRIBUTION, "transformers", "tokenizers", "jinja2", "pyarrow", "datasets", "datasketch", "numpy")
 
 KEY = re.compile(r"[0-9a-f]{32}")
 """Name of an entry's folder."""

@@ -42,7 +42,11 @@ def as_date(value: Any) -> Any:
     return value
 
 
-Day = Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$"), BeforeValidator(as_date)]
+Day = Annotated[
+    str,
+    Field(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$", json_schema_extra={"format": "date"}),
+    BeforeValidator(as_date),
+]
 Number = Annotated[float, BeforeValidator(as_float), Field(allow_inf_nan=False)]
 Names = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
 Scalar = bool | int | float | str

@@ -27,6 +27,8 @@ def _values_of_option(option):
         return st.just(option["const"])
     if "enum" in option:
         return st.sampled_from(option["enum"])
+    if option.get("format") == "date":
+        return st.dates().map(str)
     if "pattern" in option:
         return st.from_regex(option["pattern"].replace("$", r"\Z"))
     match option.get("type"):
