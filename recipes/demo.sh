@@ -18,8 +18,7 @@ show() {
 }
 
 started=$SECONDS
-rm -rf runs/tiny-base
-show qlora tiny runs/tiny-base --corpus recipes/data/mailbox.txt --vocab 1024 --steps 400
+show qlora tiny runs/tiny-base --corpus recipes/data/mailbox.txt --vocab 1024 --steps 400 --force
 show qlora train recipes/smoke.yaml --overwrite
 show qlora eval runs/smoke
 show qlora merge runs/smoke --force

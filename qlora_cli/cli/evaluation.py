@@ -23,6 +23,7 @@ def tiny(
     heads: Annotated[int, typer.Option(min=1, help="Attention heads.")] = 4,
     vocab: Annotated[int, typer.Option(help="Most tokens that the tokenizer may learn.")] = 2048,
     seed: Annotated[int, typer.Option(min=0, help="Seed of weights and windows.")] = 42,
+    force: Annotated[bool, typer.Option("--force", help="Replace a base that this command made.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Make a small Llama-style base model and its tokenizer, without a network."""
@@ -31,7 +32,7 @@ def tiny(
 
     options = TinyOptions(tuple(corpus or ()), hidden, layers, heads, vocab, steps=steps, seed=seed)
     with console.library_noise_to(None), progress("training the base", steps) as phase:
-        summary = make_tiny_base(out, options, lambda step, loss: phase.update(step, f"loss {loss:.2f}"))
+        summary = make_tiny_base(out, options, lambda step, loss: phase.update(step, f"loss {loss:.2f}"), force=force)
     if as_json:
         console.data(summary.as_dict())
         return

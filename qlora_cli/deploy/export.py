@@ -15,13 +15,13 @@ from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.deploy.checks import MERGE_RECORD
 from qlora_cli.deploy.merge import MergeOptions, adapter_identity, check_mergeable, merge_into
 from qlora_cli.deploy.record import Precisions
-from qlora_cli.deploy.staging import staged_folder
 from qlora_cli.deploy.verify import MAX_KL_ROUNDED, Agreement, compare, record_logits, refuse_disagreement
 from qlora_cli.errors import IdentityError
 from qlora_cli.model.device import precision_of
 from qlora_cli.model.tuned import TunedSource, find_tuned, load_tuned
 from qlora_cli.progress import progress
 from qlora_cli.run.files import read_json_object, write_json
+from qlora_cli.run.staging import staged_folder
 
 ExportFormat = Literal["hf"]
 

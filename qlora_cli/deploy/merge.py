@@ -24,7 +24,6 @@ from qlora_cli.deploy.fold import fold_adapter
 from qlora_cli.deploy.model_folder import save_model_folder
 from qlora_cli.deploy.probes import probe_rows
 from qlora_cli.deploy.record import Merged, MergedDtype, Precisions, describe_onto, merge_record
-from qlora_cli.deploy.staging import staged_folder
 from qlora_cli.deploy.verify import (
     MAX_KL_ORIGINAL,
     MAX_KL_ROUNDED,
@@ -41,6 +40,7 @@ from qlora_cli.model.device import DTYPES, pick_device, precision_of
 from qlora_cli.model.tuned import TunedSource, find_tuned, load_tuned
 from qlora_cli.recipe.schema import ModelSection
 from qlora_cli.run.files import sha256_file, write_json
+from qlora_cli.run.staging import staged_folder
 
 ROOM_FOR_ACTIVATIONS = 1.2
 """Free GPU memory that verification wants, as a multiple of the merged weights."""

@@ -20,10 +20,10 @@ from transformers.optimization import get_cosine_schedule_with_warmup
 from qlora_cli.errors import ArgumentError
 from qlora_cli.model.tiny_corpus import paragraphs, read_corpus
 from qlora_cli.model.tiny_tokenizer import SMALLEST_VOCAB, train_tokenizer
-from qlora_cli.run.folders import replaced_folder
-from qlora_cli.run.places import refuse_place
+from qlora_cli.run.staging import refuse_occupied, staged_folder
 
 NF4_BLOCK = 64
+OTHER_FOLDER = "name another folder"
 
 
 @dataclass(frozen=True)
@@ -79,20 +79,23 @@ class TinySummary:
         return {**asdict(self), "path": str(self.path)}
 
 
-def make_tiny_base(out: Path, options: TinyOptions, on_step: Callable[[int, float], None] | None = None) -> TinySummary:
+def make_tiny_base(
+    out: Path, options: TinyOptions, on_step: Callable[[int, float], None] | None = None, *, force: bool = False
+) -> TinySummary:
     """Make a tokenizer and a base model, train it on the corpus and save both under `out`.
 
     The same options give the same bytes on the same machine.
 
     Args:
-        out: the folder to make; must not exist or be empty.
+        out: the folder to make; must not exist or be empty, unless `force` replaces a base that was made so.
         options: shape and training.
         on_step: called after each optimizer step with its number, from 1, and its loss.
 
     Raises:
         ArgumentError: if `out` is in use, a size does not fit, or the corpus is unreadable or too short.
     """
-    _check(out, options)
+    refuse_occupied(out.resolve(), force=force, otherwise=OTHER_FOLDER)
+    _check(options)
     documents = read_corpus(options.corpus)
     tokenizer = train_tokenizer(documents, options.vocab_size, options.max_length)
     token_ids = encode_corpus(documents, tokenizer)
@@ -107,7 +110,7 @@ def make_tiny_base(out: Path, options: TinyOptions, on_step: Callable[[int, floa
         started = time.perf_counter()
         losses = train_on_windows(model, token_ids, options, on_step)
         seconds = time.perf_counter() - started
-    with replaced_folder(out.resolve()) as folder:
+    with staged_folder(out, force=force, otherwise=OTHER_FOLDER) as folder:
         # Published bases come in bf16, so this one does too.
         model.to(torch.bfloat16).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -185,13 +188,7 @@ def train_on_windows(
     return losses
 
 
-def _check(out: Path, options: TinyOptions) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ArgumentError(
-            "this path already holds something", place=str(out), hint="choose another folder, or remove it"
-        )
-    if out.exists():
-        refuse_place(out, hint="choose another folder")
+def _check(options: TinyOptions) -> None:
     if options.hidden_size % NF4_BLOCK or options.hidden_size <= 0:
         raise ArgumentError(
             f"--hidden is {options.hidden_size}, not a multiple of {NF4_BLOCK} (the NF4 block)",

@@ -13,8 +13,9 @@ from pydantic import ValidationError
 from qlora_cli.errors import ArgumentError, RecipeError
 from qlora_cli.recipe.explain import describe
 from qlora_cli.recipe.foreign_keys import FOREIGN_KEYS
+from qlora_cli.recipe.foreign_outcome import Config, Outcome
 from qlora_cli.recipe.foreign_tools import FAMILIES, TOOLS, Tool
-from qlora_cli.recipe.foreign_values import Config, Outcome, copy_to
+from qlora_cli.recipe.foreign_values import copy_to
 from qlora_cli.recipe.json_schema import all_keys, field_at
 from qlora_cli.recipe.rules import check_rules
 from qlora_cli.recipe.schema import Recipe

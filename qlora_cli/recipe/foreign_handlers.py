@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+from qlora_cli.recipe.foreign_outcome import Config, Handler, Outcome, coerced, is_on, refuse
 from qlora_cli.recipe.foreign_sources import (
     axolotl_sources,
     hub_sources,
@@ -14,21 +15,15 @@ from qlora_cli.recipe.foreign_sources import (
     test_split,
 )
 from qlora_cli.recipe.foreign_values import (
-    Config,
-    Handler,
-    Outcome,
     activations,
-    coerced,
     copy_to,
     epochs,
     interval,
-    is_on,
     lost,
     max_steps,
     needless,
     only,
     precision,
-    refuse,
     share_of_rows,
     strategy,
     switch,

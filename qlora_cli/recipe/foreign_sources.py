@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from qlora_cli.recipe.foreign_values import Config, Handler, Outcome
+from qlora_cli.recipe.foreign_outcome import Config, Handler, Outcome
 
 FORMATS = {
     "alpaca": "alpaca",

@@ -11,7 +11,7 @@ import yaml
 
 from qlora_cli.errors import ArgumentError
 from qlora_cli.recipe.foreign_file import Translation, nested
-from qlora_cli.recipe.foreign_values import Outcome
+from qlora_cli.recipe.foreign_outcome import Outcome
 from qlora_cli.recipe.json_schema import all_keys
 from qlora_cli.recipe.reader import NAME_PATTERN, load_recipe
 from qlora_cli.recipe.secret_values import SECRETS_HINT

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qlora_cli.recipe.foreign_handlers import AXOLOTL, COMMON, LLAMA_FACTORY, TRL
-from qlora_cli.recipe.foreign_values import Handler
+from qlora_cli.recipe.foreign_outcome import Handler
 
 
 @dataclass(frozen=True)

@@ -72,8 +72,21 @@ def test_sizes_that_do_not_fit_are_refused(options, tmp_path, change):
 
 
 def test_a_folder_in_use_is_refused(made, options):
-    with pytest.raises(ArgumentError, match="already holds"):
+    with pytest.raises(ArgumentError, match="not empty") as caught:
         make_tiny_base(made.path, options)
+    assert "hint: add --force, or name another folder" in str(caught.value)
+
+
+def test_force_replaces_a_base_that_was_made_here_and_nothing_else(options, tmp_path):
+    out = make_tiny_base(tmp_path / "base", replace(options, steps=0)).path
+    before = (out / "model.safetensors").read_bytes()
+    make_tiny_base(out, replace(options, steps=0, seed=1), force=True)
+    assert (out / "model.safetensors").read_bytes() != before
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "thesis.txt").write_text("years of work")
+    with pytest.raises(ArgumentError, match="was not written by qlora"):
+        make_tiny_base(tmp_path / "project", replace(options, steps=0), force=True)
+    assert (tmp_path / "project" / "thesis.txt").read_text() == "years of work"
 
 
 def test_the_default_corpus_is_english_text():

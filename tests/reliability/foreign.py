@@ -14,7 +14,6 @@ from safetensors.torch import save_file
 
 from qlora_cli.data import cache
 from qlora_cli.data.check import SCRATCH
-from qlora_cli.deploy.staging import staged_folder
 from qlora_cli.errors import QloraError
 from qlora_cli.model.tiny import TinyOptions, make_tiny_base
 from qlora_cli.run.checkpoints import rotate_checkpoints, staged_checkpoint
@@ -24,6 +23,7 @@ from qlora_cli.run.files import refuse_foreign_page, write_json, write_text
 from qlora_cli.run.folders import put_in_place, replaced_folder, scratch_folder, sweep
 from qlora_cli.run.inventory import listed_files, write_inventory
 from qlora_cli.run.manifest import write_manifest
+from qlora_cli.run.staging import staged_folder
 from qlora_cli.run.storage import storage_faults
 from qlora_cli.train.resume import clear_way, refuse_foreign_parts
 
@@ -104,6 +104,7 @@ def write_page(path: Path) -> None:
 
 
 KEY = "0123456789abcdef" * 2
+SMALLEST = TinyOptions(steps=0, num_layers=1, hidden_size=64, num_heads=1)
 COMMANDS: dict[str, Callable[[Path], None]] = {
     "train": lambda root: train(root / "run", overwrite=False, steps=3),
     "train --overwrite": lambda root: train(root / "run", overwrite=True, steps=3),
@@ -118,9 +119,8 @@ COMMANDS: dict[str, Callable[[Path], None]] = {
     "data check": lambda root: check_into_cache(KEY),
     "train, data cached": lambda root: prepare_cache(KEY),
     "data cache --clear": lambda root: cache.clear() and None,
-    "tiny": lambda root: (
-        make_tiny_base(root / "tiny", TinyOptions(steps=0, num_layers=1, hidden_size=64, num_heads=1)) and None
-    ),
+    "tiny": lambda root: make_tiny_base(root / "tiny", SMALLEST) and None,
+    "tiny --force": lambda root: make_tiny_base(root / "tiny", SMALLEST, force=True) and None,
     "data show --html": lambda root: write_page(root / "project" / "page.html"),
 }
 

@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from qlora_cli.deploy.staging import staged_folder
 from qlora_cli.errors import ArgumentError
 from qlora_cli.run.inventory import INVENTORY_NAME
+from qlora_cli.run.staging import staged_folder
 
 
 def test_folder_appears_when_the_block_ends(tmp_path):
