@@ -27,9 +27,15 @@ PER_ANSWER = "`data.row_per: answer` makes each answer the last one of a row of 
 _DROPPED = "the template never prints it in this place; inference would not send it either"
 _TEMPLATE = "name a template that prints it in `model.chat_template`"
 
+LATE = Unprinted(
+    "what the model must say before its {% generation %} block begins",
+    "let the block begin where the text of `add_generation_prompt` ends",
+)
+"""A mask that the template itself sets too narrow."""
+
 _WAYS_ON = {
     Kind.CONTENT: f"{_TEMPLATE}, or write it where the template prints it (instructions in a 'system' turn)",
-    Kind.REASONING: f"{_TEMPLATE}, or take the field out of the rows to train the answers alone",
+    Kind.REASONING: f"{_TEMPLATE}, or `ignore: [reasoning_content]` beside `path` to train the answers alone",
     Kind.CALL: "use a base model or `model.chat_template` whose template prints tool calls, or leave such rows out",
     Kind.ARGUMENT: "use a base model or `model.chat_template` whose template prints tool calls, or leave such rows out",
     Kind.TOOL: "use a base model or `model.chat_template` whose template prints tools, or leave such rows out",

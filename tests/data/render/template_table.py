@@ -16,6 +16,7 @@ import jinja2
 
 from qlora_cli.data.causes import Cause, RowError
 from qlora_cli.data.example import Conversation, Place
+from qlora_cli.data.parity import differing_prompts
 from qlora_cli.data.render.renderer import IGNORE_INDEX, Renderer
 
 PLACE = Place("test.jsonl", 1, 1)
@@ -210,10 +211,11 @@ def judge(renderer: Renderer, tokenizer: Any, case: Case) -> Verdict:
     flags, text = trained_bytes(tokenizer, row)
     faults = [word for word, owner in case.words if not _is_right(word, owner, case, flags, text)]
     faults += _wrong_starts(tokenizer, case, flags, text)
-    notes = "; ".join(note.what for note in row.unprinted)
+    notes = [note.what for note in row.unprinted]
+    notes += differing_prompts(Conversation(case.messages, case.tools, PLACE), renderer)
     if notes:
-        starts = [fault for fault in faults if fault.startswith("answer")]
-        return Verdict("noted", tuple(starts), notes)
+        starts = [fault for fault in faults if fault.startswith("answer") and not notes]
+        return Verdict("noted", tuple(starts), "; ".join(notes))
     return Verdict("printed", tuple(faults))
 
 
