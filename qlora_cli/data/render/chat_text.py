@@ -16,7 +16,7 @@ from qlora_cli.data.render.generation_prompt import STAND_IN, Tools
 from qlora_cli.data.render.leaves import Kind, markup_pattern
 from qlora_cli.data.render.mask import TEMPLATE_ERRORS, Answer, ChatMask
 from qlora_cli.data.render.placement import Places, find_places
-from qlora_cli.data.render.printed import Row, check_printed
+from qlora_cli.data.render.printed import LATE, Row, check_printed
 from qlora_cli.data.render.proof import check_starts, must_take_whole
 from qlora_cli.data.render.shapes import AS_GIVEN, Shape, first_shape, shapes_to_try
 from qlora_cli.data.render.special_text import Originals, SpecialText
@@ -117,13 +117,14 @@ class ChatTexts:
         """
         fitted = rendered.fitted
         assert fitted is not None  # `render` sets it
+        late = [LATE] if any(answer.starts_late for answer in rendered.answers) else []
         is_compared_here = fitted.is_sampled and len(fitted.messages) > MAX_MESSAGES_COMPARED
         if (
             fitted.places is None
             and not is_compared_here
             and self._frames.hold(fitted.trace, fitted.messages, rendered.answers)
         ):
-            return []
+            return late
         places = fitted.places or self._places(fitted.trace.text, fitted.messages, fitted.tools, fitted.shape)
         row = Row(fitted.messages, fitted.tools, rendered.answers, trained, self.mask.has_generation_blocks)
 
@@ -140,7 +141,7 @@ class ChatTexts:
             problem = error.problems[0]
             raise RowError(error.cause, problem.text.translate(rendered.originals), hint=problem.hint) from error
         self._frames.learn(fitted.trace, fitted.messages, places)
-        return notes
+        return late + notes
 
     def _render(
         self, messages: Sequence[Message], tools: Tools, *, is_compared: bool, add_generation_prompt: bool

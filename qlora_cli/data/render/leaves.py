@@ -136,7 +136,8 @@ class Marker:
                     reasonings[value] = self._text(value, index, Kind.REASONING, f"`{key}`")
                 marked[key] = reasonings[value]
             elif key == "tool_calls" and isinstance(value, list):
-                marked[key] = [self._call(call, index) for call in value]
+                names = _call_names(value)
+                marked[key] = [self._call(call, index, of) for call, of in zip(value, names, strict=True)]
         return marked
 
     def _question_in_two(self, message: Message, index: int) -> Message:
@@ -158,10 +159,9 @@ class Marker:
             for at, piece in enumerate(pieces)
         )
 
-    def _call(self, call: dict[str, Any], index: int) -> dict[str, Any]:
+    def _call(self, call: dict[str, Any], index: int, of: str) -> dict[str, Any]:
         function = call.get("function", call)
         name, arguments = function.get("name"), function.get("arguments")
-        of = f"the call `{name}`"
         marked = {**function, "name": self._text(name, index, Kind.CALL, of)}
         if isinstance(arguments, Mapping):
             marked["arguments"] = self._value(arguments, index, of, None)
@@ -257,6 +257,18 @@ class Marker:
 
     def _is_left_out(self, number: int) -> bool:
         return self._only is not None and number not in self._only
+
+
+def _call_names(calls: Sequence[dict[str, Any]]) -> list[str]:
+    """What errors name each call.
+
+    >>> _call_names([{"function": {"name": "f"}}, {"name": "f"}])
+    ['call 1 (`f`)', 'call 2 (`f`)']
+    """
+    names = [call.get("function", call).get("name") for call in calls]
+    if len(names) == 1:
+        return [f"the call `{names[0]}`"]
+    return [f"call {number} (`{name}`)" for number, name in enumerate(names, start=1)]
 
 
 def _content_name(piece: str, *, is_whole: bool) -> str:

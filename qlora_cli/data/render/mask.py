@@ -73,6 +73,9 @@ class Answer(NamedTuple):
     turn: int | None
     """Index of the message; None for a `{% generation %}` block that is not inside of one message's text."""
 
+    starts_late: bool = False
+    """Whether its `{% generation %}` block leaves out what the model must produce first."""
+
 
 class ChatMask:
     """Renders conversations and finds the characters to train."""
@@ -161,12 +164,14 @@ class ChatMask:
         seen: set[int | None] = {None}
         for start, end in trace.generated:
             turn = _turn_around(start, end, trace)
+            starts_late = False
             if turn not in seen and turn is not None and messages[turn]["role"] == "assistant":
                 after_prompt = self._after_prompt(trace, messages, turn, tools)
+                starts_late = start > after_prompt
                 if start < after_prompt < end:
                     start = after_prompt
             seen.add(turn)
-            answers.append(Answer(start, end, turn))
+            answers.append(Answer(start, end, turn, starts_late))
         return answers
 
     def _answer_in_turn(self, trace: Trace, messages: Sequence[Message], index: int, tools: Tools) -> Span:

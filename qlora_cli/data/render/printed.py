@@ -27,9 +27,15 @@ PER_ANSWER = "`data.row_per: answer` makes each answer the last one of a row of 
 _DROPPED = "the template never prints it in this place; inference would not send it either"
 _TEMPLATE = "name a template that prints it in `model.chat_template`"
 
+LATE = Unprinted(
+    "what the model must say before its {% generation %} block begins",
+    "let the block begin where the text of `add_generation_prompt` ends",
+)
+"""A mask that the template itself sets too narrow."""
+
 _WAYS_ON = {
     Kind.CONTENT: f"{_TEMPLATE}, or write it where the template prints it (instructions in a 'system' turn)",
-    Kind.REASONING: f"{_TEMPLATE}, or take the field out of the rows to train the answers alone",
+    Kind.REASONING: f"{_TEMPLATE}, or `ignore: [reasoning_content]` beside `path` to train the answers alone",
     Kind.CALL: "use a base model or `model.chat_template` whose template prints tool calls, or leave such rows out",
     Kind.ARGUMENT: "use a base model or `model.chat_template` whose template prints tool calls, or leave such rows out",
     Kind.TOOL: "use a base model or `model.chat_template` whose template prints tools, or leave such rows out",
@@ -58,20 +64,32 @@ def check_printed(row: Row, places: Places, find: Find) -> list[Unprinted]:
     earlier = _Earlier(row.messages, find)
     spans = [(answer.start, answer.end) for answer in row.answers if answer.turn in row.trained]
     notes: dict[Unprinted, None] = {}
+    faults: list[RowError] = []
     for number, leaf in enumerate(places.leaves):
         found = places.of[number]
         role = "" if leaf.owner == TOOLS else row.messages[leaf.owner]["role"]
-        if not found:
-            notes[_lost(leaf, role, row, earlier, number)] = None
-        elif role == "assistant":
-            note = _misplaced(leaf, found, row)
-            if note is not None:
-                notes[note] = None
-        elif leaf.kind != Kind.SCHEMA and not leaf.is_key:
-            note = _in_prompt(leaf, role, found, spans if places.is_certain[number] else (), row)
-            if note is not None:
-                notes[note] = None
+        note: Unprinted | None = None
+        try:
+            if not found:
+                note = _lost(leaf, role, row, earlier, number)
+            elif role == "assistant":
+                note = _misplaced(leaf, found, row)
+            elif leaf.kind != Kind.SCHEMA and not leaf.is_key:
+                note = _in_prompt(leaf, role, found, spans if places.is_certain[number] else (), row)
+        except RowError as fault:
+            faults.append(fault)
+        if note is not None:
+            notes[note] = None
+    if faults:
+        raise _first_of(faults)
     return list(notes)
+
+
+def _first_of(faults: Sequence[RowError]) -> RowError:
+    """The first fault of a row, with the number of the others."""
+    first = faults[0].problems[0]
+    others = f" ({len(faults)} such texts in this row)" if len(faults) > 1 else ""
+    return RowError(faults[0].cause, first.text + others, hint=first.hint)
 
 
 class _Earlier:
@@ -117,8 +135,14 @@ def _lost(leaf: Leaf, role: str, row: Row, earlier: _Earlier, number: int) -> Un
         Cause.UNPRINTED,
         f"{_place_of(leaf, role)} is not printed by the chat template, so "
         + ("it would not be trained" if role == "assistant" else "the answer would be trained without it"),
-        hint=_WAYS_ON[leaf.kind],
+        hint=_way_on(leaf, role),
     )
+
+
+def _way_on(leaf: Leaf, role: str) -> str:
+    if role == "assistant" and leaf.kind == Kind.CONTENT:
+        return f"{_TEMPLATE}, or take it out of the content to train the rest alone"
+    return _WAYS_ON[leaf.kind]
 
 
 def _misplaced(leaf: Leaf, found: Sequence[tuple[int, int]], row: Row) -> Unprinted | None:
@@ -133,7 +157,7 @@ def _misplaced(leaf: Leaf, found: Sequence[tuple[int, int]], row: Row) -> Unprin
     raise RowError(
         Cause.UNPRINTED,
         f"{_place_of(leaf, 'assistant')} is printed outside of what the assistant says, so it would not be trained",
-        hint=_WAYS_ON[leaf.kind],
+        hint=_way_on(leaf, "assistant"),
     )
 
 

@@ -1,0 +1,312 @@
+"""Kinds of content x positions on one template, each cell judged by code that shares nothing with the renderer.
+
+Every text of a row holds a word that stands nowhere else. What became of the word is seen in what
+`apply_chat_template` prints and in the tokens of the row, read back byte by byte: whether it is there, and whether it
+is trained. A cell is *printed* (all words there, those of the assistant trained and no others), *refused* or *noted*.
+A row that is none of these was lost in silence, and `judge` says so.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jinja2
+
+from qlora_cli.data.causes import Cause, RowError
+from qlora_cli.data.example import Conversation, Place
+from qlora_cli.data.parity import differing_prompts
+from qlora_cli.data.render.renderer import IGNORE_INDEX, Renderer
+
+PLACE = Place("test.jsonl", 1, 1)
+FAULTS = (jinja2.TemplateError, TypeError, AttributeError, KeyError, ValueError, IndexError)
+TOOL = -1
+
+
+class Case(NamedTuple):
+    """A row, and where each of its words belongs."""
+
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None
+    words: list[tuple[str, int]]
+    """Word, and the index of its message; TOOL for a word of the tools."""
+
+
+class Maker:
+    """Writes a conversation with words of its own in every text."""
+
+    def __init__(self) -> None:
+        self._numbers = itertools.count(1)
+        self.messages: list[dict[str, Any]] = []
+        self.words: list[tuple[str, int]] = []
+        self.tools: list[dict[str, Any]] | None = None
+
+    def word(self, owner: int | None = None) -> str:
+        word = f"Quartz{next(self._numbers)}x"
+        self.words.append((word, len(self.messages) if owner is None else owner))
+        return word
+
+    def say(self, role: str, **more: Any) -> None:
+        message = {"role": role, "content": f"The {self.word()} is here.", **more}
+        self.messages.append(message)
+
+    def tool(self) -> None:
+        parameter = self.word(TOOL)
+        properties = {parameter: {"type": "string", "description": f"A {self.word(TOOL)} of it."}}
+        parameters = {"type": "object", "properties": properties, "required": [parameter]}
+        function = {"name": self.word(TOOL), "description": f"Finds {self.word(TOOL)}.", "parameters": parameters}
+        self.tools = [{"type": "function", "function": function}]
+
+    def call(self, arguments: dict[str, Any] | None = None) -> dict[str, Any]:
+        name = self.word()
+        if arguments is None:
+            arguments = {self.word(): f"the {self.word()}"}
+        number = next(self._numbers)
+        return {"type": "function", "id": f"call{number:05}", "function": {"name": name, "arguments": arguments}}
+
+    def result(self, call: dict[str, Any]) -> None:
+        self.say("tool", tool_call_id=call["id"], name=call["function"]["name"])
+
+    def round(self, content: Any = "", num_calls: int = 1, **more: Any) -> None:
+        """Calls, with their results."""
+        calls = [self.call() for _ in range(num_calls)]
+        if content == "words":
+            content = f"First {self.word()}."
+        self.messages.append({"role": "assistant", "content": content, "tool_calls": calls, **more})
+        for call in calls:
+            self.result(call)
+
+
+def _turn(maker: Maker) -> None:
+    maker.say("user")
+    maker.say("assistant")
+
+
+def _system(maker: Maker) -> None:
+    if not maker.messages:
+        maker.say("system")
+    _turn(maker)
+
+
+def _developer(maker: Maker) -> None:
+    if not maker.messages:
+        maker.say("developer")
+    _turn(maker)
+
+
+def _reasoning(maker: Maker) -> None:
+    maker.say("user")
+    maker.say("assistant", reasoning_content=f"Because {maker.word()}.")
+
+
+def _think(maker: Maker) -> None:
+    maker.say("user")
+    maker.messages.append(
+        {"role": "assistant", "content": f"<think>\nBecause {maker.word()}.\n</think>\n\nSo {maker.word()}."}
+    )
+
+
+def _call(maker: Maker, **more: Any) -> None:
+    maker.say("user")
+    maker.round(**more)
+    maker.say("assistant")
+
+
+def _reasoned_call(maker: Maker) -> None:
+    maker.say("user")
+    maker.round(reasoning_content=f"Because {maker.word()}.")
+    maker.say("assistant")
+
+
+def _ending_call(maker: Maker) -> None:
+    """The call is the last turn, nothing follows it."""
+    maker.say("user")
+    maker.messages.append({"role": "assistant", "content": "", "tool_calls": [maker.call()]})
+
+
+def _tools(maker: Maker) -> None:
+    if maker.tools is None:
+        maker.tool()
+    _turn(maker)
+
+
+def _two_rounds(maker: Maker) -> None:
+    maker.say("user")
+    maker.round()
+    maker.round()
+    maker.say("assistant")
+
+
+def _arguments(maker: Maker) -> None:
+    maker.say("user")
+    number = 73_000_000 + next(maker._numbers)
+    maker.words.append((str(number), len(maker.messages)))
+    nested = {"list": [f"a {maker.word()}", number], "inner": {"flag": True, maker.word(): None}}
+    call = maker.call({"text": f'"quoted" {maker.word()}\nline', **nested})
+    maker.messages.append({"role": "assistant", "content": "", "tool_calls": [call]})
+    maker.result(call)
+    maker.say("assistant")
+
+
+KINDS = {
+    "turns": _turn,
+    "system": _system,
+    "developer": _developer,
+    "reasoning": _reasoning,
+    "think": _think,
+    "reasoning, call": _reasoned_call,
+    "words, call": lambda maker: _call(maker, content="words"),
+    "call": _call,
+    "call, null": lambda maker: _call(maker, content=None),
+    "last call": _ending_call,
+    "two calls": lambda maker: _call(maker, num_calls=2),
+    "two rounds": _two_rounds,
+    "arguments": _arguments,
+    "tools": _tools,
+}
+"""What the exchange holds that is looked at."""
+
+POSITIONS = {"last": (0, 0), "middle": (1, 1), "first": (0, 1)}
+"""Exchanges of plain turns before and after it."""
+
+
+def make_case(kind: str, position: str) -> Case | None:
+    """A row; None where the kind has no such position."""
+    before, after = POSITIONS[position]
+    if kind in ("system", "developer", "tools"):
+        before, after = 0, before + after  # these stand at the start
+    if kind == "last call" and after:
+        return None
+    maker = Maker()
+    for _ in range(before):
+        _turn(maker)
+    KINDS[kind](maker)
+    for _ in range(after):
+        _turn(maker)
+    return Case(maker.messages, maker.tools, maker.words)
+
+
+class Verdict(NamedTuple):
+    """What became of a row."""
+
+    outcome: str
+    """printed, refused or noted."""
+
+    faults: tuple[str, ...] = ()
+    """What is wrong with that."""
+
+    text: str = ""
+    """Why it was refused, or what is noted."""
+
+
+def judge(renderer: Renderer, tokenizer: Any, case: Case) -> Verdict:
+    """What the renderer makes of a row, held against what transformers prints."""
+    [row] = renderer.render_each([Conversation(case.messages, case.tools, PLACE)])
+    if isinstance(row, RowError):
+        faults = _needless_refusal(tokenizer, case) if row.cause == Cause.UNPRINTED else []
+        text = row.problems[0].text
+        is_placed = "outside" in text or "inside" in text
+        return Verdict("refused", () if is_placed else tuple(faults), text)
+    flags, text = trained_bytes(tokenizer, row)
+    faults = [word for word, owner in case.words if not _is_right(word, owner, case, flags, text)]
+    faults += _wrong_starts(tokenizer, case, flags, text)
+    notes = [note.what for note in row.unprinted]
+    notes += differing_prompts(Conversation(case.messages, case.tools, PLACE), renderer)
+    if notes:
+        starts = [fault for fault in faults if fault.startswith("answer") and not notes]
+        return Verdict("noted", tuple(starts), "; ".join(notes))
+    return Verdict("printed", tuple(faults))
+
+
+def _is_right(word: str, owner: int, case: Case, flags: list[bool], text: bytes) -> bool:
+    """Whether a word is printed, and trained just where it is the assistant's."""
+    is_assistant = owner != TOOL and case.messages[owner]["role"] == "assistant"
+    places = []
+    at = text.find(word.encode())
+    while at >= 0:
+        places.append(set(flags[at : at + len(word)]))
+        at = text.find(word.encode(), at + 1)
+    if is_assistant:
+        return {True} in places and {True, False} not in places
+    # A call spells the name and the parameter of its tool.
+    return bool(places) and all(place == {False} for place in places)
+
+
+def _wrong_starts(tokenizer: Any, case: Case, flags: list[bool], text: bytes) -> list[str]:
+    """Answers that do not begin where their generation prompt ends, as far as the row begins with it."""
+    faults = []
+    for index, message in enumerate(case.messages):
+        if message["role"] != "assistant" or not index:
+            continue
+        for shaped in shapes(case.messages[:index]):
+            prompt = plain(tokenizer, shaped, case.tools, add_generation_prompt=True)
+            if prompt is None or not text.startswith(prompt.encode()):
+                continue
+            end = len(prompt.encode())
+            if flags[end - 1] or end == len(flags) or not flags[end]:
+                faults.append(f"answer {index} begins elsewhere than behind {prompt[-20:]!r}")
+            break
+    return faults
+
+
+def _needless_refusal(tokenizer: Any, case: Case) -> list[str]:
+    """A fault if a shape that the template takes prints every word."""
+    for shaped in shapes(case.messages):
+        text = plain(tokenizer, shaped, case.tools)
+        if text is not None and all(word in text for word, _ in case.words):
+            return ["refused although every word is printed"]
+    return []
+
+
+def shapes(messages: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """The messages with content as text, and as parts; a call without words in each way."""
+    for wordless in ("as it is", "", None):
+        shaped = [
+            {**message, "content": wordless}
+            if "tool_calls" in message and not message["content"] and wordless != "as it is"
+            else message
+            for message in messages
+        ]
+        yield shaped
+        yield [
+            {**message, "content": [{"type": "text", "text": message["content"]}]} if message["content"] else message
+            for message in shaped
+        ]
+
+
+def plain(tokenizer: Any, messages: list[dict[str, Any]], tools: Any, **more: bool) -> str | None:
+    """What transformers prints; None where the template fails."""
+    try:
+        text: str = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, **more)
+    except FAULTS:
+        return None
+    return text
+
+
+def trained_bytes(tokenizer: Any, row: Any) -> tuple[list[bool], bytes]:
+    """For each byte of the row's text whether its token is trained."""
+    flags: list[bool] = []
+    text = b""
+    for token, label in zip(row.input_ids, row.labels, strict=True):
+        piece = _bytes_of(tokenizer, token)
+        flags += [label != IGNORE_INDEX] * len(piece)
+        text += piece
+    return flags, text
+
+
+def _bytes_of(tokenizer: Any, token: int) -> bytes:
+    if token in tokenizer.added_tokens_decoder:
+        return str(tokenizer.added_tokens_decoder[token].content).encode()
+    return bytes(_BYTE_OF[letter] for letter in tokenizer.convert_ids_to_tokens(token))
+
+
+def _byte_letters() -> dict[str, int]:
+    """GPT-2's letters for bytes."""
+    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    letters = {chr(byte): byte for byte in shown}
+    hidden = (byte for byte in range(256) if byte not in shown)
+    return letters | {chr(256 + number): byte for number, byte in enumerate(hidden)}
+
+
+_BYTE_OF = _byte_letters()
