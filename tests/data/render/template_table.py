@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jinja2
@@ -210,13 +211,15 @@ def judge(renderer: Renderer, tokenizer: Any, case: Case) -> Verdict:
         return Verdict("refused", () if is_placed else tuple(faults), text)
     flags, text = trained_bytes(tokenizer, row)
     faults = [word for word, owner in case.words if not _is_right(word, owner, case, flags, text)]
-    faults += _wrong_starts(tokenizer, case, flags, text)
-    notes = [note.what for note in row.unprinted]
-    notes += differing_prompts(Conversation(case.messages, case.tools, PLACE), renderer)
-    if notes:
-        starts = [fault for fault in faults if fault.startswith("answer") and not notes]
-        return Verdict("noted", tuple(starts), "; ".join(notes))
-    return Verdict("printed", tuple(faults))
+    starts = _wrong_starts(tokenizer, case, flags, text)
+    unprinted = [note.what for note in row.unprinted]
+    differing = list(differing_prompts(Conversation(case.messages, case.tools, PLACE), renderer))
+    if differing:
+        return Verdict("noted", (), "; ".join(unprinted + differing))
+    if unprinted:
+        is_said = any("{% generation %}" in what for what in unprinted)
+        return Verdict("noted", () if is_said else tuple(starts), "; ".join(unprinted))
+    return Verdict("printed", tuple(faults + starts))
 
 
 def _is_right(word: str, owner: int, case: Case, flags: list[bool], text: bytes) -> bool:
@@ -288,17 +291,23 @@ def trained_bytes(tokenizer: Any, row: Any) -> tuple[list[bool], bytes]:
     """For each byte of the row's text whether its token is trained."""
     flags: list[bool] = []
     text = b""
+    pieces = _pieces_of(tokenizer)
     for token, label in zip(row.input_ids, row.labels, strict=True):
-        piece = _bytes_of(tokenizer, token)
+        piece = pieces[token]
         flags += [label != IGNORE_INDEX] * len(piece)
         text += piece
     return flags, text
 
 
-def _bytes_of(tokenizer: Any, token: int) -> bytes:
-    if token in tokenizer.added_tokens_decoder:
-        return str(tokenizer.added_tokens_decoder[token].content).encode()
-    return bytes(_BYTE_OF[letter] for letter in tokenizer.convert_ids_to_tokens(token))
+@lru_cache(maxsize=4)
+def _pieces_of(tokenizer: Any) -> dict[int, bytes]:
+    """Bytes of each token."""
+    added = {number: str(token.content).encode() for number, token in tokenizer.added_tokens_decoder.items()}
+    return added | {
+        number: bytes(_BYTE_OF[letter] for letter in token)
+        for token, number in tokenizer.get_vocab().items()
+        if number not in added
+    }
 
 
 def _byte_letters() -> dict[str, int]:
@@ -310,3 +319,24 @@ def _byte_letters() -> dict[str, int]:
 
 
 _BYTE_OF = _byte_letters()
+
+
+COLUMNS = tuple(KINDS)
+
+
+def table_row(name: str, template: str, make_tokenizer: Any) -> tuple[str, list[str]]:
+    """A template's line of the table in docs/templates.md, and what is wrong with its cells."""
+    tokenizer = make_tokenizer(template)
+    renderer = Renderer(tokenizer)
+    cells, faults = [], []
+    for kind in COLUMNS:
+        letters = ""
+        for position in POSITIONS:
+            case = make_case(kind, position)
+            if case is None:
+                continue
+            verdict = judge(renderer, tokenizer, case)
+            letters += verdict.outcome[0]
+            faults += [f"{kind}, {position}: {verdict.outcome}, but {fault}" for fault in verdict.faults]
+        cells.append(letters[0] if len(set(letters)) == 1 else letters)
+    return f"| {name} | {' | '.join(cells)} |", faults
