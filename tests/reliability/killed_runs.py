@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from qlora_cli.run.checkpoints import list_checkpoints
 from qlora_cli.run.directory import RunDirectory
+from qlora_cli.run.inventory import INVENTORY_NAME
 from tests.reliability import rank_runs
 from tests.reliability.forkserver import ONE_THREAD, ROOT, ForkServer
 from tests.reliability.rank_runs import content, metrics, write_recipe
@@ -252,9 +253,12 @@ class Field:
         return ["train", str(self._recipes[kind]), "--run-dir", str(run), *resume]
 
 
+STAY = (".lock", INVENTORY_NAME)
+
+
 def leftovers(folder: Path) -> list[Path]:
-    """What was being written in a folder. Locks stay for ever, and so may a kilobyte of a plan in the cache."""
-    found = [path for path in folder.rglob(".*") if path.name != ".lock" and path.suffix != ".lock"]
+    """What was being written in a folder. Locks and lists stay, and so may a kilobyte of a plan in the cache."""
+    found = [path for path in folder.rglob(".*") if path.suffix != ".lock" and path.name not in STAY]
     return [path for path in found if path.parent.name != "plans"]
 
 

@@ -17,6 +17,7 @@ import pytest
 from qlora_cli.run.checkpoints import newest_whole
 from qlora_cli.run.directory import RunDirectory
 from tests.reliability.conftest import num_cases
+from tests.reliability.killed_runs import leftovers
 from tests.reliability.rank_runs import Ranks, content, free_port, has_ended, metrics, serving, write_recipe
 
 SECONDS_TO_END = 30
@@ -80,8 +81,7 @@ def check_killed(ranks: Ranks, recipe: Path, straight: Path, run: Path, rank: in
     assert resumed.exit_codes == [0, 0], resumed.logs
     assert content(run) == content(straight)
     assert metrics(run) == metrics(straight)
-    leftovers = [path for path in run.rglob(".*") if path.name != ".lock"]
-    assert leftovers == []
+    assert leftovers(run) == []
     return outcome.spread
 
 

@@ -132,10 +132,9 @@ def test_another_number_of_processes_does_not_go_on(ranks, recipe, tmp_path):
         (["--set", "lora.rr=1"], 2, "unknown key 'lora.rr'"),
         (["--set", "data.train=missing.jsonl"], 2, "missing.jsonl"),
         (["--set", "lora.target_modules=[nope]"], 2, "'nope' matches no linear module"),
-        (["--resume"], 2, "there is no run"),
         (["--resume", "--overwrite"], 2, "exclude each other"),
     ],
-    ids=["recipe", "data", "model", "nothing to resume", "arguments"],
+    ids=["recipe", "data", "model", "arguments"],
 )
 def test_an_error_that_all_have_is_said_once_and_ends_all_with_its_code(
     ranks, recipe, tmp_path, arguments, exit_code, words
@@ -145,6 +144,14 @@ def test_an_error_that_all_have_is_said_once_and_ends_all_with_its_code(
     said = "".join(outcome.logs)
     assert words in said.replace("\n", " ")
     assert said.count("error:") == 1
+
+
+def test_resume_where_there_is_no_run_starts_one_and_it_is_said_once(ranks, recipe, tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    outcome = train(ranks, recipe, run.path, "--resume", "--stop-after", "1")
+    assert outcome.exit_codes == [0, 0]
+    assert "".join(outcome.logs).count("there is no run in") == 1
+    assert run.is_started
 
 
 def test_a_run_directory_in_use_ends_both_with_6(ranks, recipe, tmp_path):
