@@ -6,6 +6,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 
 # `editable_mode=compat` puts the folder on the path as it is; setuptools' import hook costs 15 ms of each start.
 
+# Processes that the tests are spread over; each takes about 1.5 GB of memory.
+WORKERS ?= 2
+
 # A CPU whose other core is busy loses seconds to OpenMP threads that spin while they wait.
 export OMP_WAIT_POLICY ?= PASSIVE
 
@@ -32,7 +35,7 @@ demo: install ## the main job on CPU: make a base, train, compare, merge, ask
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/demo.sh
 
 test: install-dev ## run the tests
-	$(BIN)/python -m pytest -m "not gpu and not torture"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not gpu and not torture"
 
 test-gpu: install-dev ## run the tests that need a CUDA GPU
 	$(BIN)/python -m pytest -m gpu

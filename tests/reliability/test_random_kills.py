@@ -28,7 +28,7 @@ from tests.reliability.killed_runs import (
 NUM_LANES = 2
 """Processes at a time."""
 
-NUM_FORKED, NUM_REAL = 90, 10
+NUM_FORKED, NUM_REAL = 36, 4
 
 PHASES = ("at the start", "before the first checkpoint", "in training", "after the end")
 """Each must be met, or the kills would show little. Saves are short; `test_saves_under_fire.py` kills each of their
