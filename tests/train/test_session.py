@@ -166,10 +166,8 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_older_one(small_recipe, t
     assert bytes_of(straight, 8) == bytes_of(run, 8)
 
 
-def test_a_run_is_neither_overwritten_nor_resumed_by_accident(small_recipe, tmp_path):
+def test_a_run_is_not_overwritten_by_accident(small_recipe, tmp_path):
     run = RunDirectory(tmp_path / "run")
-    with pytest.raises(ArgumentError, match="there is no run"):
-        train_recipe(small_recipe(), run, Session(resume=True))
     train_recipe(small_recipe(), run, Session())
     with pytest.raises(ArgumentError, match="already holds a finished run"):
         train_recipe(small_recipe(), run, Session())
