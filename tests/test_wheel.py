@@ -93,7 +93,9 @@ def test_the_wheel_holds_every_recipe_and_part_and_their_data(wheel):
     assert shipped == {str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern)}
 
 
-def test_every_shipped_recipe_is_listed_printed_and_valid_without_the_repository(qlora):
+def test_every_shipped_recipe_is_listed_printed_and_valid_without_the_repository(qlora, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.jsonl").write_text('{"prompt": "Two and two?", "completion": "Four."}\n')
     names = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
     listed = qlora("recipes", "--json")
     assert re.findall(r'"name": "([^"]*)"', listed.stdout) == names
@@ -108,13 +110,13 @@ def test_smoke_leads_to_an_answer_from_an_empty_folder(qlora, tmp_path):
     refused = qlora("train", "smoke")
     assert refused.returncode == 2
     [command] = re.findall(r"hint: make it first: `qlora (.*)`", refused.stderr)
-    made = qlora(*shlex.split(command), "--steps", "3")
+    made = qlora(*shlex.split(command), "--steps", "40")
     assert made.returncode == 0, made.stderr
-    trained = qlora("train", "smoke", "--set", "training.max_steps=2", "--set", "training.num_train_epochs=null")
+    trained = qlora("train", "smoke", "--set", "training.max_steps=30")
     assert trained.returncode == 0, trained.stderr
-    answered = qlora("generate", "--prompt", QUESTION, "--max-new-tokens", "4")
+    answered = qlora("generate", "--prompt", QUESTION, "--max-new-tokens", "12")
     assert answered.returncode == 0, answered.stderr
-    assert answered.stdout.strip()
+    assert answered.stdout.startswith("team: ")
     assert "recipes/data/tickets_train.jsonl" in (tmp_path / "runs" / "smoke" / "recipe.yaml").read_text("utf-8")
 
 
