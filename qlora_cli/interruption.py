@@ -219,6 +219,16 @@ def _told(stop: StoppedBySignal | Interruption) -> str:
 
 
 @contextmanager
+def postponed() -> Iterator[None]:
+    """Stop signals that come in the block are heeded after it: a message is printed whole or not at all."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
 def keyboard_interrupts() -> Iterator[None]:
     """Ctrl-C is a `KeyboardInterrupt` in the block, which may be caught; what leaves the block is an interruption."""
     before = signal.getsignal(signal.SIGINT)

@@ -12,7 +12,7 @@ from qlora_cli import compat, console
 from qlora_cli.cli import data, deployment, evaluation, inspection, plan, recipes, training
 from qlora_cli.cli.usage import adopt
 from qlora_cli.errors import QloraError
-from qlora_cli.interruption import Interruption, interruptible
+from qlora_cli.interruption import Interruption, interruptible, postponed
 
 app = typer.Typer(
     name="qlora",
@@ -69,6 +69,6 @@ def main() -> None:
         error = disk_error(fault) or fault
         if not isinstance(error, QloraError) or "--debug" in sys.argv:
             raise
-        with suppress(OSError):  # stderr may be what cannot be written
+        with suppress(OSError), postponed():  # stderr may be what cannot be written
             console.show_error(error)
         sys.exit(error.exit_code)
