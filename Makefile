@@ -35,7 +35,7 @@ demo: install ## the main job on CPU: make a base, train, compare, merge, ask
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/demo.sh
 
 test: install-dev ## run the tests
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not gpu and not torture"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not gpu and not torture"
 
 test-gpu: install-dev ## run the tests that need a CUDA GPU
 	$(BIN)/python -m pytest -m gpu

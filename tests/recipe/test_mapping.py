@@ -44,7 +44,9 @@ def test_a_value_is_what_yaml_would_make_of_it(value, plain):
     assert type(tree.plain()["key"]) is type(plain)
 
 
-@pytest.mark.parametrize("value", [object(), {1, 2}, b"text", Plain.A, np.bool_(True), np.zeros(2)], ids=str)
+@pytest.mark.parametrize(
+    "value", [object(), {1, 2}, b"text", Plain.A, np.bool_(True), np.zeros(2)], ids=lambda value: type(value).__name__
+)
 def test_another_value_is_named_with_its_key_and_type(value):
     _, [(place, problem)] = tree_of({"lora": {"r": [4, value]}}, HERE)
     assert place == HERE
