@@ -128,8 +128,9 @@ def measure(case: Case, workdir: Path) -> dict[str, Any]:
     from random_rows import trainer_on_random_rows
 
     from qlora_cli.model.device import pick_device
+    from qlora_cli.plan.device import Device
     from qlora_cli.plan.report import choose_target
-    from qlora_cli.plan.shape import Device, PlanRequest, read_config
+    from qlora_cli.plan.shape import PlanRequest, read_config
     from qlora_cli.run.directory import RunDirectory
     from qlora_cli.train.assembly import make_model
 

@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from qlora_cli.plan.allocator import MIB, allocate_trace
+from qlora_cli.plan.device import Device
 from qlora_cli.plan.facts import ModelFacts
-from qlora_cli.plan.shape import Device, PlanRequest
+from qlora_cli.plan.shape import PlanRequest
 from qlora_cli.plan.timeline import Moment, Trace
 from qlora_cli.plan.trace import Kind
 

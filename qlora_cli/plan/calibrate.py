@@ -24,12 +24,13 @@ from transformers import LlamaConfig
 
 from qlora_cli.errors import ArgumentError, ResourceError
 from qlora_cli.plan.cards import card_of
+from qlora_cli.plan.device import Device
 from qlora_cli.plan.estimate import moved_bytes, operations_per_token
 from qlora_cli.plan.facts import describe
 from qlora_cli.plan.fake_model import meta_model
 from qlora_cli.plan.optimizers import make_optimizer
 from qlora_cli.plan.overheads import Overheads, driver_version
-from qlora_cli.plan.shape import Device, PlanRequest
+from qlora_cli.plan.shape import PlanRequest
 from qlora_cli.recipe.schema import Recipe
 
 GIB = 2**30

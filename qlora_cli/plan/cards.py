@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from qlora_cli.errors import ArgumentError
-from qlora_cli.plan.shape import BFLOAT16_CAPABILITY, Device
+from qlora_cli.plan.device import BFLOAT16_CAPABILITY, Device
 from qlora_cli.recipe.yaml_text import parse_yaml
 
 CARDS_FILE = Path(__file__).with_name("cards.yaml")

@@ -22,7 +22,8 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from qlora_cli.plan.attention import CUDA_ATTENTION_WORKSPACES, cuda_attention
-from qlora_cli.plan.shape import Device, PlanRequest
+from qlora_cli.plan.device import Device
+from qlora_cli.plan.shape import PlanRequest
 from qlora_cli.plan.trace import Kind, Workspace
 
 FLOAT32_ON_CUDA = frozenset(

@@ -3,45 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from transformers import LlamaConfig, PreTrainedConfig
 
 from qlora_cli.errors import RecipeError
 from qlora_cli.model.device import DTYPES
-from qlora_cli.plan.overheads import Overheads
+from qlora_cli.plan.device import BFLOAT16_CAPABILITY, Device
 from qlora_cli.recipe.schema import Recipe
 from qlora_cli.recipe.section import Section
-
-BFLOAT16_CAPABILITY = (8, 0)
-"""First compute capability that computes in bfloat16 (NVIDIA Ampere)."""
 
 HEAD_DIM = 128
 """Width of an attention head in a sketch, as in Llama and Qwen."""
 
 LLAMA_3_VOCABULARY = 128_256
 LLAMA_3_POSITIONS = 131_072
-
-
-@dataclass(frozen=True)
-class Device:
-    """What the plan must know of the device, which need not be there."""
-
-    kind: Literal["cuda", "cpu"] = "cuda"
-
-    capability: tuple[int, int] = (8, 0)
-    """CUDA compute capability; it decides the kernels and, under `model.dtype: auto`, the precision."""
-
-    num_multiprocessors: int = 108
-    """Streaming multiprocessors."""
-
-    num_gpus: int = 1
-    """GPUs that train together, each in a process of its own with the whole model."""
-
-    overheads: Overheads | None = None
-    """What was measured of this GPU on this machine; without it, what is generally true of CUDA."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +30,7 @@ class PlanRequest:
     config: PreTrainedConfig
     """The base's `config.json`; its weights are never looked at."""
 
-    device: Device = Device()
+    device: Device = field(default_factory=Device)
 
     @property
     def batch_size(self) -> int:

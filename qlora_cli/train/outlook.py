@@ -14,9 +14,10 @@ from qlora_cli.model.base import read_config
 from qlora_cli.model.device import pick_device
 from qlora_cli.plan.automatic import with_rows_that_fit
 from qlora_cli.plan.bill import Needs, context_on
+from qlora_cli.plan.device import Device
 from qlora_cli.plan.host_memory import available_bytes
 from qlora_cli.plan.report import this_gpu
-from qlora_cli.plan.shape import Device, PlanRequest
+from qlora_cli.plan.shape import PlanRequest
 from qlora_cli.plan.tracer import Tracer
 from qlora_cli.recipe.schema import Recipe
 from qlora_cli.train.memory import settings_that_save

@@ -7,9 +7,9 @@ import torch
 from torch.nn import functional
 
 from qlora_cli.plan.attention import WITHOUT_MASK, attention_on
+from qlora_cli.plan.device import Device
 from qlora_cli.plan.fake_model import fake_tensors
 from qlora_cli.plan.kernels import AsOnCuda, workspaces
-from qlora_cli.plan.shape import Device
 from qlora_cli.plan.timeline import finished_trace
 from qlora_cli.plan.trace import Kind, LiveMemory
 from tests.plan.bases import AMPERE, config_of, request_for

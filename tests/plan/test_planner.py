@@ -6,8 +6,8 @@ import pytest
 from transformers import LlamaConfig
 
 from qlora_cli.plan import planner
+from qlora_cli.plan.device import Device
 from qlora_cli.plan.planner import plan, trace_step
-from qlora_cli.plan.shape import Device
 from qlora_cli.plan.step import fake_step
 from qlora_cli.plan.timeline import Trace
 from qlora_cli.plan.trace import Kind, Phase, Stage

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from qlora_cli.plan import ranks as planned
+from qlora_cli.plan.device import Device
 from qlora_cli.plan.planner import plan, trace_step
-from qlora_cli.plan.shape import Device
 from qlora_cli.plan.step import fake_step
 from qlora_cli.plan.timeline import finished_trace
 from qlora_cli.plan.trace import Kind, LiveMemory, Stage

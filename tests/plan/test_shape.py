@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from qlora_cli.errors import RecipeError
+from qlora_cli.plan.device import Device
 from qlora_cli.plan.fake_model import skeleton
-from qlora_cli.plan.shape import Device, sketch_config
+from qlora_cli.plan.shape import sketch_config
 from tests.plan.bases import CPU, config_of, request_for
 
 

@@ -12,7 +12,8 @@ import torch
 
 from qlora_cli.errors import ResourceError
 from qlora_cli.model.base import read_config
-from qlora_cli.plan.shape import Device, PlanRequest
+from qlora_cli.plan.device import Device
+from qlora_cli.plan.shape import PlanRequest
 from qlora_cli.plan.tracer import Tracer
 from qlora_cli.recipe.schema import Recipe
 from qlora_cli.run.directory import RunDirectory
