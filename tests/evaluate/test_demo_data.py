@@ -72,5 +72,5 @@ def test_the_demo_ends_with_a_question_of_the_held_out_file():
 
 def test_the_demo_makes_its_base_with_the_command_that_its_recipe_names():
     script = (DATA.parent / "demo.sh").read_text(encoding="utf-8")
-    assert f"show {find_shipped('smoke').first}\n" in script
+    assert f"show {find_shipped('smoke').first} --force\n" in script
     assert command_for_base("runs/tiny-base") == find_shipped("smoke").first

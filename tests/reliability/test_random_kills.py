@@ -82,14 +82,14 @@ def disturb(field: Field, lanes: Sequence[Start], cases: Sequence[Case]) -> Coun
 @pytest.mark.slow
 def test_a_run_killed_at_any_moments_and_resumed_is_the_undisturbed_one(field, forked, record_property):
     phases = disturb(field, forked, draw_cases(NUM_FORKED, list(KINDS)))
-    record_property("phases", phases)
+    record_property("phases", dict(phases))
     assert [phase for phase in PHASES if phases[phase] < 3] == []
 
 
 @pytest.mark.slow
 def test_a_command_line_killed_at_any_moments_and_resumed_is_the_undisturbed_run(field, record_property):
     phases = disturb(field, [command_line] * NUM_LANES, draw_late_cases(NUM_REAL, ["float32", "many rows"]))
-    record_property("phases", phases)
+    record_property("phases", dict(phases))
     assert phases["at the start"] > 0
     assert phases["in training"] + phases["in a save"] >= 3
 
@@ -97,4 +97,4 @@ def test_a_command_line_killed_at_any_moments_and_resumed_is_the_undisturbed_run
 @pytest.mark.torture
 def test_many_runs_killed_at_any_moments_and_resumed_are_the_undisturbed_one(field, forked, record_property):
     phases = disturb(field, forked, draw_cases(num_cases("KILLS", 2000), list(KINDS)))
-    record_property("phases", phases)
+    record_property("phases", dict(phases))

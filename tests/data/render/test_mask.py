@@ -174,7 +174,7 @@ def test_a_prompt_that_depends_on_the_users_text_is_rendered_for_every_row():
     for text in ["quiet", "/loud", *["quiet"] * 20, "/loud"]:
         messages = [user(text), assistant("!Hey")]
         trace = mask.trace(messages)
-        [(start, end, _)] = mask.answers(trace, messages)
+        [(start, end, *_)] = mask.answers(trace, messages)
         assert trace.text[start:end] == ("Hey" if text == "/loud" else "!Hey") + "<|im_end|>\n"
 
 
