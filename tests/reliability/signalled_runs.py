@@ -67,7 +67,7 @@ PHASES = {
         (
             ("qlora_cli.train.contents:save_optimizer", 7),
             ("qlora_cli.run.checkpoints:write_json", 7),
-            ("qlora_cli.run.files:_put_in_place", 7),
+            ("qlora_cli.run.folders:put_in_place", 7),
         ),
         has_started=True,
     ),
@@ -88,7 +88,7 @@ PHASES = {
             ("qlora_cli.deploy.merge:record_logits", 3),
             ("qlora_cli.deploy.merge:save_model_folder", 1),
             ("qlora_cli.deploy.merge:write_json", 1),
-            ("qlora_cli.run.files:_put_in_place", 1),
+            ("qlora_cli.run.folders:put_in_place", 1),
         ),
     ),
     "export": Phase(
@@ -96,7 +96,7 @@ PHASES = {
         (
             ("qlora_cli.deploy.export:merge_into", 1),
             ("qlora_cli.deploy.merge:save_model_folder", 1),
-            ("qlora_cli.run.files:_put_in_place", 1),
+            ("qlora_cli.run.folders:put_in_place", 1),
             ("qlora_cli.deploy.export:_prove", 1),
         ),
     ),

@@ -40,8 +40,8 @@ POINTS_OF_FIRST = {
     "in the directory": ("qlora_cli.run.directory:RunDirectory._lock", 1),
     "in a save": ("qlora_cli.train.contents:save_optimizer", 4),
     "in the seal": ("qlora_cli.run.checkpoints:write_json", 4),
-    "in the rename": ("qlora_cli.run.files:_put_in_place", 4),
-    "in the rotation": ("qlora_cli.train.trainer:rotate_checkpoints", 4),
+    "in the rename": ("qlora_cli.run.folders:put_in_place", 4),
+    "in the rotation": ("qlora_cli.train.saving:rotate_checkpoints", 4),
     "in the final adapter": ("qlora_cli.train.ending:save_adapter", 1),
 }
 """The same for what only the first process does."""
