@@ -94,7 +94,7 @@ def make_tiny_base(
     Raises:
         ArgumentError: if `out` is in use, a size does not fit, or the corpus is unreadable or too short.
     """
-    refuse_occupied(out.resolve(), force=force, otherwise=OTHER_FOLDER)
+    refuse_occupied(out.resolve(), force=force, otherwise=OTHER_FOLDER)  # before minutes of training
     _check(options)
     documents = read_corpus(options.corpus)
     tokenizer = train_tokenizer(documents, options.vocab_size, options.max_length)

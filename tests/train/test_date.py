@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import shutil
-from pathlib import Path
 
 import pytest
 
@@ -18,8 +17,9 @@ PRINTS_TODAY = "{{ '<|im_start|>system\nToday: ' + strftime_now('%d %b %Y') + '<
 
 
 @pytest.fixture
-def recipe(small_recipe, tmp_path):
+def recipe(small_recipe, tmp_path, monkeypatch):
     """Eight steps with a template that prints the date; the data cache is this test's own."""
+    monkeypatch.setenv("QLORA_CACHE", str(tmp_path / "cache"))
     template = tmp_path / "today.jinja"
     template.write_text(PRINTS_TODAY)
 
@@ -53,12 +53,7 @@ def adapter_bytes(run: RunDirectory) -> bytes:
     return (run.adapter_path / "adapter_model.safetensors").read_bytes()
 
 
-def cached_on(path: Path, monkeypatch) -> None:
-    monkeypatch.setenv("QLORA_CACHE", str(path))
-
-
-def test_a_run_resumed_on_another_day_without_its_cache_trains_the_same_bytes(recipe, day, tmp_path, monkeypatch):
-    cached_on(tmp_path / "cache", monkeypatch)
+def test_a_run_resumed_on_another_day_without_its_cache_trains_the_same_bytes(recipe, day, tmp_path):
     day("2026-11-28")
     whole = RunDirectory(tmp_path / "whole")
     train_recipe(recipe(), whole, Session())
@@ -76,8 +71,7 @@ def test_a_run_resumed_on_another_day_without_its_cache_trains_the_same_bytes(re
     assert fingerprint(another) != fingerprint(whole), "the template does print the day"
 
 
-def test_a_day_in_the_recipe_makes_the_same_rows_on_every_day(recipe, day, tmp_path, monkeypatch):
-    cached_on(tmp_path / "cache", monkeypatch)
+def test_a_day_in_the_recipe_makes_the_same_rows_on_every_day(recipe, day, tmp_path):
     fingerprints = set()
     for number, today in enumerate(("2026-11-28", "2027-02-03")):
         day(today)

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from qlora_cli.data.render.renderer import Renderer
 from tests.data.conftest import make_tokenizer
-from tests.data.render.template_table import KINDS, Case, Maker, judge, make_case, table_row
+from tests.data.render.content_kinds import KINDS, Case, Maker, make_case
+from tests.data.render.template_table import judge, table_row
 from tests.data.render.templates import GROUPS, OF_TRL, SHAPES, TEMPLATES
 
 PAGE = (Path(__file__).parents[3] / "docs" / "templates.md").read_text("utf-8")
