@@ -35,6 +35,8 @@ to all of them what the terminal has sent them already."""
 AGAIN_SECONDS = 1.0
 """After so long an interruption that has got lost is raised again."""
 
+SOON_SECONDS = 0.05
+"""After so long an interruption is tried again that came while torch was being imported."""
 
 STOPPED_EARLY = "stopped before it was done; nothing is left half written"
 
@@ -85,7 +87,7 @@ class Interrupter:
             self.signal_number = number
             self._asked_at = time.monotonic()
             self._handler_of_alarm = signal.signal(signal.SIGALRM, self.remind)
-            self._raise()
+            self._raise(frame)
         elif time.monotonic() >= self._asked_at + self._patience_seconds:
             leave_at_once(number)
 
@@ -94,7 +96,7 @@ class Interrupter:
         if _is_on_its_way():
             signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS)
         else:
-            self._raise()
+            self._raise(frame)
 
     def close(self) -> None:
         """Remind no more; an alarm is the caller's own again."""
@@ -102,10 +104,22 @@ class Interrupter:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, self._handler_of_alarm)
 
-    def _raise(self) -> None:
+    def _raise(self, frame: FrameType | None) -> None:
         assert self.signal_number is not None  # a signal has come
+        if _is_importing_torch(frame):
+            signal.setitimer(signal.ITIMER_REAL, SOON_SECONDS)
+            return
         signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS)
         raise Interruption(self.signal_number)
+
+
+def _is_importing_torch(frame: FrameType | None) -> bool:
+    """Whether a module of torch is being run for the first time: its C++ aborts the process over an exception then."""
+    while frame is not None:
+        if frame.f_code.co_name == "<module>" and frame.f_globals.get("__name__", "").partition(".")[0] == "torch":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _is_on_its_way() -> bool:
