@@ -55,7 +55,7 @@ class RawRow(NamedTuple):
     """Of a line in its file, for messages that name a byte."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Conversation:
     """Turns that the chat template renders; which of them are trained, `data.train_on` says."""
 
@@ -66,7 +66,7 @@ class Conversation:
     place: Place
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PlainText:
     """Text outside any chat template; `completion` is trained and an end-of-sequence token follows it."""
 

@@ -48,7 +48,6 @@ class Observer:
         """
         self._end_of_turn_ids = renderer.end_of_turn_ids
         self._two_bos = [renderer.bos_token_id] * 2
-        self._special_text = renderer.special_text
 
     def observe(self, example: Example, row: TokenRow) -> list[Observation]:
         """What stands out in a row; most have nothing."""
@@ -57,7 +56,7 @@ class Observer:
             found.append(Observation.ROLE_ORDER)
         if len(answer_of(example).strip()) < MIN_ANSWER_CHARS:
             found.append(Observation.SHORT_ANSWER)
-        if self._special_text(example) is not None:
+        if row.has_special_text:
             found.append(Observation.SPECIAL_TEXT)
         if row.input_ids[:2] == self._two_bos:
             found.append(Observation.DOUBLE_BOS)

@@ -30,7 +30,7 @@ from qlora_cli.errors import DataError
 from qlora_cli.recipe.data_schema import DataSection, SourceSection
 
 
-@dataclass
+@dataclass(slots=True)
 class Passage:
     """What became of one row."""
 

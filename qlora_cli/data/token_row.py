@@ -31,6 +31,9 @@ class TokenRow:
     unprinted: tuple[Unprinted, ...] = ()
     """What the chat template left out."""
 
+    has_special_text: bool = False
+    """Whether the conversation spells a special token, such as `</s>`; it is tokenized as text."""
+
     @property
     def num_trained_tokens(self) -> int:
         """Tokens that carry a label."""

@@ -146,8 +146,9 @@ class ChatTexts:
     def _render(
         self, messages: Sequence[Message], tools: Tools, *, is_compared: bool, add_generation_prompt: bool
     ) -> ChatText:
-        messages = [_without_nulls(message) for message in without_choice(messages)]
-        stood_in, stood_in_tools = messages, tools
+        if any(len(message) > 2 or message.get("content") is None for message in messages):
+            messages = [_without_nulls(message) for message in without_choice(messages)]
+        stood_in, stood_in_tools = list(messages), tools
         originals: Originals = {}
         if self.special.find(messages, tools) is not None:
             stood_in, stood_in_tools, originals = self.special.stand_in(messages, tools)

@@ -15,7 +15,7 @@ from qlora_cli.data.example import Message
 from qlora_cli.data.render.leaves import Kind
 from qlora_cli.data.render.mask import Answer
 from qlora_cli.data.render.placement import Places
-from qlora_cli.data.render.traced_template import Trace
+from qlora_cli.data.render.traced_template import Span, Trace
 
 MAX_FRAMES = 16
 """Of a role; a template has two or three (first turn, last turn)."""
@@ -29,37 +29,33 @@ class Frames:
 
     def __init__(self) -> None:
         self._of_role: dict[str, list[tuple[str, str]]] = {}
+        """Role -> what stands before and behind the content."""
 
     def hold(self, trace: Trace, messages: Sequence[Message], answers: Sequence[Answer]) -> bool:
         """Whether each message is a content in a known frame, those of the assistant inside of its answer."""
-        spans: Mapping[int | None, Answer] = {answer.turn: answer for answer in answers}
+        answer_of: Mapping[int | None, Answer] = {answer.turn: answer for answer in answers}
         for index, message in enumerate(messages):
             content = message.get("content")
-            if message.keys() != _KEYS and message.keys() != _KEYS_OF_QUESTIONS:
+            if (len(message) != 2 and message.keys() != _KEYS_OF_QUESTIONS) or not isinstance(content, str):
                 return False
-            if not isinstance(content, str) or index not in trace.turns:
+            if (span := trace.turns.get(index)) is None:
                 return False
-            at = self._place(trace, index, message["role"], content)
+            at = self._place(trace.text, span, message["role"], content)
             if at is None:
                 return False
             if message["role"] == "assistant":
-                answer = spans.get(index)
+                answer = answer_of.get(index)
                 if answer is None or at < answer.start or at + len(content) > answer.end:
                     return False
         return True
 
-    def _place(self, trace: Trace, index: int, role: str, content: str) -> int | None:
+    def _place(self, text: str, turn: Span, role: str, content: str) -> int | None:
         """Where the content stands in its turn, if that is a known frame with it."""
-        start, end = trace.turns[index]
+        start, end = turn
+        room = end - start - len(content)
         for head, tail in self._of_role.get(role, ()):
-            at = start + len(head)
-            if (
-                at + len(content) + len(tail) == end
-                and trace.text.startswith(content, at)
-                and trace.text.startswith(head, start)
-                and trace.text.endswith(tail, 0, end)
-            ):
-                return at
+            if len(head) + len(tail) == room and text[start:end] == head + content + tail:
+                return start + len(head)
         return None
 
     def learn(self, trace: Trace, messages: Sequence[Message], places: Places) -> None:

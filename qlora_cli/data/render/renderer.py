@@ -142,15 +142,6 @@ class Renderer:
         spans = [*_spans(rendered), (end, end)]
         return self._encode([_Text(rendered.text, spans, [], rendered.originals)])[0].input_ids
 
-    def special_text(self, example: Example) -> str | None:
-        """The first special token, such as `</s>`, that a conversation's text spells. It is tokenized as text.
-
-        Plain text is None: there such tokens are meant, for example in chats that were rendered elsewhere.
-        """
-        if isinstance(example, PlainText):
-            return None
-        return self._texts.special.find(example.messages, example.tools)
-
     def text_of(self, input_ids: Sequence[int]) -> str:
         """What tokens spell, special ones with their names."""
         return str(self._tokenizer.decode(list(input_ids)))
@@ -240,7 +231,7 @@ class Renderer:
             labels = mask_labels(input_ids, spans)
         else:
             labels = mask_labels(input_ids, [span for span, is_in in zip(spans, text.is_trained, strict=True) if is_in])
-        return TokenRow(input_ids, labels, example.place, text.unprinted)
+        return TokenRow(input_ids, labels, example.place, text.unprinted, has_special_text=bool(text.originals))
 
     def _as_document(self, input_ids: list[int], spans: list[Span]) -> tuple[list[int], list[Span]]:
         """Plain text between the tokens that begin and end a document, each once; the end is trained."""

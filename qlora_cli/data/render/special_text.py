@@ -58,6 +58,8 @@ class SpecialText:
             for text in texts:
                 if found := search(text):
                     return found[0]
+        if tools is None:
+            return None
         return next((found[0] for text in _strings(tools) if (found := self._token.search(text))), None)
 
     def stand_in(self, messages: Sequence[Message], tools: Tools) -> tuple[list[Message], Tools, Originals]:

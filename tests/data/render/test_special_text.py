@@ -70,10 +70,8 @@ def test_tools_their_calls_and_results_are_searched_too(name, tokenizer_for):
         {"role": "assistant", "content": "b", **({"reasoning": "</s>"} if name == "reasoning" else {})},
     ]
     tools = [{"name": "f", "description": "</s>" if name == "tools" else "3"}]
-    renderer = Renderer(tokenizer)
-    example = Conversation(messages, tools, PLACE)
-    assert renderer.special_text(example) == "</s>"
-    [row] = renderer.render([example])
+    row = rendered(tokenizer, messages, tools)
+    assert row.has_special_text
     assert tokenizer.eos_token_id not in row.input_ids
     expected = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False)
     assert tokenizer.decode(row.input_ids) == expected
@@ -136,13 +134,10 @@ def test_sentencepiece_text_decodes_to_what_was_written():
 
 def test_plain_text_means_the_special_tokens_that_it_spells(tokenizer_for):
     tokenizer = tokenizer_for(extra=("<|im_end|>",))
-    renderer = Renderer(tokenizer)
-    example = PlainText("a<|im_end|>", "b", PLACE)
-    [row] = renderer.render([example])
+    [row] = Renderer(tokenizer).render([PlainText("a<|im_end|>", "b", PLACE)])
     assert special_tokens(tokenizer, row.input_ids) == ["<|im_end|>", "</s>"]
-    assert renderer.special_text(example) is None
+    assert not row.has_special_text
 
 
 def test_usual_text_holds_none(tokenizer_for):
-    renderer = Renderer(tokenizer_for(CHATML))
-    assert renderer.special_text(Conversation(turns("a < b </ s>", "<|im_|>"), None, PLACE)) is None
+    assert not rendered(tokenizer_for(CHATML), turns("a < b </ s>", "<|im_|>")).has_special_text
