@@ -118,7 +118,8 @@ class Stopwatch:
 def watched_saves() -> Stopwatch:
     """A clock on training and on the parts of every save."""
     from qlora_cli.run import checkpoints, files
-    from qlora_cli.train import contents, trainer
+    from qlora_cli.train import trainer
+    from qlora_cli.train.checkpoint import training_state
 
     watch = Stopwatch()
     watch.watch(trainer.QloraTrainer, "train", TRAINING, is_outermost=True)
@@ -126,10 +127,10 @@ def watched_saves() -> Stopwatch:
     watch.watch(trainer.QloraTrainer, "check_finite", "looking for NaN")
     watch.watch(files, "fsync", "fsync")
     watch.watch(checkpoints, "sha256_file", "sha256")
-    watch.watch(contents, "save_adapter", "writing the adapter")
-    watch.watch(contents, "save_optimizer", "writing the optimizer")
+    watch.watch(training_state, "save_adapter", "writing the adapter")
+    watch.watch(training_state, "save_optimizer", "writing the optimizer")
     for name in ("random_state", "pack_state", "unpack_state", "save_state"):
-        watch.watch(contents, name, "small states")
+        watch.watch(training_state, name, "small states")
     watch.watch(trainer, "rotate_checkpoints", ROTATION)
     return watch
 

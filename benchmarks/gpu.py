@@ -86,7 +86,7 @@ def measure(options: argparse.Namespace, workdir: Path) -> dict[str, Any]:
 
     from qlora_cli.model.device import pick_device
     from qlora_cli.run.directory import RunDirectory
-    from qlora_cli.train.assembly import make_model
+    from qlora_cli.train.setup import make_model
 
     shape = Shape(options.hidden, options.intermediate, options.layers, options.heads, options.kv_heads, options.vocab)
     device = pick_device()
@@ -150,7 +150,7 @@ def _memory(device: Any, stage: str) -> dict[str, int]:
     """Most memory since the last reset; on CPU the most that this process ever held."""
     import torch
 
-    from qlora_cli.train.progress import peak_memory_bytes
+    from qlora_cli.train.callbacks.progress import peak_memory_bytes
 
     if device.type == "cpu":
         return {f"{stage}_peak_resident_bytes": peak_memory_bytes()}

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qlora_cli.plan.shape import PlanRequest
+    from qlora_cli.plan.trace.request import PlanRequest
     from qlora_cli.recipe.schema import Recipe
     from qlora_cli.train.trainer import QloraTrainer
 
@@ -128,11 +128,11 @@ def measure(case: Case, workdir: Path) -> dict[str, Any]:
     from random_rows import trainer_on_random_rows
 
     from qlora_cli.model.device import pick_device
-    from qlora_cli.plan.device import Device
+    from qlora_cli.plan.machine.device import Device
     from qlora_cli.plan.report import choose_target
-    from qlora_cli.plan.shape import PlanRequest, read_config
+    from qlora_cli.plan.trace.request import PlanRequest, read_config
     from qlora_cli.run.directory import RunDirectory
-    from qlora_cli.train.assembly import make_model
+    from qlora_cli.train.setup import make_model
 
     recipe, device = recipe_of(case, workdir / "base"), pick_device()
     target = choose_target(None, None)
@@ -157,8 +157,8 @@ def measure(case: Case, workdir: Path) -> dict[str, Any]:
 
 def predict(request: PlanRequest) -> dict[str, int]:
     """Bytes by what they are compared with; `step` is what comes and goes within a step."""
-    from qlora_cli.plan.planner import plan
-    from qlora_cli.plan.trace import Kind
+    from qlora_cli.plan.budget import plan
+    from qlora_cli.plan.trace.live_memory import Kind
 
     bill = plan(request)
     # With accumulation a trace begins with gradients, being the last of a step's passes; a step begins without.

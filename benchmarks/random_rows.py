@@ -38,7 +38,7 @@ def trainer_on_random_rows(recipe: Recipe, run: RunDirectory, model: Any, docume
     from qlora_cli.data.prepare import prepare_data
     from qlora_cli.data.render.renderer import Renderer
     from qlora_cli.model.tokenizer import load_tokenizer
-    from qlora_cli.train.assembly import Ingredients, make_trainer
+    from qlora_cli.train.setup import Ingredients, make_trainer
 
     training, length = recipe.training, recipe.data.max_length
     assert training.max_steps is not None, "a benchmark says how many steps it does"

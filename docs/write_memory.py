@@ -15,9 +15,9 @@ from pathlib import Path
 
 from memory_bases import BASES, counts, traced, write_bases
 
-from qlora_cli.plan.bill import Bill
-from qlora_cli.plan.cards import find_card
-from qlora_cli.plan.trace import Kind
+from qlora_cli.plan.budget import Bill
+from qlora_cli.plan.machine.gpus import find_card
+from qlora_cli.plan.trace.live_memory import Kind
 
 PAGE = Path(__file__).with_name("memory.md")
 GIB, GB = 2**30, 10**9

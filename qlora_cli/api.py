@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from qlora_cli.evaluate.comparison import Comparison
     from qlora_cli.serve.chat import ChatSession
     from qlora_cli.serve.generation import Answer
-    from qlora_cli.train.ending import TrainingResult
+    from qlora_cli.train.result import TrainingResult
 
 AnyPath = str | os.PathLike[str]
 """A path, or what stands for one: the `run` of a training result."""
@@ -58,8 +58,8 @@ def train(
         KeyboardInterrupt: after Ctrl-C or a notebook's stop button, once the step is done and a checkpoint is saved.
     """
     _check_range("stop_after", stop_after, 1)
-    from qlora_cli.train.launch import take_launch
-    from qlora_cli.train.watch import joined
+    from qlora_cli.train.processes.launch import take_launch
+    from qlora_cli.train.processes.monitor import joined
 
     launch = take_launch()
     with joined(launch) as watch:

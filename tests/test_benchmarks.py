@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from qlora_cli.run.directory import RunDirectory
-from qlora_cli.train.assembly import make_model
+from qlora_cli.train.setup import make_model
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 

@@ -22,4 +22,4 @@ def test_worked_examples_are_true(path):
 
 def test_there_are_examples_where_an_index_or_a_mask_is_involved():
     names = {path.stem for path in WITH_EXAMPLES}
-    assert {"mask", "packing", "collator", "token_row", "answers", "state"} <= names
+    assert {"mask", "packing", "collator", "token_row", "answers", "state_io"} <= names

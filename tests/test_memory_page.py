@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from qlora_cli.plan.facts import model_facts
-from qlora_cli.plan.shape import PlanRequest
+from qlora_cli.plan.parameter_counts import model_facts
+from qlora_cli.plan.trace.request import PlanRequest
 from qlora_cli.recipe.schema import Recipe
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"

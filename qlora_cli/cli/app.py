@@ -64,7 +64,7 @@ def main() -> None:
         console.note(stop.farewell)
         sys.exit(stop.exit_code)
     except Exception as fault:
-        from qlora_cli.run.storage import disk_error
+        from qlora_cli.run.disk_errors import disk_error
 
         error = disk_error(fault) or fault
         if not isinstance(error, QloraError) or "--debug" in sys.argv:

@@ -31,7 +31,7 @@ def runs(as_json: AsJson = False) -> None:
 def doctor(as_json: AsJson = False) -> None:
     """Show versions and devices, and try on this machine what training needs."""
     with progress(STARTING):
-        from qlora_cli.plan.doctor import examine
+        from qlora_cli.plan.machine.doctor import examine
 
     with console.library_noise_to(None), progress("trying what training needs"):
         findings = examine()

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from qlora_cli.plan.fit import Fit
-    from qlora_cli.plan.knobs import Knob
     from qlora_cli.plan.report import PlanReport
+    from qlora_cli.plan.savings import Knob
     from qlora_cli.recipe.schema import Recipe
 
 DOES_NOT_FIT = 5
@@ -60,7 +60,7 @@ def plan(
         _calibrate(is_all=is_all, as_json=as_json)
         if is_all:
             return
-    from qlora_cli.plan.collection import without_collection
+    from qlora_cli.plan.trace.step import without_collection
 
     loaded = _load(recipe, overrides or [], is_sketch=is_sketch)
     if not is_sketch:
@@ -82,8 +82,8 @@ def _calibrate(*, is_all: bool, as_json: bool) -> None:
     from dataclasses import asdict
 
     from qlora_cli.plan.calibrate import calibrate
-    from qlora_cli.plan.overheads import save_overheads
-    from qlora_cli.plan.plan_view import show_overheads
+    from qlora_cli.plan.machine.calibration import save_overheads
+    from qlora_cli.plan.report_view import show_overheads
 
     with console.library_noise_to(None):
         overheads = calibrate()
@@ -124,7 +124,8 @@ def _work_out(
     with progress(STARTING):
         from qlora_cli.plan.likeness import config_to_plan
         from qlora_cli.plan.report import choose_target, make_report
-        from qlora_cli.plan.shape import PlanRequest, sketch_config
+        from qlora_cli.plan.sketch import sketch_config
+        from qlora_cli.plan.trace.request import PlanRequest
 
     target = choose_target(*devices)
     params, hidden, layers = sketch
@@ -140,8 +141,8 @@ def _work_out(
 
 def _search(report: PlanReport) -> tuple[list[Fit], list[Knob]]:
     from qlora_cli.plan.fit import UNITS, largest_fit
-    from qlora_cli.plan.knobs import ranked_knobs
-    from qlora_cli.plan.tracer import Tracer
+    from qlora_cli.plan.savings import ranked_knobs
+    from qlora_cli.plan.trace_cache import Tracer
 
     assert report.target.memory_bytes is not None, "--fit was refused without a memory"
     tracer = Tracer()
@@ -155,7 +156,7 @@ def _search(report: PlanReport) -> tuple[list[Fit], list[Knob]]:
 def _show(report: PlanReport, fits: Sequence[Fit], knobs: Sequence[Knob], *, is_fitted: bool, as_json: bool) -> None:
     from dataclasses import asdict
 
-    from qlora_cli.plan.plan_view import show_fits, show_knobs, show_plan
+    from qlora_cli.plan.report_view import show_fits, show_knobs, show_plan
 
     if as_json:
         found = {

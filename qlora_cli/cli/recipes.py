@@ -50,13 +50,13 @@ def init(
     refuse_name(out, overwrite=force)
     values = None
     if gpu is not None:
-        from qlora_cli.plan.cards import find_card
+        from qlora_cli.plan.machine.gpus import find_card
 
         hint = f"For another card leave --gpu out; then `qlora plan {out} --memory-gb 24` says whether it fits"
         card = find_card(gpu, otherwise=hint)
         start_asking(base)
         with progress(STARTING):
-            from qlora_cli.plan.advice import advise
+            from qlora_cli.plan.recommend import advise
 
         console.note(f"planning {base} on {card.name}")
         with console.library_noise_to(None):

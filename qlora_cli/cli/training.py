@@ -10,7 +10,7 @@ import typer
 from qlora_cli import api, console
 
 if TYPE_CHECKING:
-    from qlora_cli.train.ending import TrainingResult
+    from qlora_cli.train.result import TrainingResult
 
 
 def train(

@@ -11,9 +11,9 @@ from qlora_cli.data.prepare import build_into
 from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.data.report import DataReport
 from qlora_cli.recipe.data_schema import DataSection
+from qlora_cli.run.disk_errors import naming
 from qlora_cli.run.folders import put_in_place, scratch_folder, sweep
 from qlora_cli.run.inventory import listed_files, write_inventory
-from qlora_cli.run.storage import naming
 
 
 def check_data(data: DataSection, renderer: Renderer, seed: int) -> DataReport:

@@ -17,9 +17,9 @@ from qlora_cli.data.report import DataReport
 from qlora_cli.data.seen import Kind
 from qlora_cli.errors import DataError
 from qlora_cli.recipe.data_schema import DataSection
+from qlora_cli.run.disk_errors import naming
 from qlora_cli.run.files import write_json
 from qlora_cli.run.folders import replaced_folder
-from qlora_cli.run.storage import naming
 
 
 @dataclass(frozen=True)

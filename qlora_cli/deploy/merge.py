@@ -39,6 +39,7 @@ from qlora_cli.model.base import load_base
 from qlora_cli.model.device import DTYPES, pick_device, precision_of
 from qlora_cli.model.tuned import TunedSource, find_tuned, load_tuned
 from qlora_cli.recipe.schema import ModelSection
+from qlora_cli.run.claim import refuse_links
 from qlora_cli.run.files import sha256_file, write_json
 from qlora_cli.run.staging import staged_folder
 
@@ -147,7 +148,7 @@ def default_out(source: TunedSource) -> Path:
             f"'{source.folder}' is not a run directory, so the merged model has no default place",
             hint="name a folder with --out",
         )
-    source.run.refuse_links()
+    refuse_links(source.run)
     return source.run.merged_path
 
 

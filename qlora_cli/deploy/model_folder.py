@@ -11,7 +11,7 @@ from qlora_cli.console import size_in_words
 from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.errors import ResourceError
 from qlora_cli.progress import progress
-from qlora_cli.run.storage import final_name
+from qlora_cli.run.disk_errors import final_name
 
 
 def save_model_folder(

@@ -27,6 +27,7 @@ from qlora_cli.evaluate.tasks import load_task
 from qlora_cli.model.tuned import Tuned, find_tuned, load_tuned
 from qlora_cli.recipe.data_schema import SourceSection
 from qlora_cli.recipe.schema import TaskSection
+from qlora_cli.run.claim import refuse_links
 from qlora_cli.run.manifest import recorded_date
 
 DEFAULT_BATCH_SIZE = 8
@@ -76,7 +77,7 @@ def measure(folder: Path | None, request: EvalRequest) -> Comparison:
     """
     source = find_tuned(folder)
     if source.run is not None:
-        source.run.refuse_links()
+        refuse_links(source.run)
     tuned = load_tuned(source)
     evaluation = prepare_evaluation(tuned, request)
     results = tuned.source.run.eval_path if tuned.source.run else tuned.source.folder / "eval"

@@ -23,14 +23,14 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig
 
 from qlora_cli.errors import ArgumentError, ResourceError
-from qlora_cli.plan.cards import card_of
-from qlora_cli.plan.device import Device
-from qlora_cli.plan.estimate import moved_bytes, operations_per_token
-from qlora_cli.plan.facts import describe
-from qlora_cli.plan.fake_model import meta_model
-from qlora_cli.plan.optimizers import make_optimizer
-from qlora_cli.plan.overheads import Overheads, driver_version
-from qlora_cli.plan.shape import PlanRequest
+from qlora_cli.plan.machine.calibration import Overheads, driver_version
+from qlora_cli.plan.machine.device import Device
+from qlora_cli.plan.machine.gpus import card_of
+from qlora_cli.plan.parameter_counts import describe
+from qlora_cli.plan.throughput import moved_bytes, operations_per_token
+from qlora_cli.plan.trace.fake_model import meta_model
+from qlora_cli.plan.trace.optimizers import make_optimizer
+from qlora_cli.plan.trace.request import PlanRequest
 from qlora_cli.recipe.schema import Recipe
 
 GIB = 2**30

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from qlora_cli.model.tables import num_positions
-from qlora_cli.plan.shape import PlanRequest
-from qlora_cli.plan.tracer import Tracer
+from qlora_cli.plan.trace.request import PlanRequest
+from qlora_cli.plan.trace_cache import Tracer
 from qlora_cli.progress import progress
 
 UNITS = {"training.per_device_train_batch_size": 1, "data.max_length": 128, "lora.r": 8}

@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig
 from qlora_cli.errors import RecipeError
 from qlora_cli.model.at_hand import UnreachableBaseError
 from qlora_cli.model.base import read_config
-from qlora_cli.plan.shape import sketch_config
+from qlora_cli.plan.sketch import sketch_config
 from qlora_cli.recipe.schema import ModelSection
 
 SHAPES = {0.5e9: (1024, 16), 1.5e9: (2048, 16), 3e9: (3072, 26), 8e9: (4096, 32), 14e9: (5120, 40), 33e9: (6656, 60)}

@@ -8,17 +8,16 @@ from typing import Any
 import torch
 
 from qlora_cli.errors import ArgumentError
-from qlora_cli.plan.automatic import with_rows_that_fit
-from qlora_cli.plan.bill import Bill
-from qlora_cli.plan.cards import Card, card_of, find_card
-from qlora_cli.plan.device import Device
+from qlora_cli.plan.auto_batch_size import with_rows_that_fit
+from qlora_cli.plan.budget import Bill, plan
+from qlora_cli.plan.dataset_size import Workload, find_workload
 from qlora_cli.plan.disk import Disk, disk_of
-from qlora_cli.plan.estimate import Pace, estimate_pace
-from qlora_cli.plan.overheads import find_overheads
-from qlora_cli.plan.planner import plan
-from qlora_cli.plan.shape import PlanRequest
-from qlora_cli.plan.trace import Kind
-from qlora_cli.plan.workload import Workload, find_workload
+from qlora_cli.plan.machine.calibration import find_overheads
+from qlora_cli.plan.machine.device import Device
+from qlora_cli.plan.machine.gpus import Card, card_of, find_card
+from qlora_cli.plan.throughput import Pace, estimate_pace
+from qlora_cli.plan.trace.live_memory import Kind
+from qlora_cli.plan.trace.request import PlanRequest
 from qlora_cli.recipe.schema import Recipe
 
 GIB = 2**30

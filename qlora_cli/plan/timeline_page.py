@@ -11,10 +11,10 @@ from pathlib import Path
 
 from qlora_cli.errors import ArgumentError
 from qlora_cli.plan.figures import GIB, MIB, in_gib, in_mib, size
-from qlora_cli.plan.plan_view import verdict
 from qlora_cli.plan.report import PlanReport
-from qlora_cli.plan.timeline import Moment
-from qlora_cli.plan.trace import Kind, Stage
+from qlora_cli.plan.report_view import verdict
+from qlora_cli.plan.trace.live_memory import Kind, Stage
+from qlora_cli.plan.trace.timeline import Moment
 from qlora_cli.run.files import GENERATOR, refuse_foreign_page, write_text
 
 NUM_POINTS = 400

@@ -19,11 +19,11 @@ from typing import Any
 from qlora_cli import console
 from qlora_cli.errors import IdentityError
 from qlora_cli.run.directory import RunDirectory
+from qlora_cli.run.disk_errors import storage_faults
 from qlora_cli.run.files import read_json_object, sha256_file, take_secrets_out, write_json
 from qlora_cli.run.folders import KEPT, delete_folder, replaced_folder, sweep
 from qlora_cli.run.inventory import SEAL_NAME, checkpoint_files, foreign_files
 from qlora_cli.run.manifest import library_versions
-from qlora_cli.run.storage import storage_faults
 
 FOLDER_NAME = re.compile(r"step-([0-9]{6,12})")
 

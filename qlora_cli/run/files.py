@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from qlora_cli.errors import ArgumentError, IdentityError
-from qlora_cli.run.storage import naming
+from qlora_cli.run.disk_errors import naming
 from qlora_cli.secrets import redacted
 
 Result = TypeVar("Result")

@@ -21,6 +21,7 @@ from pathlib import Path
 from qlora_cli import console
 from qlora_cli.errors import ArgumentError
 from qlora_cli.progress import progress
+from qlora_cli.run.disk_errors import naming
 from qlora_cli.run.exchange import exchange
 from qlora_cli.run.files import certify, fsync, is_certified, take_secrets_out, uninterrupted
 from qlora_cli.run.inventory import (
@@ -33,7 +34,6 @@ from qlora_cli.run.inventory import (
     listed_files,
     write_inventory,
 )
-from qlora_cli.run.storage import naming
 
 KEPT = re.compile(r".+\.kept-[0-9]+")
 """Name of what had to give way, as `replaced_folder` keeps it."""

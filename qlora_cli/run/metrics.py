@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from qlora_cli.errors import IdentityError
+from qlora_cli.run.disk_errors import naming
 from qlora_cli.run.files import write_text
-from qlora_cli.run.storage import naming
 from qlora_cli.secrets import redacted
 
 

@@ -8,7 +8,7 @@ import torch
 from trl import SFTConfig
 
 from qlora_cli.errors import RecipeError
-from qlora_cli.plan.optimizers import UNPAGED
+from qlora_cli.plan.trace.optimizers import UNPAGED
 from qlora_cli.recipe.schema import Recipe, TrainingSection
 from qlora_cli.run.directory import RunDirectory
 

@@ -24,29 +24,34 @@ from qlora_cli.progress import progress
 from qlora_cli.recipe.reader import dump_recipe
 from qlora_cli.recipe.schema import Recipe
 from qlora_cli.run.checkpoints import Checkpoint
+from qlora_cli.run.claim import claimed
 from qlora_cli.run.directory import RunDirectory
-from qlora_cli.run.earlier import settle
+from qlora_cli.run.disk_errors import refusal_in, resource_error
 from qlora_cli.run.files import write_text
 from qlora_cli.run.manifest import read_manifest, recorded_date, write_manifest
 from qlora_cli.run.origin import origin_of
-from qlora_cli.run.storage import refusal_in, resource_error
-from qlora_cli.train.assembly import Ingredients, make_model, make_trainer
-from qlora_cli.train.data_notes import check_reach, keep_rejected_rows, show_data
-from qlora_cli.train.ending import TrainingResult, conclude, result_of
-from qlora_cli.train.ground import circumstances, ground_facts
-from qlora_cli.train.loss_level import LossWatch
-from qlora_cli.train.memory import advice
-from qlora_cli.train.memory_meter import MemoryMeter
-from qlora_cli.train.missed import is_evaluation_missing
-from qlora_cli.train.outlook import Outlook, compared, foresee
-from qlora_cli.train.progress import ProgressCallback
-from qlora_cli.train.ranks import Ranks
-from qlora_cli.train.resume import check_same_ground, check_same_number, clear_way, find_resume_point
-from qlora_cli.train.signals import StopCallback, StopRequest, explained
-from qlora_cli.train.space import check_space, disk_needed
+from qlora_cli.run.replaced_run import settle
+from qlora_cli.train.callbacks.loss_divergence import LossWatch
+from qlora_cli.train.callbacks.peak_memory import MemoryMeter
+from qlora_cli.train.callbacks.progress import ProgressCallback
+from qlora_cli.train.callbacks.stop import StopCallback, StopRequest, explained
+from qlora_cli.train.checkpoint.identity import circumstances, ground_facts
+from qlora_cli.train.checkpoint.resume import (
+    check_same_ground,
+    check_same_number,
+    clear_way,
+    find_resume_point,
+    is_evaluation_missing,
+)
+from qlora_cli.train.preflight.data import check_reach, keep_rejected_rows, show_data
+from qlora_cli.train.preflight.disk import check_space, disk_needed
+from qlora_cli.train.preflight.memory import Outlook, advice, compared, foresee
+from qlora_cli.train.processes.collectives import Ranks
+from qlora_cli.train.processes.monitor import ALONE, Watch
+from qlora_cli.train.result import TrainingResult, conclude, result_of
+from qlora_cli.train.setup import Ingredients, make_model, make_trainer
 from qlora_cli.train.tracking import prepare_trackers
 from qlora_cli.train.trainer import QloraTrainer
-from qlora_cli.train.watch import ALONE, Watch
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,7 @@ def train_recipe(recipe: Recipe, run: RunDirectory, session: Session, watch: Wat
     """
     compat.send_no_telemetry()
     run = replace(run, launcher=watch.launch.command)
-    claim = run.claimed() if watch.is_first else nullcontext()
+    claim = claimed(run) if watch.is_first else nullcontext()
     with explained(run), claim, explained(run):  # inside the claim an earlier run may be out of the way
         outlook = _outlook(recipe, session, watch)
         point = watch.from_first(lambda: _starting_point(recipe, run, session, watch.launch.num_ranks))

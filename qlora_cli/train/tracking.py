@@ -6,7 +6,7 @@ import os
 from importlib.util import find_spec
 
 from qlora_cli.errors import RecipeError
-from qlora_cli.plan.extras import EXTRAS
+from qlora_cli.plan.machine.extras import EXTRAS
 from qlora_cli.recipe.schema import TrackingSection
 from qlora_cli.run.directory import RunDirectory
 

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, Trainer
+from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback
 from trl import SFTConfig
 
 from qlora_cli import compat
+from qlora_cli.data.collator import Collator
 from qlora_cli.data.packed_rows import PackedRows
 from qlora_cli.errors import NumericError
-from qlora_cli.train.groups import parameter_groups
-from qlora_cli.train.held_out import HeldOutRows
-from qlora_cli.train.memory import MicroBatches
-from qlora_cli.train.numbers import (
+from qlora_cli.train.processes.collectives import Ranks
+from qlora_cli.train.saving_trainer import Saving, SavingTrainer
+from qlora_cli.train.step.eval_loss import HeldOutRows
+from qlora_cli.train.step.finite import (
     MAX_OVERFLOWS,
     Culprits,
     MicroBatch,
@@ -27,10 +30,33 @@ from qlora_cli.train.numbers import (
     is_finite,
     largest_value,
 )
-from qlora_cli.train.parts import TrainerParts
-from qlora_cli.train.rows import ROW_NUMBERS, NumberedCollator, numbered_dataset
-from qlora_cli.train.saving import Saving, SavingTrainer
-from qlora_cli.train.share import FilledRows, ShareSampler
+from qlora_cli.train.step.microbatch import MicroBatches
+from qlora_cli.train.step.parameter_groups import parameter_groups
+from qlora_cli.train.step.row_ids import ROW_NUMBERS, NumberedCollator, numbered_dataset
+from qlora_cli.train.step.sampler import FilledRows, ShareSampler
+
+
+@dataclass(frozen=True)
+class TrainerParts:
+    """Model, rows and callbacks of one process."""
+
+    model: PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    collator: Collator
+    train_rows: PackedRows
+    eval_rows: PackedRows
+    callbacks: tuple[TrainerCallback, ...]
+    rows_at_once: int
+    """Rows of a forward pass; the rows of a batch are done in several where it has more."""
+
+    ranks: Ranks = field(default_factory=Ranks)
+    """The processes that train together; the trainer itself knows of this one only."""
+
+    is_asked_to_stop: Callable[[], bool] = bool
+    """Whether a signal has come to this process."""
+
+    loraplus_lr_ratio: float | None = None
+    """Learning rate of the adapters' B over that of A; None for one learning rate."""
 
 
 class QloraTrainer(SavingTrainer):

@@ -133,11 +133,13 @@ def measured(monkeypatch, empty_cache):
     """A machine whose calibration finds invented figures."""
     import torch
 
-    from qlora_cli.plan import calibrate, overheads
+    from qlora_cli.plan import calibrate
+    from qlora_cli.plan.machine import calibration
 
-    found = overheads.Overheads("Tesla T4", "unknown", torch.__version__, "2026-11-25", 15 * 2**30, 2**29, 2**24, 20.0)
+    driver = "unknown", torch.__version__, "2026-11-25"
+    found = calibration.Overheads("Tesla T4", *driver, 15 * 2**30, 2**29, 2**24, 20.0)
     monkeypatch.setattr(calibrate, "calibrate", lambda: found)
-    monkeypatch.setattr(overheads, "DRIVER_VERSION", empty_cache / "none")
+    monkeypatch.setattr(calibration, "DRIVER_VERSION", empty_cache / "none")
 
 
 def test_a_calibration_is_shown_and_kept(call, measured, empty_cache):

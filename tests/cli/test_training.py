@@ -13,6 +13,7 @@ from rich.console import Console
 
 from qlora_cli import console
 from qlora_cli.run.checkpoints import list_checkpoints
+from qlora_cli.run.claim import claimed
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.manifest import read_manifest
 from qlora_cli.run.metrics import read_metrics
@@ -156,7 +157,7 @@ def test_a_changed_recipe_is_not_resumed_and_the_exit_code_is_3(call, recipe_fil
 
 
 def test_a_run_directory_in_use_is_exit_code_6(call, recipe_file, tmp_path):
-    with RunDirectory(tmp_path / "runs/small").claimed():
+    with claimed(RunDirectory(tmp_path / "runs/small")):
         ran = call("train", recipe_file)
     assert ran.code == 6
     assert "is writing to run directory" in ran.err

@@ -12,10 +12,10 @@ from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.model.tokenizer import load_tokenizer
 from qlora_cli.recipe.schema import Recipe
 from qlora_cli.run.directory import RunDirectory
-from qlora_cli.train.assembly import Ingredients, make_model, make_trainer
-from qlora_cli.train.ground import ground_facts
-from qlora_cli.train.progress import ProgressCallback
-from qlora_cli.train.signals import StopCallback, StopRequest
+from qlora_cli.train.callbacks.progress import ProgressCallback
+from qlora_cli.train.callbacks.stop import StopCallback, StopRequest
+from qlora_cli.train.checkpoint.identity import ground_facts
+from qlora_cli.train.setup import Ingredients, make_model, make_trainer
 from qlora_cli.train.trainer import QloraTrainer
 
 NEEDS_GPU = [

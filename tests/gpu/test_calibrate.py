@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from qlora_cli.plan.calibrate import calibrate
-from qlora_cli.plan.cards import card_of
-from qlora_cli.plan.overheads import find_overheads, save_overheads
+from qlora_cli.plan.machine.calibration import find_overheads, save_overheads
+from qlora_cli.plan.machine.gpus import card_of
 from qlora_cli.plan.report import choose_target
 from tests.gpu.support import NEEDS_GPU
 

@@ -15,7 +15,7 @@ from qlora_cli.recipe.schema import LoraSection, ModelSection, QuantizationSecti
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.manifest import read_manifest
 from qlora_cli.run.metrics import read_metrics
-from qlora_cli.train.isolation import prove_isolation
+from qlora_cli.train.preflight.attention import prove_isolation
 from qlora_cli.train.session import Session, train_recipe
 from tests.gpu.support import NEEDS_GPU, build_trainer
 

@@ -28,8 +28,8 @@ from qlora_cli.run.checkpoints import list_checkpoints
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.metrics import read_metrics
 from qlora_cli.train.arguments import trainer_arguments
-from qlora_cli.train.assembly import Ingredients, make_model, make_trainer
 from qlora_cli.train.session import Session, train_recipe
+from qlora_cli.train.setup import Ingredients, make_model, make_trainer
 from qlora_cli.train.trainer import QloraTrainer
 
 

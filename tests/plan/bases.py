@@ -32,8 +32,8 @@ from trl.trainer.utils import add_fused_lm_head
 
 from qlora_cli.model.adapter import attach_adapter
 from qlora_cli.model.base import load_base
-from qlora_cli.plan.device import Device
-from qlora_cli.plan.shape import PlanRequest
+from qlora_cli.plan.machine.device import Device
+from qlora_cli.plan.trace.request import PlanRequest
 from qlora_cli.recipe.schema import Recipe
 
 CPU = Device("cpu")

@@ -17,8 +17,8 @@ from qlora_cli.plan.calibrate import (
     timed,
     trained_step,
 )
-from qlora_cli.plan.facts import model_facts
-from qlora_cli.plan.fake_model import meta_model
+from qlora_cli.plan.parameter_counts import model_facts
+from qlora_cli.plan.trace.fake_model import meta_model
 from tests.plan.bases import AMPERE, CPU, SIZES
 
 HERE = torch.device("cpu")

@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 
 from qlora_cli.plan.disk import TrainedTensor, disk_of, num_checkpoints, state_bytes
-from qlora_cli.plan.facts import model_facts
+from qlora_cli.plan.parameter_counts import model_facts
 from qlora_cli.recipe.schema import Recipe, TrainingSection
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.train.session import Session, train_recipe

@@ -9,9 +9,9 @@ import pytest
 
 from qlora_cli.errors import ArgumentError
 from qlora_cli.plan.report import choose_target, make_report
-from qlora_cli.plan.shape import PlanRequest
 from qlora_cli.plan.timeline_page import NARROW, TOP, WIDE, page, write_timeline
-from qlora_cli.plan.trace import Kind
+from qlora_cli.plan.trace.live_memory import Kind
+from qlora_cli.plan.trace.request import PlanRequest
 from tests.plan.bases import config_of, request_for
 
 

@@ -17,15 +17,16 @@ from qlora_cli.data.check import SCRATCH
 from qlora_cli.errors import QloraError
 from qlora_cli.model.tiny import TinyOptions, make_tiny_base
 from qlora_cli.run.checkpoints import rotate_checkpoints, staged_checkpoint
+from qlora_cli.run.claim import claimed
 from qlora_cli.run.directory import RunDirectory
-from qlora_cli.run.earlier import settle
+from qlora_cli.run.disk_errors import storage_faults
 from qlora_cli.run.files import refuse_foreign_page, write_json, write_text
 from qlora_cli.run.folders import put_in_place, replaced_folder, scratch_folder, sweep
 from qlora_cli.run.inventory import listed_files, write_inventory
 from qlora_cli.run.manifest import write_manifest
+from qlora_cli.run.replaced_run import settle
 from qlora_cli.run.staging import staged_folder
-from qlora_cli.run.storage import storage_faults
-from qlora_cli.train.resume import clear_way, refuse_foreign_parts
+from qlora_cli.train.checkpoint.resume import clear_way, refuse_foreign_parts
 
 NAMES = (
     *("thesis.txt", "notes.md", "src/main.py", ".git/HEAD", "labels.csv", "config.json", ".hidden", "tokenizer.json"),
@@ -47,7 +48,7 @@ def write_model(folder: Path, name: str) -> None:
 def train(run: Path, *, overwrite: bool, steps: int, is_started: bool = True) -> None:
     """All that `qlora train` writes, without the arithmetic."""
     directory = RunDirectory(run)
-    with directory.claimed(), storage_faults(directory):
+    with claimed(directory), storage_faults(directory):
         if overwrite or not directory.is_started:
             clear_way(directory, overwrite=overwrite)
         else:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from qlora_cli import console
 from qlora_cli.errors import DataError, QloraError
+from qlora_cli.run.claim import claimed, mark
 from qlora_cli.run.directory import RunDirectory
-from qlora_cli.run.earlier import put_aside, settle
+from qlora_cli.run.disk_errors import storage_faults
 from qlora_cli.run.files import write_text
 from qlora_cli.run.inventory import INVENTORY_NAME, MARKER, write_inventory
-from qlora_cli.run.storage import storage_faults
+from qlora_cli.run.replaced_run import put_aside, settle
 
 OTHERS = {"adapter/notes.txt": "mine", "checkpoints/step-000002/notes.txt": "mine", "notes by hand.txt": "mine"}
 """What somebody else has put into the run; it stays whatever happens."""
@@ -51,9 +52,9 @@ def replace(run: str, can_start: bool) -> int:
     """In a child: put the earlier run aside, prepare the new one, and start it or find that its data are bad."""
     directory = RunDirectory(Path(run))
     try:
-        with directory.claimed(), storage_faults(directory):
+        with claimed(directory), storage_faults(directory):
             put_aside(directory)
-            directory.mark()
+            mark(directory)
             (directory.path / "log.txt").write_text("new")
             if not can_start:
                 raise DataError("no row can be trained on")

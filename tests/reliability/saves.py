@@ -13,10 +13,11 @@ from qlora_cli import console
 from qlora_cli.errors import QloraError
 from qlora_cli.model.adapter import save_adapter
 from qlora_cli.run.checkpoints import rotate_checkpoints, staged_checkpoint
+from qlora_cli.run.claim import claimed
 from qlora_cli.run.directory import RunDirectory
+from qlora_cli.run.disk_errors import storage_faults
 from qlora_cli.run.folders import replaced_folder
-from qlora_cli.run.storage import storage_faults
-from qlora_cli.train.state import random_state, save_optimizer, save_state
+from qlora_cli.train.checkpoint.state_io import random_state, save_optimizer, save_state
 from tests.conftest import tiny_llama
 
 FACTS = {f"{section}_fingerprint": section[0] * 64 for section in ("base", "tokenizer", "template", "data")}
@@ -58,7 +59,7 @@ def save(run: str, step: int | None) -> int:
     """In a child: save a step, or the final adapter where there is none; the exit code that `qlora` would give."""
     directory = RunDirectory(Path(run))
     try:
-        with directory.claimed():
+        with claimed(directory):
             if step is None:
                 save_final_adapter(directory)
             else:

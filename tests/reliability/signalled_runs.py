@@ -46,9 +46,9 @@ PHASES = {
     "start": Phase(
         "train",
         (
-            ("qlora_cli.run.directory:RunDirectory._lock", 1),
+            ("qlora_cli.run.claim:_lock", 1),
             ("qlora_cli.train.session:load_tokenizer", 1),
-            ("qlora_cli.train.assembly:load_base", 1),
+            ("qlora_cli.train.setup:load_base", 1),
             ("qlora_cli.train.session:make_trainer", 1),
         ),
     ),
@@ -65,7 +65,7 @@ PHASES = {
     "save": Phase(
         "train",
         (
-            ("qlora_cli.train.contents:save_optimizer", 7),
+            ("qlora_cli.train.checkpoint.training_state:save_optimizer", 7),
             ("qlora_cli.run.checkpoints:write_json", 7),
             ("qlora_cli.run.folders:put_in_place", 7),
         ),

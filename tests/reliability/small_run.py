@@ -11,7 +11,7 @@ import pytest
 from qlora_cli.recipe.schema import Recipe
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.train import session
-from qlora_cli.train.ending import TrainingResult
+from qlora_cli.train.result import TrainingResult
 from qlora_cli.train.session import Session, train_recipe
 from qlora_cli.train.trainer import QloraTrainer
 

@@ -12,15 +12,14 @@ import torch
 
 from qlora_cli.errors import ResourceError
 from qlora_cli.model.base import read_config
-from qlora_cli.plan.device import Device
-from qlora_cli.plan.shape import PlanRequest
-from qlora_cli.plan.tracer import Tracer
+from qlora_cli.plan.machine.device import Device
+from qlora_cli.plan.trace.request import PlanRequest
+from qlora_cli.plan.trace_cache import Tracer
 from qlora_cli.recipe.schema import Recipe
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.metrics import read_metrics
-from qlora_cli.train import outlook
-from qlora_cli.train.memory import is_out_of_memory
 from qlora_cli.train.session import Session, train_recipe
+from qlora_cli.train.step.microbatch import is_out_of_memory
 from qlora_cli.train.trainer import QloraTrainer
 from tests.reliability.conftest import num_cases
 from tests.reliability.short_memory import Gradients, ShortMemory, largest_difference
@@ -170,7 +169,7 @@ def test_what_the_plan_takes_for_too_much_is_not_tried(recipe, tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         needed = Tracer().device_bytes(with_rows_of(made, 3))
-        patch.setattr(outlook, "available_bytes", lambda: needed)
+        patch.setattr(memory, "available_bytes", lambda: needed)
         train_with(made, run, prepare, Session(is_planned=True))
     assert set(memory.rows_seen) == {2, 3}
     saved = json.loads((run.checkpoints_path / "step-000003" / "processes.json").read_text())

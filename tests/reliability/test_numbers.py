@@ -18,8 +18,8 @@ from qlora_cli.errors import NumericError
 from qlora_cli.recipe.schema import Recipe
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.manifest import read_manifest
-from qlora_cli.train.numbers import MAX_OVERFLOWS
 from qlora_cli.train.session import Session, train_recipe
+from qlora_cli.train.step.finite import MAX_OVERFLOWS
 from tests.reliability.broken_numbers import (
     POISON,
     Fault,

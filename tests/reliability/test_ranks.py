@@ -25,24 +25,24 @@ SECONDS_TO_END = 30
 POINTS = {
     "before they meet": ("start", 1),
     "in the data": ("qlora_cli.train.session:prepare_data", 1),
-    "in the model": ("qlora_cli.train.assembly:load_base", 1),
+    "in the model": ("qlora_cli.train.setup:load_base", 1),
     "at the first step": ("qlora_cli.train.trainer:QloraTrainer.training_step", 1),
     "in a step": ("qlora_cli.train.trainer:QloraTrainer.compute_loss", 24),
     "between gradient and update": ("qlora_cli.train.trainer:QloraTrainer._get_grad_norm", 7),
     "in an evaluation": ("qlora_cli.model.scoring:labelled_losses", 6),
     "before a save": ("qlora_cli.train.trainer:QloraTrainer._save_checkpoint", 3),
-    "after a save": ("qlora_cli.train.ranks:Ranks.barrier", 3),
+    "after a save": ("qlora_cli.train.processes.collectives:Ranks.barrier", 3),
     "at the end": ("qlora_cli.train.session:conclude", 1),
 }
 """Moments that both processes come to -> function, and the most calls of it that a run is sure to make."""
 
 POINTS_OF_FIRST = {
-    "in the directory": ("qlora_cli.run.directory:RunDirectory._lock", 1),
-    "in a save": ("qlora_cli.train.contents:save_optimizer", 4),
+    "in the directory": ("qlora_cli.run.claim:_lock", 1),
+    "in a save": ("qlora_cli.train.checkpoint.training_state:save_optimizer", 4),
     "in the seal": ("qlora_cli.run.checkpoints:write_json", 4),
     "in the rename": ("qlora_cli.run.folders:put_in_place", 4),
-    "in the rotation": ("qlora_cli.train.saving:rotate_checkpoints", 4),
-    "in the final adapter": ("qlora_cli.train.ending:save_adapter", 1),
+    "in the rotation": ("qlora_cli.train.saving_trainer:rotate_checkpoints", 4),
+    "in the final adapter": ("qlora_cli.train.result:save_adapter", 1),
 }
 """The same for what only the first process does."""
 

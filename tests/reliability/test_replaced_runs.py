@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from qlora_cli.run.claim import claimed
 from qlora_cli.run.directory import RunDirectory
 from tests.reliability.forkserver import ForkServer
 from tests.reliability.replaced_runs import EARLIER, NEW, OTHERS, content_of, lay
@@ -61,7 +62,7 @@ def field(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Field]:
 
 def found_later(run: RunDirectory) -> dict[str, str]:
     """What the next process that writes here finds."""
-    with run.claimed():
+    with claimed(run):
         return content_of(run)
 
 

@@ -23,8 +23,8 @@ from qlora_cli.run.checkpoints import SEAL_NAME
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.files import sha256_file
 from qlora_cli.run.metrics import read_metrics
+from qlora_cli.train.checkpoint.state_io import load_optimizer, save_optimizer
 from qlora_cli.train.session import Session, train_recipe
-from qlora_cli.train.state import load_optimizer, save_optimizer
 
 OPTIMIZERS = get_args(TrainingSection.model_fields["optim"].annotation)
 BASES: dict[str, dict[str, Any]] = {
@@ -210,9 +210,9 @@ SENSITIVE = Case("adamw_8bit", "fp32", 0.1, packing=False, accumulation=2, stop=
 @pytest.mark.parametrize(
     "forgotten",
     [
-        "qlora_cli.train.saving.restore_random_state",
-        "qlora_cli.train.saving.load_optimizer",
-        "qlora_cli.train.saving.set_adapter_tensors",
+        "qlora_cli.train.saving_trainer.restore_random_state",
+        "qlora_cli.train.saving_trainer.load_optimizer",
+        "qlora_cli.train.saving_trainer.set_adapter_tensors",
         "torch.optim.lr_scheduler.LambdaLR.load_state_dict",
         "transformers.trainer.skip_first_batches",
     ],

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from qlora_cli.run.checkpoints import list_checkpoints, newest_whole
+from qlora_cli.run.claim import mark
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.files import certify
 from tests.reliability import saves
@@ -77,7 +78,7 @@ class Field:
         if name not in self._ready:
             run = RunDirectory(self._folder / "ready" / name)
             run.path.mkdir(parents=True)
-            run.mark()
+            mark(run)
             run.recipe_path.write_text("name: run\n")
             for step in SCENES[name].steps:
                 saves.save_step(run, step)

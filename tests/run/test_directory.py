@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from qlora_cli.errors import ArgumentError, RunInUseError
+from qlora_cli.run.claim import claimed, mark
 from qlora_cli.run.directory import RunDirectory, latest_run, list_runs
 from tests.run.leftovers import half_written_file, half_written_folder
 
@@ -17,7 +18,7 @@ from tests.run.leftovers import half_written_file, half_written_folder
 def start(folder: Path, name: str, changed_at: float) -> RunDirectory:
     run = RunDirectory(folder / name)
     run.path.mkdir(parents=True)
-    run.mark()
+    mark(run)
     run.recipe_path.write_text("name: x\n")
     os.utime(run.recipe_path, (changed_at, changed_at))
     return run
@@ -29,8 +30,9 @@ def test_a_second_writer_is_refused_with_the_holders_process_id(tmp_path):
         [
             sys.executable,
             "-c",
-            "import sys, pathlib, time\nfrom qlora_cli.run.directory import RunDirectory\n"
-            "with RunDirectory(pathlib.Path(sys.argv[1])).claimed():\n print('held', flush=True); time.sleep(60)",
+            "import sys, pathlib, time\nfrom qlora_cli.run.claim import claimed\n"
+            "from qlora_cli.run.directory import RunDirectory\n"
+            "with claimed(RunDirectory(pathlib.Path(sys.argv[1]))):\n print('held', flush=True); time.sleep(60)",
             str(run.path),
         ],
         stdout=subprocess.PIPE,
@@ -38,13 +40,13 @@ def test_a_second_writer_is_refused_with_the_holders_process_id(tmp_path):
     )
     try:
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(RunInUseError, match=f"process {holder.pid} ") as caught, run.claimed():
+        with pytest.raises(RunInUseError, match=f"process {holder.pid} ") as caught, claimed(run):
             pass
         assert caught.value.exit_code == 6
     finally:
         holder.kill()
         holder.wait()
-    with run.claimed():  # a dead process holds nothing
+    with claimed(run):  # a dead process holds nothing
         pass
 
 
@@ -69,7 +71,7 @@ def test_a_run_whose_links_lead_out_of_it_is_refused(tmp_path, name):
     entry = tmp_path / "run" / name
     entry.parent.mkdir(parents=True)
     entry.symlink_to(outside)
-    with pytest.raises(ArgumentError, match="is a link to"), RunDirectory(tmp_path / "run").claimed():
+    with pytest.raises(ArgumentError, match="is a link to"), claimed(RunDirectory(tmp_path / "run")):
         pass
     assert list(outside.iterdir()) == []
 
@@ -77,14 +79,14 @@ def test_a_run_whose_links_lead_out_of_it_is_refused(tmp_path, name):
 def test_the_run_directory_itself_may_be_a_link(tmp_path):
     (tmp_path / "other-disk").mkdir()
     (tmp_path / "run").symlink_to(tmp_path / "other-disk")
-    with RunDirectory(tmp_path / "run").claimed():
+    with claimed(RunDirectory(tmp_path / "run")):
         assert (tmp_path / "other-disk" / ".lock").read_text() == f"{os.getpid()}\n"
 
 
 def test_a_file_is_no_run_directory(tmp_path):
     (tmp_path / "file").write_text("x")
     for path in (tmp_path / "file", tmp_path / "file" / "run"):
-        with pytest.raises(ArgumentError, match="cannot be a run directory"), RunDirectory(path).claimed():
+        with pytest.raises(ArgumentError, match="cannot be a run directory"), claimed(RunDirectory(path)):
             pass
 
 
@@ -96,7 +98,7 @@ def test_whoever_claims_a_run_deletes_what_a_killed_process_left_half_done_and_n
     half_written_file(run.manifest_path)
     (run.path / ".adapter.staging-1").mkdir()
     (run.path / ".adapter.staging-1" / "thesis.txt").write_text("years of work")
-    with run.claimed():
+    with claimed(run):
         names = sorted(path.name for path in run.path.iterdir())
     assert names == [".adapter.staging-1", ".lock", merge.name, "manifest.json", "recipe.yaml"]
     assert (run.path / ".adapter.staging-1" / "thesis.txt").read_text() == "years of work"
@@ -109,7 +111,7 @@ def test_a_folder_that_holds_something_else_is_no_run_directory(tmp_path, name):
     path = tmp_path / "project" / name
     path.parent.mkdir(parents=True)
     path.write_text("{}")
-    with pytest.raises(ArgumentError, match="not empty") as caught, RunDirectory(tmp_path / "project").claimed():
+    with pytest.raises(ArgumentError, match="not empty") as caught, claimed(RunDirectory(tmp_path / "project")):
         pass
     assert "--run-dir" in caught.value.problems[0].hint
     assert [entry for entry in (tmp_path / "project").rglob("*") if entry.is_file()] == [path]
@@ -128,15 +130,15 @@ def test_the_current_directory_its_parents_home_and_a_git_work_tree_are_never_ru
         (home, "is the home directory"),
         (tree, "is a git work tree"),
     ):
-        with pytest.raises(ArgumentError, match=problem), RunDirectory(path).claimed():
+        with pytest.raises(ArgumentError, match=problem), claimed(RunDirectory(path)):
             pass
     assert [list(folder.iterdir()) for folder in (here, home)] == [[], []]
 
 
 def test_a_directory_that_was_claimed_and_never_used_can_be_claimed_again(tmp_path):
-    with RunDirectory(tmp_path / "run").claimed():
+    with claimed(RunDirectory(tmp_path / "run")):
         pass
     (tmp_path / "run" / "manifest.json").unlink()
     half_written_file(tmp_path / "run" / "manifest.json")  # killed while it was claimed
-    with RunDirectory(tmp_path / "run").claimed() as run:
+    with claimed(RunDirectory(tmp_path / "run")) as run:
         assert sorted(path.name for path in run.path.iterdir()) == [".lock", "manifest.json"]

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+from qlora_cli.run.claim import claimed
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.holder import holder_of
 
@@ -13,7 +14,7 @@ from qlora_cli.run.holder import holder_of
 def test_nobody_holds_a_run_that_was_never_claimed_or_was_let_go(tmp_path):
     run = RunDirectory(tmp_path / "run")
     assert holder_of(run) is None
-    with run.claimed():
+    with claimed(run):
         assert holder_of(run) == str(os.getpid())
     assert holder_of(run) is None
 
@@ -21,8 +22,9 @@ def test_nobody_holds_a_run_that_was_never_claimed_or_was_let_go(tmp_path):
 def test_a_killed_process_holds_nothing_although_its_id_is_still_there(tmp_path):
     run = RunDirectory(tmp_path / "run")
     code = (
-        "import sys, time; from pathlib import Path; from qlora_cli.run.directory import RunDirectory\n"
-        "with RunDirectory(Path(sys.argv[1])).claimed(): print('held', flush=True); time.sleep(60)"
+        "import sys, time; from pathlib import Path; from qlora_cli.run.claim import claimed\n"
+        "from qlora_cli.run.directory import RunDirectory\n"
+        "with claimed(RunDirectory(Path(sys.argv[1]))): print('held', flush=True); time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(run.path)], stdout=subprocess.PIPE)
     assert process.stdout.readline() == b"held\n"
@@ -41,13 +43,13 @@ def test_looking_never_keeps_another_process_from_claiming(tmp_path):
         "print('looks', flush=True)\n"
         "while True: holder_of(RunDirectory(Path(sys.argv[1])))"
     )
-    with run.claimed():
+    with claimed(run):
         pass
     process = subprocess.Popen([sys.executable, "-c", code, str(run.path)], stdout=subprocess.PIPE)
     try:
         assert process.stdout.readline() == b"looks\n"
         for _ in range(100):
-            with run.claimed():  # raises where it is not to be had
+            with claimed(run):  # raises where it is not to be had
                 pass
     finally:
         process.kill()

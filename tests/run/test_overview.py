@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from qlora_cli.run.claim import claimed
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.manifest import write_manifest
 from qlora_cli.run.metrics import append_metrics
@@ -94,7 +95,7 @@ def test_a_row_as_json_has_every_value(tmp_path):
 
 def test_a_run_that_goes_on_is_told_from_one_that_died(tmp_path):
     start(tmp_path, "run", {"step": 12, "loss": 1.5}, manifest={**MANIFEST, "status": "started", "max_steps": 100})
-    with RunDirectory(tmp_path / "run").claimed():
+    with claimed(RunDirectory(tmp_path / "run")):
         [live] = overview(tmp_path)
     assert live.cells()[1:4] == (f"training, process {os.getpid()}", "org/base", "12/100")
     assert (live.process, live.max_steps) == (str(os.getpid()), 100)
@@ -104,6 +105,6 @@ def test_a_run_that_goes_on_is_told_from_one_that_died(tmp_path):
 
 def test_a_finished_run_that_is_trained_again_is_being_prepared_until_it_starts(tmp_path):
     start(tmp_path, "run", manifest=MANIFEST)
-    with RunDirectory(tmp_path / "run").claimed():
+    with claimed(RunDirectory(tmp_path / "run")):
         assert overview(tmp_path)[0].status == "preparing"
     assert overview(tmp_path)[0].status == "finished"

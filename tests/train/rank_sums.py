@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from qlora_cli.errors import IdentityError
-from qlora_cli.train.launch import take_launch
-from qlora_cli.train.ranks import Ranks
-from qlora_cli.train.watch import joined
+from qlora_cli.train.processes.collectives import Ranks
+from qlora_cli.train.processes.launch import take_launch
+from qlora_cli.train.processes.monitor import joined
 from tests.reliability.rank_runs import set_place
 
 

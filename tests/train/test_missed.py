@@ -7,7 +7,7 @@ from transformers import TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
 from qlora_cli.run.metrics import append_metrics
-from qlora_cli.train.missed import is_evaluation_missing
+from qlora_cli.train.checkpoint.resume import is_evaluation_missing
 
 
 def missing(folder, strategy, step, epoch, *, max_steps=9, evaluated=()):

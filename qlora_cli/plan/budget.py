@@ -1,0 +1,149 @@
+"""The bill of a step: what its memory is spent on at the peak, what CUDA adds, and what is worth saying beside it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from qlora_cli.plan.machine.device import Device
+from qlora_cli.plan.parameter_counts import ModelFacts, model_facts
+from qlora_cli.plan.trace.allocator import MIB, allocate_trace
+from qlora_cli.plan.trace.live_memory import Kind
+from qlora_cli.plan.trace.request import PlanRequest
+from qlora_cli.plan.trace.timeline import Moment, Trace
+from qlora_cli.plan.trace.trace_step import trace_step
+
+CONTEXT = "CUDA context"
+CONTEXT_BYTES = 550 * MIB
+"""What a process takes of a GPU before it allocates anything: the driver's context and the kernels that torch, cuBLAS
+and bitsandbytes load. `nvidia-smi` less `torch.cuda.memory_reserved` shows a machine's own."""
+
+CUBLAS_WORKSPACE_BYTES = 4096 * 1024 * 2 + 16 * 1024 * 8
+CUBLAS_WORKSPACE_BYTES_FROM_HOPPER = 32 * MIB
+"""By aten/src/ATen/cuda/CublasHandlePool.cpp (`:4096:2:16:8`; 32 MiB from compute capability 9.0 on), for each thread
+that multiplies matrices: the one of the forward pass and autograd's."""
+
+NUM_CUBLAS_THREADS = 2
+
+
+@dataclass(frozen=True)
+class Overhead:
+    """Memory beyond the step's tensors."""
+
+    name: str
+    num_bytes: int
+    source: str
+    """Where the figure comes from."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a step takes of its device."""
+
+    allocated_bytes: int
+    """Predicted `torch.cuda.max_memory_allocated`."""
+
+    reserved_bytes: int
+    """Predicted `torch.cuda.max_memory_reserved`."""
+
+    overheads: tuple[Overhead, ...]
+    """What the device's libraries add to the tensors; nothing on a CPU."""
+
+    @property
+    def device_bytes(self) -> int:
+        """Everything that the process takes; this must fit."""
+        return self.reserved_bytes + sum(each.num_bytes for each in self.overheads if each.name == CONTEXT)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The needs as JSON holds them."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Needs:
+        """What `as_dict` gave.
+
+        Raises:
+            KeyError, TypeError: if it is something else.
+        """
+        overheads = tuple(Overhead(**each) for each in values["overheads"])
+        return cls(values["allocated_bytes"], values["reserved_bytes"], overheads)
+
+
+@dataclass(frozen=True)
+class Bill:
+    """What one training step needs."""
+
+    peak: Moment
+    """The fullest moment of the step, with when it is and its bytes of tensors by kind."""
+
+    needs: Needs
+
+    paged_bytes: int
+    """Optimizer state in memory that moves to the host when the GPU is full; in none of the sums."""
+
+    facts: ModelFacts
+    trace: Trace
+    notes: tuple[str, ...]
+    """What is worth saying beside the figures."""
+
+
+def plan(request: PlanRequest) -> Bill:
+    """What one training step of the recipe needs.
+
+    Raises:
+        RecipeError: if the base cannot be built from its configuration or run, or the recipe names modules that it does
+            not have.
+    """
+    facts = model_facts(request)
+    return make_bill(request, trace_step(request), facts)
+
+
+def make_bill(request: PlanRequest, trace: Trace, facts: ModelFacts) -> Bill:
+    """The bill for a traced step."""
+    needs = device_needs(request, trace)
+    return Bill(
+        peak=trace.peak,
+        needs=needs,
+        paged_bytes=trace.largest.get(Kind.PAGED_OPTIMIZER, 0),
+        facts=facts,
+        trace=trace,
+        notes=facts.notes,
+    )
+
+
+def device_needs(request: PlanRequest, trace: Trace) -> Needs:
+    """What the device must have for a traced step."""
+    tensors = trace.peak.num_bytes
+    if request.device.kind == "cpu":
+        return Needs(tensors, tensors, ())
+    workspace, workspace_source = _cublas(request)
+    context, context_source = context_on(request.device)
+    allocator = allocate_trace(trace, beforehand=workspace)
+    rounding = max(0, allocator.peak_allocated - tensors - workspace)
+    replayed = "the step replayed by the allocator's rules"
+    return Needs(
+        allocator.peak_allocated,
+        allocator.peak_reserved,
+        (
+            Overhead("cuBLAS workspaces", workspace, workspace_source),
+            Overhead("rounding", rounding, replayed),
+            Overhead("fragmentation", allocator.peak_reserved - allocator.peak_allocated, replayed),
+            Overhead(CONTEXT, context, context_source),
+        ),
+    )
+
+
+def _cublas(request: PlanRequest) -> tuple[int, str]:
+    """Bytes of cuBLAS's workspaces, and where the figure is from."""
+    if request.device.overheads is not None:
+        return request.device.overheads.cublas_bytes, request.device.overheads.source
+    from_hopper = request.device.capability >= (9, 0)
+    size = CUBLAS_WORKSPACE_BYTES_FROM_HOPPER if from_hopper else CUBLAS_WORKSPACE_BYTES
+    return NUM_CUBLAS_THREADS * size, "CublasHandlePool.cpp, two threads"
+
+
+def context_on(device: Device) -> tuple[int, str]:
+    """Bytes of the CUDA context, and where the figure is from."""
+    if device.overheads is not None:
+        return device.overheads.context_bytes, device.overheads.source
+    return CONTEXT_BYTES, "an estimate: 300 to 600 MiB by card, driver and libraries"

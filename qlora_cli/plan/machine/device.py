@@ -1,0 +1,31 @@
+"""The device that is planned for; without torch, so that a card is found by its name at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from qlora_cli.plan.machine.calibration import Overheads
+
+BFLOAT16_CAPABILITY = (8, 0)
+"""First compute capability that computes in bfloat16 (NVIDIA Ampere)."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """What the plan must know of the device, which need not be there."""
+
+    kind: Literal["cuda", "cpu"] = "cuda"
+
+    capability: tuple[int, int] = (8, 0)
+    """CUDA compute capability; it decides the kernels and, under `model.dtype: auto`, the precision."""
+
+    num_multiprocessors: int = 108
+    """Streaming multiprocessors."""
+
+    num_gpus: int = 1
+    """GPUs that train together, each in a process of its own with the whole model."""
+
+    overheads: Overheads | None = None
+    """What was measured of this GPU on this machine; without it, what is generally true of CUDA."""

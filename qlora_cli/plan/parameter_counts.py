@@ -1,0 +1,85 @@
+"""What a model is made of: parameters by how they are stored, counted on the meta device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import bitsandbytes as bnb
+from peft import PeftModel
+
+from qlora_cli.model.tables import has_position_table, num_positions
+from qlora_cli.plan.disk import TrainedTensor
+from qlora_cli.plan.trace.fake_model import meta_model
+from qlora_cli.plan.trace.request import PlanRequest
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """Numbers of parameters, each weight counted once however it is stored."""
+
+    num_base: int
+    num_quantized: int
+    num_trained: int
+
+    num_in_fused_experts: int
+    """In weights of three dimensions, one slice an expert, which are not quantized."""
+
+    fused_expert_bytes: int
+    notes: tuple[str, ...]
+    """Sentences that the user should read beside the bill."""
+
+    trained: tuple[TrainedTensor, ...] = ()
+
+    @property
+    def trained_share(self) -> float:
+        """Trained parameters against all, the adapter's included."""
+        return self.num_trained / (self.num_base + self.num_trained)
+
+
+def model_facts(request: PlanRequest) -> ModelFacts:
+    """The facts of the model that the recipe trains.
+
+    Raises:
+        RecipeError: if the base cannot be built, or a target of the adapter does not exist.
+    """
+    model = meta_model(request)
+    facts = describe(model, is_quantized=request.recipe.quantization is not None)
+    positions, length = num_positions(request.config), request.recipe.data.max_length
+    if positions is None or length <= positions:
+        return facts
+    effect = "rows beyond cannot be trained on" if has_position_table(model) else "it has never seen later ones"
+    note = f"this base was made for {positions:,} positions, and data.max_length is {length:,}: {effect}."
+    return replace(facts, notes=(*facts.notes, note))
+
+
+def describe(model: PeftModel, *, is_quantized: bool) -> ModelFacts:
+    """The facts of a model on the meta device, its quantized weights in their original shape."""
+    num_base = num_quantized = num_fused = fused_bytes = 0
+    trained: list[TrainedTensor] = []
+    for parameter in model.parameters():
+        size = parameter.numel()
+        if parameter.requires_grad:
+            trained.append(TrainedTensor(size, parameter.element_size()))
+            continue
+        num_base += size
+        if isinstance(parameter, bnb.nn.Params4bit | bnb.nn.Int8Params):
+            num_quantized += size
+        elif parameter.dim() == 3:
+            num_fused += size
+            fused_bytes += size * parameter.element_size()
+    notes = []
+    if is_quantized and num_fused > num_quantized:
+        notes.append(
+            f"bitsandbytes quantizes linear layers only, and this base keeps its experts in fused weights of three "
+            f"dimensions: {num_fused / num_base:.0%} of its parameters stay in 16 bit, {fused_bytes / GIB:,.1f} GiB. "
+            f"Only {num_quantized / num_base:.0%} are quantized: nearer to LoRA on a 16-bit base than to QLoRA."
+        )
+    elif is_quantized and num_quantized == 0:
+        notes.append(
+            f"nothing of this base is quantized: transformers swaps plain linear layers only, and the layers of "
+            f"{type(model.get_base_model()).__name__} are of a class of their own. All of it stays in 16 bit."
+        )
+    num_trained = sum(tensor.num_elements for tensor in trained)
+    return ModelFacts(num_base, num_quantized, num_trained, num_fused, fused_bytes, tuple(notes), tuple(trained))

@@ -1,0 +1,216 @@
+"""The base with its adapter on fake tensors: every shape, dtype and module is there, and no memory is.
+
+The way is that of `load_base` and `attach_adapter`, with the weights left out: `transformers` builds the base on the
+meta device, its own bitsandbytes integration swaps the linear layers, PEFT attaches the adapter, and at last each
+parameter is replaced by a fake one, 4-bit weights by what bitsandbytes' registered fake kernels make of them.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any
+
+import bitsandbytes as bnb
+import torch
+from peft import PeftModel
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers.integrations.bitsandbytes import replace_with_bnb_linear
+from transformers.quantizers.base import get_keys_to_not_convert
+
+from qlora_cli import compat
+from qlora_cli.errors import RecipeError
+from qlora_cli.model.abilities import check_takes_positions
+from qlora_cli.model.adapter import attach_adapter
+from qlora_cli.model.base import source_error
+from qlora_cli.plan.trace.cuda_attention import attention_on
+from qlora_cli.plan.trace.request import PlanRequest
+from qlora_cli.recipe.schema import QuantizationSection
+
+_FAKE_CLASSES = {name: type(name, (FakeTensor,), {}) for name in ("Params4bit", "Int8Params")}
+"""PEFT knows a quantized weight by its class's name, and a fake tensor cannot be of bitsandbytes' classes."""
+
+DYNAMIC_MAP_BYTES = 1024
+"""The 256 float32 levels of the map that quantizes block constants."""
+
+
+def fake_tensors() -> FakeTensorMode:
+    """The mode in which a fake model is made and run.
+
+    bitsandbytes makes two code tables when it first quantizes, from real numbers that fake tensors do not have, so a
+    real tensor is quantized first.
+    """
+    bnb.functional.quantize_4bit(torch.zeros(64, 64), quant_type="nf4", compress_statistics=True)
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def fake_model(request: PlanRequest, mode: FakeTensorMode) -> PeftModel:
+    """The model that the recipe trains, in training mode, with parameters of `mode` that hold nothing.
+
+    Raises:
+        RecipeError: if the base cannot be built from its configuration, or a target of the adapter does not exist.
+    """
+    model = meta_model(request)
+    with mode:
+        _make_fake(model, request)
+    return model.train()
+
+
+def meta_model(request: PlanRequest) -> PeftModel:
+    """The model with its adapter on the meta device, its quantized weights still in their original shape.
+
+    Raises:
+        RecipeError: if the base cannot be built from its configuration or cannot be trained, or a target of the adapter
+            does not exist.
+    """
+    base = skeleton(request)
+    check_takes_positions(base)
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if request.recipe.quantization is not None:
+            _swap_linear_layers(base, request.recipe.quantization, request.dtype)
+            if request.recipe.lora.use_dora:
+                _quantize_on_meta(base)
+        compat.keep_four_bit_weights_unpacked(base)
+        base.requires_grad_(False)
+        return attach_adapter(base, request.recipe.lora)
+
+
+def _make_fake(model: PeftModel, request: PlanRequest) -> None:
+    has_map_each = request.device.kind == "cuda"
+    made: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                module._parameters[name] = _fake_parameter(module, parameter, request.dtype, made, has_map_each)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
+
+
+def skeleton(request: PlanRequest) -> PreTrainedModel:
+    """The base on the meta device, in the recipe's precision and not quantized.
+
+    Raises:
+        RecipeError: if it cannot be built from its configuration.
+    """
+    name = request.recipe.model.base_model
+    try:
+        try:
+            return _from_config(request, attention_on(request))
+        except KeyError:
+            return _from_config(request, "sdpa")  # older models know only the implementations that they list
+    except (ValueError, ImportError, KeyError) as fault:
+        raise source_error(name, fault) from fault
+
+
+def _from_config(request: PlanRequest, attention: str) -> PreTrainedModel:
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        base = AutoModelForCausalLM.from_config(
+            copy.deepcopy(request.config),
+            dtype=request.dtype,
+            attn_implementation=attention,
+            trust_remote_code=request.recipe.model.trust_remote_code,
+        )
+    _keep_in_float32(base, request.dtype)
+    return base
+
+
+def _keep_in_float32(base: PreTrainedModel, dtype: torch.dtype) -> None:
+    """What `from_pretrained` loads in float32 whatever is asked for: parts that overflow or are counted in 16 bit."""
+    names: set[str] = set()
+    if dtype in (torch.float16, torch.bfloat16):
+        names |= set(base._keep_in_fp32_modules_strict or ())
+    if dtype is torch.float16:
+        names |= set(base._keep_in_fp32_modules or ())
+    for name, tensor in (*base.named_parameters(), *base.named_buffers()):
+        if tensor.is_floating_point() and any(f".{kept}." in f".{name}." for kept in names):
+            tensor.data = tensor.data.float()
+
+
+def _swap_linear_layers(base: PreTrainedModel, quantization: QuantizationSection, dtype: torch.dtype) -> None:
+    """What `from_pretrained` does to the layers before it loads their weights."""
+    names = {name.split(".")[-1] for name, _ in base.named_modules()}
+    for skipped in quantization.skip_modules:
+        if skipped not in names:
+            raise RecipeError(
+                f"quantization.skip_modules: the base has no module named '{skipped}'",
+                hint="name modules by the last part of their name, such as down_proj",
+            )
+    is_int8 = quantization.quant_type == "int8"
+    config = (
+        BitsAndBytesConfig(load_in_8bit=True)
+        if is_int8
+        else BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=quantization.quant_type,
+            bnb_4bit_use_double_quant=quantization.double_quant is not False,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    )
+    kept = [*get_keys_to_not_convert(base), *quantization.skip_modules]
+    replace_with_bnb_linear(base, modules_to_not_convert=kept, quantization_config=config)
+    setattr(base, "is_loaded_in_8bit" if is_int8 else "is_loaded_in_4bit", True)
+
+
+def _quantize_on_meta(base: PreTrainedModel) -> None:
+    """DoRA takes the norms of the dequantized weights when it is attached, so there must be something to dequantize."""
+    for module in base.modules():
+        weight: Any = getattr(module, "weight", None)
+        if isinstance(weight, bnb.nn.Params4bit):
+            _, weight.quant_state = bnb.functional.quantize_4bit(
+                weight.data, compress_statistics=weight.compress_statistics, quant_type=weight.quant_type
+            )
+
+
+def _fake_parameter(
+    module: nn.Module, parameter: nn.Parameter, dtype: torch.dtype, made: dict[int, nn.Parameter], has_map_each: bool
+) -> nn.Parameter:
+    """A fake one in place of a meta one; tied ones stay tied."""
+    if id(parameter) not in made:
+        if isinstance(parameter, bnb.nn.Params4bit):
+            fake = _four_bit(module, parameter, dtype, has_map_each)
+        elif isinstance(parameter, bnb.nn.Int8Params):
+            fake = _eight_bit(parameter)
+        else:
+            # A swapped layer's bias comes in float32 and is loaded in the model's dtype.
+            is_swapped = isinstance(module, bnb.nn.Linear4bit | bnb.nn.Linear8bitLt)
+            fake = nn.Parameter(
+                torch.empty(parameter.shape, dtype=dtype if is_swapped else parameter.dtype), parameter.requires_grad
+            )
+        made[id(parameter)] = fake
+    return made[id(parameter)]
+
+
+def _four_bit(module: nn.Module, parameter: Any, dtype: torch.dtype, has_map_each: bool) -> nn.Parameter:
+    """A fake tensor cannot be a `Params4bit`, so it carries what the layer reads of one."""
+    packed, state = bnb.functional.quantize_4bit(
+        torch.empty(parameter.shape, dtype=dtype),
+        blocksize=parameter.blocksize,
+        compress_statistics=parameter.compress_statistics,
+        quant_type=parameter.quant_type,
+        quant_storage=parameter.quant_storage,
+    )
+    if has_map_each and state.nested:
+        # The map of the second quantization lies in CPU memory and is copied to the GPU for each weight.
+        state.state2.code = torch.empty(DYNAMIC_MAP_BYTES // 4)
+    fake: Any = nn.Parameter(packed, requires_grad=False)
+    fake.quant_state = module.quant_state = state
+    fake.compress_statistics = parameter.compress_statistics
+    fake.quant_type = parameter.quant_type
+    fake.bnb_quantized = True
+    fake.__class__ = _FAKE_CLASSES["Params4bit"]
+    return fake
+
+
+def _eight_bit(parameter: Any) -> nn.Parameter:
+    """One int8 a weight and one float32 a row, as `Int8Params` holds them."""
+    fake: Any = nn.Parameter(torch.empty(parameter.shape, dtype=torch.int8), requires_grad=False)
+    fake.CB = fake.data
+    fake.SCB = torch.empty(parameter.shape[0])
+    fake.has_fp16_weights = False
+    fake.__class__ = _FAKE_CLASSES["Int8Params"]
+    return fake

@@ -1,0 +1,89 @@
+"""What steps need of their device, each traced once: in this process, and on this machine.
+
+A trace takes seconds, and its result follows from the recipe, the base's configuration, the device and the code. So it
+is kept under `$QLORA_CACHE/plans`, one small JSON file for each step, under a hash of all of these.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cache
+from pathlib import Path
+
+from qlora_cli.data.cache import cache_root
+from qlora_cli.errors import IdentityError
+from qlora_cli.plan.budget import Needs, device_needs
+from qlora_cli.plan.trace.request import PlanRequest
+from qlora_cli.plan.trace.trace_step import trace_step
+from qlora_cli.run.files import read_json_object, write_json
+from qlora_cli.run.manifest import library_versions
+
+
+def plans_root() -> Path:
+    """Where traced needs are kept."""
+    return cache_root().with_name("plans")
+
+
+class Tracer:
+    """Needs of requests, each traced once."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Needs] = {}
+
+    def needs(self, request: PlanRequest) -> Needs:
+        """What the step takes of its device.
+
+        Raises:
+            RecipeError: if the base cannot be built or its step cannot be traced.
+        """
+        key = _key(request)
+        if key not in self._known:
+            self._known[key] = _kept(key) or _traced(key, request)
+        return self._known[key]
+
+    def device_bytes(self, request: PlanRequest) -> int:
+        """Everything that the process would take of the device."""
+        return self.needs(request).device_bytes
+
+
+def _key(request: PlanRequest) -> str:
+    recipe = request.recipe
+    facts = [
+        *(repr(section) for section in (recipe.model, recipe.quantization, recipe.lora, recipe.training)),
+        f"{recipe.data.max_length} {recipe.data.packing} {request.device}",
+        request.config.to_json_string(use_diff=False),
+        json.dumps(library_versions(), sort_keys=True),
+        _code_fingerprint(),
+    ]
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:32]
+
+
+@cache
+def _code_fingerprint() -> str:
+    """Of the code that traces: a changed rule makes other needs under the same version number."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _kept(key: str) -> Needs | None:
+    """What an earlier process traced; a file that is damaged is traced anew."""
+    path = plans_root() / f"{key}.json"
+    if not path.is_file():
+        return None
+    try:
+        return Needs.from_dict(read_json_object(path, hint=""))
+    except (IdentityError, KeyError, TypeError):
+        return None
+
+
+def _traced(key: str, request: PlanRequest) -> Needs:
+    needs = device_needs(request, trace_step(request))
+    try:
+        plans_root().mkdir(parents=True, exist_ok=True)
+        write_json(plans_root() / f"{key}.json", needs.as_dict())
+    except OSError:
+        pass  # a full or read-only disk costs the next process a trace, and nothing else
+    return needs

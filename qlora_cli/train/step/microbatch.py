@@ -1,0 +1,160 @@
+"""When memory runs short: a forward and backward pass is done in smaller pieces, and its step once more.
+
+The loss of a pass is divided by the labelled tokens of the whole step, so the gradients of pieces add up to those of
+the pass. What cannot be the same is dropout, which draws other elements; the rows of a step are.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from qlora_cli import console
+
+Batch = dict[str, Any]
+
+ALLOCATOR_FAULTS = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "DefaultCPUAllocator: can't allocate")
+"""What libraries say of memory that they did not get, where torch has no error of its own for it."""
+
+
+def is_out_of_memory(fault: RuntimeError) -> bool:
+    """Whether memory was asked for and not given.
+
+    >>> is_out_of_memory(torch.OutOfMemoryError("no")), is_out_of_memory(RuntimeError("shapes differ"))
+    (True, False)
+    """
+    return isinstance(fault, torch.OutOfMemoryError) or any(text in str(fault) for text in ALLOCATOR_FAULTS)
+
+
+def give_back_memory() -> None:
+    """Free what a failed pass held."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def generator_states() -> list[torch.Tensor]:
+    """State of the generators that a forward pass draws from: the CPU's and, where there is one, the current GPU's."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if torch.cuda.is_available() else [])]
+
+
+def restore_generators(states: Sequence[torch.Tensor]) -> None:
+    """Set the generators to what `generator_states` returned."""
+    torch.set_rng_state(states[0])
+    for state in states[1:]:
+        torch.cuda.set_rng_state(state)
+
+
+def pieces(numbers: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    """Parts of at most `size`.
+
+    >>> list(pieces([5, 6, 7], 2))
+    [[5, 6], [7]]
+    """
+    for start in range(0, len(numbers), size):
+        yield numbers[start : start + size]
+
+
+@dataclass
+class _Step:
+    """A step as it began, and the rows of its passes that are done."""
+
+    number: int
+    generators: list[torch.Tensor]
+    metrics: dict[str, int]
+    """How many values each metric had."""
+
+    done: list[torch.Tensor] = field(default_factory=list)
+
+
+class MicroBatches:
+    """The passes of each step, in pieces of as many rows as fit into memory.
+
+    Args:
+        rows_at_once: rows of a pass as the recipe has it.
+        collate: makes a batch of rows, given their numbers.
+        metrics: lists that grow with each pass, to be cut back when a step begins again.
+    """
+
+    def __init__(
+        self, rows_at_once: int, collate: Callable[[Sequence[int]], Batch], metrics: dict[str, list[float]]
+    ) -> None:
+        self.rows_at_once = rows_at_once
+        self._collate = collate
+        self._metrics = metrics
+        self._step: _Step | None = None
+
+    def train_on(
+        self,
+        step: int,
+        batch: Batch,
+        row_numbers: torch.Tensor,
+        one_pass: Callable[[Batch, int], torch.Tensor],
+        forget_gradients: Callable[[], None],
+    ) -> torch.Tensor:
+        """A pass, whole or in pieces; where memory runs out, half as many rows at once from here on.
+
+        A backward pass that fails has added part of its gradients, so the step begins again: with the random numbers
+        that it began with, and its earlier passes first.
+
+        Args:
+            step: optimizer steps done.
+            batch: what the model reads.
+            row_numbers: the rows that `batch` is made of.
+            one_pass: does a forward and backward pass, given the batch and the number of pieces; returns its loss.
+            forget_gradients: takes back what the step's passes have added so far.
+
+        Raises:
+            torch.OutOfMemoryError: if a single row does not fit.
+        """
+        if self._step is None or self._step.number != step:
+            lengths = {name: len(values) for name, values in self._metrics.items()}
+            self._step = _Step(step, generator_states(), lengths)
+        loss = self._attempt(row_numbers, one_pass, batch)
+        while loss is None:
+            self._halve(step, len(row_numbers))
+            self._begin_again(self._step, forget_gradients)
+            for earlier in [*self._step.done, row_numbers]:
+                loss = self._attempt(earlier, one_pass)
+                if loss is None:
+                    break
+        self._step.done.append(row_numbers)
+        return loss
+
+    def _attempt(
+        self, row_numbers: torch.Tensor, one_pass: Callable[[Batch, int], torch.Tensor], batch: Batch | None = None
+    ) -> torch.Tensor | None:
+        """The loss of a pass; None where memory ran out."""
+        num_pieces = -(-len(row_numbers) // self.rows_at_once)
+        try:
+            if num_pieces == 1 and batch is not None:
+                return one_pass(batch, 1)
+            numbers = row_numbers.tolist()
+            losses = [one_pass(self._collate(part), num_pieces) for part in pieces(numbers, self.rows_at_once)]
+            return torch.stack(losses).sum()
+        except RuntimeError as fault:
+            if not is_out_of_memory(fault):
+                raise
+            return None
+
+    def _halve(self, step: int, num_rows: int) -> None:
+        rows_at_once = min(self.rows_at_once, num_rows) // 2
+        if rows_at_once == 0:
+            raise torch.OutOfMemoryError("a single row does not fit")
+        self.rows_at_once = rows_at_once
+        rows = "1 row" if rows_at_once == 1 else f"{rows_at_once} rows"
+        console.note(
+            f"out of memory in step {step + 1}: from here on {rows} at once, in more passes; "
+            "rows and gradients of each step stay the same"
+        )
+
+    def _begin_again(self, step: _Step, forget_gradients: Callable[[], None]) -> None:
+        give_back_memory()
+        forget_gradients()
+        restore_generators(step.generators)
+        for name, values in self._metrics.items():
+            del values[step.metrics.get(name, 0) :]

@@ -1,0 +1,110 @@
+"""What each setting saves, and the line that turns it."""
+
+from __future__ import annotations
+
+import shlex
+
+import pytest
+
+from qlora_cli.plan import savings
+from qlora_cli.plan.savings import attention_names, ranked_knobs
+from qlora_cli.plan.trace.fake_model import skeleton
+from qlora_cli.plan.trace_cache import Tracer
+from qlora_cli.recipe.overrides import parse_override
+from tests.plan.bases import AMPERE, CONFIGS, CPU, config_of, request_for
+
+
+@pytest.fixture(scope="module")
+def wasteful():
+    """A request in which every knob is still to be turned."""
+    config = config_of("llama")
+    config.hidden_size, config.intermediate_size, config.vocab_size = 512, 1024, 64
+    return request_for(
+        config,
+        AMPERE,
+        quantization__double_quant=False,
+        lora__r=256,
+        data__max_length=512,
+        training__gradient_checkpointing=False,
+        training__optim="adamw_torch",
+        training__per_device_train_batch_size=8,
+    )
+
+
+@pytest.fixture(scope="module")
+def ranked(wasteful):
+    return ranked_knobs(wasteful)
+
+
+def test_the_largest_saving_comes_first(ranked):
+    saved = [knob.saved_bytes for knob in ranked]
+    assert saved == sorted(saved, reverse=True)
+    assert min(saved) > 0
+
+
+def test_checkpointing_half_the_rows_and_half_the_length_are_among_them(ranked):
+    overrides = {knob.override for knob in ranked}
+    assert "--set training.gradient_checkpointing=true" in overrides
+    assert "--set data.max_length=256" in overrides
+    halved = "--set training.per_device_train_batch_size=4 --set training.gradient_accumulation_steps=2"
+    assert halved in overrides
+
+
+def test_a_saving_is_what_the_changed_plan_needs_less(wasteful, ranked):
+    tracer = Tracer()
+    for knob in ranked[:2]:
+        changed = wasteful.changed(knob.settings)
+        assert tracer.device_bytes(wasteful) - tracer.device_bytes(changed) == knob.saved_bytes
+
+
+def test_every_line_is_one_that_the_reader_takes(ranked):
+    for knob in ranked:
+        for option, text in zip(*[iter(shlex.split(knob.override))] * 2, strict=True):
+            assert option == "--set"
+            override, problems = parse_override(text)
+            assert override is not None
+            assert problems == []
+
+
+def settings_tried(request):
+    return {key: value for _, settings in savings.changes(request) for key, value in settings.items()}
+
+
+def test_a_knob_that_is_turned_is_not_tried(wasteful):
+    turned = wasteful.changed(
+        {
+            "training.gradient_checkpointing": True,
+            "training.optim": "paged_adamw_8bit",
+            "lora.target_modules": ("q_proj",),
+        }
+    )
+    assert not {"training.gradient_checkpointing", "training.optim", "lora.target_modules"} & set(
+        settings_tried(turned)
+    )
+
+
+def test_a_base_in_16_bit_can_be_quantized():
+    config = config_of("llama")
+    config.hidden_size, config.intermediate_size = 1024, 4096
+    request = request_for(config, AMPERE, quantized=False, lora__r=8, training__per_device_train_batch_size=1)
+    assert "--set quantization.quant_type=nf4" in {knob.override for knob in ranked_knobs(request)}
+
+
+def test_nothing_of_cuda_is_tried_on_a_cpu():
+    tried = settings_tried(request_for(config_of("llama"), CPU, training__optim="adamw_torch"))
+    assert "model.attn_implementation" not in tried
+    assert tried["training.optim"] == "adamw_8bit"
+
+
+@pytest.mark.parametrize(
+    ("name", "names"),
+    [
+        ("llama", ("q_proj", "k_proj", "v_proj", "o_proj")),
+        ("phi3", ("o_proj", "qkv_proj")),
+        ("gpt2", ("c_attn", "c_proj")),
+        ("falcon", ("query_key_value", "dense")),
+    ],
+)
+def test_attention_is_known_by_its_place(name, names):
+    assert name in CONFIGS
+    assert attention_names(skeleton(request_for(config_of(name)))) == names

@@ -1,0 +1,70 @@
+"""Each step is traced once on a machine, and traced anew where what is kept of it is damaged."""
+
+from __future__ import annotations
+
+import pytest
+
+from qlora_cli.plan import trace_cache
+from qlora_cli.plan.budget import device_needs
+from qlora_cli.plan.trace.trace_step import trace_step
+from qlora_cli.plan.trace_cache import Tracer, plans_root
+from tests.plan.bases import AMPERE, CPU, config_of, request_for
+
+
+@pytest.fixture
+def traced(monkeypatch, empty_cache):
+    """The requests that were traced."""
+    requests = []
+    monkeypatch.setattr(trace_cache, "trace_step", lambda request: requests.append(request) or trace_step(request))
+    return requests
+
+
+def test_a_tracer_traces_each_step_once(traced):
+    one = Tracer()
+    request = request_for(config_of("llama"), AMPERE)
+    more = request.changed({"training.per_device_train_batch_size": 16})
+    assert one.device_bytes(more) > one.device_bytes(request)
+    again = more.changed({"training.per_device_train_batch_size": 2})
+    assert one.device_bytes(again) == one.device_bytes(request)
+    assert len(traced) == 2
+
+
+def test_another_tracer_finds_what_the_first_one_traced(traced):
+    request = request_for(config_of("llama"), AMPERE)
+    expected = device_needs(request, trace_step(request))
+    assert [Tracer().needs(request) for _ in range(3)] == [expected] * 3
+    assert len(traced) == 1
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        request_for(config_of("llama"), CPU),
+        request_for(config_of("llama", 3), AMPERE),
+        request_for(config_of("llama"), AMPERE, data__max_length=65),
+        request_for(config_of("llama"), AMPERE, lora__r=8),
+        request_for(config_of("llama"), AMPERE, quantized=False),
+        request_for(config_of("llama"), AMPERE, training__gradient_checkpointing=False),
+    ],
+    ids=["device", "layers", "length", "rank", "quantization", "checkpointing"],
+)
+def test_what_differs_is_not_mistaken_for_it(traced, other):
+    first = Tracer().needs(request_for(config_of("llama"), AMPERE))
+    assert Tracer().needs(other) != first
+    assert len(traced) == 2
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"allocated_bytes": 1, "reserved_bytes": 1, "overheads": 3}'])
+def test_a_damaged_file_is_traced_anew(traced, content):
+    request = request_for(config_of("llama"), AMPERE)
+    expected = Tracer().needs(request)
+    [path] = plans_root().iterdir()
+    path.write_text(content)
+    assert Tracer().needs(request) == expected
+    assert len(traced) == 2
+
+
+def test_where_nothing_can_be_kept_the_step_is_traced_all_the_same(traced, empty_cache):
+    plans_root().write_text("a file in place of the folder")
+    request = request_for(config_of("llama"), AMPERE)
+    assert Tracer().needs(request) == device_needs(request, trace_step(request))
