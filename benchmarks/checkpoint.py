@@ -143,7 +143,7 @@ def measure(options: argparse.Namespace, folder: Path, *, saves: bool) -> dict[s
     compat.keep_imports_quiet()
     from qlora_cli.recipe.schema import Recipe
     from qlora_cli.run.directory import RunDirectory
-    from qlora_cli.train.session import Session, train_recipe
+    from qlora_cli.train.session import TrainOptions, train_recipe
 
     watch = watched_saves()
     recipe = Recipe.model_validate(
@@ -165,7 +165,7 @@ def measure(options: argparse.Namespace, folder: Path, *, saves: bool) -> dict[s
     )
     with tempfile.TemporaryDirectory(dir=folder) as name:
         run = RunDirectory(Path(name))
-        train_recipe(recipe, run, Session())
+        train_recipe(recipe, run, TrainOptions())
         newest = run.checkpoints_path / f"step-{options.steps:06d}"
         num_bytes = sum(path.stat().st_size for path in newest.iterdir())
     training = watch.seconds.pop(TRAINING)

@@ -86,7 +86,7 @@ def measure(options: argparse.Namespace, workdir: Path) -> dict[str, Any]:
 
     from qlora_cli.model.device import pick_device
     from qlora_cli.run.directory import RunDirectory
-    from qlora_cli.train.setup import make_model
+    from qlora_cli.train.setup import setup_model
 
     shape = Shape(options.hidden, options.intermediate, options.layers, options.heads, options.kv_heads, options.vocab)
     device = pick_device()
@@ -95,7 +95,7 @@ def measure(options: argparse.Namespace, workdir: Path) -> dict[str, Any]:
     figures = {"parameters": num_parameters, **_circumstances(device)}
     _reset_memory(device)
     started = time.perf_counter()
-    model = make_model(recipe, run, is_resumed=False)
+    model = setup_model(recipe, run, is_resumed=False)
     figures |= {"load_seconds": time.perf_counter() - started, **_memory(device, "load")}
     trainer = trainer_on_random_rows(recipe, run, model, options.documents_per_row)
     step_seconds = _timed_steps(trainer, device)

@@ -132,7 +132,7 @@ def measure(case: Case, workdir: Path) -> dict[str, Any]:
     from qlora_cli.plan.report import choose_target
     from qlora_cli.plan.trace.request import PlanRequest, read_config
     from qlora_cli.run.directory import RunDirectory
-    from qlora_cli.train.setup import make_model
+    from qlora_cli.train.setup import setup_model
 
     recipe, device = recipe_of(case, workdir / "base"), pick_device()
     target = choose_target(None, None)
@@ -143,7 +143,7 @@ def measure(case: Case, workdir: Path) -> dict[str, Any]:
         return {"predicted": predicted, "not_run": f"needs {predicted['device'] / 2**30:.1f} GiB"}
     with tempfile.TemporaryDirectory(dir=workdir) as name:
         run = RunDirectory(Path(name))
-        model = make_model(recipe, run, is_resumed=False)
+        model = setup_model(recipe, run, is_resumed=False)
         documents = DOCUMENTS_PER_ROW if case.packed else 1
         trainer = trainer_on_random_rows(recipe, run, model, documents)
         if device.type == "cpu":

@@ -38,7 +38,8 @@ def trainer_on_random_rows(recipe: Recipe, run: RunDirectory, model: Any, docume
     from qlora_cli.data.prepare import prepare_data
     from qlora_cli.data.render.renderer import Renderer
     from qlora_cli.model.tokenizer import load_tokenizer
-    from qlora_cli.train.setup import Ingredients, make_trainer
+    from qlora_cli.train.setup import make_collator, setup_trainer
+    from qlora_cli.train.trainer import TrainerParts
 
     training, length = recipe.training, recipe.data.max_length
     assert training.max_steps is not None, "a benchmark says how many steps it does"
@@ -48,4 +49,5 @@ def trainer_on_random_rows(recipe: Recipe, run: RunDirectory, model: Any, docume
     tokenizer = load_tokenizer(recipe.model)
     prepared = prepare_data(recipe.data, Renderer(tokenizer, train_on=recipe.data.train_on), training.seed)
     assert prepared.report.num_tokens == num_rows * length, "rows are not full"
-    return make_trainer(recipe, run, Ingredients(model, tokenizer, prepared, {}, ()))
+    parts = TrainerParts(model, tokenizer, make_collator(recipe, tokenizer), prepared)
+    return setup_trainer(recipe, run, parts, {})

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import LlamaConfig, MixtralConfig, PreTrainedConfig, Qwen2Config, Qwen3MoeConfig
 
-from qlora_cli.plan.budget import Bill
+from qlora_cli.plan.budget import MemoryBudget
 from qlora_cli.plan.trace.request import PlanRequest
 from qlora_cli.plan.trace.trace_step import plan
 from qlora_cli.recipe.schema import Recipe
@@ -87,7 +87,7 @@ RECIPE: dict[str, Any] = {
 
 
 @cache
-def traced(base: str, *overrides: str) -> Bill:
+def traced(base: str, *overrides: str) -> MemoryBudget:
     """The bill of one step.
 
     Args:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from memory_bases import BASES, counts, traced, write_bases
 
-from qlora_cli.plan.budget import Bill
+from qlora_cli.plan.budget import MemoryBudget
 from qlora_cli.plan.machine.gpus import find_card
 from qlora_cli.plan.trace.live_memory import Kind
 
@@ -28,7 +28,7 @@ WEIGHTS = (Kind.BASE_QUANTIZED, Kind.QUANTIZATION_CONSTANTS, Kind.BASE_16BIT)
 STATE = (Kind.ADAPTER, Kind.GRADIENTS, Kind.OPTIMIZER)
 
 
-def parts(bill: Bill) -> tuple[str, ...]:
+def parts(bill: MemoryBudget) -> tuple[str, ...]:
     """GiB of weights, of the adapter with gradients and optimizer, of the step's tensors, of CUDA; and of all."""
     by_kind = bill.peak.by_kind
     weights = sum(by_kind.get(kind, 0) for kind in WEIGHTS)

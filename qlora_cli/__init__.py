@@ -1,7 +1,7 @@
 """Fine-tune a language model with QLoRA: the commands of `qlora` as functions, as docs/python.md shows.
 
 `train` and `evaluate` are also the names of packages in here. These are imported first, since a package takes its name
-in its parent when it is imported; later imports such as `from qlora_cli.train.session import Session` find both.
+in its parent when it is imported; later imports such as `from qlora_cli.train.session import TrainOptions` find both.
 """
 
 import qlora_cli.evaluate

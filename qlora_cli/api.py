@@ -59,25 +59,25 @@ def train(
     """
     _check_range("stop_after", stop_after, 1)
     from qlora_cli.train.processes.launch import take_launch
-    from qlora_cli.train.processes.monitor import joined
+    from qlora_cli.train.processes.monitor import monitored
 
     launch = take_launch()
-    with joined(launch) as watch:
+    with monitored(launch) as monitor:
         if resume and overwrite:
             raise ArgumentError("--resume and --overwrite exclude each other", hint="leave one of them out")
         from qlora_cli.recipe.reader import load_recipe
 
         source = recipe if isinstance(recipe, Mapping) else Path(recipe)
-        loaded = load_recipe(source, _as_texts(overrides), console.note if watch.is_first else lambda _: None)
+        loaded = load_recipe(source, _as_texts(overrides), console.note if monitor.is_main_process else lambda _: None)
         start_asking(loaded.model.base_model)
 
         with progress(STARTING):
             from qlora_cli.run.directory import RUNS_FOLDER, RunDirectory
-            from qlora_cli.train.session import Session, train_recipe
+            from qlora_cli.train.session import TrainOptions, train_recipe
 
-        session = Session(resume, overwrite, stop_after, is_planned=True, force=force)
+        session = TrainOptions(resume, overwrite, stop_after, check_memory=True, force=force)
         run = RunDirectory(RUNS_FOLDER / loaded.name if run_dir is None else Path(run_dir))
-        return replace(train_recipe(loaded, run, session, watch), rank=launch.rank)
+        return replace(train_recipe(loaded, run, session, monitor), rank=launch.rank)
 
 
 @called

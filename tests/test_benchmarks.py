@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from qlora_cli.run.directory import RunDirectory
-from qlora_cli.train.setup import make_model
+from qlora_cli.train.setup import setup_model
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -30,7 +30,7 @@ def test_a_recipe_of_the_plan_benchmark_trains_on_full_rows(load, packed, tmp_pa
     base.write_random_base(tmp_path / "base", shape, 64, torch.device("cpu"))
     case = plan.Case("toy", 2, 32, 4, packed=packed, accumulation=2)
     recipe, run = plan.recipe_of(case, tmp_path / "base"), RunDirectory(tmp_path / "run")
-    model = make_model(recipe, run, is_resumed=False)
+    model = setup_model(recipe, run, is_resumed=False)
     documents = 4 if packed else 1
     trainer = load("random_rows").trainer_on_random_rows(recipe, run, model, documents)
     rows = trainer.train_dataset

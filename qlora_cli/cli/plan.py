@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from qlora_cli.plan.fit import Fit
     from qlora_cli.plan.report import PlanReport
-    from qlora_cli.plan.savings import Knob
+    from qlora_cli.plan.savings import MemorySaving
     from qlora_cli.recipe.schema import Recipe
 
 DOES_NOT_FIT = 5
@@ -27,7 +27,7 @@ SKETCH_RECIPE = "model: {base_model: sketch}\nquantization: {}\ndata: {train: ro
 
 def plan(
     recipe: Annotated[Path | None, typer.Argument(help="The recipe: a YAML file.", show_default=False)] = None,
-    gpu: Annotated[str | None, typer.Option(help="Card that it is to run on, e.g. 4090 or a100-80.")] = None,
+    gpu: Annotated[str | None, typer.Option(help="Gpu that it is to run on, e.g. 4090 or a100-80.")] = None,
     memory_gb: Annotated[
         float | None, typer.Option(min=0.1, metavar="N", help="Memory in GiB that a process can have, for any card.")
     ] = None,
@@ -60,20 +60,20 @@ def plan(
         _calibrate(is_all=is_all, as_json=as_json)
         if is_all:
             return
-    from qlora_cli.plan.trace.step import without_collection
+    from qlora_cli.plan.trace.step import gc_disabled
 
     loaded = _load(recipe, overrides or [], is_sketch=is_sketch)
     if not is_sketch:
         start_asking(loaded.model.base_model)
-    with without_collection(), console.library_noise_to(None):
+    with gc_disabled(), console.library_noise_to(None):
         report = _work_out(loaded, sketch, (gpu, memory_gb, num_gpus), is_fitted=fit)
-    fits, knobs = _search(report) if fit else ([], [])
+    fits, savings = _search(report) if fit else ([], [])
     if timeline is not None:
         from qlora_cli.plan.timeline_page import write_timeline
 
         write_timeline(timeline, report)
         console.note(f"wrote {timeline}")
-    _show(report, fits, knobs, is_fitted=fit, as_json=as_json)
+    _show(report, fits, savings, is_fitted=fit, as_json=as_json)
     if report.fits is False:
         raise typer.Exit(DOES_NOT_FIT)
 
@@ -139,9 +139,9 @@ def _work_out(
     return make_report(request, target, with_data=params is None).noted(note)
 
 
-def _search(report: PlanReport) -> tuple[list[Fit], list[Knob]]:
+def _search(report: PlanReport) -> tuple[list[Fit], list[MemorySaving]]:
     from qlora_cli.plan.fit import UNITS, largest_fit
-    from qlora_cli.plan.savings import ranked_knobs
+    from qlora_cli.plan.savings import rank_savings
     from qlora_cli.plan.trace_cache import Tracer
 
     assert report.target.memory_bytes is not None, "--fit was refused without a memory"
@@ -150,10 +150,12 @@ def _search(report: PlanReport) -> tuple[list[Fit], list[Knob]]:
     with console.library_noise_to(None):
         for key in UNITS:
             fits.append(largest_fit(report.request, key, report.target.memory_bytes, tracer))
-        return fits, ranked_knobs(report.request, tracer)
+        return fits, rank_savings(report.request, tracer)
 
 
-def _show(report: PlanReport, fits: Sequence[Fit], knobs: Sequence[Knob], *, is_fitted: bool, as_json: bool) -> None:
+def _show(
+    report: PlanReport, fits: Sequence[Fit], savings: Sequence[MemorySaving], *, is_fitted: bool, as_json: bool
+) -> None:
     from dataclasses import asdict
 
     from qlora_cli.plan.report_view import show_fits, show_knobs, show_plan
@@ -161,14 +163,14 @@ def _show(report: PlanReport, fits: Sequence[Fit], knobs: Sequence[Knob], *, is_
     if as_json:
         found = {
             "fit": [{"key": fit.key, "value": fit.value, "num_bytes": fit.num_bytes, "most": fit.most} for fit in fits],
-            "knobs": [asdict(knob) | {"override": knob.override} for knob in knobs],
+            "savings": [asdict(saving) | {"override": saving.override} for saving in savings],
         }
         console.data(report.as_dict() | (found if is_fitted else {}))
         return
     show_plan(report)
     if is_fitted:
         show_fits(fits, report)
-        show_knobs(knobs, report)
+        show_knobs(savings, report)
 
 
 def register(app: typer.Typer) -> None:

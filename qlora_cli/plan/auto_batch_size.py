@@ -9,7 +9,7 @@ from qlora_cli.plan.trace.request import PlanRequest
 from qlora_cli.plan.trace_cache import Tracer
 
 
-def with_rows_that_fit(request: PlanRequest, memory_bytes: int | None, tracer: Tracer | None = None) -> PlanRequest:
+def with_auto_batch_size(request: PlanRequest, memory_bytes: int | None, tracer: Tracer | None = None) -> PlanRequest:
     """The request with its rows shared out over as few passes as the memory allows, evenly; others as they are.
 
     Args:

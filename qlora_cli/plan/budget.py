@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from qlora_cli.plan.machine.device import Device
-from qlora_cli.plan.parameter_counts import ModelFacts, model_facts
+from qlora_cli.plan.parameter_counts import ParameterCounts, parameter_counts_of
 from qlora_cli.plan.trace.allocator import MIB, allocate_trace
-from qlora_cli.plan.trace.live_memory import Kind
+from qlora_cli.plan.trace.live_memory import MemoryKind
 from qlora_cli.plan.trace.request import PlanRequest
-from qlora_cli.plan.trace.timeline import Moment, Trace
+from qlora_cli.plan.trace.timeline import MemoryTrace, Moment
 from qlora_cli.plan.trace.trace_step import trace_step
 
 CONTEXT = "CUDA context"
@@ -37,7 +37,7 @@ class Overhead:
 
 
 @dataclass(frozen=True)
-class Needs:
+class DeviceMemory:
     """What a step takes of its device."""
 
     allocated_bytes: int
@@ -59,7 +59,7 @@ class Needs:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Needs:
+    def from_dict(cls, values: dict[str, Any]) -> DeviceMemory:
         """What `as_dict` gave.
 
         Raises:
@@ -70,58 +70,58 @@ class Needs:
 
 
 @dataclass(frozen=True)
-class Bill:
+class MemoryBudget:
     """What one training step needs."""
 
     peak: Moment
     """The fullest moment of the step, with when it is and its bytes of tensors by kind."""
 
-    needs: Needs
+    needs: DeviceMemory
 
     paged_bytes: int
     """Optimizer state in memory that moves to the host when the GPU is full; in none of the sums."""
 
-    facts: ModelFacts
-    trace: Trace
+    facts: ParameterCounts
+    trace: MemoryTrace
     notes: tuple[str, ...]
     """What is worth saying beside the figures."""
 
 
-def plan(request: PlanRequest) -> Bill:
+def plan(request: PlanRequest) -> MemoryBudget:
     """What one training step of the recipe needs.
 
     Raises:
         RecipeError: if the base cannot be built from its configuration or run, or the recipe names modules that it does
             not have.
     """
-    facts = model_facts(request)
-    return make_bill(request, trace_step(request), facts)
+    facts = parameter_counts_of(request)
+    return memory_budget(request, trace_step(request), facts)
 
 
-def make_bill(request: PlanRequest, trace: Trace, facts: ModelFacts) -> Bill:
+def memory_budget(request: PlanRequest, trace: MemoryTrace, facts: ParameterCounts) -> MemoryBudget:
     """The bill for a traced step."""
-    needs = device_needs(request, trace)
-    return Bill(
+    needs = device_memory(request, trace)
+    return MemoryBudget(
         peak=trace.peak,
         needs=needs,
-        paged_bytes=trace.largest.get(Kind.PAGED_OPTIMIZER, 0),
+        paged_bytes=trace.largest.get(MemoryKind.PAGED_OPTIMIZER, 0),
         facts=facts,
         trace=trace,
         notes=facts.notes,
     )
 
 
-def device_needs(request: PlanRequest, trace: Trace) -> Needs:
+def device_memory(request: PlanRequest, trace: MemoryTrace) -> DeviceMemory:
     """What the device must have for a traced step."""
     tensors = trace.peak.num_bytes
     if request.device.kind == "cpu":
-        return Needs(tensors, tensors, ())
+        return DeviceMemory(tensors, tensors, ())
     workspace, workspace_source = _cublas(request)
     context, context_source = context_on(request.device)
     allocator = allocate_trace(trace, beforehand=workspace)
     rounding = max(0, allocator.peak_allocated - tensors - workspace)
     replayed = "the step replayed by the allocator's rules"
-    return Needs(
+    return DeviceMemory(
         allocator.peak_allocated,
         allocator.peak_reserved,
         (

@@ -19,7 +19,7 @@ MAX_BYTES_READ = 64 * 10**6
 
 
 @dataclass(frozen=True)
-class Workload:
+class TrainingSize:
     """One run's amount of training."""
 
     num_rows: int
@@ -40,7 +40,7 @@ class Workload:
         return max(1, round(self.num_tokens / max(1, self.num_rows)))
 
 
-def find_workload(recipe: Recipe, num_gpus: int = 1) -> tuple[Workload | None, str]:
+def find_workload(recipe: Recipe, num_gpus: int = 1) -> tuple[TrainingSize | None, str]:
     """What the recipe's data comes to for so many GPUs, or None and why it is not known."""
     try:
         files = [file for source in recipe.data.train for file in source_files(source)]
@@ -58,9 +58,9 @@ def find_workload(recipe: Recipe, num_gpus: int = 1) -> tuple[Workload | None, s
         return None, f"{first.place}: {first.text}" if first.place else first.text
 
 
-def measure(report: DataReport, training: TrainingSection, num_gpus: int = 1) -> Workload:
+def measure(report: DataReport, training: TrainingSection, num_gpus: int = 1) -> TrainingSize:
     """The amount of training that a data report stands for."""
-    return Workload(
+    return TrainingSize(
         report.num_packed_rows,
         report.num_tokens,
         report.fill,

@@ -16,7 +16,7 @@ GIB = 2**30
 
 
 @dataclass(frozen=True)
-class ModelFacts:
+class ParameterCounts:
     """Numbers of parameters, each weight counted once however it is stored."""
 
     num_base: int
@@ -38,7 +38,7 @@ class ModelFacts:
         return self.num_trained / (self.num_base + self.num_trained)
 
 
-def model_facts(request: PlanRequest) -> ModelFacts:
+def parameter_counts_of(request: PlanRequest) -> ParameterCounts:
     """The facts of the model that the recipe trains.
 
     Raises:
@@ -54,7 +54,7 @@ def model_facts(request: PlanRequest) -> ModelFacts:
     return replace(facts, notes=(*facts.notes, note))
 
 
-def describe(model: PeftModel, *, is_quantized: bool) -> ModelFacts:
+def describe(model: PeftModel, *, is_quantized: bool) -> ParameterCounts:
     """The facts of a model on the meta device, its quantized weights in their original shape."""
     num_base = num_quantized = num_fused = fused_bytes = 0
     trained: list[TrainedTensor] = []
@@ -82,4 +82,4 @@ def describe(model: PeftModel, *, is_quantized: bool) -> ModelFacts:
             f"{type(model.get_base_model()).__name__} are of a class of their own. All of it stays in 16 bit."
         )
     num_trained = sum(tensor.num_elements for tensor in trained)
-    return ModelFacts(num_base, num_quantized, num_trained, num_fused, fused_bytes, tuple(notes), tuple(trained))
+    return ParameterCounts(num_base, num_quantized, num_trained, num_fused, fused_bytes, tuple(notes), tuple(trained))

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from qlora_cli.errors import RecipeError, ResourceError
 from qlora_cli.model.tables import num_positions
 from qlora_cli.plan.likeness import config_or_sketch
-from qlora_cli.plan.machine.gpus import Card
-from qlora_cli.plan.parameter_counts import model_facts
+from qlora_cli.plan.machine.gpus import Gpu
+from qlora_cli.plan.parameter_counts import parameter_counts_of
 from qlora_cli.plan.report import card_target
 from qlora_cli.plan.trace.request import PlanRequest
 from qlora_cli.plan.trace_cache import Tracer
@@ -63,7 +63,7 @@ def size_of(num_params: float) -> Size:
     return Size(8, 2, "1.0e-4", f"above 30B: 4 to 16, {rank}", rate)
 
 
-def advise(base_model: str, data: str, card: Card) -> StarterValues:
+def advise(base_model: str, data: str, card: Gpu) -> StarterValues:
     """Values with which a base fits a card, each with its reason.
 
     Raises:
@@ -76,7 +76,7 @@ def advise(base_model: str, data: str, card: Card) -> StarterValues:
     config, origin = config_or_sketch(recipe.model)
     target = card_target(card)
     memory = round((target.memory_bytes or 0) * FILLED)
-    request, num_params = _buildable(PlanRequest(recipe, config, target.device))
+    request, num_params = _supported(PlanRequest(recipe, config, target.device))
     size = size_of(num_params)
     tracer = Tracer()
     for candidate in _candidates(request, size):
@@ -92,20 +92,20 @@ def advise(base_model: str, data: str, card: Card) -> StarterValues:
     )
 
 
-def _buildable(request: PlanRequest) -> tuple[PlanRequest, int]:
+def _supported(request: PlanRequest) -> tuple[PlanRequest, int]:
     """The request with what its base needs other than the defaults, and the parameters of that base.
 
     Raises:
         RecipeError: if the base needs other keys than a first recipe has.
     """
     try:
-        return request, model_facts(request).num_base
+        return request, parameter_counts_of(request).num_base
     except RecipeError as error:
         fault = error
     for settings in SUBSTITUTES:
         changed = request.changed(settings)
         with suppress(RecipeError):
-            return changed, model_facts(changed).num_base
+            return changed, parameter_counts_of(changed).num_base
     [problem, *_] = fault.problems
     raise RecipeError(
         problem.text, hint=f"write the recipe without --gpu, then plan it with the keys that it needs: {problem.hint}"
@@ -136,7 +136,7 @@ def _lengths(request: PlanRequest) -> tuple[int, ...]:
     return tuple(length for length in LENGTHS if length <= positions) or (positions,)
 
 
-def _values(request: PlanRequest, size: Size, card: Card, planned: str) -> StarterValues:
+def _values(request: PlanRequest, size: Size, card: Gpu, planned: str) -> StarterValues:
     recipe = request.recipe
     batch, accumulation = recipe.training.rows_at_once, recipe.training.num_passes
     length, r = recipe.data.max_length, recipe.lora.r
@@ -172,7 +172,7 @@ def _substituted(recipe: Recipe) -> dict[str, Choice]:
     return chosen
 
 
-def _high_rank(card: Card) -> str:
+def _high_rank(card: Gpu) -> str:
     """Advice on high rank by the card's memory: 32 at 24 GB, 64 at 48 GB."""
     gigabytes = card.memory_mib / 1024
     if gigabytes < 22:

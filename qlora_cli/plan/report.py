@@ -8,15 +8,15 @@ from typing import Any
 import torch
 
 from qlora_cli.errors import ArgumentError
-from qlora_cli.plan.auto_batch_size import with_rows_that_fit
-from qlora_cli.plan.budget import Bill, plan
-from qlora_cli.plan.dataset_size import Workload, find_workload
+from qlora_cli.plan.auto_batch_size import with_auto_batch_size
+from qlora_cli.plan.budget import MemoryBudget, plan
+from qlora_cli.plan.dataset_size import TrainingSize, find_workload
 from qlora_cli.plan.disk import Disk, disk_of
 from qlora_cli.plan.machine.calibration import find_overheads
 from qlora_cli.plan.machine.device import Device
-from qlora_cli.plan.machine.gpus import Card, card_of, find_card
-from qlora_cli.plan.throughput import Pace, estimate_pace
-from qlora_cli.plan.trace.live_memory import Kind
+from qlora_cli.plan.machine.gpus import Gpu, card_of, find_card
+from qlora_cli.plan.throughput import Throughput, estimate_pace
+from qlora_cli.plan.trace.live_memory import MemoryKind
 from qlora_cli.plan.trace.request import PlanRequest
 from qlora_cli.recipe.schema import Recipe
 
@@ -32,7 +32,7 @@ class Target:
     memory_bytes: int | None
     """None: nothing is said about whether it fits."""
 
-    card: Card | None = None
+    card: Gpu | None = None
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,11 @@ class PlanReport:
     request: PlanRequest
     """What was planned: in place of `per_device_train_batch_size: auto` it has the rows that fit."""
 
-    bill: Bill
+    bill: MemoryBudget
     target: Target
-    workload: Workload | None
+    workload: TrainingSize | None
     why_no_workload: str
-    pace: Pace | None
+    pace: Throughput | None
     disk: Disk
 
     @property
@@ -65,7 +65,7 @@ class PlanReport:
     def lines(self) -> list[tuple[str, int]]:
         """The bill: what takes memory at the peak, in bytes. They add up to `device_bytes`."""
         tensors = [
-            (str(kind), size) for kind, size in self.bill.peak.by_kind.items() if kind is not Kind.PAGED_OPTIMIZER
+            (str(kind), size) for kind, size in self.bill.peak.by_kind.items() if kind is not MemoryKind.PAGED_OPTIMIZER
         ]
         overheads = [(each.name, each.num_bytes) for each in self.bill.needs.overheads]
         return [(name, size) for name, size in (*tensors, *overheads) if size]
@@ -133,7 +133,7 @@ def choose_target(gpu: str | None, memory_gb: float | None, num_gpus: int = 1) -
     return replace(target, device=replace(target.device, num_gpus=num_gpus))
 
 
-def card_target(card: Card) -> Target:
+def card_target(card: Gpu) -> Target:
     """A card, with what was measured of it on this machine."""
     overheads = find_overheads(lambda name: card_of(name) == card)
     memory = card.memory_bytes if overheads is None else overheads.memory_bytes
@@ -168,7 +168,7 @@ def make_report(request: PlanRequest, target: Target, *, with_data: bool = True)
         RecipeError: if the base cannot be built.
     """
     asked = request.recipe
-    request = with_rows_that_fit(request, target.memory_bytes)
+    request = with_auto_batch_size(request, target.memory_bytes)
     bill = plan(request)
     num_gpus = request.device.num_gpus
     workload, why = find_workload(asked, num_gpus) if with_data else (None, "a sketch has no data")

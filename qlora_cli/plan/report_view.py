@@ -16,8 +16,8 @@ from qlora_cli.plan.figures import GIB, MIB, duration, in_gib, in_mib, size, two
 from qlora_cli.plan.fit import UNITS, Fit
 from qlora_cli.plan.machine.calibration import Overheads
 from qlora_cli.plan.report import PlanReport
-from qlora_cli.plan.savings import Knob
-from qlora_cli.plan.trace.live_memory import Kind
+from qlora_cli.plan.savings import MemorySaving
+from qlora_cli.plan.trace.live_memory import MemoryKind
 from qlora_cli.recipe.summary import summarize
 
 BAR_WIDTH = 32
@@ -132,8 +132,8 @@ def _facts(report: PlanReport) -> dict[str, str]:
 
 def _gpus(report: PlanReport) -> str:
     """What several GPUs share and what they do not."""
-    sums = report.bill.trace.largest.get(Kind.GRADIENT_SUMS, 0)
-    is_at_peak = Kind.GRADIENT_SUMS in report.bill.peak.by_kind
+    sums = report.bill.trace.largest.get(MemoryKind.GRADIENT_SUMS, 0)
+    is_at_peak = MemoryKind.GRADIENT_SUMS in report.bill.peak.by_kind
     return (
         f"each holds the whole model; gradients are summed in {size(sums)} more after the backward pass, "
         f"{'where the peak falls' if is_at_peak else 'below the peak'}; what NCCL takes is not in the bill"
@@ -177,17 +177,17 @@ def _fit_in_words(fit: Fit) -> str:
     return f"{fit.key} {fit.value:,}: takes {size(fit.num_bytes)}; {searched}"
 
 
-def show_knobs(knobs: Sequence[Knob], report: PlanReport) -> None:
+def show_knobs(savings: Sequence[MemorySaving], report: PlanReport) -> None:
     """Print what each change saves when it alone is made, and whether the plan fits then."""
     room = (report.target.memory_bytes or 0) - report.device_bytes
     console.result("")
-    if not knobs:
+    if not savings:
         console.result("no change of a setting saves memory")
         return
     console.result(Text("what saves memory, each alone", style="bold"))
-    for knob in knobs:
-        fits = "fits then" if room + knob.saved_bytes >= 0 else "does not fit then"
-        _show_change(f"{knob.what}: {size(knob.saved_bytes)} less, {fits}", knob.override)
+    for saving in savings:
+        fits = "fits then" if room + saving.saved_bytes >= 0 else "does not fit then"
+        _show_change(f"{saving.what}: {size(saving.saved_bytes)} less, {fits}", saving.override)
 
 
 def _show_change(what: str, override: str) -> None:

@@ -22,7 +22,7 @@ SMALLEST_LENGTH = 256
 
 
 @dataclass(frozen=True)
-class Knob:
+class MemorySaving:
     """One change of the recipe."""
 
     what: str
@@ -35,7 +35,7 @@ class Knob:
     def override(self) -> str:
         """What to add to a command line.
 
-        >>> Knob("", {"lora.r": 8, "lora.target_modules": ("q_proj", "v_proj")}, 0).override
+        >>> MemorySaving("", {"lora.r": 8, "lora.target_modules": ("q_proj", "v_proj")}, 0).override
         "--set lora.r=8 --set 'lora.target_modules=[q_proj,v_proj]'"
         """
         return " ".join(f"--set {quote(f'{key}={_as_yaml(value)}')}" for key, value in self.settings.items())
@@ -47,7 +47,7 @@ def _as_yaml(value: object) -> str:
     return f"[{','.join(map(str, value))}]" if isinstance(value, tuple) else str(value)
 
 
-def ranked_knobs(request: PlanRequest, tracer: Tracer | None = None) -> list[Knob]:
+def rank_savings(request: PlanRequest, tracer: Tracer | None = None) -> list[MemorySaving]:
     """Every change that saves memory, by what it saves when it alone is made.
 
     Raises:
@@ -55,15 +55,15 @@ def ranked_knobs(request: PlanRequest, tracer: Tracer | None = None) -> list[Kno
     """
     tracer = tracer or Tracer()
     now = tracer.device_bytes(request)
-    knobs = []
+    savings = []
     tried = list(changes(request))
     with progress("trying what saves memory", len(tried)) as phase:
         for what, settings in tried:
             saved = now - tracer.device_bytes(_with(request, settings))
             if saved > 0:
-                knobs.append(Knob(what, settings, saved))
+                savings.append(MemorySaving(what, settings, saved))
             phase.advance()
-    return sorted(knobs, key=lambda knob: knob.saved_bytes, reverse=True)
+    return sorted(savings, key=lambda saving: saving.saved_bytes, reverse=True)
 
 
 def _with(request: PlanRequest, settings: dict[str, Any]) -> PlanRequest:

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedConfig
 
-from qlora_cli.plan.machine.gpus import Card
-from qlora_cli.plan.parameter_counts import ModelFacts
+from qlora_cli.plan.machine.gpus import Gpu
+from qlora_cli.plan.parameter_counts import ParameterCounts
 from qlora_cli.plan.trace.request import PlanRequest
 
 UTILIZATION = 0.35
@@ -46,7 +46,7 @@ class Operations:
 
 
 @dataclass(frozen=True)
-class Pace:
+class Throughput:
     """How fast a card may train, or several together."""
 
     tokens_per_second: float
@@ -57,7 +57,7 @@ class Pace:
     """Operations a second that were counted on, and where the figure is from."""
 
 
-def operations_per_token(request: PlanRequest, facts: ModelFacts, length: int) -> Operations:
+def operations_per_token(request: PlanRequest, facts: ParameterCounts, length: int) -> Operations:
     """What a token of a row of `length` tokens takes.
 
     Args:
@@ -85,7 +85,7 @@ def _attention_width(layer: PreTrainedConfig) -> int:
     return heads * (getattr(layer, "head_dim", None) or layer.hidden_size // heads)
 
 
-def active_weights(request: PlanRequest, facts: ModelFacts) -> int:
+def active_weights(request: PlanRequest, facts: ParameterCounts) -> int:
     """Frozen weights that multiply one token: without the input embedding, and only the experts that it is sent to."""
     text = request.config.get_text_config()
     embedding = 0 if getattr(text, "tie_word_embeddings", False) else text.vocab_size * text.hidden_size
@@ -100,7 +100,9 @@ def _expert_share(text: object) -> float:
     return 1.0
 
 
-def estimate_pace(request: PlanRequest, facts: ModelFacts, card: Card, length: int | None = None) -> Pace | None:
+def estimate_pace(
+    request: PlanRequest, facts: ParameterCounts, card: Gpu, length: int | None = None
+) -> Throughput | None:
     """How fast `card` may train; None in float32, for which no rate is known.
 
     Args:
@@ -122,10 +124,10 @@ def estimate_pace(request: PlanRequest, facts: ModelFacts, card: Card, length: i
         card.bandwidth_gb_s * 1e9
     )
     steps = request.recipe.training.num_passes
-    return Pace(request.device.num_gpus * num_tokens / seconds, seconds * steps, operations, card.name, rate)
+    return Throughput(request.device.num_gpus * num_tokens / seconds, seconds * steps, operations, card.name, rate)
 
 
-def moved_bytes(request: PlanRequest, facts: ModelFacts) -> float:
+def moved_bytes(request: PlanRequest, facts: ParameterCounts) -> float:
     """What dequantization reads and writes in one micro-batch."""
     num_passes = 3 if request.recipe.training.gradient_checkpointing else 2
     return facts.num_quantized * num_passes * (PACKED_BYTES + WRITTEN_BYTES)

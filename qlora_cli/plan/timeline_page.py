@@ -13,7 +13,7 @@ from qlora_cli.errors import ArgumentError
 from qlora_cli.plan.figures import GIB, MIB, in_gib, in_mib, size
 from qlora_cli.plan.report import PlanReport
 from qlora_cli.plan.report_view import verdict
-from qlora_cli.plan.trace.live_memory import Kind, Stage
+from qlora_cli.plan.trace.live_memory import MemoryKind, Stage
 from qlora_cli.plan.trace.timeline import Moment
 from qlora_cli.run.files import GENERATOR, refuse_foreign_page, write_text
 
@@ -26,20 +26,20 @@ MAX_LINES = 6
 NICE_STEPS = (0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500)
 """Units between two lines of the grid."""
 
-COLOURS: dict[Kind, tuple[str, str]] = {
-    Kind.BASE_QUANTIZED: ("#1d4e89", "#3b78c2"),
-    Kind.QUANTIZATION_CONSTANTS: ("#4c86c6", "#7db0e8"),
-    Kind.BASE_16BIT: ("#8db8e2", "#2b5a8f"),
-    Kind.ADAPTER: ("#6d4c9f", "#9a79cf"),
-    Kind.GRADIENTS: ("#a97fd0", "#c9a6ea"),
-    Kind.GRADIENT_SUMS: ("#8c6bb1", "#b794d8"),
-    Kind.OPTIMIZER: ("#d2b5e8", "#6f4d94"),
-    Kind.INPUTS: ("#777e87", "#a2a9b3"),
-    Kind.ACTIVATIONS: ("#2f855a", "#4fb286"),
-    Kind.LOSS: ("#d97706", "#f0a23c"),
-    Kind.DEQUANTIZED: ("#c2410c", "#f0764a"),
-    Kind.KERNEL_WORKSPACE: ("#b45f7c", "#dd8aa6"),
-    Kind.TEMPORARY: ("#b7c24a", "#ccd66b"),
+COLOURS: dict[MemoryKind, tuple[str, str]] = {
+    MemoryKind.BASE_QUANTIZED: ("#1d4e89", "#3b78c2"),
+    MemoryKind.QUANTIZATION_CONSTANTS: ("#4c86c6", "#7db0e8"),
+    MemoryKind.BASE_16BIT: ("#8db8e2", "#2b5a8f"),
+    MemoryKind.ADAPTER: ("#6d4c9f", "#9a79cf"),
+    MemoryKind.GRADIENTS: ("#a97fd0", "#c9a6ea"),
+    MemoryKind.GRADIENT_SUMS: ("#8c6bb1", "#b794d8"),
+    MemoryKind.OPTIMIZER: ("#d2b5e8", "#6f4d94"),
+    MemoryKind.INPUTS: ("#777e87", "#a2a9b3"),
+    MemoryKind.ACTIVATIONS: ("#2f855a", "#4fb286"),
+    MemoryKind.LOSS: ("#d97706", "#f0a23c"),
+    MemoryKind.DEQUANTIZED: ("#c2410c", "#f0764a"),
+    MemoryKind.KERNEL_WORKSPACE: ("#b45f7c", "#dd8aa6"),
+    MemoryKind.TEMPORARY: ("#b7c24a", "#ccd66b"),
 }
 """In the order in which the areas lie, from below: on light paper and on dark. Paged state lies on the host."""
 
@@ -178,7 +178,9 @@ def page(report: PlanReport) -> str:
     )
 
 
-def _drawing(report: PlanReport, moments: Sequence[Moment], present: Sequence[Kind], canvas: Canvas) -> Iterator[str]:
+def _drawing(
+    report: PlanReport, moments: Sequence[Moment], present: Sequence[MemoryKind], canvas: Canvas
+) -> Iterator[str]:
     limit = report.target.memory_bytes
     peak = report.bill.peak
     reach = max(peak.num_bytes, limit if limit is not None and limit <= 2.5 * peak.num_bytes else 0)
@@ -214,7 +216,7 @@ def _grid(scale: Scale) -> Iterator[str]:
         yield f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{number * step:g} {unit}</text>'
 
 
-def _areas(scale: Scale, moments: Sequence[Moment], present: Sequence[Kind]) -> Iterator[str]:
+def _areas(scale: Scale, moments: Sequence[Moment], present: Sequence[MemoryKind]) -> Iterator[str]:
     floor = [0] * len(moments)
     numbers = {kind: number for number, kind in enumerate(COLOURS)}
     for kind in present:
@@ -249,7 +251,7 @@ def _stage_name(stage: Stage, backward: str) -> str:
     return backward if stage in (Stage.BACKWARD, Stage.RECOMPUTE) else str(stage)
 
 
-def _table(report: PlanReport, present: Sequence[Kind]) -> Iterator[str]:
+def _table(report: PlanReport, present: Sequence[MemoryKind]) -> Iterator[str]:
     peak, largest = report.bill.peak.by_kind, report.bill.trace.largest
     numbers = {kind: number for number, kind in enumerate(COLOURS)}
     yield "<table>\n<thead><tr><th>memory</th><th>at the peak</th><th>at its own most</th></tr></thead>"

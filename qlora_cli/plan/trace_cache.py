@@ -13,7 +13,7 @@ from pathlib import Path
 
 from qlora_cli.data.cache import cache_root
 from qlora_cli.errors import IdentityError
-from qlora_cli.plan.budget import Needs, device_needs
+from qlora_cli.plan.budget import DeviceMemory, device_memory
 from qlora_cli.plan.trace.request import PlanRequest
 from qlora_cli.plan.trace.trace_step import trace_step
 from qlora_cli.run.files import read_json_object, write_json
@@ -26,12 +26,12 @@ def plans_root() -> Path:
 
 
 class Tracer:
-    """Needs of requests, each traced once."""
+    """DeviceMemory of requests, each traced once."""
 
     def __init__(self) -> None:
-        self._known: dict[str, Needs] = {}
+        self._known: dict[str, DeviceMemory] = {}
 
-    def needs(self, request: PlanRequest) -> Needs:
+    def needs(self, request: PlanRequest) -> DeviceMemory:
         """What the step takes of its device.
 
         Raises:
@@ -68,19 +68,19 @@ def _code_fingerprint() -> str:
     return digest.hexdigest()
 
 
-def _kept(key: str) -> Needs | None:
+def _kept(key: str) -> DeviceMemory | None:
     """What an earlier process traced; a file that is damaged is traced anew."""
     path = plans_root() / f"{key}.json"
     if not path.is_file():
         return None
     try:
-        return Needs.from_dict(read_json_object(path, hint=""))
+        return DeviceMemory.from_dict(read_json_object(path, hint=""))
     except (IdentityError, KeyError, TypeError):
         return None
 
 
-def _traced(key: str, request: PlanRequest) -> Needs:
-    needs = device_needs(request, trace_step(request))
+def _traced(key: str, request: PlanRequest) -> DeviceMemory:
+    needs = device_memory(request, trace_step(request))
     try:
         plans_root().mkdir(parents=True, exist_ok=True)
         write_json(plans_root() / f"{key}.json", needs.as_dict())

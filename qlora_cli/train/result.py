@@ -14,7 +14,7 @@ from qlora_cli.run.metrics import read_metrics
 from qlora_cli.train.callbacks.early_stopping import EarlyStop
 from qlora_cli.train.callbacks.peak_memory import peak_memory_bytes
 from qlora_cli.train.callbacks.stop import StopRequest
-from qlora_cli.train.processes.collectives import Ranks
+from qlora_cli.train.processes.collectives import ProcessGroup
 from qlora_cli.train.trainer import QloraTrainer
 
 
@@ -68,17 +68,17 @@ class TrainingResult:
         return values
 
 
-def conclude(result: TrainingResult, trainer: QloraTrainer, request: StopRequest, ranks: Ranks) -> None:
+def finalize_run(result: TrainingResult, trainer: QloraTrainer, request: StopRequest, group: ProcessGroup) -> None:
     """Write the finished adapter, or say how to go on.
 
     Raises:
         StoppedBySignal: if a signal has ended the session before the run's end.
     """
     run = result.run
-    if ranks.is_first:
+    if group.is_main_process:
         _write_end(result, trainer)
-    signal_number = ranks.largest(request.signal_number or 0)
-    ranks.disconnect()
+    signal_number = group.all_reduce_max(request.signal_number or 0)
+    group.destroy()
     if signal_number and (not result.is_finished or trainer.is_evaluation_cut):
         raise StoppedBySignal(
             f"stopped at step {result.num_steps} of {result.max_steps}; the checkpoint is saved",
@@ -106,7 +106,7 @@ def _write_end(result: TrainingResult, trainer: QloraTrainer) -> None:
     write_manifest(run, manifest)
 
 
-def result_of(
+def training_result(
     trainer: QloraTrainer, run: RunDirectory, first_step: int, seconds: float, memory: dict[str, Any]
 ) -> TrainingResult:
     """What the session did that has just done its last step.

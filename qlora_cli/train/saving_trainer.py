@@ -18,12 +18,12 @@ from qlora_cli.model.adapter import ADAPTER_WEIGHTS, set_adapter_tensors
 from qlora_cli.progress import progress
 from qlora_cli.run.checkpoints import Checkpoint, checkpoint_path, rotate_checkpoints, staged_checkpoint
 from qlora_cli.run.directory import RunDirectory
-from qlora_cli.train.callbacks.early_stopping import EarlyStop, EvaluationWatch
+from qlora_cli.train.callbacks.early_stopping import EarlyStop, EarlyStoppingCallback
 from qlora_cli.train.checkpoint.state_io import load_optimizer, load_schedule, load_state, restore_random_state
-from qlora_cli.train.checkpoint.training_state import Contents, ProcessState, load_process
-from qlora_cli.train.processes.collectives import Ranks
-from qlora_cli.train.step.finite import refuse_broken
-from qlora_cli.train.step.microbatch import MicroBatches
+from qlora_cli.train.checkpoint.training_state import ProcessState, TrainingState, load_process
+from qlora_cli.train.processes.collectives import ProcessGroup
+from qlora_cli.train.step.finite import check_finite_state
+from qlora_cli.train.step.microbatch import MicrobatchRunner
 
 
 @dataclass(frozen=True)
@@ -37,26 +37,26 @@ class Saving:
     seal: dict[str, Any]
     """Facts that every checkpoint's seal repeats, such as the data's fingerprint."""
 
-    watch: EvaluationWatch
+    watch: EarlyStoppingCallback
     """Knows the best step."""
 
 
-class SavingTrainer(SFTTrainer):
+class CheckpointingTrainer(SFTTrainer):
     """The half of the trainer that saves and resumes.
 
     Args:
         saving: where checkpoints go.
-        ranks: the processes that train together.
+        group: the processes that train together.
         options: as `SFTTrainer` takes them.
     """
 
-    _micro_batches: MicroBatches
+    _microbatches: MicrobatchRunner
 
-    def __init__(self, saving: Saving, ranks: Ranks, **options: Any) -> None:
+    def __init__(self, saving: Saving, group: ProcessGroup, **options: Any) -> None:
         super().__init__(**options)
         self._run = saving.run
         self._saving = saving
-        self._ranks = ranks
+        self._group = group
         self._saved_step: int | None = None
 
     def takes_over_finished(self, checkpoint: Path) -> bool:
@@ -71,7 +71,7 @@ class SavingTrainer(SFTTrainer):
             return False
         self.state = state
         self._load_from_checkpoint(str(checkpoint))
-        if self._ranks.is_first:  # a kill may have come between the last save and this
+        if self._group.is_main_process:  # a kill may have come between the last save and this
             self._rotate()
         return True
 
@@ -124,7 +124,7 @@ class SavingTrainer(SFTTrainer):
         Raises:
             NumericError: naming a tensor of the adapter or of the optimizer that holds NaN or infinity.
         """
-        refuse_broken(self.model, self.optimizer, self.state.global_step, str(self._run.path))
+        check_finite_state(self.model, self.optimizer, self.state.global_step, str(self._run.path))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         step = self.state.global_step
@@ -132,11 +132,11 @@ class SavingTrainer(SFTTrainer):
             return
         self.check_finite()
         self._check_same_weights()
-        process = ProcessState.of_this_process(self._micro_batches.rows_at_once, self._unlogged())
-        packed = self._ranks.collect(process.packed())
-        if self._ranks.is_first:
-            self._write_checkpoint(step, [ProcessState.unpacked(process) for process in packed])
-        self._ranks.barrier()
+        process = ProcessState.of_this_process(self._microbatches.micro_batch_size, self._unlogged_metrics())
+        packed = self._group.all_gather_bytes(process.to_bytes())
+        if self._group.is_main_process:
+            self._write_checkpoint(step, [ProcessState.from_bytes(process) for process in packed])
+        self._group.barrier()
         self._saved_step = step
 
     def _check_same_weights(self) -> None:
@@ -145,14 +145,14 @@ class SavingTrainer(SFTTrainer):
         Raises:
             IdentityError: if not.
         """
-        if self._ranks.num > 1:
+        if self._group.world_size > 1:
             trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
             sums = [sum(part.double().sum() for part in (p.abs(), p)).item() for p in trained]
-            self._ranks.check_same(f"sum of weights after step {self.state.global_step}", f"{math.fsum(sums)!r}")
+            self._group.check_equal(f"sum of weights after step {self.state.global_step}", f"{math.fsum(sums)!r}")
 
     def _write_checkpoint(self, step: int, processes: list[ProcessState]) -> None:
         scaler = self.accelerator.scaler
-        contents = Contents(self.model, self.optimizer, self.lr_scheduler, scaler, self.state, processes)
+        contents = TrainingState(self.model, self.optimizer, self.lr_scheduler, scaler, self.state, processes)
         with (
             progress(f"saving step {step}"),
             staged_checkpoint(self._run.checkpoints_path, step, self._saving.seal) as folder,
@@ -172,8 +172,8 @@ class SavingTrainer(SFTTrainer):
         if checkpoint is not None:
             load_optimizer(Path(checkpoint), self.optimizer)
             load_schedule(Path(checkpoint), self.lr_scheduler)
-            process = load_process(Path(checkpoint), self._ranks.rank, self._ranks.num)
-            self._micro_batches.rows_at_once = process.rows_at_once
+            process = load_process(Path(checkpoint), self._group.rank, self._group.world_size)
+            self._microbatches.micro_batch_size = process.rows_at_once
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         if checkpoint is not None and self.accelerator.scaler is not None:
@@ -181,17 +181,17 @@ class SavingTrainer(SFTTrainer):
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            process = load_process(Path(checkpoint), self._ranks.rank, self._ranks.num)
+            process = load_process(Path(checkpoint), self._group.rank, self._group.world_size)
             restore_random_state(process.random)
-            self._take_up(process.unlogged)
+            self._restore_unlogged(process.unlogged)
 
-    def _unlogged(self) -> dict[str, Any]:
+    def _unlogged_metrics(self) -> dict[str, Any]:
         """Summed loss, and accuracy of each micro-batch, since the step that was logged last."""
         accuracies = list(self._metrics["train"].get("mean_token_accuracy", ()))
         return {"loss": self._tr_loss.item(), "since": self._globalstep_last_logged, "accuracies": accuracies}
 
-    def _take_up(self, unlogged: dict[str, Any]) -> None:
-        """Go on with what `_unlogged` gave, so that the next line of metrics.jsonl is that of an undisturbed run."""
+    def _restore_unlogged(self, unlogged: dict[str, Any]) -> None:
+        """Take over what `_unlogged_metrics` gave: the next line of metrics.jsonl is that of a run without a stop."""
         if unlogged:
             self._tr_loss.fill_(unlogged["loss"])
             self._globalstep_last_logged = unlogged["since"]

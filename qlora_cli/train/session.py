@@ -1,4 +1,12 @@
-"""One training session: from a recipe to an adapter, or from a checkpoint on."""
+"""One training session: from a recipe to an adapter, or from a checkpoint on.
+
+What lies between a recipe and the first `backward()`, in the order in which to read it:
+
+    train/session.py          prepare (rows, identity) -> setup (model, trainer) -> run
+    train/setup.py            setup_model, setup_trainer
+    train/trainer.py          one optimizer step, drawn at its top
+    train/step/microbatch.py  forward and backward of one micro-batch
+"""
 
 from __future__ import annotations
 
@@ -11,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import set_seed
+from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
 
 from qlora_cli import compat, console
 from qlora_cli.data.prepare import PreparedData, prepare_data
@@ -31,31 +39,31 @@ from qlora_cli.run.files import write_text
 from qlora_cli.run.manifest import read_manifest, recorded_date, write_manifest
 from qlora_cli.run.origin import origin_of
 from qlora_cli.run.replaced_run import settle
-from qlora_cli.train.callbacks.loss_divergence import LossWatch
-from qlora_cli.train.callbacks.peak_memory import MemoryMeter
+from qlora_cli.train.callbacks.loss_divergence import LossDivergenceCallback
+from qlora_cli.train.callbacks.peak_memory import PeakMemory
 from qlora_cli.train.callbacks.progress import ProgressCallback
-from qlora_cli.train.callbacks.stop import StopCallback, StopRequest, explained
-from qlora_cli.train.checkpoint.identity import circumstances, ground_facts
+from qlora_cli.train.callbacks.stop import StopCallback, StopRequest, interruption_as_error
+from qlora_cli.train.checkpoint.identity import RunIdentity, environment_info, run_identity
 from qlora_cli.train.checkpoint.resume import (
-    check_same_ground,
+    check_same_identity,
     check_same_number,
-    clear_way,
-    find_resume_point,
+    find_checkpoint,
     is_evaluation_missing,
+    prepare_run_directory,
 )
-from qlora_cli.train.preflight.data import check_reach, keep_rejected_rows, show_data
-from qlora_cli.train.preflight.disk import check_space, disk_needed
-from qlora_cli.train.preflight.memory import Outlook, advice, compared, foresee
-from qlora_cli.train.processes.collectives import Ranks
-from qlora_cli.train.processes.monitor import ALONE, Watch
-from qlora_cli.train.result import TrainingResult, conclude, result_of
-from qlora_cli.train.setup import Ingredients, make_model, make_trainer
+from qlora_cli.train.preflight.data import check_vocab_and_positions, print_data_summary, save_rejected_rows
+from qlora_cli.train.preflight.disk import check_disk_space, required_disk
+from qlora_cli.train.preflight.memory import MemoryForecast, forecast_memory, memory_record, out_of_memory_hint
+from qlora_cli.train.processes.collectives import ProcessGroup
+from qlora_cli.train.processes.monitor import SINGLE_PROCESS, ProcessMonitor
+from qlora_cli.train.result import TrainingResult, finalize_run, training_result
+from qlora_cli.train.setup import make_collator, setup_model, setup_trainer
 from qlora_cli.train.tracking import prepare_trackers
-from qlora_cli.train.trainer import QloraTrainer
+from qlora_cli.train.trainer import QloraTrainer, TrainerParts
 
 
 @dataclass(frozen=True)
-class Session:
+class TrainOptions:
     """How this session differs from a plain run from start to end."""
 
     resume: bool = False
@@ -63,176 +71,207 @@ class Session:
     stop_after: int | None = None
     """Optimizer steps to do now; the run can be resumed afterwards."""
 
-    is_planned: bool = False
+    check_memory: bool = False
     """Trace a step first, and refuse what does not fit into the memory."""
 
     force: bool = False
-    """Go on where memory or disk will not be enough."""
+    """Train even if memory or disk space looks insufficient."""
 
 
-def train_recipe(recipe: Recipe, run: RunDirectory, session: Session, watch: Watch = ALONE) -> TrainingResult:
+def train_recipe(
+    recipe: Recipe, run: RunDirectory, options: TrainOptions, monitor: ProcessMonitor = SINGLE_PROCESS
+) -> TrainingResult:
     """Train as the recipe says, in a directory that nobody else writes to.
 
     Args:
-        watch: ties to the processes that train together; rank 0 writes the run.
+        monitor: connects the processes that train together; rank 0 writes the run.
 
     Raises:
-        QloraError: of the kind that fits, whenever the run cannot start or go on.
+        QloraError: of the kind that fits, whenever the run cannot start or continue.
         StoppedBySignal: after a signal, with a checkpoint saved.
     """
     compat.send_no_telemetry()
-    run = replace(run, launcher=watch.launch.command)
-    claim = claimed(run) if watch.is_first else nullcontext()
-    with explained(run), claim, explained(run):  # inside the claim an earlier run may be out of the way
-        outlook = _outlook(recipe, session, watch)
-        point = watch.from_first(lambda: _starting_point(recipe, run, session, watch.launch.num_ranks))
-        checkpoint = Checkpoint(Path(point["path"]), point["step"]) if point else None
-        with console.library_noise_to(run.log_path if watch.is_first else None):
-            date = watch.from_first(lambda: str(_date(recipe, run, session)))
-            beginning = Beginning(session, checkpoint, outlook, datetime.date.fromisoformat(date))
-            return _train(recipe, run, beginning, watch)
+    run = replace(run, launcher=monitor.launch.command)
+    claim = claimed(run) if monitor.is_main_process else nullcontext()
+    with interruption_as_error(run), claim, interruption_as_error(run):  # inside the claim a replaced run is moved away
+        session = _Session(recipe, run, options, monitor)
+        forecast = session.forecast()
+        checkpoint = session.checkpoint()
+        with console.library_noise_to(run.log_path if monitor.is_main_process else None):
+            return session.train(checkpoint, forecast)
 
 
 @dataclass(frozen=True)
-class Beginning:
-    """From where a session goes on, and what is known of it by then."""
+class _Prepared:
+    """What does not need the model: tokenizer, token rows, and the identity of the run."""
 
-    session: Session
-    checkpoint: Checkpoint | None
-    outlook: Outlook
-    date: datetime.date
-    """Today, for chat templates that print it."""
+    tokenizer: PreTrainedTokenizerBase
+    data: PreparedData
+    identity: RunIdentity
 
 
-def _date(recipe: Recipe, run: RunDirectory, session: Session) -> datetime.date:
-    """The day that a resumed run began with; else the recipe's, or that of the clock."""
-    recorded = recorded_date(run) if session.resume and run.is_started else None
-    return recorded or told_date(recipe.data)
+@dataclass(frozen=True)
+class _Session:
+    """A session of this process: prepare, then set up, then run."""
 
+    recipe: Recipe
+    run: RunDirectory
+    options: TrainOptions
+    monitor: ProcessMonitor
 
-def _outlook(recipe: Recipe, session: Session, watch: Watch) -> Outlook:
-    """What a step will take; rank 0 finds out, and all take as many rows at once."""
-    outlook = Outlook.untraced(recipe)
-    if session.is_planned and watch.is_first:
-        with console.library_noise_to(None):
-            outlook = foresee(recipe, num_processes=watch.launch.num_ranks, force=session.force)
-    return replace(outlook, rows_at_once=watch.from_first(lambda: outlook.rows_at_once))
+    def forecast(self) -> MemoryForecast:
+        """The memory of a step; rank 0 predicts it, and all processes use the same micro-batch size."""
+        forecast = MemoryForecast.unknown(self.recipe)
+        if self.options.check_memory and self.monitor.is_main_process:
+            with console.library_noise_to(None):
+                forecast = forecast_memory(
+                    self.recipe, num_processes=self.monitor.launch.world_size, force=self.options.force
+                )
+        size = self.monitor.broadcast_object(lambda: forecast.micro_batch_size)
+        return replace(forecast, micro_batch_size=size)
 
+    def checkpoint(self) -> Checkpoint | None:
+        """The checkpoint to resume from, the same in all processes; None for a start from the beginning."""
+        found = self.monitor.broadcast_object(self._find_checkpoint)
+        return Checkpoint(Path(found["path"]), found["step"]) if found else None
 
-def _starting_point(recipe: Recipe, run: RunDirectory, session: Session, num_ranks: int) -> dict[str, Any] | None:
-    """The checkpoint to go on from, as JSON holds it; None for a start from the beginning."""
-    if not session.resume:
-        clear_way(run, overwrite=session.overwrite)
-        return None
-    if run.is_started:
-        check_same_number(run, num_ranks)
-    with progress("checking checkpoints"):
-        checkpoint = find_resume_point(run, recipe)
-    return {"path": str(checkpoint.path), "step": checkpoint.step} if checkpoint else None
+    def _find_checkpoint(self) -> dict[str, Any] | None:
+        """The checkpoint as JSON holds it."""
+        if not self.options.resume:
+            prepare_run_directory(self.run, overwrite=self.options.overwrite)
+            return None
+        if self.run.is_started:
+            check_same_number(self.run, self.monitor.launch.world_size)
+        with progress("checking checkpoints"):
+            checkpoint = find_checkpoint(self.run, self.recipe)
+        return {"path": str(checkpoint.path), "step": checkpoint.step} if checkpoint else None
 
+    def train(self, checkpoint: Checkpoint | None, forecast: MemoryForecast) -> TrainingResult:
+        """Prepare, set up and run; write the adapter, or say how to resume."""
+        started = time.monotonic()
+        prepared = self._prepare()
+        if checkpoint is not None:
+            check_same_identity(self.run, prepared.identity)
+            console.note(f"resuming at step {checkpoint.step} from {checkpoint.path}")
+        group = ProcessGroup(self.monitor)
+        request = StopRequest(ECHO_SECONDS if group.world_size > 1 else 0)
+        bar = self._progress(prepared.data)
+        callbacks = self._callbacks(bar, request, group)
+        with self._out_of_resources():
+            self._connect(group, prepared.data)
+            memory = PeakMemory()
+            parts = self._setup(prepared, group, callbacks, is_resumed=checkpoint is not None)
+            parts = replace(parts, micro_batch_size=forecast.micro_batch_size, is_asked_to_stop=request.is_set)
+            trainer = setup_trainer(self.recipe, self.run, parts, prepared.identity)
+            if not group.is_main_process:
+                set_seed((self.recipe.training.seed + group.rank) % 2**32)  # each process draws dropout of its own
+            with request.installed(), closing(bar):
+                if group.is_main_process:
+                    identity = {"num_processes": group.world_size, **prepared.identity}
+                    self._write_start(identity, is_resumed=checkpoint is not None)
+                self._run_steps(trainer, checkpoint, group)
+                first_step = checkpoint.step if checkpoint else 0
+                used = memory_record(forecast.needs, memory.measured())
+                result = training_result(trainer, self.run, first_step, time.monotonic() - started, used)
+                finalize_run(result, trainer, request, group)
+        return result
 
-def _train(recipe: Recipe, run: RunDirectory, beginning: Beginning, watch: Watch) -> TrainingResult:
-    started = time.monotonic()
-    session, checkpoint = beginning.session, beginning.checkpoint
-    prepare_trackers(recipe.tracking, run)
-    tokenizer = load_tokenizer(recipe.model)
-    renderer = data_renderer(tokenizer, recipe.data, beginning.date)
-    tokenizer.chat_template = renderer.template  # saved with the adapter, so that inference prints the same
-    with watch.first_goes_ahead():
-        prepared = prepare_data(recipe.data, renderer, recipe.training.seed)
-    if watch.is_first:
-        keep_rejected_rows(prepared, run)
-        show_data(prepared, tokenizer)
-    facts = ground_facts(recipe, prepared, tokenizer, renderer.printed_date)
-    if checkpoint is not None:
-        check_same_ground(run, facts)
-        console.note(f"resuming at step {checkpoint.step} from {checkpoint.path}")
-    ranks = Ranks(watch)
-    request = StopRequest(ECHO_SECONDS if ranks.num > 1 else 0)
-    shower = ProgressCallback(
-        run.metrics_path,
-        prepared.report.num_tokens,
-        lambda max_steps: write_manifest(run, read_manifest(run) | {"max_steps": max_steps}),
-    )
-    shown = (shower, LossWatch(run.metrics_path)) if ranks.is_first else ()
-    callbacks = (*shown, StopCallback(request, session.stop_after, ranks))
-    with _resource_faults(recipe, run):
-        _connect(ranks, recipe, prepared)
-        meter = MemoryMeter()
+    def _prepare(self) -> _Prepared:
+        """Tokenizer and token rows; rank 0 makes the rows, the others read them from the cache."""
+        recipe, run = self.recipe, self.run
+        date = datetime.date.fromisoformat(self.monitor.broadcast_object(lambda: str(self._date())))
+        prepare_trackers(recipe.tracking, run)
+        tokenizer = load_tokenizer(recipe.model)
+        renderer = data_renderer(tokenizer, recipe.data, date)
+        tokenizer.chat_template = renderer.template  # saved with the adapter, so that inference prints the same
+        with self.monitor.main_process_first():
+            data = prepare_data(recipe.data, renderer, recipe.training.seed)
+        if self.monitor.is_main_process:
+            save_rejected_rows(data, run)
+            print_data_summary(data, tokenizer)
+        return _Prepared(tokenizer, data, run_identity(recipe, data, tokenizer, renderer.printed_date))
+
+    def _date(self) -> datetime.date:
+        """Today, for chat templates that print it: the day a resumed run began with, the recipe's, or the clock's."""
+        recorded = recorded_date(self.run) if self.options.resume and self.run.is_started else None
+        return recorded or told_date(self.recipe.data)
+
+    def _progress(self, data: PreparedData) -> ProgressCallback:
+        def note_length(max_steps: int) -> None:
+            write_manifest(self.run, read_manifest(self.run) | {"max_steps": max_steps})
+
+        return ProgressCallback(self.run.metrics_path, data.report.num_tokens, note_length)
+
+    def _callbacks(
+        self, bar: ProgressCallback, request: StopRequest, group: ProcessGroup
+    ) -> tuple[TrainerCallback, ...]:
+        shown = (bar, LossDivergenceCallback(self.run.metrics_path)) if group.is_main_process else ()
+        return (*shown, StopCallback(request, self.options.stop_after, group))
+
+    def _setup(
+        self, prepared: _Prepared, group: ProcessGroup, callbacks: tuple[TrainerCallback, ...], *, is_resumed: bool
+    ) -> TrainerParts:
+        """The model with its adapter, equal in all processes, after the checks that need it."""
+        recipe, data, tokenizer = self.recipe, prepared.data, prepared.tokenizer
         needs_first = recipe.lora.init_lora_weights == "pissa"  # rank 0 writes the residual that all of them load
-        with watch.first_goes_ahead() if needs_first else nullcontext():
-            model = make_model(recipe, run, is_resumed=checkpoint is not None or not ranks.is_first)
-        ranks.take_from_first(parameter for parameter in model.parameters() if parameter.requires_grad)
-        if ranks.is_first:
-            check_reach(model, tokenizer, recipe.model.base_model, prepared)
-            check_space(disk_needed(recipe, model), run, force=session.force)
-        rows_at_once = beginning.outlook.rows_at_once
-        ingredients = Ingredients(model, tokenizer, prepared, facts, callbacks, rows_at_once, ranks, request.is_made)
-        trainer = make_trainer(recipe, run, ingredients)
-        if not ranks.is_first:
-            set_seed((recipe.training.seed + ranks.rank) % 2**32)  # each process draws dropout of its own
-        with request.listening(), closing(shower):
-            if ranks.is_first:
-                _write_start(recipe, run, {"num_processes": ranks.num, **facts}, is_resumed=checkpoint is not None)
-            _do_steps(trainer, run, checkpoint, ranks)
-            first_step = checkpoint.step if checkpoint else 0
-            memory = compared(beginning.outlook.needs, meter.measured())
-            result = result_of(trainer, run, first_step, time.monotonic() - started, memory)
-            conclude(result, trainer, request, ranks)
-    return result
+        with self.monitor.main_process_first() if needs_first else nullcontext():
+            model = setup_model(recipe, self.run, is_resumed=is_resumed or not group.is_main_process)
+        group.broadcast_parameters(parameter for parameter in model.parameters() if parameter.requires_grad)
+        if group.is_main_process:
+            check_vocab_and_positions(model, tokenizer, recipe.model.base_model, data)
+            check_disk_space(required_disk(recipe, model), self.run, force=self.options.force)
+        return TrainerParts(model, tokenizer, make_collator(recipe, tokenizer), data, callbacks, group)
 
+    def _run_steps(self, trainer: QloraTrainer, checkpoint: Checkpoint | None, group: ProcessGroup) -> None:
+        """Train, from a checkpoint if there is one; an evaluation that the checkpoint was saved before comes first."""
+        if checkpoint is None:
+            trainer.train()
+            return
+        path = checkpoint.path
+        is_missing = group.is_main_process and is_evaluation_missing(path, trainer.args, self.run.metrics_path)
+        trainer.args.eval_on_start = bool(group.all_reduce_max(is_missing))
+        if not trainer.takes_over_finished(path):
+            trainer.train(resume_from_checkpoint=str(path))
+        elif trainer.args.eval_on_start:
+            trainer.evaluate()
 
-def _do_steps(trainer: QloraTrainer, run: RunDirectory, checkpoint: Checkpoint | None, ranks: Ranks) -> None:
-    """Train, from a checkpoint on where there is one; what it was saved before, an evaluation, comes first."""
-    if checkpoint is None:
-        trainer.train()
-        return
-    is_missing = ranks.is_first and is_evaluation_missing(checkpoint.path, trainer.args, run.metrics_path)
-    trainer.args.eval_on_start = bool(ranks.largest(is_missing))
-    if not trainer.takes_over_finished(checkpoint.path):
-        trainer.train(resume_from_checkpoint=str(checkpoint.path))
-    elif trainer.args.eval_on_start:
-        trainer.evaluate()
+    def _write_start(self, identity: dict[str, Any], *, is_resumed: bool) -> None:
+        """Record the run; a resumed one keeps its identity, and its recipe has what was allowed to change."""
+        run = self.run
+        written = read_manifest(run) if is_resumed else {**identity, **environment_info(self.recipe), **origin_of(run)}
+        write_manifest(run, {**written, "status": "started"})
+        write_text(run.recipe_path, dump_recipe(self.recipe))  # last: a run is started when this is there
+        settle(run)
 
+    def _connect(self, group: ProcessGroup, data: PreparedData) -> None:
+        """Open the connections between processes, and make sure that they see the same."""
+        if group.world_size == 1:
+            return
+        device = pick_device()
+        group.init(device)
+        group.check_equal("kind of device", device.type)
+        group.check_equal("dtype", dtype_name(pick_dtype(self.recipe.model.dtype, device)))
+        group.check_equal("data fingerprint", data.fingerprint)
+        rows, steps = self.recipe.training.rows_at_once, self.recipe.training.num_passes
+        console.note(
+            f"{group.world_size} processes on {device.type}: each step takes {rows} rows x {steps} x "
+            f"{group.world_size} processes = {rows * steps * group.world_size} rows"
+        )
 
-def _write_start(recipe: Recipe, run: RunDirectory, ground: dict[str, Any], *, is_resumed: bool) -> None:
-    """What the run is made of; a resumed one keeps its ground, and its recipe has what was allowed to change."""
-    written = read_manifest(run) if is_resumed else {**ground, **circumstances(recipe), **origin_of(run)}
-    write_manifest(run, {**written, "status": "started"})
-    write_text(run.recipe_path, dump_recipe(recipe))  # last: a run is started when this is there
-    settle(run)
+    @contextmanager
+    def _out_of_resources(self) -> Iterator[None]:
+        """Say what to do when memory or disk runs out; the last whole checkpoint stays.
 
-
-def _connect(ranks: Ranks, recipe: Recipe, prepared: PreparedData) -> None:
-    """Let the processes talk, and make sure that they see the same."""
-    if ranks.num == 1:
-        return
-    device = pick_device()
-    ranks.connect(device)
-    ranks.check_same("kind of device", device.type)
-    ranks.check_same("dtype", dtype_name(pick_dtype(recipe.model.dtype, device)))
-    ranks.check_same("data fingerprint", prepared.fingerprint)
-    training = recipe.training
-    rows, steps = training.rows_at_once, training.num_passes
-    console.note(
-        f"{ranks.num} processes on {device.type}: each step takes {rows} rows x {steps} x {ranks.num} processes "
-        f"= {rows * steps * ranks.num} rows"
-    )
-
-
-@contextmanager
-def _resource_faults(recipe: Recipe, run: RunDirectory) -> Iterator[None]:
-    """Say what to do when memory or disk runs out; the last whole checkpoint stays.
-
-    Raises:
-        ResourceError: in place of torch's and the system's own errors.
-    """
-    try:
-        yield
-    except torch.OutOfMemoryError as fault:
-        reason = str(fault).splitlines()[0]
-        raise ResourceError(f"out of GPU memory: {reason}", place=str(run.path), hint=advice(recipe)) from fault
-    except OSError as fault:
-        if refusal_in(fault) is None:
-            raise
-        raise resource_error(run, fault) from fault
+        Raises:
+            ResourceError: in place of torch's and the system's own errors.
+        """
+        try:
+            yield
+        except torch.OutOfMemoryError as fault:
+            reason = str(fault).splitlines()[0]
+            place, hint = str(self.run.path), out_of_memory_hint(self.recipe)
+            raise ResourceError(f"out of GPU memory: {reason}", place=place, hint=hint) from fault
+        except OSError as fault:
+            if refusal_in(fault) is None:
+                raise
+            raise resource_error(self.run, fault) from fault

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-
 from peft import PeftModel
-from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
+from transformers import PreTrainedTokenizerBase, set_seed
 
 from qlora_cli import console
 from qlora_cli.data.collator import Collator
-from qlora_cli.data.prepare import PreparedData
 from qlora_cli.model.abilities import check_recomputes, check_takes_positions
 from qlora_cli.model.adapter import attach_adapter
 from qlora_cli.model.base import load_base
@@ -21,15 +17,14 @@ from qlora_cli.progress import progress
 from qlora_cli.recipe.schema import Recipe
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.train.arguments import optimizer_on, trainer_arguments
-from qlora_cli.train.callbacks.early_stopping import EvaluationWatch
-from qlora_cli.train.checkpoint.identity import Facts, seal_of
-from qlora_cli.train.preflight.attention import prove_causality, prove_isolation
-from qlora_cli.train.processes.collectives import Ranks
+from qlora_cli.train.callbacks.early_stopping import EarlyStoppingCallback
+from qlora_cli.train.checkpoint.identity import RunIdentity, checkpoint_identity
+from qlora_cli.train.preflight.attention import check_causal_attention, check_packed_isolation
 from qlora_cli.train.saving_trainer import Saving
 from qlora_cli.train.trainer import QloraTrainer, TrainerParts
 
 
-def make_model(recipe: Recipe, run: RunDirectory, *, is_resumed: bool) -> PeftModel:
+def setup_model(recipe: Recipe, run: RunDirectory, *, is_resumed: bool) -> PeftModel:
     """The quantized base with its adapter at the start of training; a resumed run fills in the values later."""
     set_seed(recipe.training.seed)
     init = recipe.lora.init_lora_weights
@@ -53,45 +48,33 @@ def make_model(recipe: Recipe, run: RunDirectory, *, is_resumed: bool) -> PeftMo
     return model
 
 
-@dataclass(frozen=True)
-class Ingredients:
-    """What a trainer needs beside the recipe."""
-
-    model: PeftModel
-    tokenizer: PreTrainedTokenizerBase
-    prepared: PreparedData
-    facts: Facts
-    callbacks: tuple[TrainerCallback, ...]
-    rows_at_once: int | None = None
-    """Rows of a forward pass; None for all of a batch."""
-
-    ranks: Ranks = field(default_factory=Ranks)
-    is_asked_to_stop: Callable[[], bool] = bool
-    """Whether a signal has come to this process."""
-
-
 def _beside(recipe: Recipe) -> str:
     """What the figure leaves out."""
     is_int8 = recipe.quantization is not None and recipe.quantization.quant_type == "int8"
     return ", beside int8's choice of outlier columns, which depends on the whole batch" if is_int8 else ""
 
 
-def make_trainer(recipe: Recipe, run: RunDirectory, ingredients: Ingredients) -> QloraTrainer:
+def make_collator(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Collator:
+    """What makes batches of packed rows, flat ones for a kernel that takes the documents' bounds."""
+    has_varlen_kernel = recipe.model.attn_implementation.startswith("flash_attention")
+    return Collator(tokenizer.pad_token_id, flatten=has_varlen_kernel)
+
+
+def setup_trainer(recipe: Recipe, run: RunDirectory, parts: TrainerParts, identity: RunIdentity) -> QloraTrainer:
     """A trainer over packed rows, after the proof that no token sees a later one or another document."""
-    model, prepared = ingredients.model, ingredients.prepared
+    model, collator = parts.model, parts.collator
     check_takes_positions(model.get_base_model())
     if recipe.training.gradient_checkpointing:
         check_recomputes(model.get_base_model())
-    has_varlen_kernel = recipe.model.attn_implementation.startswith("flash_attention")
-    collator = Collator(ingredients.tokenizer.pad_token_id, flatten=has_varlen_kernel)
     with progress("checking that no token sees a later one"):
-        prove_causality(model, collator)
+        check_causal_attention(model, collator)
     if recipe.data.packing:
         with progress("checking that no document sees another"):
-            isolation = prove_isolation(model, collator)
+            isolation = check_packed_isolation(model, collator)
+        report = parts.data.report
         console.note(
-            f"packing: {prepared.report.num_train:,} documents in {len(prepared.train):,} rows of "
-            f"{recipe.data.max_length:,}, {prepared.report.fill:.1%} filled; "
+            f"packing: {report.num_train:,} documents in {len(parts.data.train):,} rows of "
+            f"{recipe.data.max_length:,}, {report.fill:.1%} filled; "
             f"replacing one document moves the next one's logits by {isolation.max_change:.1g}"
             f"{_beside(recipe)}"
         )
@@ -102,20 +85,9 @@ def make_trainer(recipe: Recipe, run: RunDirectory, ingredients: Ingredients) ->
     if optimizer != recipe.training.optim:
         console.note(f"no GPU: {recipe.training.optim} runs unpaged, as {optimizer}")
     arguments = trainer_arguments(recipe, run, pick_dtype(recipe.model.dtype, device), device)
-    if not ingredients.ranks.is_first:
+    if not parts.group.is_main_process:
         arguments.report_to = []
-    parts = TrainerParts(
-        model,
-        ingredients.tokenizer,
-        collator,
-        prepared.train,
-        prepared.eval,
-        ingredients.callbacks,
-        ingredients.rows_at_once or recipe.training.rows_at_once,
-        ingredients.ranks,
-        ingredients.is_asked_to_stop,
-        recipe.lora.loraplus_lr_ratio,
-    )
-    seal = seal_of(recipe, ingredients.facts)
-    watch = EvaluationWatch(recipe.training, run.metrics_path)
-    return QloraTrainer(parts, arguments, Saving(run, recipe.training.save_total_limit, seal, watch))
+    early_stopping = EarlyStoppingCallback(recipe.training, run.metrics_path)
+    checkpoint_id = checkpoint_identity(recipe, identity)
+    saving = Saving(run, recipe.training.save_total_limit, checkpoint_id, early_stopping)
+    return QloraTrainer(parts, arguments, saving, recipe.lora.loraplus_lr_ratio)

@@ -1,4 +1,22 @@
-"""The trainer: micro-batches that fit, numbers that are finite, and an eval loss that is weighed by tokens."""
+"""The trainer: micro-batches that fit, finite numbers, and an eval loss weighted by tokens.
+
+One optimizer step, as it is called between two lines of metrics.jsonl (upper case: transformers' and trl's own):
+
+    TRAINER._inner_training_loop
+      TRAINER.get_batch_samples
+        _get_num_items_in_batch        labelled tokens of the step, summed over all processes
+      training_step                    once for each micro-batch
+        MicrobatchRunner.run           whole, or in chunks where memory has run out
+          _one_pass -> SFTTRAINER.training_step -> compute_loss, BACKWARD
+        is_finite(loss)                else NumericError names the rows, before the update
+        _sum_gradients                 last micro-batch only: all-reduce over the processes
+      _get_grad_norm                   after clipping; not finite: NumericError, before the update
+      FiniteWeightsCallback            around OPTIMIZER.step: weights and learning rate finite before and after
+      _maybe_log_save_evaluate
+        ProgressCallback.on_log        the line of metrics.jsonl, the bar
+        evaluate -> EvalLoss.compute   mean loss per trained token of the eval rows
+        _save_checkpoint               CheckpointingTrainer: staged, hashed, renamed
+"""
 
 from __future__ import annotations
 
@@ -17,23 +35,24 @@ from trl import SFTConfig
 from qlora_cli import compat
 from qlora_cli.data.collator import Collator
 from qlora_cli.data.packed_rows import PackedRows
+from qlora_cli.data.prepare import PreparedData
 from qlora_cli.errors import NumericError
-from qlora_cli.train.processes.collectives import Ranks
-from qlora_cli.train.saving_trainer import Saving, SavingTrainer
-from qlora_cli.train.step.eval_loss import HeldOutRows
+from qlora_cli.train.processes.collectives import ProcessGroup
+from qlora_cli.train.saving_trainer import CheckpointingTrainer, Saving
+from qlora_cli.train.step.eval_loss import EvalLoss
 from qlora_cli.train.step.finite import (
     MAX_OVERFLOWS,
-    Culprits,
+    FiniteWeightsCallback,
     MicroBatch,
-    StepNumbers,
-    UpdateWatch,
+    NonFiniteDiagnosis,
+    StepGradients,
     is_finite,
     largest_value,
 )
-from qlora_cli.train.step.microbatch import MicroBatches
+from qlora_cli.train.step.microbatch import MicrobatchRunner
 from qlora_cli.train.step.parameter_groups import parameter_groups
-from qlora_cli.train.step.row_ids import ROW_NUMBERS, NumberedCollator, numbered_dataset
-from qlora_cli.train.step.sampler import FilledRows, ShareSampler
+from qlora_cli.train.step.row_ids import ROW_IDS, RowIdCollator, dataset_with_row_ids
+from qlora_cli.train.step.sampler import PaddedDataset, ShardedSampler
 
 
 @dataclass(frozen=True)
@@ -43,60 +62,62 @@ class TrainerParts:
     model: PeftModel
     tokenizer: PreTrainedTokenizerBase
     collator: Collator
-    train_rows: PackedRows
-    eval_rows: PackedRows
-    callbacks: tuple[TrainerCallback, ...]
-    rows_at_once: int
-    """Rows of a forward pass; the rows of a batch are done in several where it has more."""
+    data: PreparedData
+    callbacks: tuple[TrainerCallback, ...] = ()
+    group: ProcessGroup = field(default_factory=ProcessGroup)
+    """The processes that train together; the stock trainer knows of this one only."""
 
-    ranks: Ranks = field(default_factory=Ranks)
-    """The processes that train together; the trainer itself knows of this one only."""
+    micro_batch_size: int | None = None
+    """Rows of a forward pass; a batch of more rows is done in several. None for all rows of a batch."""
 
     is_asked_to_stop: Callable[[], bool] = bool
     """Whether a signal has come to this process."""
 
-    loraplus_lr_ratio: float | None = None
-    """Learning rate of the adapters' B over that of A; None for one learning rate."""
 
-
-class QloraTrainer(SavingTrainer):
+class QloraTrainer(CheckpointingTrainer):
     """The stock trainer's loop with this project's checkpoints and evaluation.
 
     Args:
         parts: model, rows and callbacks.
         arguments: from `trainer_arguments`.
         saving: where checkpoints go.
+        loraplus_lr_ratio: learning rate of the adapters' B over that of A; None for one learning rate.
     """
 
     current_gradient_accumulation_steps: int
 
-    def __init__(self, parts: TrainerParts, arguments: SFTConfig, saving: Saving) -> None:
+    def __init__(
+        self, parts: TrainerParts, arguments: SFTConfig, saving: Saving, loraplus_lr_ratio: float | None = None
+    ) -> None:
         with compat.adapter_dtypes_kept(parts.model):
             super().__init__(
                 saving,
-                parts.ranks,
+                parts.group,
                 model=parts.model,
                 args=arguments,
-                train_dataset=numbered_dataset(parts.train_rows),
-                eval_dataset=parts.eval_rows.dataset if len(parts.eval_rows) else None,
+                train_dataset=dataset_with_row_ids(parts.data.train),
+                eval_dataset=parts.data.eval.dataset if len(parts.data.eval) else None,
                 processing_class=parts.tokenizer,
-                data_collator=NumberedCollator(parts.collator),
-                callbacks=[UpdateWatch(str(saving.run.path)), saving.watch, *parts.callbacks],
+                data_collator=RowIdCollator(parts.collator),
+                callbacks=[FiniteWeightsCallback(str(saving.run.path)), saving.watch, *parts.callbacks],
             )
         self.remove_callback(PrinterCallback)
         self.is_evaluation_cut = False
         """Whether a signal has cut an evaluation short; a resumed run makes up for it."""
         self._parts = parts
+        self._loraplus_lr_ratio = loraplus_lr_ratio
         self._trained = [parameter for parameter in parts.model.parameters() if parameter.requires_grad]
-        self._step_numbers = StepNumbers()
+        self._step_gradients = StepGradients()
         self._num_overflows = 0
-        self._micro_batches = MicroBatches(parts.rows_at_once, self._batch_of, self._metrics["train"])
-        held_out = (parts.eval_rows, parts.collator, parts.ranks, parts.is_asked_to_stop)
-        self._held_out = HeldOutRows(*held_out, batch_size=arguments.per_device_eval_batch_size)
+        self._microbatches = MicrobatchRunner(
+            parts.micro_batch_size or arguments.per_device_train_batch_size, self._batch_of, self._metrics["train"]
+        )
+        held_out = (parts.data.eval, parts.collator, parts.group, parts.is_asked_to_stop)
+        self._eval_loss = EvalLoss(*held_out, batch_size=arguments.per_device_eval_batch_size)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The recipe's optimizer, with LoRA+'s groups where it asks for them."""
-        ratio = self._parts.loraplus_lr_ratio
+        ratio = self._loraplus_lr_ratio
         if self.optimizer is None and ratio is not None:
             kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
             rates = {"learning_rate": self.args.learning_rate, "weight_decay": self.args.weight_decay, "ratio": ratio}
@@ -106,18 +127,20 @@ class QloraTrainer(SavingTrainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """This process's share of the rows."""
-        if self._ranks.num == 1:
+        if self._group.world_size == 1:
             return super().get_train_dataloader()
         batch_size, seed = self._train_batch_size, self.args.seed
-        sampler = ShareSampler(len(self.train_dataset), batch_size, self._ranks.rank, self._ranks.num, seed=seed)
-        rows = FilledRows(self.train_dataset)
+        sampler = ShardedSampler(
+            len(self.train_dataset), batch_size, self._group.rank, self._group.world_size, seed=seed
+        )
+        rows = PaddedDataset(self.train_dataset)
         return self._get_dataloader(rows, "Training", batch_size, sampler_fn=lambda _: sampler, is_training=True)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor | int | None:
         num_items = super()._get_num_items_in_batch(batch_samples, device)
-        if self._ranks.num == 1 or num_items is None:
+        if self._group.world_size == 1 or num_items is None:
             return num_items
-        [total] = self._ranks.sums([float(num_items)])
+        [total] = self._group.all_reduce_sum([float(num_items)])
         return torch.tensor(int(total), device=device)
 
     def training_step(
@@ -129,28 +152,26 @@ class QloraTrainer(SavingTrainer):
             NumericError: if the loss is not finite; the weights are still those of the last step.
             torch.OutOfMemoryError: if a single row does not fit.
         """
-        row_numbers = inputs.pop(ROW_NUMBERS)
+        row_ids = inputs.pop(ROW_IDS)
 
-        def one_pass(batch: dict[str, Any], num_pieces: int) -> torch.Tensor:
-            return self._one_pass(model, batch, num_items_in_batch, num_pieces)
+        def one_pass(batch: dict[str, Any], num_chunks: int) -> torch.Tensor:
+            return self._one_pass(model, batch, num_items_in_batch, num_chunks)
 
-        loss = self._micro_batches.train_on(
-            self.state.global_step, inputs, row_numbers, one_pass, lambda: model.zero_grad()
-        )
+        loss = self._microbatches.run(self.state.global_step, inputs, row_ids, one_pass, lambda: model.zero_grad())
         if not is_finite(loss):
-            raise self._not_finite("loss", loss.item(), row_numbers)
+            raise self._not_finite("loss", loss.item(), row_ids)
         largest_gradient = largest_value(parameter.grad for parameter in self._trained)
-        self._step_numbers.add(self.state.global_step, MicroBatch(row_numbers, largest_gradient))
-        if self._ranks.num > 1 and self.accelerator.sync_gradients:
+        self._step_gradients.add(self.state.global_step, MicroBatch(row_ids, largest_gradient))
+        if self._group.world_size > 1 and self.accelerator.sync_gradients:
             self._sum_gradients()
         return loss
 
     def _one_pass(
-        self, model: nn.Module, batch: dict[str, Any], num_items: torch.Tensor | int | None, num_pieces: int
+        self, model: nn.Module, batch: dict[str, Any], num_items: torch.Tensor | int | None, num_chunks: int
     ) -> torch.Tensor:
         """The stock training step; for a mixture of experts it takes the mean of the balancing loss over all passes."""
         num_passes = self.current_gradient_accumulation_steps
-        self.current_gradient_accumulation_steps = num_passes * num_pieces
+        self.current_gradient_accumulation_steps = num_passes * num_chunks
         try:
             loss: torch.Tensor = super().training_step(model, batch, num_items)
         finally:
@@ -158,7 +179,7 @@ class QloraTrainer(SavingTrainer):
         return loss
 
     def _batch_of(self, numbers: Sequence[int]) -> dict[str, Any]:
-        rows = FilledRows(self.train_dataset)
+        rows = PaddedDataset(self.train_dataset)
         return self._parts.collator([rows[number] for number in numbers])
 
     def _sum_gradients(self) -> None:
@@ -166,7 +187,7 @@ class QloraTrainer(SavingTrainer):
         norm = nn.utils.get_total_norm([parameter.grad for parameter in self._trained if parameter.grad is not None])
         if not self.args.fp16:
             self._check_gradient_norm(norm)
-        self._ranks.sum_gradients(self._trained)
+        self._group.sum_gradients(self._trained)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: float | None = None) -> float | None:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
@@ -177,17 +198,19 @@ class QloraTrainer(SavingTrainer):
         """Stop before the update; with float16 an overflow is an ordinary event, for which the loss scaler skips it."""
         self._num_overflows = 0 if is_finite(norm) else self._num_overflows + 1
         if self._num_overflows > (MAX_OVERFLOWS if self.args.fp16 else 0):
-            raise self._not_finite("gradient norm", float(norm), self._step_numbers.suspect().row_numbers)
+            raise self._not_finite(
+                "gradient norm", float(norm), self._step_gradients.largest_gradient_microbatch().row_ids
+            )
 
-    def _not_finite(self, what: str, value: float, row_numbers: torch.Tensor) -> NumericError:
+    def _not_finite(self, what: str, value: float, row_ids: torch.Tensor) -> NumericError:
         skipped = f" after {MAX_OVERFLOWS} skipped updates in a row" if self.args.fp16 and self._num_overflows else ""
-        return self._culprits(self._parts.train_rows).error(
+        return self._diagnosis(self._parts.data.train).error(
             f"the {what} of step {self.state.global_step + 1} is {value}{skipped}; stopped before the update",
-            row_numbers.tolist(),
+            row_ids.tolist(),
         )
 
-    def _culprits(self, rows: PackedRows) -> Culprits:
-        return Culprits(self._parts.model, self._parts.collator, rows, str(self._run.path))
+    def _diagnosis(self, rows: PackedRows) -> NonFiniteDiagnosis:
+        return NonFiniteDiagnosis(self._parts.model, self._parts.collator, rows, str(self._run.path))
 
     def evaluate(
         self, eval_dataset: None = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
@@ -196,23 +219,27 @@ class QloraTrainer(SavingTrainer):
 
         A signal cuts it short: the run ends with a checkpoint of the step that was to be evaluated.
         """
-        score = self._held_out.score(self.model)
+        score = self._eval_loss.compute(self.model)
         if score is None:
             self.is_evaluation_cut = self.control.should_save = self.control.should_training_stop = True
             return {}
         if not math.isfinite(score.loss):
             what = f"the eval loss after step {self.state.global_step} is {score.loss}"
-            raise self._culprits(self._parts.eval_rows).error(what, range(len(self._parts.eval_rows)))
+            raise self._diagnosis(self._parts.data.eval).error(what, range(len(self._parts.data.eval)))
         metrics = {f"{metric_key_prefix}_loss": score.loss, f"{metric_key_prefix}_perplexity": score.perplexity}
         Trainer.log(self, dict(metrics))  # SFTTrainer.log would mix training's running averages into these
         self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def _maybe_log_save_evaluate(self, tr_loss: torch.Tensor, *arguments: Any, **options: Any) -> None:
-        if self._ranks.num > 1 and self.control.should_log and self.state.global_step > self._globalstep_last_logged:
+        if (
+            self._group.world_size > 1
+            and self.control.should_log
+            and self.state.global_step > self._globalstep_last_logged
+        ):
             accuracies = self._metrics["train"]["mean_token_accuracy"]
             values = [tr_loss.item(), sum(accuracies), len(accuracies)]
-            loss, accuracy, num_batches = self._ranks.sums(values)
+            loss, accuracy, num_batches = self._group.all_reduce_sum(values)
             tr_loss.fill_(loss)
             self._metrics["train"]["mean_token_accuracy"] = [accuracy / max(num_batches, 1)]
         super()._maybe_log_save_evaluate(tr_loss, *arguments, **options)

@@ -175,10 +175,10 @@ def test_what_fit_says_fits_and_the_next_does_not(planned):
     batch = largest["training.per_device_train_batch_size"]
     assert planned("--memory-gb", "0.6", "--set", f"training.per_device_train_batch_size={batch}").code == 0
     assert planned("--memory-gb", "0.6", "--set", f"training.per_device_train_batch_size={batch + 1}").code == 5
-    assert [knob["saved_bytes"] for knob in found["knobs"]] == sorted(
-        (knob["saved_bytes"] for knob in found["knobs"]), reverse=True
+    assert [saving["saved_bytes"] for saving in found["savings"]] == sorted(
+        (saving["saved_bytes"] for saving in found["savings"]), reverse=True
     )
-    assert all(knob["override"].startswith("--set ") for knob in found["knobs"])
+    assert all(saving["override"].startswith("--set ") for saving in found["savings"])
 
 
 def test_the_timeline_is_a_page(call, recipe_file, tmp_path):

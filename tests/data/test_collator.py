@@ -25,7 +25,7 @@ LLAMA = LlamaConfig(
 GPT2 = GPT2Config(vocab_size=NUM_TOKENS, n_embd=32, n_layer=2, n_head=4, n_positions=64)
 
 
-def make_model(kind, attn_implementation):
+def setup_model(kind, attn_implementation):
     torch.manual_seed(0)
     config = LLAMA if kind is LlamaForCausalLM else GPT2
     return kind._from_config(config, attn_implementation=attn_implementation).eval()
@@ -54,7 +54,7 @@ ATTENTION = pytest.mark.parametrize("attn_implementation", ["sdpa", "eager"])
 @MODELS
 @ATTENTION
 def test_another_first_document_moves_no_logit_of_the_second(kind, attn_implementation):
-    model = make_model(kind, attn_implementation)
+    model = setup_model(kind, attn_implementation)
     generator = torch.Generator().manual_seed(1)
     collate = Collator(pad_token_id=0)
     for _ in range(50):
@@ -71,7 +71,7 @@ def test_another_first_document_moves_no_logit_of_the_second(kind, attn_implemen
 @MODELS
 @ATTENTION
 def test_a_changed_first_document_does_move_its_own_logits(kind, attn_implementation):
-    model = make_model(kind, attn_implementation)
+    model = setup_model(kind, attn_implementation)
     collate = Collator(pad_token_id=0)
     place = Place("test", 1, 1)
     batches = [collate(features(pack([TokenRow([token, 3], [-100, 3], place)], 8))) for token in (1, 2)]
@@ -88,7 +88,7 @@ def mean_loss(model, batch):
 @MODELS
 @ATTENTION
 def test_packed_and_unpacked_rows_have_the_same_loss(kind, attn_implementation):
-    model = make_model(kind, attn_implementation)
+    model = setup_model(kind, attn_implementation)
     generator = torch.Generator().manual_seed(2)
     rows = [random_document(generator) for _ in range(20)]
     collate = Collator(pad_token_id=0)

@@ -14,9 +14,9 @@ from qlora_cli.recipe.schema import Recipe
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.train.callbacks.progress import ProgressCallback
 from qlora_cli.train.callbacks.stop import StopCallback, StopRequest
-from qlora_cli.train.checkpoint.identity import ground_facts
-from qlora_cli.train.setup import Ingredients, make_model, make_trainer
-from qlora_cli.train.trainer import QloraTrainer
+from qlora_cli.train.checkpoint.identity import run_identity
+from qlora_cli.train.setup import make_collator, setup_model, setup_trainer
+from qlora_cli.train.trainer import QloraTrainer, TrainerParts
 
 NEEDS_GPU = [
     pytest.mark.gpu,
@@ -33,13 +33,15 @@ def build_trainer(recipe: Recipe, run: RunDirectory, *, stop_after: int | None =
     renderer = Renderer(tokenizer, train_on=recipe.data.train_on)
     tokenizer.chat_template = renderer.template
     prepared = prepare_data(recipe.data, renderer, recipe.training.seed)
-    facts = ground_facts(recipe, prepared, tokenizer)
-    model = make_model(recipe, run, is_resumed=False)
+    facts = run_identity(recipe, prepared, tokenizer)
+    model = setup_model(recipe, run, is_resumed=False)
     callbacks = (
         ProgressCallback(run.metrics_path, prepared.report.num_tokens),
         StopCallback(StopRequest(), stop_after),
     )
-    return make_trainer(recipe, run, Ingredients(model, tokenizer, prepared, facts, callbacks))
+    return setup_trainer(
+        recipe, run, TrainerParts(model, tokenizer, make_collator(recipe, tokenizer), prepared, callbacks), facts
+    )
 
 
 def is_managed_memory(tensor: torch.Tensor) -> bool:

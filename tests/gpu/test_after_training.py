@@ -12,7 +12,7 @@ from qlora_cli.model.quantized import dequantized_weight, is_quantized
 from qlora_cli.model.tuned import load_tuned
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.serve.generation import SamplingOptions, generate_answer
-from qlora_cli.train.session import Session, train_recipe
+from qlora_cli.train.session import TrainOptions, train_recipe
 from tests.gpu.support import NEEDS_GPU
 
 pytestmark = NEEDS_GPU
@@ -20,7 +20,7 @@ pytestmark = NEEDS_GPU
 
 def trained(gpu_recipe, path, **sections) -> RunDirectory:
     run = RunDirectory(path)
-    train_recipe(gpu_recipe(training={"max_steps": 20}, **sections), run, Session())
+    train_recipe(gpu_recipe(training={"max_steps": 20}, **sections), run, TrainOptions())
     return run
 
 

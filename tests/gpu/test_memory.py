@@ -13,7 +13,7 @@ from qlora_cli.errors import ResourceError
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.manifest import read_manifest
 from qlora_cli.run.metrics import read_metrics
-from qlora_cli.train.session import Session, train_recipe
+from qlora_cli.train.session import TrainOptions, train_recipe
 from tests.gpu.support import NEEDS_GPU
 
 pytestmark = NEEDS_GPU
@@ -48,10 +48,10 @@ def test_where_memory_really_runs_out_the_run_goes_on_in_pieces_with_the_same_lo
 ):
     recipe = gpu_recipe(**LARGE)
     runs = [RunDirectory(tmp_path / name) for name in ("plenty", "little")]
-    train_recipe(recipe, runs[0], Session())
+    train_recipe(recipe, runs[0], TrainOptions())
     request.getfixturevalue("little_memory")
     try:
-        train_recipe(recipe, runs[1], Session())
+        train_recipe(recipe, runs[1], TrainOptions())
     except ResourceError as error:  # pragma: no cover - says how to set SMALL_SHARE_BYTES on another card
         pytest.fail(f"not even a row fits into {SMALL_SHARE_BYTES} bytes: {error}")
     assert "out of memory in step" in capsys.readouterr().err
@@ -62,14 +62,14 @@ def test_activations_in_host_memory_change_no_loss(gpu_recipe, tmp_path, determi
     losses = []
     for is_moved in (False, True):
         run = RunDirectory(tmp_path / str(is_moved))
-        train_recipe(gpu_recipe(training={"activation_offloading": is_moved}), run, Session())
+        train_recipe(gpu_recipe(training={"activation_offloading": is_moved}), run, TrainOptions())
         losses.append(losses_of(run))
     assert losses[0] == losses[1]
 
 
 def test_predicted_and_measured_bytes_stand_in_the_manifest(gpu_recipe, tmp_path):
     run = RunDirectory(tmp_path)
-    train_recipe(gpu_recipe(), run, Session(is_planned=True))
+    train_recipe(gpu_recipe(), run, TrainOptions(check_memory=True))
     memory = read_manifest(run)["memory"]
     assert memory["measured_bytes"].keys() == memory["predicted_bytes"].keys() == {"allocated", "reserved"}
     assert memory["measured_bytes"]["allocated"] == pytest.approx(memory["predicted_bytes"]["allocated"], rel=0.1)
@@ -77,5 +77,5 @@ def test_predicted_and_measured_bytes_stand_in_the_manifest(gpu_recipe, tmp_path
 
 def test_automatic_batches_take_what_the_plan_says_fits(gpu_recipe, tmp_path, capsys):
     training = {"per_device_train_batch_size": "auto", "gradient_accumulation_steps": 12}
-    train_recipe(gpu_recipe(training=training), RunDirectory(tmp_path), Session(is_planned=True))
+    train_recipe(gpu_recipe(training=training), RunDirectory(tmp_path), TrainOptions(check_memory=True))
     assert "batch size: 12 of the 12 rows of a step at once" in capsys.readouterr().err

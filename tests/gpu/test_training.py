@@ -15,8 +15,8 @@ from qlora_cli.recipe.schema import LoraSection, ModelSection, QuantizationSecti
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.manifest import read_manifest
 from qlora_cli.run.metrics import read_metrics
-from qlora_cli.train.preflight.attention import prove_isolation
-from qlora_cli.train.session import Session, train_recipe
+from qlora_cli.train.preflight.attention import check_packed_isolation
+from qlora_cli.train.session import TrainOptions, train_recipe
 from tests.gpu.support import NEEDS_GPU, build_trainer
 
 pytestmark = NEEDS_GPU
@@ -55,9 +55,9 @@ def contents(run: RunDirectory, step: int) -> dict[str, bytes]:
 def test_four_steps_and_four_after_a_resume_are_eight_straight_to_the_bit(gpu_recipe, tmp_path, deterministic, name):
     recipe = gpu_recipe(**RECIPES[name])
     straight, resumed = RunDirectory(tmp_path / "straight"), RunDirectory(tmp_path / "resumed")
-    train_recipe(recipe, straight, Session())
-    assert train_recipe(recipe, resumed, Session(stop_after=4)).num_steps == 4
-    train_recipe(recipe, resumed, Session(resume=True))
+    train_recipe(recipe, straight, TrainOptions())
+    assert train_recipe(recipe, resumed, TrainOptions(stop_after=4)).num_steps == 4
+    train_recipe(recipe, resumed, TrainOptions(resume=True))
     assert len(contents(straight, 8)) >= 7
     assert contents(straight, 8) == contents(resumed, 8)
     assert losses_of(straight) == losses_of(resumed)
@@ -65,7 +65,7 @@ def test_four_steps_and_four_after_a_resume_are_eight_straight_to_the_bit(gpu_re
 
 def test_the_loss_falls_in_the_dtype_of_the_gpu_and_its_memory_is_counted(gpu_recipe, tmp_path):
     run = RunDirectory(tmp_path)
-    result = train_recipe(gpu_recipe(training={"max_steps": 20}), run, Session())
+    result = train_recipe(gpu_recipe(training={"max_steps": 20}), run, TrainOptions())
     losses = losses_of(run)
     assert losses[-1] < losses[0] - 0.5
     manifest = read_manifest(run)
@@ -100,7 +100,7 @@ def test_float16_trains_with_a_loss_scale_that_checkpoints_keep(gpu_recipe, tmp_
 )
 def test_packed_documents_do_not_see_each_other(tiny_base, dtype, bound):
     base = load_base(ModelSection(base_model=str(tiny_base), dtype=dtype), QuantizationSection())
-    assert prove_isolation(attach_adapter(base, LoraSection()), Collator(pad_token_id=0)).max_change <= bound
+    assert check_packed_isolation(attach_adapter(base, LoraSection()), Collator(pad_token_id=0)).max_change <= bound
 
 
 @needs_flash_attention
@@ -108,7 +108,7 @@ def test_packed_documents_do_not_see_each_other(tiny_base, dtype, bound):
 def test_flash_attention_learns_from_flattened_rows(gpu_recipe, tmp_path, packing):
     model = {"attn_implementation": "flash_attention_2", "dtype": "bfloat16"}
     run = RunDirectory(tmp_path)
-    train_recipe(gpu_recipe(model=model, training={"max_steps": 20}, data={"packing": packing}), run, Session())
+    train_recipe(gpu_recipe(model=model, training={"max_steps": 20}, data={"packing": packing}), run, TrainOptions())
     losses = losses_of(run)
     assert losses[-1] < losses[0] - 0.5
 
@@ -119,5 +119,5 @@ def test_flash_attention_on_flattened_rows_takes_the_steps_of_sdpa_on_padded_one
     for attention in ("sdpa", "flash_attention_2"):
         recipe = gpu_recipe(model={"attn_implementation": attention, "dtype": "bfloat16"}, lora={"lora_dropout": 0.0})
         runs.append(RunDirectory(tmp_path / attention))
-        train_recipe(recipe, runs[-1], Session())
+        train_recipe(recipe, runs[-1], TrainOptions())
     assert losses_of(runs[1]) == pytest.approx(losses_of(runs[0]), rel=0.02)

@@ -28,9 +28,9 @@ from qlora_cli.run.checkpoints import list_checkpoints
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.metrics import read_metrics
 from qlora_cli.train.arguments import trainer_arguments
-from qlora_cli.train.session import Session, train_recipe
-from qlora_cli.train.setup import Ingredients, make_model, make_trainer
-from qlora_cli.train.trainer import QloraTrainer
+from qlora_cli.train.session import TrainOptions, train_recipe
+from qlora_cli.train.setup import make_collator, setup_model, setup_trainer
+from qlora_cli.train.trainer import QloraTrainer, TrainerParts
 
 
 def weights(recipe: Recipe, folder: Path) -> Any:
@@ -73,7 +73,7 @@ def training_texts(recipe: Recipe, folder: Path) -> Any:
 
 def adapter(recipe: Recipe, folder: Path) -> Any:
     """What is trained, from which values, and how it acts."""
-    model = make_model(recipe, RunDirectory(folder), is_resumed=False)
+    model = setup_model(recipe, RunDirectory(folder), is_resumed=False)
     trained = [
         (name, str(parameter.dtype), tuple(parameter.shape), parameter.double().sum().item())
         for name, parameter in model.named_parameters()
@@ -86,8 +86,9 @@ def adapter(recipe: Recipe, folder: Path) -> Any:
 def trainer(recipe: Recipe, folder: Path) -> QloraTrainer:
     run = RunDirectory(folder)
     tokenizer = load_tokenizer(recipe.model)
-    model = make_model(recipe, run, is_resumed=False)
-    return make_trainer(recipe, run, Ingredients(model, tokenizer, prepared(recipe), {}, ()))
+    model = setup_model(recipe, run, is_resumed=False)
+    parts = TrainerParts(model, tokenizer, make_collator(recipe, tokenizer), prepared(recipe))
+    return setup_trainer(recipe, run, parts, {})
 
 
 def batches(recipe: Recipe, folder: Path) -> Any:
@@ -117,7 +118,7 @@ def offloading_on_a_gpu(recipe: Recipe, folder: Path) -> Any:
 def trained(recipe: Recipe, folder: Path) -> Any:
     """A real run: its length, the steps in metrics.jsonl, its checkpoints, its trackers' files."""
     run = RunDirectory(folder / "run")
-    result = train_recipe(recipe, run, Session())
+    result = train_recipe(recipe, run, TrainOptions())
     kinds = [(line["step"], "loss" in line, "eval_loss" in line) for line in read_metrics(run.metrics_path)]
     steps = [checkpoint.step for checkpoint in list_checkpoints(run.checkpoints_path)]
     return result.max_steps, kinds, steps, sorted(path.name for path in run.path.iterdir())

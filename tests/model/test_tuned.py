@@ -15,7 +15,7 @@ from qlora_cli.errors import ArgumentError, IdentityError, RecipeError
 from qlora_cli.model.tuned import find_tuned, load_tuned
 from qlora_cli.recipe.schema import Recipe
 from qlora_cli.run.directory import RunDirectory
-from qlora_cli.train.session import Session, train_recipe
+from qlora_cli.train.session import TrainOptions, train_recipe
 
 
 def train(folder, base, data, *, steps=2, **lora) -> RunDirectory:
@@ -29,7 +29,7 @@ def train(folder, base, data, *, steps=2, **lora) -> RunDirectory:
         "training": {"max_steps": 2, "gradient_accumulation_steps": 1, "learning_rate": 0.1},
     }
     run = RunDirectory(folder)
-    train_recipe(Recipe.model_validate(values), run, Session(stop_after=steps))
+    train_recipe(Recipe.model_validate(values), run, TrainOptions(stop_after=steps))
     return run
 
 

@@ -10,7 +10,7 @@ from qlora_cli.model.tokenizer import load_tokenizer
 from qlora_cli.plan import dataset_size
 from qlora_cli.plan.dataset_size import find_workload, num_steps
 from qlora_cli.recipe.schema import Recipe, TrainingSection
-from qlora_cli.train.step.sampler import ShareSampler
+from qlora_cli.train.step.sampler import ShardedSampler
 
 
 @pytest.fixture
@@ -70,5 +70,5 @@ def test_a_base_without_tokenizer_is_said(recipe, tmp_path):
 @pytest.mark.parametrize(("num_rows", "num_gpus"), [(33, 2), (32, 4), (7, 3)])
 def test_steps_of_several_gpus_are_those_of_the_rows_that_each_gets(num_rows, num_gpus):
     training = TrainingSection(per_device_train_batch_size=2, gradient_accumulation_steps=1, num_train_epochs=1)
-    its_rows = len(ShareSampler(num_rows, 2, 0, num_gpus, seed=0))
+    its_rows = len(ShardedSampler(num_rows, 2, 0, num_gpus, seed=0))
     assert num_steps(num_rows, training, num_gpus) == its_rows // 2

@@ -7,10 +7,10 @@ from typing import get_args
 import pytest
 
 from qlora_cli.plan.disk import TrainedTensor, disk_of, num_checkpoints, state_bytes
-from qlora_cli.plan.parameter_counts import model_facts
+from qlora_cli.plan.parameter_counts import parameter_counts_of
 from qlora_cli.recipe.schema import Recipe, TrainingSection
 from qlora_cli.run.directory import RunDirectory
-from qlora_cli.train.session import Session, train_recipe
+from qlora_cli.train.session import TrainOptions, train_recipe
 from tests.plan.bases import AMPERE, config_of, request_for
 
 OPTIMIZERS = get_args(TrainingSection.model_fields["optim"].annotation)
@@ -21,7 +21,7 @@ SMALL_FILES = 60_000
 
 def test_the_adapter_is_float32_and_the_merged_model_16_bit():
     request = request_for(config_of("llama"), AMPERE, training__optim="adamw_torch", lora__r=64)
-    facts = model_facts(request)
+    facts = parameter_counts_of(request)
     disk = disk_of(request.recipe, facts.trained, facts.num_base)
     assert disk.adapter_bytes == 4 * facts.num_trained
     assert disk.merged_bytes == 2 * facts.num_base
@@ -42,7 +42,7 @@ def test_a_checkpoint_takes_what_is_said(tiny_base, chat_data, tmp_path, optim):
         }
     )
     run = RunDirectory(tmp_path / "run")
-    train_recipe(recipe, run, Session())
+    train_recipe(recipe, run, TrainOptions())
     written = sum(path.stat().st_size for path in (run.checkpoints_path / "step-000001").iterdir())
     sizes = [128 * 64, 64 * 128, 128 * 64, 32 * 128] * 2
     disk = disk_of(recipe, [TrainedTensor(size, 4) for size in sizes], 0)

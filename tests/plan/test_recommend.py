@@ -11,7 +11,7 @@ from qlora_cli.errors import RecipeError, ResourceError
 from qlora_cli.model.base import read_config
 from qlora_cli.plan.likeness import params_in_name
 from qlora_cli.plan.machine.gpus import MIB, USABLE, find_card
-from qlora_cli.plan.parameter_counts import model_facts
+from qlora_cli.plan.parameter_counts import parameter_counts_of
 from qlora_cli.plan.recommend import ROWS_A_STEP, advise, size_of
 from qlora_cli.plan.trace.request import PlanRequest
 from qlora_cli.plan.trace_cache import Tracer
@@ -110,7 +110,7 @@ def test_a_base_that_the_defaults_do_not_fit_gets_others(tmp_path, architecture,
     recipe = load_recipe(out)
     assert recipe.model.attn_implementation == (attention or "sdpa")
     assert recipe.lora.lora_dropout == float(dropout)
-    assert model_facts(PlanRequest(recipe, config_of(architecture), T4.device)).num_base > 0
+    assert parameter_counts_of(PlanRequest(recipe, config_of(architecture), T4.device)).num_base > 0
 
 
 def test_rows_are_no_longer_than_the_base_has_positions(tmp_path):

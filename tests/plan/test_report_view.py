@@ -11,15 +11,16 @@ from qlora_cli import console
 from qlora_cli.plan.fit import Fit
 from qlora_cli.plan.report import choose_target, make_report
 from qlora_cli.plan.report_view import show_fits, show_knobs, show_plan
-from qlora_cli.plan.savings import Knob
+from qlora_cli.plan.savings import MemorySaving
 from qlora_cli.plan.trace.request import PlanRequest
 from tests.plan.bases import config_of, request_for
 
 GIB = 2**30
 KNOBS = [
-    Knob("fewer rows at once, the same rows a step, which takes a while to be told in words that are long enough",
+    MemorySaving("fewer rows at once, the same rows a step, which takes a while to say in words that are long enough",
          {"training.per_device_train_batch_size": 2, "training.gradient_accumulation_steps": 8}, 3 * GIB),
-    Knob("adapters on attention only", {"lora.target_modules": ("q_proj", "k_proj", "v_proj", "o_proj")}, 70_000),
+    MemorySaving("adapters on attention only",
+         {"lora.target_modules": ("q_proj", "k_proj", "v_proj", "o_proj")}, 70_000),
 ]  # fmt: skip
 FITS = [
     Fit("training.per_device_train_batch_size", 12, 3 * GIB, {}, most=1024),

@@ -7,7 +7,7 @@ import shlex
 import pytest
 
 from qlora_cli.plan import savings
-from qlora_cli.plan.savings import attention_names, ranked_knobs
+from qlora_cli.plan.savings import attention_names, rank_savings
 from qlora_cli.plan.trace.fake_model import skeleton
 from qlora_cli.plan.trace_cache import Tracer
 from qlora_cli.recipe.overrides import parse_override
@@ -16,7 +16,7 @@ from tests.plan.bases import AMPERE, CONFIGS, CPU, config_of, request_for
 
 @pytest.fixture(scope="module")
 def wasteful():
-    """A request in which every knob is still to be turned."""
+    """A request in which every saving is still to be turned."""
     config = config_of("llama")
     config.hidden_size, config.intermediate_size, config.vocab_size = 512, 1024, 64
     return request_for(
@@ -33,17 +33,17 @@ def wasteful():
 
 @pytest.fixture(scope="module")
 def ranked(wasteful):
-    return ranked_knobs(wasteful)
+    return rank_savings(wasteful)
 
 
 def test_the_largest_saving_comes_first(ranked):
-    saved = [knob.saved_bytes for knob in ranked]
+    saved = [saving.saved_bytes for saving in ranked]
     assert saved == sorted(saved, reverse=True)
     assert min(saved) > 0
 
 
 def test_checkpointing_half_the_rows_and_half_the_length_are_among_them(ranked):
-    overrides = {knob.override for knob in ranked}
+    overrides = {saving.override for saving in ranked}
     assert "--set training.gradient_checkpointing=true" in overrides
     assert "--set data.max_length=256" in overrides
     halved = "--set training.per_device_train_batch_size=4 --set training.gradient_accumulation_steps=2"
@@ -52,14 +52,14 @@ def test_checkpointing_half_the_rows_and_half_the_length_are_among_them(ranked):
 
 def test_a_saving_is_what_the_changed_plan_needs_less(wasteful, ranked):
     tracer = Tracer()
-    for knob in ranked[:2]:
-        changed = wasteful.changed(knob.settings)
-        assert tracer.device_bytes(wasteful) - tracer.device_bytes(changed) == knob.saved_bytes
+    for saving in ranked[:2]:
+        changed = wasteful.changed(saving.settings)
+        assert tracer.device_bytes(wasteful) - tracer.device_bytes(changed) == saving.saved_bytes
 
 
 def test_every_line_is_one_that_the_reader_takes(ranked):
-    for knob in ranked:
-        for option, text in zip(*[iter(shlex.split(knob.override))] * 2, strict=True):
+    for saving in ranked:
+        for option, text in zip(*[iter(shlex.split(saving.override))] * 2, strict=True):
             assert option == "--set"
             override, problems = parse_override(text)
             assert override is not None
@@ -87,7 +87,7 @@ def test_a_base_in_16_bit_can_be_quantized():
     config = config_of("llama")
     config.hidden_size, config.intermediate_size = 1024, 4096
     request = request_for(config, AMPERE, quantized=False, lora__r=8, training__per_device_train_batch_size=1)
-    assert "--set quantization.quant_type=nf4" in {knob.override for knob in ranked_knobs(request)}
+    assert "--set quantization.quant_type=nf4" in {saving.override for saving in rank_savings(request)}
 
 
 def test_nothing_of_cuda_is_tried_on_a_cpu():

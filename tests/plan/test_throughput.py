@@ -6,7 +6,7 @@ import pytest
 from transformers import LlamaConfig
 
 from qlora_cli.plan.machine.gpus import find_card
-from qlora_cli.plan.parameter_counts import ModelFacts, model_facts
+from qlora_cli.plan.parameter_counts import ParameterCounts, parameter_counts_of
 from qlora_cli.plan.throughput import UTILIZATION, active_weights, estimate_pace, operations_per_token
 from tests.plan.bases import AMPERE, config_of, request_for
 
@@ -14,7 +14,7 @@ LLAMA_2_7B = LlamaConfig(
     vocab_size=32_000, hidden_size=4096, intermediate_size=11_008, num_hidden_layers=32, num_attention_heads=32
 )
 NUM_PARAMETERS = 6_738_415_616
-FACTS = ModelFacts(NUM_PARAMETERS, 6_476_005_376, 39_976_960, 0, 0, ())
+FACTS = ParameterCounts(NUM_PARAMETERS, 6_476_005_376, 39_976_960, 0, 0, ())
 
 
 def request_7b(**settings):
@@ -45,7 +45,7 @@ def test_attention_grows_with_the_length_and_halves_without_a_mask():
 
 def test_a_token_passes_through_its_experts_only():
     request = request_for(config_of("mixtral"), AMPERE)
-    facts = model_facts(request)
+    facts = parameter_counts_of(request)
     assert facts.num_in_fused_experts > 0
     embedding = 512 * 128
     assert active_weights(request, facts) == facts.num_base - embedding - facts.num_in_fused_experts // 2
@@ -53,7 +53,7 @@ def test_a_token_passes_through_its_experts_only():
 
 def test_tied_embeddings_multiply_as_the_output_head():
     request = request_for(config_of("gpt2"), AMPERE)
-    assert active_weights(request, model_facts(request)) == model_facts(request).num_base
+    assert active_weights(request, parameter_counts_of(request)) == parameter_counts_of(request).num_base
 
 
 def test_a_large_batch_runs_at_the_assumed_share_of_the_rate():
@@ -68,7 +68,7 @@ def test_small_batches_pay_for_dequantization():
     card = find_card("4090")
     short = request_7b(training__per_device_train_batch_size=1, data__max_length=128)
     quantized = estimate_pace(short, FACTS, card)
-    plain = estimate_pace(short, ModelFacts(NUM_PARAMETERS, 0, FACTS.num_trained, 0, 0, ()), card)
+    plain = estimate_pace(short, ParameterCounts(NUM_PARAMETERS, 0, FACTS.num_trained, 0, 0, ()), card)
     seconds = 128 / quantized.tokens_per_second - 128 / plain.tokens_per_second
     assert seconds == pytest.approx(6_476_005_376 * 3 * 2.5 / 1008e9)
 

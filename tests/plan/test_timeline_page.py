@@ -10,7 +10,7 @@ import pytest
 from qlora_cli.errors import ArgumentError
 from qlora_cli.plan.report import choose_target, make_report
 from qlora_cli.plan.timeline_page import NARROW, TOP, WIDE, page, write_timeline
-from qlora_cli.plan.trace.live_memory import Kind
+from qlora_cli.plan.trace.live_memory import MemoryKind
 from qlora_cli.plan.trace.request import PlanRequest
 from tests.plan.bases import config_of, request_for
 
@@ -28,7 +28,7 @@ def drawn(report):
 
 
 def test_every_kind_of_memory_is_an_area_and_a_line_of_the_table(report, drawn):
-    present = [kind for kind in report.bill.trace.largest if kind is not Kind.PAGED_OPTIMIZER]
+    present = [kind for kind in report.bill.trace.largest if kind is not MemoryKind.PAGED_OPTIMIZER]
     assert len(present) > 6
     for kind in present:
         assert f"<title>{kind}: up to" in drawn

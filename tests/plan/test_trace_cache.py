@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qlora_cli.plan import trace_cache
-from qlora_cli.plan.budget import device_needs
+from qlora_cli.plan.budget import device_memory
 from qlora_cli.plan.trace.trace_step import trace_step
 from qlora_cli.plan.trace_cache import Tracer, plans_root
 from tests.plan.bases import AMPERE, CPU, config_of, request_for
@@ -31,7 +31,7 @@ def test_a_tracer_traces_each_step_once(traced):
 
 def test_another_tracer_finds_what_the_first_one_traced(traced):
     request = request_for(config_of("llama"), AMPERE)
-    expected = device_needs(request, trace_step(request))
+    expected = device_memory(request, trace_step(request))
     assert [Tracer().needs(request) for _ in range(3)] == [expected] * 3
     assert len(traced) == 1
 
@@ -67,4 +67,4 @@ def test_a_damaged_file_is_traced_anew(traced, content):
 def test_where_nothing_can_be_kept_the_step_is_traced_all_the_same(traced, empty_cache):
     plans_root().write_text("a file in place of the folder")
     request = request_for(config_of("llama"), AMPERE)
-    assert Tracer().needs(request) == device_needs(request, trace_step(request))
+    assert Tracer().needs(request) == device_memory(request, trace_step(request))

@@ -83,9 +83,7 @@ def places_of_batches(trainer: QloraTrainer) -> list[list[str]]:
     loader = trainer.get_train_dataloader()
     loader.set_epoch(0)
     rows = trainer._parts.train_rows
-    return [
-        [str(place) for number in batch["row_numbers"].tolist() for place in rows.places(number)] for batch in loader
-    ]
+    return [[str(place) for number in batch["row_ids"].tolist() for place in rows.places(number)] for batch in loader]
 
 
 def poison_row(clean: Path, poisoned: Path, place: str) -> None:

@@ -26,7 +26,7 @@ from qlora_cli.run.inventory import listed_files, write_inventory
 from qlora_cli.run.manifest import write_manifest
 from qlora_cli.run.replaced_run import settle
 from qlora_cli.run.staging import staged_folder
-from qlora_cli.train.checkpoint.resume import clear_way, refuse_foreign_parts
+from qlora_cli.train.checkpoint.resume import prepare_run_directory, refuse_foreign_parts
 
 NAMES = (
     *("thesis.txt", "notes.md", "src/main.py", ".git/HEAD", "labels.csv", "config.json", ".hidden", "tokenizer.json"),
@@ -50,7 +50,7 @@ def train(run: Path, *, overwrite: bool, steps: int, is_started: bool = True) ->
     directory = RunDirectory(run)
     with claimed(directory), storage_faults(directory):
         if overwrite or not directory.is_started:
-            clear_way(directory, overwrite=overwrite)
+            prepare_run_directory(directory, overwrite=overwrite)
         else:
             refuse_foreign_parts(directory)
         with directory.log_path.open("a") as log:

@@ -50,7 +50,7 @@ OVERRUN = 1.1
 """Moments are drawn from so many times the undisturbed life, so that some processes have ended by themselves."""
 
 
-class Life(Protocol):
+class Allocation(Protocol):
     """A process that was started."""
 
     pid: int
@@ -59,7 +59,7 @@ class Life(Protocol):
         """Its exit code, or the negative number of the signal that ended it."""
 
 
-Start = Callable[[list[str], Path, Path], Life]
+Start = Callable[[list[str], Path, Path], Allocation]
 """Starts `qlora` with arguments, with a folder for its cache and a log for what it prints."""
 
 
@@ -150,14 +150,14 @@ def qlora_with(cache: str, arguments: list[str], signals_at: tuple[str, int, lis
 def forked_from(server: ForkServer) -> Start:
     """Processes that start in milliseconds."""
 
-    def start(arguments: list[str], cache: Path, log: Path) -> Life:
+    def start(arguments: list[str], cache: Path, log: Path) -> Allocation:
         asked = {"cache": str(cache), "arguments": arguments}
         return server.start(f"{__name__}:qlora_with", asked, log=log)
 
     return start
 
 
-def command_line(arguments: list[str], cache: Path, log: Path) -> Life:
+def command_line(arguments: list[str], cache: Path, log: Path) -> Allocation:
     """The real command line, leading a group of processes as a shell would have it."""
     with log.open("a") as file:
         return subprocess.Popen(
@@ -171,7 +171,7 @@ def command_line(arguments: list[str], cache: Path, log: Path) -> Life:
         )
 
 
-def kill_after(life: Life, seconds: float, *, is_group: bool, is_time: Callable[[], bool]) -> None:
+def kill_after(life: Allocation, seconds: float, *, is_group: bool, is_time: Callable[[], bool]) -> None:
     """Kill a process so long after its time has come, and with it its group, unless it has ended by itself before."""
     with suppress(ProcessLookupError), os.fdopen(os.pidfd_open(life.pid)) as process:
         while not is_time():

@@ -49,7 +49,7 @@ PHASES = {
             ("qlora_cli.run.claim:_lock", 1),
             ("qlora_cli.train.session:load_tokenizer", 1),
             ("qlora_cli.train.setup:load_base", 1),
-            ("qlora_cli.train.session:make_trainer", 1),
+            ("qlora_cli.train.session:setup_trainer", 1),
         ),
     ),
     "data": Phase(

@@ -12,10 +12,10 @@ from qlora_cli.recipe.schema import Recipe
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.train import session
 from qlora_cli.train.result import TrainingResult
-from qlora_cli.train.session import Session, train_recipe
+from qlora_cli.train.session import TrainOptions, train_recipe
 from qlora_cli.train.trainer import QloraTrainer
 
-STRAIGHT = Session()
+STRAIGHT = TrainOptions()
 
 BASES: dict[str, dict[str, Any]] = {
     "fp32": {},
@@ -51,16 +51,16 @@ def small_recipe(base: Path, rows: Path, /, **sections: Any) -> Recipe:
 
 
 def train_with(
-    recipe: Recipe, run: RunDirectory, prepare: Callable[[QloraTrainer], None], how: Session = STRAIGHT
+    recipe: Recipe, run: RunDirectory, prepare: Callable[[QloraTrainer], None], how: TrainOptions = STRAIGHT
 ) -> TrainingResult:
     """Train through the real session; `prepare` gets the trainer before its first step, to put a fault into it."""
 
     def make_and_prepare(*arguments: Any, **options: Any) -> QloraTrainer:
-        trainer = make_trainer(*arguments, **options)
+        trainer = setup_trainer(*arguments, **options)
         prepare(trainer)
         return trainer
 
-    make_trainer = session.make_trainer
+    setup_trainer = session.setup_trainer
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(session, "make_trainer", make_and_prepare)
+        patch.setattr(session, "setup_trainer", make_and_prepare)
         return train_recipe(recipe, run, how)

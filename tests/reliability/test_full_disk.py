@@ -17,7 +17,7 @@ from qlora_cli.errors import ResourceError
 from qlora_cli.recipe.reader import dump_recipe
 from qlora_cli.run.checkpoints import newest_whole
 from qlora_cli.run.directory import RunDirectory
-from qlora_cli.train.session import Session, train_recipe
+from qlora_cli.train.session import TrainOptions, train_recipe
 from tests.reliability.small_run import small_recipe
 
 KILOBYTES = 1400
@@ -40,17 +40,17 @@ def test_a_full_disk_ends_the_run_and_what_is_whole_goes_on_when_there_is_room(
 ):
     recipe = small_recipe(tiny_base, chat_data, training={"max_steps": 12, "save_total_limit": 50})
     straight = RunDirectory(tmp_path / "straight")
-    train_recipe(recipe, straight, Session())
+    train_recipe(recipe, straight, TrainOptions())
     run = RunDirectory(small_disk / "run")
     with pytest.raises(ResourceError, match="the disk is full") as caught:
-        train_recipe(recipe, run, Session(force=True))
+        train_recipe(recipe, run, TrainOptions(force=True))
     assert caught.value.exit_code == 5
     assert "--resume" in caught.value.problems[0].hint
     whole, skipped = newest_whole(run.checkpoints_path)
     assert 0 < whole.step < 12
     assert skipped == []
     subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
-    assert train_recipe(recipe, run, Session(resume=True, force=True)).is_finished
+    assert train_recipe(recipe, run, TrainOptions(resume=True, force=True)).is_finished
     for name in ("adapter_model.safetensors", "optimizer.safetensors", "random.safetensors"):
         files = [directory.checkpoints_path / "step-000012" / name for directory in (straight, run)]
         assert files[0].read_bytes() == files[1].read_bytes()
@@ -59,7 +59,7 @@ def test_a_full_disk_ends_the_run_and_what_is_whole_goes_on_when_there_is_room(
 def test_without_force_it_does_not_begin(tiny_base, chat_data, small_disk):
     run = RunDirectory(small_disk / "run")
     with pytest.raises(ResourceError, match=r"the run will write .* are free"):
-        train_recipe(small_recipe(tiny_base, chat_data), run, Session())
+        train_recipe(small_recipe(tiny_base, chat_data), run, TrainOptions())
     assert not run.is_started
 
 
@@ -84,7 +84,7 @@ def furnished_runs(tiny_base, chat_data, tmp_path_factory):
     """A finished run, and one that is merged."""
     folder = tmp_path_factory.mktemp("runs")
     recipe = small_recipe(tiny_base, chat_data, training={"max_steps": 2})
-    train_recipe(recipe, RunDirectory(folder / "run"), Session())
+    train_recipe(recipe, RunDirectory(folder / "run"), TrainOptions())
     shutil.copytree(folder / "run", folder / "merged")
     merge_run(folder / "merged", None, MergeOptions())
     path = folder / "small.yaml"

@@ -18,7 +18,7 @@ from qlora_cli.plan.trace_cache import Tracer
 from qlora_cli.recipe.schema import Recipe
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.metrics import read_metrics
-from qlora_cli.train.session import Session, train_recipe
+from qlora_cli.train.session import TrainOptions, train_recipe
 from qlora_cli.train.step.microbatch import is_out_of_memory
 from qlora_cli.train.trainer import QloraTrainer
 from tests.reliability.conftest import num_cases
@@ -128,9 +128,9 @@ def test_a_resumed_run_goes_on_with_the_pieces_that_it_had_to_the_bit(recipe, tm
     dropout = recipe(lora={"lora_dropout": 0.1}, training={"max_steps": 5})
     straight, resumed = RunDirectory(tmp_path / "straight"), RunDirectory(tmp_path / "resumed")
     train_with(dropout, straight, ShortMemory(2, first_step=1).install)
-    train_with(dropout, resumed, ShortMemory(2, first_step=1).install, Session(stop_after=stop))
+    train_with(dropout, resumed, ShortMemory(2, first_step=1).install, TrainOptions(stop_after=stop))
     plenty = ShortMemory(1000)
-    train_with(dropout, resumed, plenty.install, Session(resume=True))
+    train_with(dropout, resumed, plenty.install, TrainOptions(resume=True))
     assert set(plenty.rows_seen) == {2}
     for name in ("adapter_model.safetensors", "optimizer.safetensors", "random.safetensors", "processes.json"):
         files = [run.checkpoints_path / "step-000005" / name for run in (straight, resumed)]
@@ -170,7 +170,7 @@ def test_what_the_plan_takes_for_too_much_is_not_tried(recipe, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         needed = Tracer().device_bytes(with_rows_of(made, 3))
         patch.setattr(memory, "available_bytes", lambda: needed)
-        train_with(made, run, prepare, Session(is_planned=True))
+        train_with(made, run, prepare, TrainOptions(check_memory=True))
     assert set(memory.rows_seen) == {2, 3}
     saved = json.loads((run.checkpoints_path / "step-000003" / "processes.json").read_text())
     assert saved["rows_at_once"] == [3]
@@ -187,8 +187,8 @@ def test_a_resumed_run_of_automatic_batches_goes_on_to_the_bit(recipe, tmp_path)
     made = automatic(recipe, max_steps=5)
     straight, resumed = RunDirectory(tmp_path / "straight"), RunDirectory(tmp_path / "resumed")
     train_with(made, straight, ShortMemory(5, first_step=1).install)
-    train_with(made, resumed, ShortMemory(5, first_step=1).install, Session(stop_after=3))
-    train_with(made, resumed, ShortMemory(1000).install, Session(resume=True))
+    train_with(made, resumed, ShortMemory(5, first_step=1).install, TrainOptions(stop_after=3))
+    train_with(made, resumed, ShortMemory(1000).install, TrainOptions(resume=True))
     for name in ("adapter_model.safetensors", "optimizer.safetensors", "random.safetensors", "processes.json"):
         files = [run.checkpoints_path / "step-000005" / name for run in (straight, resumed)]
         assert files[0].read_bytes() == files[1].read_bytes()
@@ -221,7 +221,7 @@ def test_a_row_that_does_not_fit_alone_ends_the_run_with_advice_and_a_checkpoint
     assert "--set quantization.quant_type=nf4" in problem.hint
     assert "--set data.max_length=64" in problem.hint
     assert "batch_size" not in problem.hint
-    train_recipe(recipe(), run, Session(resume=True))
+    train_recipe(recipe(), run, TrainOptions(resume=True))
     assert run.is_finished
 
 

@@ -18,7 +18,7 @@ from qlora_cli.errors import NumericError
 from qlora_cli.recipe.schema import Recipe
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.manifest import read_manifest
-from qlora_cli.train.session import Session, train_recipe
+from qlora_cli.train.session import TrainOptions, train_recipe
 from qlora_cli.train.step.finite import MAX_OVERFLOWS
 from tests.reliability.broken_numbers import (
     POISON,
@@ -160,7 +160,7 @@ def test_the_same_run_without_a_fault_goes_through(tiny_base, poisoned_base, cha
     """Without this every test above would pass on a trainer that always raises."""
     for name, base in (("plain", tiny_base), ("poisoned", poisoned_base)):
         run = RunDirectory(tmp_path / name)
-        assert train_recipe(small_recipe(base, chat_data), run, Session()).is_finished
+        assert train_recipe(small_recipe(base, chat_data), run, TrainOptions()).is_finished
         assert finite_checkpoints(run) == [1, 2, 3, 4]
 
 
@@ -168,7 +168,7 @@ def test_a_tiny_epsilon_divides_nothing_by_nothing_and_is_found_in_the_first_upd
     """While B is zero, A has no gradient, and 0 / (0 + 1e-50) in float32 is 0 / 0."""
     recipe = small_recipe(tiny_base, chat_data, training={"adam_epsilon": 1e-50})
     with pytest.raises(NumericError, match=r"the trained weight '.*lora_A.*' is not finite after the update of step 1"):
-        train_recipe(recipe, RunDirectory(tmp_path / "run"), Session())
+        train_recipe(recipe, RunDirectory(tmp_path / "run"), TrainOptions())
     assert finite_checkpoints(RunDirectory(tmp_path / "run")) == []
 
 
@@ -183,7 +183,7 @@ def test_rows_held_out_that_bring_nan_stop_the_run_and_are_named(poisoned_base, 
     with pytest.raises(
         NumericError, match=r"eval loss after step 2 is nan; it comes from .*held-out.jsonl:7; the weight"
     ):
-        train_recipe(recipe, RunDirectory(tmp_path / "run"), Session())
+        train_recipe(recipe, RunDirectory(tmp_path / "run"), TrainOptions())
 
 
 def test_a_base_without_a_finite_weight_is_refused_before_the_first_step(poisoned_base, chat_data, tmp_path):
@@ -193,7 +193,7 @@ def test_a_base_without_a_finite_weight_is_refused_before_the_first_step(poisone
         saved.save_pretrained(tmp_path / "base")
     recipe = small_recipe(tmp_path / "base", chat_data, data={"packing": True}, quantization={})
     with pytest.raises(NumericError, match=r"not finite before the first step: '.*' holds values") as caught:
-        train_recipe(recipe, RunDirectory(tmp_path / "run"), Session())
+        train_recipe(recipe, RunDirectory(tmp_path / "run"), TrainOptions())
     assert "get the base model anew" in caught.value.problems[0].hint
 
 

@@ -32,7 +32,7 @@ POINTS = {
     "in an evaluation": ("qlora_cli.model.scoring:labelled_losses", 6),
     "before a save": ("qlora_cli.train.trainer:QloraTrainer._save_checkpoint", 3),
     "after a save": ("qlora_cli.train.processes.collectives:Ranks.barrier", 3),
-    "at the end": ("qlora_cli.train.session:conclude", 1),
+    "at the end": ("qlora_cli.train.session:finalize_run", 1),
 }
 """Moments that both processes come to -> function, and the most calls of it that a run is sure to make."""
 

@@ -24,7 +24,7 @@ from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.files import sha256_file
 from qlora_cli.run.metrics import read_metrics
 from qlora_cli.train.checkpoint.state_io import load_optimizer, save_optimizer
-from qlora_cli.train.session import Session, train_recipe
+from qlora_cli.train.session import TrainOptions, train_recipe
 
 OPTIMIZERS = get_args(TrainingSection.model_fields["optim"].annotation)
 BASES: dict[str, dict[str, Any]] = {
@@ -126,17 +126,17 @@ class Ground:
     def straight(self, case: Case) -> RunDirectory:
         """A run without a stop."""
         run = self._new_run()
-        train_recipe(self.recipe(case), run, Session())
+        train_recipe(self.recipe(case), run, TrainOptions())
         return run
 
     def resumed(self, case: Case) -> RunDirectory:
         """A run that is stopped and resumed."""
         run = self._new_run()
-        stopped = train_recipe(self.recipe(case), run, Session(stop_after=case.stop))
+        stopped = train_recipe(self.recipe(case), run, TrainOptions(stop_after=case.stop))
         assert (stopped.num_steps, stopped.is_finished) == (case.stop, False)
         epoch = trainer_state(run, case.stop)["epoch"]
         assert epoch.is_integer() == (case.stop in EPOCH_ENDS), epoch
-        train_recipe(self.recipe(case), run, Session(resume=True))
+        train_recipe(self.recipe(case), run, TrainOptions(resume=True))
         return run
 
     def _new_run(self) -> RunDirectory:

@@ -14,7 +14,7 @@ from qlora_cli.deploy.export import export_run
 from qlora_cli.deploy.merge import MergeOptions, merge_run
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.metrics import read_metrics
-from qlora_cli.train.session import Session, train_recipe
+from qlora_cli.train.session import TrainOptions, train_recipe
 from tests.conftest import byte_tokenizer
 from tests.plan.bases import config_of
 
@@ -53,9 +53,9 @@ def test_an_architecture_is_trained_resumed_and_merged(small_recipe, tmp_path, n
     keys["model"] = {**keys["model"], "base_model": base}
     recipe = small_recipe(**keys, quantization={}, training={"max_steps": 2, "gradient_accumulation_steps": 1})
     straight, stopped = RunDirectory(tmp_path / "straight"), RunDirectory(tmp_path / "stopped")
-    assert train_recipe(recipe, straight, Session()).is_finished
-    train_recipe(recipe, stopped, Session(stop_after=1))
-    assert train_recipe(recipe, stopped, Session(resume=True)).is_finished
+    assert train_recipe(recipe, straight, TrainOptions()).is_finished
+    train_recipe(recipe, stopped, TrainOptions(stop_after=1))
+    assert train_recipe(recipe, stopped, TrainOptions(resume=True)).is_finished
     weights = [(run.adapter_path / "adapter_model.safetensors").read_bytes() for run in (straight, stopped)]
     assert weights[0] == weights[1]
     merged = merge_run(straight.path, None, MergeOptions(dtype="float32"))
@@ -81,9 +81,9 @@ def test_trained_weights_go_the_whole_way_however_they_are_stored(small_recipe, 
     keys["model"] = {**keys["model"], "base_model": str(trained_base)}
     recipe = small_recipe(**keys, training={"max_steps": 2, "gradient_accumulation_steps": 1})
     straight, stopped = RunDirectory(tmp_path / "straight"), RunDirectory(tmp_path / "stopped")
-    assert train_recipe(recipe, straight, Session()).is_finished
-    train_recipe(recipe, stopped, Session(stop_after=1))
-    assert train_recipe(recipe, stopped, Session(resume=True)).is_finished
+    assert train_recipe(recipe, straight, TrainOptions()).is_finished
+    train_recipe(recipe, stopped, TrainOptions(stop_after=1))
+    assert train_recipe(recipe, stopped, TrainOptions(resume=True)).is_finished
     weights = [(run.adapter_path / "adapter_model.safetensors").read_bytes() for run in (straight, stopped)]
     assert weights[0] == weights[1]
     merged = merge_run(straight.path, None, MergeOptions())
@@ -101,7 +101,7 @@ def test_the_loss_of_a_mixture_is_that_of_its_tokens_however_a_step_is_cut(small
         run = RunDirectory(tmp_path / f"{rows}-rows")
         training = {"max_steps": 1, "per_device_train_batch_size": rows, "gradient_accumulation_steps": passes}
         base = save_base(tmp_path / "base", config)
-        train_recipe(small_recipe(**NO_DROPOUT, model={"base_model": base}, training=training), run, Session())
+        train_recipe(small_recipe(**NO_DROPOUT, model={"base_model": base}, training=training), run, TrainOptions())
         losses.append(read_metrics(run.metrics_path)[0]["loss"])
         adapters.append(load_file(run.checkpoints_path / "step-000001" / "optimizer.safetensors"))
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)

@@ -10,7 +10,7 @@ import pytest
 from qlora_cli.data.cache import cache_root
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.manifest import read_manifest
-from qlora_cli.train.session import Session, train_recipe
+from qlora_cli.train.session import TrainOptions, train_recipe
 from tests.conftest import CHATML
 
 PRINTS_TODAY = "{{ '<|im_start|>system\nToday: ' + strftime_now('%d %b %Y') + '<|im_end|>\n' }}" + CHATML
@@ -56,18 +56,18 @@ def adapter_bytes(run: RunDirectory) -> bytes:
 def test_a_run_resumed_on_another_day_without_its_cache_trains_the_same_bytes(recipe, day, tmp_path):
     day("2026-11-28")
     whole = RunDirectory(tmp_path / "whole")
-    train_recipe(recipe(), whole, Session())
+    train_recipe(recipe(), whole, TrainOptions())
 
     run = RunDirectory(tmp_path / "run")
-    train_recipe(recipe(), run, Session(stop_after=4))
+    train_recipe(recipe(), run, TrainOptions(stop_after=4))
     day("2027-02-03")
     shutil.rmtree(cache_root())
-    train_recipe(recipe(), run, Session(resume=True))
+    train_recipe(recipe(), run, TrainOptions(resume=True))
     assert fingerprint(run) == fingerprint(whole)
     assert adapter_bytes(run) == adapter_bytes(whole)
 
     another = RunDirectory(tmp_path / "another")
-    train_recipe(recipe(), another, Session())
+    train_recipe(recipe(), another, TrainOptions())
     assert fingerprint(another) != fingerprint(whole), "the template does print the day"
 
 
@@ -76,6 +76,6 @@ def test_a_day_in_the_recipe_makes_the_same_rows_on_every_day(recipe, day, tmp_p
     for number, today in enumerate(("2026-11-28", "2027-02-03")):
         day(today)
         run = RunDirectory(tmp_path / f"run{number}")
-        train_recipe(recipe(date="2026-12-24"), run, Session())
+        train_recipe(recipe(date="2026-12-24"), run, TrainOptions())
         fingerprints.add(fingerprint(run))
     assert len(fingerprints) == 1

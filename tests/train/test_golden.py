@@ -12,7 +12,7 @@ import pytest
 
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.metrics import read_metrics
-from qlora_cli.train.session import Session, train_recipe
+from qlora_cli.train.session import TrainOptions, train_recipe
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "losses.json"
 
@@ -27,7 +27,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_losses_are_those_of_the_last_look(small_recipe, tmp_path, request, case):
     run = RunDirectory(tmp_path / "run")
-    train_recipe(small_recipe(**CASES[case]), run, Session())
+    train_recipe(small_recipe(**CASES[case]), run, TrainOptions())
     losses = [line["loss"] for line in read_metrics(run.metrics_path) if "loss" in line]
     golden = json.loads(GOLDEN.read_text())
     if request.config.getoption("--update-golden"):

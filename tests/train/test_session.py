@@ -20,7 +20,7 @@ from qlora_cli.run.checkpoints import list_checkpoints
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.manifest import read_manifest
 from qlora_cli.run.metrics import read_metrics
-from qlora_cli.train.session import Session, train_recipe
+from qlora_cli.train.session import TrainOptions, train_recipe
 
 BASES = {
     "fp32": {},
@@ -46,10 +46,10 @@ def bytes_of(run: RunDirectory, step: int) -> dict[str, bytes]:
 
 def stop_and_resume(recipe, path, steps: int) -> RunDirectory:
     run = RunDirectory(path)
-    result = train_recipe(recipe, run, Session(stop_after=steps))
+    result = train_recipe(recipe, run, TrainOptions(stop_after=steps))
     assert result.num_steps == steps
     assert not run.is_finished
-    train_recipe(recipe, run, Session(resume=True))
+    train_recipe(recipe, run, TrainOptions(resume=True))
     return run
 
 
@@ -58,7 +58,7 @@ def stop_and_resume(recipe, path, steps: int) -> RunDirectory:
 def test_four_steps_and_four_after_a_resume_are_eight_straight_to_the_bit(small_recipe, tmp_path, base, packing):
     recipe = small_recipe(**BASES[base], data={"packing": packing})
     straight = RunDirectory(tmp_path / "straight")
-    train_recipe(recipe, straight, Session())
+    train_recipe(recipe, straight, TrainOptions())
     resumed = stop_and_resume(recipe, tmp_path / "resumed", steps=4)
     assert bytes_of(straight, 8) == bytes_of(resumed, 8)
     finals = [run.adapter_path / "adapter_model.safetensors" for run in (straight, resumed)]
@@ -70,14 +70,14 @@ def test_four_steps_and_four_after_a_resume_are_eight_straight_to_the_bit(small_
 def test_noise_on_the_embeddings_is_the_same_after_a_resume_and_not_in_the_eval_loss(small_recipe, tmp_path):
     recipe = small_recipe(training={"neftune_noise_alpha": 50.0, "max_steps": 6}, lora={"lora_dropout": 0.0})
     straight = RunDirectory(tmp_path / "straight")
-    train_recipe(recipe, straight, Session())
+    train_recipe(recipe, straight, TrainOptions())
     resumed = stop_and_resume(recipe, tmp_path / "resumed", steps=3)
     assert bytes_of(straight, 6) == bytes_of(resumed, 6)
     losses = []
     for alpha in (None, 50.0):
         run = RunDirectory(tmp_path / str(alpha))
         training = {"neftune_noise_alpha": alpha, "max_steps": 1, "learning_rate": 1e-30}
-        train_recipe(small_recipe(training=training, lora={"lora_dropout": 0.0}), run, Session())
+        train_recipe(small_recipe(training=training, lora={"lora_dropout": 0.0}), run, TrainOptions())
         lines = read_metrics(run.metrics_path)
         losses.append([line[key] for line in lines for key in ("loss", "eval_loss") if key in line])
     (loss, eval_loss), (noisy_loss, noisy_eval_loss) = losses
@@ -90,7 +90,7 @@ def test_noise_on_the_embeddings_is_the_same_after_a_resume_and_not_in_the_eval_
 def test_every_optimizer_resumes_to_the_bit(small_recipe, tmp_path, optim, steps):
     recipe = small_recipe(quantization={}, training={"optim": optim}, lora={"r": 32})
     straight = RunDirectory(tmp_path / "straight")
-    train_recipe(recipe, straight, Session())
+    train_recipe(recipe, straight, TrainOptions())
     resumed = stop_and_resume(recipe, tmp_path / "resumed", steps)
     assert bytes_of(straight, 8) == bytes_of(resumed, 8)
 
@@ -101,14 +101,14 @@ def test_every_optimizer_resumes_to_the_bit(small_recipe, tmp_path, optim, steps
 def test_every_kind_of_adapter_resumes_to_the_bit(small_recipe, tmp_path, lora):
     recipe = small_recipe(quantization={}, lora=lora)
     straight = RunDirectory(tmp_path / "straight")
-    train_recipe(recipe, straight, Session())
+    train_recipe(recipe, straight, TrainOptions())
     resumed = stop_and_resume(recipe, tmp_path / "resumed", 4)
     assert bytes_of(straight, 8) == bytes_of(resumed, 8)
 
 
 def test_the_loss_falls_and_the_adapter_loads_with_plain_peft(small_recipe, tmp_path, tiny_base):
     run = RunDirectory(tmp_path / "run")
-    result = train_recipe(small_recipe(training={"max_steps": 20}), run, Session())
+    result = train_recipe(small_recipe(training={"max_steps": 20}), run, TrainOptions())
     lines = read_metrics(run.metrics_path)
     losses = [line["loss"] for line in lines if "loss" in line]
     assert losses[-1] < losses[0] - 0.5
@@ -120,7 +120,7 @@ def test_the_loss_falls_and_the_adapter_loads_with_plain_peft(small_recipe, tmp_
 
 def test_no_file_of_a_run_is_a_pickle(small_recipe, tmp_path):
     run = RunDirectory(tmp_path / "run")
-    train_recipe(small_recipe(), run, Session())
+    train_recipe(small_recipe(), run, TrainOptions())
     suffixes = {path.suffix for path in run.path.rglob("*") if path.is_file()}
     assert suffixes <= {".safetensors", ".json", ".jsonl", ".yaml", ".txt", ".jinja", ""}
 
@@ -128,7 +128,7 @@ def test_no_file_of_a_run_is_a_pickle(small_recipe, tmp_path):
 def test_checkpoints_come_every_save_steps_and_only_the_newest_stay(small_recipe, tmp_path):
     run = RunDirectory(tmp_path / "run")
     training = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 2}
-    train_recipe(small_recipe(training=training), run, Session())
+    train_recipe(small_recipe(training=training), run, TrainOptions())
     assert [checkpoint.step for checkpoint in list_checkpoints(run.checkpoints_path)] == [6, 8]
 
 
@@ -145,7 +145,7 @@ def test_a_signal_ends_the_run_with_a_checkpoint_and_its_exit_code(small_recipe,
     thread.start()
     recipe = small_recipe(training={"max_steps": 500})
     with pytest.raises(StoppedBySignal, match="checkpoint is saved") as caught:
-        train_recipe(recipe, run, Session())
+        train_recipe(recipe, run, TrainOptions())
     thread.join()
     assert caught.value.exit_code == 130
     [newest] = list_checkpoints(run.checkpoints_path)[-1:]
@@ -158,28 +158,28 @@ def test_a_signal_ends_the_run_with_a_checkpoint_and_its_exit_code(small_recipe,
 def test_a_damaged_newest_checkpoint_falls_back_to_the_older_one(small_recipe, tmp_path):
     recipe = small_recipe(training={"save_strategy": "steps", "save_steps": 2})
     straight = RunDirectory(tmp_path / "straight")
-    train_recipe(recipe, straight, Session())
+    train_recipe(recipe, straight, TrainOptions())
     run = RunDirectory(tmp_path / "run")
-    train_recipe(recipe, run, Session(stop_after=6))
+    train_recipe(recipe, run, TrainOptions(stop_after=6))
     (run.checkpoints_path / "step-000006" / "optimizer.safetensors").write_bytes(b"")
-    train_recipe(recipe, run, Session(resume=True))
+    train_recipe(recipe, run, TrainOptions(resume=True))
     assert bytes_of(straight, 8) == bytes_of(run, 8)
 
 
 def test_a_run_is_not_overwritten_by_accident(small_recipe, tmp_path):
     run = RunDirectory(tmp_path / "run")
-    train_recipe(small_recipe(), run, Session())
+    train_recipe(small_recipe(), run, TrainOptions())
     with pytest.raises(ArgumentError, match="already holds a finished run"):
-        train_recipe(small_recipe(), run, Session())
+        train_recipe(small_recipe(), run, TrainOptions())
 
 
 def test_a_changed_recipe_is_not_resumed_and_the_keys_are_named(small_recipe, tmp_path):
     run = RunDirectory(tmp_path / "run")
-    train_recipe(small_recipe(), run, Session(stop_after=2))
+    train_recipe(small_recipe(), run, TrainOptions(stop_after=2))
     with pytest.raises(IdentityError, match=r"lora\.r: 4 -> 8") as caught:
-        train_recipe(small_recipe(lora={"r": 8}), run, Session(resume=True))
+        train_recipe(small_recipe(lora={"r": 8}), run, TrainOptions(resume=True))
     assert caught.value.exit_code == 3
-    train_recipe(small_recipe(training={"logging_steps": 2}), run, Session(resume=True))
+    train_recipe(small_recipe(training={"logging_steps": 2}), run, TrainOptions(resume=True))
 
 
 def test_changed_data_is_not_resumed(small_recipe, tmp_path):
@@ -188,10 +188,10 @@ def test_changed_data_is_not_resumed(small_recipe, tmp_path):
     data.write_text("".join(json.dumps({**row, "output": f"yes {n}"}) + "\n" for n in range(20)))
     recipe = small_recipe(data={"train": str(data)})
     run = RunDirectory(tmp_path / "run")
-    train_recipe(recipe, run, Session(stop_after=2))
+    train_recipe(recipe, run, TrainOptions(stop_after=2))
     data.write_text(data.read_text().replace("yes 3", "no 3"))
     with pytest.raises(IdentityError, match="the data has changed"):
-        train_recipe(recipe, run, Session(resume=True))
+        train_recipe(recipe, run, TrainOptions(resume=True))
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update(small_recipe, tiny_base, tmp_path):
@@ -211,7 +211,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(small_recipe, tiny_ba
     )
     run = RunDirectory(tmp_path / "run")
     with pytest.raises(NumericError, match=r"loss of step \d+ is nan; stopped before the update") as caught:
-        train_recipe(recipe, run, Session())
+        train_recipe(recipe, run, TrainOptions())
     assert caught.value.exit_code == 4
     last = list_checkpoints(run.checkpoints_path)[-1]
     assert f"step {last.step + 1} " in caught.value.problems[0].text
@@ -223,11 +223,11 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(small_recipe, tiny_ba
 def test_resuming_a_finished_run_does_no_step_too_many_and_gives_back_a_lost_adapter(small_recipe, tmp_path, max_steps):
     run = RunDirectory(tmp_path / "run")
     recipe = small_recipe(training={"max_steps": max_steps})
-    train_recipe(recipe, run, Session())
+    train_recipe(recipe, run, TrainOptions())
     weights = run.adapter_path / "adapter_model.safetensors"
     trained = weights.read_bytes()
     weights.unlink()
-    result = train_recipe(recipe, run, Session(resume=True))
+    result = train_recipe(recipe, run, TrainOptions(resume=True))
     assert (result.num_steps, result.num_steps_now) == (max_steps, 0)
     assert weights.read_bytes() == trained
 
@@ -235,16 +235,16 @@ def test_resuming_a_finished_run_does_no_step_too_many_and_gives_back_a_lost_ada
 def test_a_checkpoint_too_many_that_a_kill_after_the_last_save_left_goes_with_the_resume(small_recipe, tmp_path):
     run = RunDirectory(tmp_path / "run")
     training = {"max_steps": 4, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 2}
-    train_recipe(small_recipe(training=training), run, Session())
+    train_recipe(small_recipe(training=training), run, TrainOptions())
     shutil.copytree(run.checkpoints_path / "step-000003", run.checkpoints_path / "step-000002")
     shutil.rmtree(run.adapter_path)
-    train_recipe(small_recipe(training=training), run, Session(resume=True))
+    train_recipe(small_recipe(training=training), run, TrainOptions(resume=True))
     assert [checkpoint.step for checkpoint in list_checkpoints(run.checkpoints_path)] == [3, 4]
 
 
 def test_a_start_that_fails_leaves_the_directory_free_for_the_next_one(small_recipe, tmp_path):
     run = RunDirectory(tmp_path / "run")
     with pytest.raises(RecipeError, match="matches no linear module"):
-        train_recipe(small_recipe(lora={"target_modules": ("c_attn",)}), run, Session())
-    train_recipe(small_recipe(), run, Session())
+        train_recipe(small_recipe(lora={"target_modules": ("c_attn",)}), run, TrainOptions())
+    train_recipe(small_recipe(), run, TrainOptions())
     assert run.is_finished

@@ -10,7 +10,7 @@ from qlora_cli.errors import RecipeError
 from qlora_cli.recipe.schema import TrackingSection
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.train import tracking
-from qlora_cli.train.session import Session, train_recipe
+from qlora_cli.train.session import TrainOptions, train_recipe
 from qlora_cli.train.tracking import prepare_trackers
 
 
@@ -20,7 +20,7 @@ def test_tensorboard_events_lie_in_the_run_directory(small_recipe, tmp_path, mon
 
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "")
     run = RunDirectory(tmp_path / "run")
-    train_recipe(small_recipe(tracking={"report_to": ["tensorboard"]}, training={"max_steps": 3}), run, Session())
+    train_recipe(small_recipe(tracking={"report_to": ["tensorboard"]}, training={"max_steps": 3}), run, TrainOptions())
     events = EventAccumulator(str(run.path / "tensorboard")).Reload()
     assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3]
 

@@ -12,7 +12,7 @@ from qlora_cli.errors import ArgumentError
 from qlora_cli.plan.machine.device import BFLOAT16_CAPABILITY, Device
 from qlora_cli.recipe.yaml_text import parse_yaml
 
-CARDS_FILE = Path(__file__).with_name("gpus.yaml")
+GPUS_FILE = Path(__file__).with_name("gpus.yaml")
 
 MIB = 2**20
 USABLE = 0.98
@@ -23,7 +23,7 @@ FORM_FACTORS = {"pcie", "sxm"}
 
 
 @dataclass(frozen=True)
-class Card:
+class Gpu:
     """What a plan must know of a GPU; `gpus.yaml` says where each figure is from."""
 
     name: str
@@ -58,9 +58,9 @@ class Card:
 
 
 @cache
-def all_cards() -> dict[str, Card]:
+def all_cards() -> dict[str, Gpu]:
     """Name -> card, in the file's order."""
-    parsed = parse_yaml(CARDS_FILE.read_text("utf-8"), CARDS_FILE.name)
+    parsed = parse_yaml(GPUS_FILE.read_text("utf-8"), GPUS_FILE.name)
     assert parsed.root is not None, parsed.problems
     content = parsed.root.plain()
     cards = {}
@@ -71,11 +71,11 @@ def all_cards() -> dict[str, Card]:
             "source": content["sources"][facts["source"]],
             "checked": tuple(facts["checked"]),
         }
-        cards[name] = Card(name, **{**facts, **changed})
+        cards[name] = Gpu(name, **{**facts, **changed})
     return cards
 
 
-def find_card(name: str, *, otherwise: str = "For another card give its memory: --memory-gb 24") -> Card:
+def find_card(name: str, *, otherwise: str = "For another card give its memory: --memory-gb 24") -> Gpu:
     """The card of that name, however it is written; of several that fit, the one with the least memory and rate.
 
     Args:
@@ -101,7 +101,7 @@ def find_card(name: str, *, otherwise: str = "For another card give its memory: 
     raise _unknown(name, otherwise)
 
 
-def card_of(name: str) -> Card | None:
+def card_of(name: str) -> Gpu | None:
     """The card that a driver names so, where its facts are known."""
     try:
         return find_card(name)

@@ -11,8 +11,8 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from dataclasses import dataclass, field
 
-from qlora_cli.plan.trace.live_memory import Kind
-from qlora_cli.plan.trace.timeline import Trace
+from qlora_cli.plan.trace.live_memory import MemoryKind
+from qlora_cli.plan.trace.timeline import MemoryTrace
 
 MIB = 2**20
 ROUNDING = 512
@@ -122,7 +122,7 @@ NUM_STEPS = 2
 """Steps that are replayed: the second finds what the first has cached, as all later ones do."""
 
 
-def allocate_trace(trace: Trace, *, beforehand: int = 0) -> CachingAllocator:
+def allocate_trace(trace: MemoryTrace, *, beforehand: int = 0) -> CachingAllocator:
     """The allocator after it has served the step, and served it again.
 
     Args:
@@ -130,13 +130,15 @@ def allocate_trace(trace: Trace, *, beforehand: int = 0) -> CachingAllocator:
         beforehand: bytes that are allocated for good after the model is loaded, such as cuBLAS's workspaces.
     """
     allocator = CachingAllocator()
-    lives = [life for life in trace.lives if life.kind is not Kind.PAGED_OPTIMIZER]
+    lives = [life for life in trace.lives if life.kind is not MemoryKind.PAGED_OPTIMIZER]
     for life in lives:
-        if not life.born:
+        if not life.allocated_at:
             allocator.allocate(life.num_bytes)
     if beforehand:
         allocator.allocate(beforehand)
-    events = [event for event in trace.events() if event[1].born and event[1].kind is not Kind.PAGED_OPTIMIZER]
+    events = [
+        event for event in trace.events() if event[1].allocated_at and event[1].kind is not MemoryKind.PAGED_OPTIMIZER
+    ]
     for _ in range(NUM_STEPS):
         blocks: dict[int, Block] = {}
         for _, life, sign in events:

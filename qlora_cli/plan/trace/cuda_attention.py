@@ -19,7 +19,7 @@ from torch.nn.functional import pad
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from qlora_cli.plan.trace.live_memory import Kind, Workspace
+from qlora_cli.plan.trace.live_memory import MemoryKind, Workspace
 from qlora_cli.plan.trace.request import PlanRequest
 
 aten = torch.ops.aten
@@ -151,7 +151,7 @@ def _round_up(number: int, multiple: int) -> int:
     return -(-number // multiple) * multiple
 
 
-def _flash_backward(args: Sequence[Any]) -> list[tuple[Kind, int]]:
+def _flash_backward(args: Sequence[Any]) -> list[tuple[MemoryKind, int]]:
     """float32 sums for the queries' gradient, one float32 a row, and gradients of shared heads before they are added.
 
     From `mha_bwd` of the flash-attention sources.
@@ -162,10 +162,10 @@ def _flash_backward(args: Sequence[Any]) -> list[tuple[Kind, int]]:
     sums = B * rows * H * _round_up(D, 32 if D <= 128 else 64) * 4
     is_shared = key.shape[1] != H
     expanded = 2 * B * key.shape[2] * H * D * query.element_size() if is_shared else 0
-    return [(Kind.KERNEL_WORKSPACE, size) for size in (B * H * rows * 4, sums, expanded)]
+    return [(MemoryKind.KERNEL_WORKSPACE, size) for size in (B * H * rows * 4, sums, expanded)]
 
 
-def _efficient_backward(args: Sequence[Any]) -> list[tuple[Kind, int]]:
+def _efficient_backward(args: Sequence[Any]) -> list[tuple[MemoryKind, int]]:
     """float32 sums for the queries' gradient, for heads over 128 also of keys and values, and one float32 a row.
 
     From `workspace_elements_gq` and its neighbours in ATen's mem_eff_attention/kernel_backward.h.
@@ -177,13 +177,13 @@ def _efficient_backward(args: Sequence[Any]) -> list[tuple[Kind, int]]:
     if D > 128:
         num_splits = max(1, min(-(-key.shape[2] // 64), 200 // (B * H)))
         sums += 2 * num_splits * 64 * _round_up(D, 128)
-    return [(Kind.KERNEL_WORKSPACE, B * H * L * 4), (Kind.KERNEL_WORKSPACE, B * H * sums * 4)]
+    return [(MemoryKind.KERNEL_WORKSPACE, B * H * L * 4), (MemoryKind.KERNEL_WORKSPACE, B * H * sums * 4)]
 
 
-def _cudnn_backward(args: Sequence[Any]) -> list[tuple[Kind, int]]:
+def _cudnn_backward(args: Sequence[Any]) -> list[tuple[MemoryKind, int]]:
     """An estimate: cuDNN's sources are closed, and its algorithm is flash attention's."""
     B, H, L, D = args[1].shape
-    return [(Kind.KERNEL_WORKSPACE, B * H * L * 4), (Kind.KERNEL_WORKSPACE, B * H * L * D * 4)]
+    return [(MemoryKind.KERNEL_WORKSPACE, B * H * L * 4), (MemoryKind.KERNEL_WORKSPACE, B * H * L * D * 4)]
 
 
 CUDA_ATTENTION_WORKSPACES: Mapping[Any, Workspace] = {

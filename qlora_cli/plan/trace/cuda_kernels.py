@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from qlora_cli.plan.machine.device import Device
 from qlora_cli.plan.trace.cuda_attention import CUDA_ATTENTION_WORKSPACES, cuda_attention
-from qlora_cli.plan.trace.live_memory import Kind, Workspace
+from qlora_cli.plan.trace.live_memory import MemoryKind, Workspace
 from qlora_cli.plan.trace.request import PlanRequest
 
 FLOAT32_ON_CUDA = frozenset(
@@ -149,21 +149,21 @@ def workspaces(request: PlanRequest) -> Mapping[Any, Workspace]:
     return rules | dict(CUDA_ATTENTION_WORKSPACES)
 
 
-def _square_roots(args: Sequence[Any]) -> list[tuple[Kind, int]]:
+def _square_roots(args: Sequence[Any]) -> list[tuple[MemoryKind, int]]:
     """torch's AdamW goes over all parameters at once: the roots of all second moments are there together."""
-    return [(Kind.KERNEL_WORKSPACE, sum(parameter.untyped_storage().nbytes() for parameter in args[0]))]
+    return [(MemoryKind.KERNEL_WORKSPACE, sum(parameter.untyped_storage().nbytes() for parameter in args[0]))]
 
 
-def _dequantized_on_cpu(args: Sequence[Any]) -> list[tuple[Kind, int]]:
+def _dequantized_on_cpu(args: Sequence[Any]) -> list[tuple[MemoryKind, int]]:
     """The whole weight in the input's dtype, and its block constants in float32 where they are quantized too."""
     input, _, shape, _, blocksize = args[:5]
     is_nested = len(args) > 7 and args[7] is not None
     num_weights = math.prod(shape)
     constants = -(-num_weights // blocksize) * 4 if is_nested else 0
-    return [(Kind.DEQUANTIZED, constants), (Kind.DEQUANTIZED, num_weights * input.element_size())]
+    return [(MemoryKind.DEQUANTIZED, constants), (MemoryKind.DEQUANTIZED, num_weights * input.element_size())]
 
 
-def _dequantized_on_cuda(args: Sequence[Any]) -> list[tuple[Kind, int]]:
+def _dequantized_on_cuda(args: Sequence[Any]) -> list[tuple[MemoryKind, int]]:
     """As on the CPU, with the constants held twice: before and after their offset is added.
 
     For less than about 1,536 tokens bitsandbytes has a fused kernel for some shapes, which needs none of this; the

@@ -13,8 +13,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from qlora_cli.plan.trace.live_memory import Kind, Phase, Stage
-from qlora_cli.plan.trace.timeline import Life, Trace
+from qlora_cli.plan.trace.live_memory import MemoryKind, Phase, Stage
+from qlora_cli.plan.trace.timeline import Allocation, MemoryTrace
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class _Segment:
     phases: tuple[Phase, ...]
 
 
-def repeated(trace: Trace, pattern: Pattern, num_layers: int) -> Trace:
+def repeated(trace: MemoryTrace, pattern: Pattern, num_layers: int) -> MemoryTrace:
     """The trace of the same step with `num_layers` layers.
 
     Raises:
@@ -82,7 +82,7 @@ def repeated(trace: Trace, pattern: Pattern, num_layers: int) -> Trace:
     """
     segments = _segments(trace)
     num_short = sum(1 for segment in segments if segment.name == "forward")
-    stretch = _Stretch(num_short, num_layers, pattern)
+    stretch = _RepeatedRun(num_short, num_layers, pattern)
     source = {(segment.name, segment.layer): segment for segment in segments}
     _check_order(segments, num_short)
     order = _order(num_layers)
@@ -98,27 +98,27 @@ def repeated(trace: Trace, pattern: Pattern, num_layers: int) -> Trace:
     for name, layer in order:
         segment = source[name, stretch.source(layer)]
         for life, place in births[segment.name, segment.layer]:
-            born = starts[name, layer] + life.born - segment.start
+            born = starts[name, layer] + life.allocated_at - segment.start
             died = clock + 1
             if place is not None:
                 target = (place.name, stretch.target(place.layer, segment.layer, layer))
                 if target not in starts:
                     raise ValueError(f"something of layer {segment.layer} dies in layer {place.layer}")
-                died = starts[target] + life.died - place.start
-            grows = name == "end" and life.kind is Kind.KERNEL_WORKSPACE
+                died = starts[target] + life.freed_at - place.start
+            grows = name == "end" and life.kind is MemoryKind.KERNEL_WORKSPACE
             size = round(life.num_bytes * scale) if grows else life.num_bytes
-            lives.append(Life(size, life.kind, born, died))
+            lives.append(Allocation(size, life.kind, born, died))
     phases = [
         Phase(phase.stage, None if phase.layer is None else layer, starts[name, layer] + phase.start - segment.start)
         for name, layer in order
         for segment in (source[name, stretch.source(layer)],)
         for phase in segment.phases
     ]
-    return Trace(tuple(lives), tuple(phases), clock)
+    return MemoryTrace(tuple(lives), tuple(phases), clock)
 
 
 @dataclass(frozen=True)
-class _Stretch:
+class _RepeatedRun:
     """Which layer of the short model stands for which of the long one."""
 
     num_short: int
@@ -152,7 +152,7 @@ class _Stretch:
         return place if place < self._first else place + self.num_long - self.num_short
 
 
-def _segments(trace: Trace) -> list[_Segment]:
+def _segments(trace: MemoryTrace) -> list[_Segment]:
     """The step cut up; between two layers of the forward pass nothing is a stretch of its own."""
     groups: list[tuple[str, int | None, list[Phase]]] = []
     for number, phase in enumerate(trace.phases):
@@ -199,15 +199,15 @@ def _check_order(segments: Sequence[_Segment], num_layers: int) -> None:
 
 
 def _by_birth(
-    trace: Trace, segments: Sequence[_Segment]
-) -> dict[tuple[str, int | None], list[tuple[Life, _Segment | None]]]:
+    trace: MemoryTrace, segments: Sequence[_Segment]
+) -> dict[tuple[str, int | None], list[tuple[Allocation, _Segment | None]]]:
     """What is made in each stretch, with the stretch in which it dies; None for what outlives the step."""
-    found: dict[tuple[str, int | None], list[tuple[Life, _Segment | None]]] = defaultdict(list)
+    found: dict[tuple[str, int | None], list[tuple[Allocation, _Segment | None]]] = defaultdict(list)
     for life in trace.lives:
-        if life.born:
-            born_in = _at(segments, life.born)
+        if life.allocated_at:
+            born_in = _at(segments, life.allocated_at)
             found[born_in.name, born_in.layer].append(
-                (life, _at(segments, life.died) if life.died <= trace.end else None)
+                (life, _at(segments, life.freed_at) if life.freed_at <= trace.end else None)
             )
     return found
 
@@ -220,19 +220,19 @@ def _at(segments: Sequence[_Segment], clock: int) -> _Segment:
     return segments[low]
 
 
-def _steady_lives(trace: Trace, stretch: _Stretch, end: int) -> list[Life]:
+def _steady_lives(trace: MemoryTrace, stretch: _RepeatedRun, end: int) -> list[Allocation]:
     """What is there from the start: of no layer first, then layer by layer."""
-    by_layer: dict[int | None, list[Life]] = defaultdict(list)
+    by_layer: dict[int | None, list[Allocation]] = defaultdict(list)
     for life in trace.lives:
-        if not life.born:
-            by_layer[life.layer].append(replace(life, died=end + 1))
+        if not life.allocated_at:
+            by_layer[life.layer].append(replace(life, freed_at=end + 1))
     lives = by_layer[None]
     for layer in range(stretch.num_long):
         lives += [replace(life, layer=layer) for life in by_layer[stretch.source(layer)]]
     return lives
 
 
-def _optimizer_scale(trace: Trace, lives: Sequence[Life]) -> float:
+def _optimizer_scale(trace: MemoryTrace, lives: Sequence[Allocation]) -> float:
     """How many times the short model's adapter the long one's is; the optimizer's workspace grows with it."""
-    short = sum(life.num_bytes for life in trace.lives if life.kind is Kind.ADAPTER)
-    return sum(life.num_bytes for life in lives if life.kind is Kind.ADAPTER) / short
+    short = sum(life.num_bytes for life in trace.lives if life.kind is MemoryKind.ADAPTER)
+    return sum(life.num_bytes for life in lives if life.kind is MemoryKind.ADAPTER) / short

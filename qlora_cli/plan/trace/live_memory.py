@@ -22,7 +22,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
-class Kind(StrEnum):
+class MemoryKind(StrEnum):
     """What a storage is there for; the lines of the bill, in its order."""
 
     BASE_QUANTIZED = "base weights, 4 or 8 bit"
@@ -74,22 +74,22 @@ class Block:
     """One storage's life."""
 
     num_bytes: int
-    kind: Kind | None
+    kind: MemoryKind | None
     """None until the trace has ended: whether a tensor was kept is known when it was."""
 
     phase: int
     """Number of the phase it was born in."""
 
-    born: int
+    allocated_at: int
     """Clock at its birth; 0 for what is there before the step begins."""
 
-    died: int | None = None
+    freed_at: int | None = None
 
     layer: int | None = None
     """The layer it belongs to, for what is there before the step begins."""
 
 
-Workspace = Callable[[Sequence[Any]], Sequence[tuple[Kind, int]]]
+Workspace = Callable[[Sequence[Any]], Sequence[tuple[MemoryKind, int]]]
 """From an operator's arguments to the bytes its kernel holds while it runs and gives back at its end."""
 
 _DEQUANTIZING = frozenset(
@@ -125,7 +125,7 @@ class LiveMemory(TorchDispatchMode):
         """Begin a phase; what is born from now on belongs to it."""
         self.phases.append(Phase(stage, layer, self.clock))
 
-    def add(self, tensor: torch.Tensor, kind: Kind | None = None) -> None:
+    def add(self, tensor: torch.Tensor, kind: MemoryKind | None = None) -> None:
         """Count a tensor's storage if it is not counted yet; a kind that is given sets the storage's."""
         storage = tensor.untyped_storage()
         key = storage._cdata
@@ -140,12 +140,12 @@ class LiveMemory(TorchDispatchMode):
         block = self._birth(num_bytes, kind)
         self._living[key] = (block, weakref.ref(storage, partial(self._death, key)))
 
-    def settle(self, tensor: torch.Tensor, kind: Kind, layer: int | None = None) -> None:
+    def settle(self, tensor: torch.Tensor, kind: MemoryKind, layer: int | None = None) -> None:
         """Count a tensor's storage as one that is there from the step's start, whenever it was made."""
         self.add(tensor, kind)
         known = self._living.get(tensor.untyped_storage()._cdata)
         if known is not None:
-            known[0].phase = known[0].born = 0
+            known[0].phase = known[0].allocated_at = 0
             known[0].layer = layer
 
     def forget(self, tensor: torch.Tensor) -> None:
@@ -153,7 +153,7 @@ class LiveMemory(TorchDispatchMode):
         block, _ = self._living.pop(tensor.untyped_storage()._cdata)
         self.blocks.remove(block)
 
-    def kind_of(self, tensor: torch.Tensor) -> Kind | None:
+    def kind_of(self, tensor: torch.Tensor) -> MemoryKind | None:
         """The kind of a counted tensor's storage, as far as it is known."""
         known = self._living.get(tensor.untyped_storage()._cdata)
         return None if known is None else known[0].kind
@@ -171,18 +171,18 @@ class LiveMemory(TorchDispatchMode):
             self.add(tensor, kind)
         for block in scratch:
             self.clock += 1
-            block.died = self.clock
+            block.freed_at = self.clock
         return result
 
-    def _kind_of_result(self, func: Any, args: tuple[Any, ...]) -> Kind | None:
+    def _kind_of_result(self, func: Any, args: tuple[Any, ...]) -> MemoryKind | None:
         if func in _DEQUANTIZING:
-            return Kind.DEQUANTIZED
+            return MemoryKind.DEQUANTIZED
         is_handed_on = func in _HANDED_ON and isinstance(args[0], torch.Tensor)  # not a number plus a tensor
-        if is_handed_on and self.kind_of(args[0]) is Kind.DEQUANTIZED:
-            return Kind.DEQUANTIZED
+        if is_handed_on and self.kind_of(args[0]) is MemoryKind.DEQUANTIZED:
+            return MemoryKind.DEQUANTIZED
         return None
 
-    def _birth(self, num_bytes: int, kind: Kind | None) -> Block:
+    def _birth(self, num_bytes: int, kind: MemoryKind | None) -> Block:
         self.clock += 1
         block = Block(num_bytes, kind, len(self.phases) - 1, self.clock)
         self.blocks.append(block)
@@ -192,7 +192,7 @@ class LiveMemory(TorchDispatchMode):
         known = self._living.pop(key, None)
         if known is not None:
             self.clock += 1
-            known[0].died = self.clock
+            known[0].freed_at = self.clock
 
 
 def _tensors(result: Any) -> Iterator[torch.Tensor]:

@@ -8,13 +8,13 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from qlora_cli.plan.trace.live_memory import Kind, LiveMemory
+from qlora_cli.plan.trace.live_memory import LiveMemory, MemoryKind
 from qlora_cli.plan.trace.optimizers import is_paged
 from qlora_cli.plan.trace.request import PlanRequest
 from qlora_cli.plan.trace.stages import decoder_layers
 
 
-def settle_model(memory: LiveMemory, model: PeftModel) -> None:
+def count_model(memory: LiveMemory, model: PeftModel) -> None:
     """Count every parameter, its quantization's constants, its gradient where it has one, and every buffer."""
     layer_of = _layers_by_module(model)
     for module in model.modules():
@@ -24,30 +24,30 @@ def settle_model(memory: LiveMemory, model: PeftModel) -> None:
                 _settle_parameter(memory, parameter, layer)
         for buffer in module._buffers.values():
             if buffer is not None:
-                memory.settle(buffer, Kind.BASE_16BIT, layer)
+                memory.settle(buffer, MemoryKind.BASE_16BIT, layer)
 
 
 def _settle_parameter(memory: LiveMemory, parameter: Any, layer: int | None) -> None:
     state = getattr(parameter, "quant_state", None)
     row_scale = getattr(parameter, "SCB", None)
     if parameter.requires_grad:
-        memory.settle(parameter, Kind.ADAPTER, layer)
+        memory.settle(parameter, MemoryKind.ADAPTER, layer)
         if parameter.grad is not None:
-            memory.settle(parameter.grad, Kind.GRADIENTS, layer)
+            memory.settle(parameter.grad, MemoryKind.GRADIENTS, layer)
     elif state is None and row_scale is None:
-        memory.settle(parameter, Kind.BASE_16BIT, layer)
+        memory.settle(parameter, MemoryKind.BASE_16BIT, layer)
     else:
-        memory.settle(parameter, Kind.BASE_QUANTIZED, layer)
+        memory.settle(parameter, MemoryKind.BASE_QUANTIZED, layer)
     constants = [] if row_scale is None else [row_scale]
     if state is not None:
         constants = [state.absmax, state.code]
         if state.nested:
             constants += [state.offset, state.state2.absmax, state.state2.code]
     for tensor in constants:
-        memory.settle(tensor, Kind.QUANTIZATION_CONSTANTS, layer)
+        memory.settle(tensor, MemoryKind.QUANTIZATION_CONSTANTS, layer)
 
 
-def settle_optimizer(
+def count_optimizer(
     memory: LiveMemory, model: PeftModel, request: PlanRequest, optimizer: torch.optim.Optimizer
 ) -> None:
     """Count what the first step has made as there from the start, as it is in every later step.
@@ -67,7 +67,7 @@ def settle_optimizer(
                 continue
             is_on_host = name in ("state1", "state2") and is_paged(request, parameter)
             is_shared = name.startswith("qmap")
-            kind = Kind.PAGED_OPTIMIZER if is_on_host else Kind.OPTIMIZER
+            kind = MemoryKind.PAGED_OPTIMIZER if is_on_host else MemoryKind.OPTIMIZER
             memory.settle(tensor, kind, None if is_shared else layer_of.get(parameter))
 
 

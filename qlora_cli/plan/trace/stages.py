@@ -29,7 +29,7 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
 
 
 @contextmanager
-def follow_phases(memory: LiveMemory, model: PeftModel) -> Iterator[None]:
+def record_stages(memory: LiveMemory, model: PeftModel) -> Iterator[None]:
     """Tell `memory` when each layer's forward and backward begins, and when the loss does.
 
     The backward of a layer begins when the gradient of its output is there.

@@ -24,13 +24,13 @@ from qlora_cli.model.noise import add_embedding_noise
 from qlora_cli.plan.trace.cuda_kernels import FAKE_KERNELS, AsOnCuda, cuda_autocast, use_cuda_int8, workspaces
 from qlora_cli.plan.trace.fake_model import fake_model, fake_tensors
 from qlora_cli.plan.trace.fused_loss import fused_loss
-from qlora_cli.plan.trace.live_memory import Kind, LiveMemory, Stage
+from qlora_cli.plan.trace.live_memory import LiveMemory, MemoryKind, Stage
 from qlora_cli.plan.trace.offload import FakeOffload
 from qlora_cli.plan.trace.optimizers import make_optimizer
-from qlora_cli.plan.trace.persistent import settle_model, settle_optimizer
+from qlora_cli.plan.trace.persistent import count_model, count_optimizer
 from qlora_cli.plan.trace.request import PlanRequest
-from qlora_cli.plan.trace.stages import checkpoint_contexts, follow_phases
-from qlora_cli.plan.trace.timeline import Trace, finished_trace
+from qlora_cli.plan.trace.stages import checkpoint_contexts, record_stages
+from qlora_cli.plan.trace.timeline import MemoryTrace, finished_trace
 
 TRACE_FAULTS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """How the code of a base fails on tensors that hold no values, or on a configuration that contradicts itself."""
@@ -39,7 +39,7 @@ Loss = Callable[[PeftModel, dict[str, torch.Tensor]], torch.Tensor]
 """From the model and a batch to the loss; it calls the model's backbone itself."""
 
 
-def fake_step(request: PlanRequest, loss: Loss | None = None) -> Trace:
+def fake_step(request: PlanRequest, loss: Loss | None = None) -> MemoryTrace:
     """The memory of one step of the recipe, from its base's configuration alone.
 
     Args:
@@ -67,7 +67,7 @@ def fake_step(request: PlanRequest, loss: Loss | None = None) -> Trace:
             ) from fault
 
 
-def count_step(model: PeftModel, request: PlanRequest, loss: Loss | None = None) -> Trace:
+def count_step(model: PeftModel, request: PlanRequest, loss: Loss | None = None) -> MemoryTrace:
     """Run one step of `model` and count what lives.
 
     Args:
@@ -87,15 +87,15 @@ def count_step(model: PeftModel, request: PlanRequest, loss: Loss | None = None)
     if request.recipe.training.num_passes > 1:
         for parameter in trained:
             parameter.grad = torch.zeros_like(parameter)
-    settle_model(memory, model)
+    count_model(memory, model)
     with ExitStack() as stack:
-        stack.enter_context(without_collection())
-        stack.enter_context(follow_phases(memory, model))
+        stack.enter_context(gc_disabled())
+        stack.enter_context(record_stages(memory, model))
         for parameter in trained:
             stack.callback(parameter.register_post_accumulate_grad_hook(_counts_gradient(memory)).remove)
         stack.enter_context(memory)
         _run(model, request, memory, optimizer, loss or _stand_in_loss(request))
-    settle_optimizer(memory, model, request, optimizer)
+    count_optimizer(memory, model, request, optimizer)
     return finished_trace(memory)
 
 
@@ -104,7 +104,7 @@ def _run(
 ) -> None:
     batch = _batch(request)
     for tensor in batch.values():
-        memory.add(tensor, Kind.INPUTS)
+        memory.add(tensor, MemoryKind.INPUTS)
     memory.enter(Stage.FORWARD)
     with FakeOffload() if request.recipe.training.activation_offloading else nullcontext():
         with _computing(request):
@@ -178,13 +178,13 @@ def _computing(request: PlanRequest) -> Iterator[None]:
 def _counts_gradient(memory: LiveMemory) -> Callable[[torch.Tensor], None]:
     def count(parameter: torch.Tensor) -> None:
         if parameter.grad is not None:
-            memory.add(parameter.grad, Kind.GRADIENTS)
+            memory.add(parameter.grad, MemoryKind.GRADIENTS)
 
     return count
 
 
 @contextmanager
-def without_collection() -> Iterator[None]:
+def gc_disabled() -> Iterator[None]:
     """Nobody looks for garbage in the block.
 
     Storages then die when the last reference goes, not when the collector happens to run; and looking over and over,

@@ -8,17 +8,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from qlora_cli.plan.trace.live_memory import Block, Kind, LiveMemory, Phase, Stage
+from qlora_cli.plan.trace.live_memory import Block, LiveMemory, MemoryKind, Phase, Stage
 
 
 @dataclass(frozen=True)
-class Life:
+class Allocation:
     """One storage: when it came and went, on the trace's clock."""
 
     num_bytes: int
-    kind: Kind
-    born: int
-    died: int
+    kind: MemoryKind
+    allocated_at: int
+    freed_at: int
     layer: int | None = None
     """The layer it belongs to, for what is there from the start."""
 
@@ -29,19 +29,19 @@ class Moment:
 
     clock: int
     phase: Phase
-    by_kind: dict[Kind, int]
+    by_kind: dict[MemoryKind, int]
 
     @property
     def num_bytes(self) -> int:
         """Everything on the device; paged state makes room when something needs it, so it is not counted."""
-        return sum(size for kind, size in self.by_kind.items() if kind is not Kind.PAGED_OPTIMIZER)
+        return sum(size for kind, size in self.by_kind.items() if kind is not MemoryKind.PAGED_OPTIMIZER)
 
 
 @dataclass(frozen=True)
-class Trace:
+class MemoryTrace:
     """The storages of one training step."""
 
-    lives: tuple[Life, ...]
+    lives: tuple[Allocation, ...]
     phases: tuple[Phase, ...]
     end: int
     """The clock when the step is over."""
@@ -52,7 +52,7 @@ class Trace:
         total = best = 0
         best_clock = 0
         for clock, life, sign in self.events():
-            if life.kind is Kind.PAGED_OPTIMIZER:
+            if life.kind is MemoryKind.PAGED_OPTIMIZER:
                 continue
             total += sign * life.num_bytes
             if total > best:
@@ -61,9 +61,9 @@ class Trace:
 
     def at(self, clock: int) -> Moment:
         """What is alive at `clock`."""
-        alive: Counter[Kind] = Counter()
+        alive: Counter[MemoryKind] = Counter()
         for life in self.lives:
-            if life.born <= clock < life.died:
+            if life.allocated_at <= clock < life.freed_at:
                 alive[life.kind] += life.num_bytes
         return Moment(clock, self.phase_at(clock), _in_order(alive))
 
@@ -71,18 +71,20 @@ class Trace:
         """The phase that runs at `clock`; something born at a phase's start is born in it."""
         return self.phases[max(0, bisect_right(self.phases, clock - 1, key=lambda phase: phase.start) - 1)]
 
-    def events(self) -> Iterator[tuple[int, Life, int]]:
+    def events(self) -> Iterator[tuple[int, Allocation, int]]:
         """Each birth (+1) and death (-1) in their order, with its clock."""
-        ends = [(life.born, 1, life) for life in self.lives] + [(life.died, -1, life) for life in self.lives]
+        ends = [(life.allocated_at, 1, life) for life in self.lives] + [
+            (life.freed_at, -1, life) for life in self.lives
+        ]
         for clock, sign, life in sorted(ends, key=lambda event: event[:2]):
             if clock <= self.end:
                 yield clock, life, sign
 
     @cached_property
-    def largest(self) -> dict[Kind, int]:
+    def largest(self) -> dict[MemoryKind, int]:
         """The most that each kind takes at any time, each at its own."""
-        total: Counter[Kind] = Counter()
-        most: Counter[Kind] = Counter()
+        total: Counter[MemoryKind] = Counter()
+        most: Counter[MemoryKind] = Counter()
         for _, life, sign in self.events():
             total[life.kind] += sign * life.num_bytes
             most[life.kind] = max(most[life.kind], total[life.kind])
@@ -98,7 +100,7 @@ class Trace:
             while number + 1 < len(self.phases) and self.phases[number + 1].start < clock:
                 number += 1
                 highest[number] = total
-            if life.kind is not Kind.PAGED_OPTIMIZER:
+            if life.kind is not MemoryKind.PAGED_OPTIMIZER:
                 total += sign * life.num_bytes
                 highest[number] = max(highest[number], total)
         return list(zip(self.phases, highest, strict=True))
@@ -112,7 +114,7 @@ class Trace:
         if num_points < 1:
             raise ValueError(f"a timeline of {num_points} points")
         stretch = max(1, -(-(self.end + 1) // num_points))
-        alive: Counter[Kind] = Counter()
+        alive: Counter[MemoryKind] = Counter()
         moments: list[Moment] = []
         for clock, life, sign in self.events():
             alive[life.kind] += sign * life.num_bytes
@@ -126,17 +128,17 @@ class Trace:
             Moment(
                 each.clock,
                 self.phase_at(each.clock),
-                {kind: each.by_kind[kind] for kind in Kind if each.by_kind.get(kind)},
+                {kind: each.by_kind[kind] for kind in MemoryKind if each.by_kind.get(kind)},
             )
             for each in moments
         ]
 
 
-def _in_order(sizes: Mapping[Kind, int]) -> dict[Kind, int]:
-    return {kind: sizes[kind] for kind in Kind if sizes.get(kind)}
+def _in_order(sizes: Mapping[MemoryKind, int]) -> dict[MemoryKind, int]:
+    return {kind: sizes[kind] for kind in MemoryKind if sizes.get(kind)}
 
 
-def finished_trace(memory: LiveMemory) -> Trace:
+def finished_trace(memory: LiveMemory) -> MemoryTrace:
     """The trace of a step that has been counted.
 
     What forward leaves to backward is known now: it was born in a layer's forward or recomputation and outlived it.
@@ -145,18 +147,18 @@ def finished_trace(memory: LiveMemory) -> Trace:
     keeps = _ends_of_keeping(memory)
     lives = []
     for block in memory.blocks:
-        died = end + 1 if block.died is None else block.died
+        died = end + 1 if block.freed_at is None else block.freed_at
         kind = block.kind or _kind(block, memory.phases[block.phase], died, keeps)
-        lives.append(Life(block.num_bytes, kind, block.born, died, block.layer))
-    return Trace(tuple(lives), tuple(memory.phases), end)
+        lives.append(Allocation(block.num_bytes, kind, block.allocated_at, died, block.layer))
+    return MemoryTrace(tuple(lives), tuple(memory.phases), end)
 
 
-def _kind(block: Block, phase: Phase, died: int, keeps: dict[int, int]) -> Kind:
+def _kind(block: Block, phase: Phase, freed_at: int, keeps: dict[int, int]) -> MemoryKind:
     if phase.stage is Stage.LOSS or (phase.stage is Stage.BACKWARD and phase.layer is None):
-        return Kind.LOSS
-    if phase.stage in (Stage.FORWARD, Stage.RECOMPUTE) and died > keeps[block.phase]:
-        return Kind.ACTIVATIONS
-    return Kind.TEMPORARY
+        return MemoryKind.LOSS
+    if phase.stage in (Stage.FORWARD, Stage.RECOMPUTE) and freed_at > keeps[block.phase]:
+        return MemoryKind.ACTIVATIONS
+    return MemoryKind.TEMPORARY
 
 
 def _ends_of_keeping(memory: LiveMemory) -> dict[int, int]:

@@ -13,7 +13,7 @@ from qlora_cli.plan.trace.live_memory import Stage
 from qlora_cli.plan.trace.request import PlanRequest
 from qlora_cli.plan.trace.stages import decoder_layers
 from qlora_cli.plan.trace.step import fake_step
-from qlora_cli.plan.trace.timeline import Trace
+from qlora_cli.plan.trace.timeline import MemoryTrace
 from qlora_cli.progress import progress
 
 WORTHWHILE = 0.6
@@ -24,7 +24,7 @@ OPTIMIZER_TOLERANCE = 0.01
 
 
 @progress("tracing a step")
-def trace_step(request: PlanRequest) -> Trace:
+def trace_step(request: PlanRequest) -> MemoryTrace:
     """The trace of one step on one GPU, also where others train with it.
 
     Raises:
@@ -34,7 +34,7 @@ def trace_step(request: PlanRequest) -> Trace:
     return with_gradient_sums(trace, request) if request.device.num_gpus > 1 else trace
 
 
-def _trace_alone(request: PlanRequest) -> Trace:
+def _trace_alone(request: PlanRequest) -> MemoryTrace:
     """By way of shorter models where the layers prove to repeat."""
     signatures = layer_signatures(request)
     num_layers = len(signatures)
@@ -93,7 +93,7 @@ def _names_a_layer(request: PlanRequest) -> bool:
     return any("." in name for name in (*targets, *lora.modules_to_save, *skipped))
 
 
-def _is_same(predicted: Trace, measured: Trace) -> bool:
+def _is_same(predicted: MemoryTrace, measured: MemoryTrace) -> bool:
     """Whether every phase reaches the same height."""
     pairs = zip(predicted.highest, measured.highest, strict=True)
     for (phase, height), (other, other_height) in pairs:

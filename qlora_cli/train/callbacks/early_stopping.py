@@ -68,7 +68,7 @@ class EarlyStop:
         return asdict(self)
 
 
-class EvaluationWatch(TrainerCallback):
+class EarlyStoppingCallback(TrainerCallback):
     """Ends the run when the eval loss no longer falls, and has the best step saved.
 
     Args:

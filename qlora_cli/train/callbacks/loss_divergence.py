@@ -25,16 +25,16 @@ PATIENCE = 20
 that did not go by were cured by a restart from before them (arXiv:2204.02311, section 5.1)."""
 
 
-class LossLevel:
+class DivergenceDetector:
     """Running mean and deviation of a loss, and how long it has been far above them.
 
     Both are exponential moving averages (Finch 2009, "Incremental calculation of weighted mean and variance") of
     the losses that were not far above: a loss that has left its level does not pull it along.
 
-    >>> level = LossLevel()
-    >>> any(level.takes_leave(2.0 + 0.1 * (step % 2)) for step in range(100))
+    >>> level = DivergenceDetector()
+    >>> any(level.has_diverged(2.0 + 0.1 * (step % 2)) for step in range(100))
     False
-    >>> [level.takes_leave(4.0) for step in range(30)].index(True)
+    >>> [level.has_diverged(4.0) for step in range(30)].index(True)
     19
     """
 
@@ -49,7 +49,7 @@ class LossLevel:
         """What a loss must pass to be far above."""
         return self.mean + max(NUM_DEVIATIONS * math.sqrt(self._variance), LEAST_RISE)
 
-    def takes_leave(self, loss: float) -> bool:
+    def has_diverged(self, loss: float) -> bool:
         """Take in a loss; True when it is the last of `PATIENCE` in a row that are far above, once each time."""
         if self._num_seen >= WINDOW and loss > self.bound:
             self._num_far += 1
@@ -63,7 +63,7 @@ class LossLevel:
         return False
 
 
-class LossWatch(TrainerCallback):
+class LossDivergenceCallback(TrainerCallback):
     """Says when the logged loss has left its level.
 
     Args:
@@ -72,14 +72,14 @@ class LossWatch(TrainerCallback):
 
     def __init__(self, metrics_path: Path) -> None:
         self._metrics_path = metrics_path
-        self._level = LossLevel()
+        self._level = DivergenceDetector()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         for line in read_metrics(self._metrics_path):
             if line.get("loss") is not None:
-                self._level.takes_leave(line["loss"])
+                self._level.has_diverged(line["loss"])
 
     def on_log(
         self,
@@ -89,7 +89,7 @@ class LossWatch(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: object,
     ) -> None:
-        if logs and "loss" in logs and self._level.takes_leave(logs["loss"]):
+        if logs and "loss" in logs and self._level.has_diverged(logs["loss"]):
             first = state.global_step - (PATIENCE - 1) * args.logging_steps
             console.warn(
                 f"since step {first} the loss is above {self._level.bound:.3f}; before, it was about "

@@ -20,7 +20,7 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-class MemoryMeter:
+class PeakMemory:
     """Begins to measure when it is made.
 
     On a GPU it reads torch's own counters. On a CPU torch has none; there it is by how much the process grows, which

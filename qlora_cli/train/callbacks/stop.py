@@ -15,11 +15,11 @@ from qlora_cli.errors import StoppedBySignal
 from qlora_cli.interruption import Interruption, heeded_signals, is_in_main_thread, leave_at_once
 from qlora_cli.run.checkpoints import list_checkpoints
 from qlora_cli.run.directory import RunDirectory
-from qlora_cli.train.processes.collectives import Ranks
+from qlora_cli.train.processes.collectives import ProcessGroup
 
 
 @contextmanager
-def explained(run: RunDirectory) -> Iterator[None]:
+def interruption_as_error(run: RunDirectory) -> Iterator[None]:
     """The block is the part of a session in which no step is under way.
 
     Raises:
@@ -50,12 +50,12 @@ class StopRequest:
         self._patience_seconds = patience_seconds
         self._asked_at = 0.0
 
-    def is_made(self) -> bool:
+    def is_set(self) -> bool:
         """Whether a signal has come to this process."""
         return self.signal_number is not None
 
     @contextmanager
-    def listening(self) -> Iterator[StopRequest]:
+    def installed(self) -> Iterator[StopRequest]:
         """Take the stop signals while the block runs; what handled them before handles them after.
 
         A thread other than the main one gets none, so that a session in it cannot be stopped by one.
@@ -89,12 +89,12 @@ class StopCallback(TrainerCallback):
     Args:
         request: set by a signal.
         stop_after: optimizer steps to do in this session; None for all of them.
-        ranks: the processes that stop together, whichever of them got the signal.
+        group: the processes that stop together, whichever of them got the signal.
     """
 
-    def __init__(self, request: StopRequest, stop_after: int | None, ranks: Ranks | None = None) -> None:
+    def __init__(self, request: StopRequest, stop_after: int | None, group: ProcessGroup | None = None) -> None:
         self._request = request
-        self._ranks = ranks or Ranks()
+        self._group = group or ProcessGroup()
         self._stop_after = stop_after
         self._first_step = 0
 
@@ -108,7 +108,7 @@ class StopCallback(TrainerCallback):
     ) -> None:
         num_steps_done = state.global_step - self._first_step
         is_enough = self._stop_after is not None and num_steps_done >= self._stop_after
-        if self._ranks.largest(self._request.signal_number or 0) or is_enough:
+        if self._group.all_reduce_max(self._request.signal_number or 0) or is_enough:
             control.should_save = True
             control.should_training_stop = True
         if state.global_step >= state.max_steps:

@@ -35,16 +35,16 @@ MAY_CHANGE = (
 MAY_GROW = ("training.max_steps", "training.num_train_epochs")
 """Keys that say when the run ends: a resumed run may end later."""
 
-Facts = dict[str, dict[str, Any]]
+RunIdentity = dict[str, dict[str, Any]]
 """Section of the manifest -> values; each section has a `fingerprint`."""
 
 
-def ground_facts(
+def run_identity(
     recipe: Recipe,
     prepared: PreparedData,
     tokenizer: PreTrainedTokenizerBase,
     printed_date: datetime.date | None = None,
-) -> Facts:
+) -> RunIdentity:
     """Identity of base, tokenizer, template and data; a resumed run must find the same.
 
     Args:
@@ -68,7 +68,7 @@ def ground_facts(
     }
 
 
-def circumstances(recipe: Recipe) -> dict[str, Any]:
+def environment_info(recipe: Recipe) -> dict[str, Any]:
     """When, with what and on what the run was started."""
     device = pick_device()
     is_gpu = device.type == "cuda"
@@ -90,7 +90,7 @@ def changed_keys(before: Recipe, after: Recipe) -> list[tuple[str, Any, Any]]:
 
     A later end of the run is no change: what is done stays what it was.
     """
-    old, new = _meaning(before), _meaning(after)
+    old, new = _training_keys(before), _training_keys(after)
     changed = [(key, old.get(key), new.get(key)) for key in sorted(old.keys() | new.keys())]
     (length, unit), (new_length, new_unit) = before.training.length, after.training.length
     if unit != new_unit or length > new_length:
@@ -98,14 +98,14 @@ def changed_keys(before: Recipe, after: Recipe) -> list[tuple[str, Any, Any]]:
     return [(key, value, other) for key, value, other in changed if value != other]
 
 
-def _meaning(recipe: Recipe) -> dict[str, Any]:
+def _training_keys(recipe: Recipe) -> dict[str, Any]:
     """The keys that decide what a step computes, by their dotted names."""
     flat = _flat(recipe.model_dump(mode="json"))
     return {key: value for key, value in flat.items() if not key.startswith((*MAY_CHANGE, *MAY_GROW))}
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys joined by dots.
+    """Nested keys monitored by dots.
 
     >>> _flat({"lora": {"r": 8}, "name": "a"})
     {'lora.r': 8, 'name': 'a'}
@@ -119,13 +119,13 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def seal_of(recipe: Recipe, facts: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def checkpoint_identity(recipe: Recipe, facts: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """What the seal of every checkpoint repeats: the recipe's meaning, and what the run stands on.
 
     Args:
         recipe: as it is trained.
         facts: section -> values, of which `fingerprint` is taken.
     """
-    meaning = json.dumps(_meaning(recipe), sort_keys=True)
+    meaning = json.dumps(_training_keys(recipe), sort_keys=True)
     seal = {f"{section}_fingerprint": values["fingerprint"] for section, values in facts.items()}
     return seal | {"recipe_sha256": hashlib.sha256(meaning.encode()).hexdigest()}

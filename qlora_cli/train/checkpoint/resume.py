@@ -21,11 +21,11 @@ from qlora_cli.run.folders import named, refuse_foreign
 from qlora_cli.run.manifest import read_manifest, recorded_fingerprint
 from qlora_cli.run.metrics import forget_after, read_metrics
 from qlora_cli.run.replaced_run import put_aside
-from qlora_cli.train.checkpoint.identity import changed_keys, seal_of
+from qlora_cli.train.checkpoint.identity import changed_keys, checkpoint_identity
 from qlora_cli.train.processes.launch import Launch
 
 
-def clear_way(run: RunDirectory, *, overwrite: bool) -> None:
+def prepare_run_directory(run: RunDirectory, *, overwrite: bool) -> None:
     """Make sure that a new run can be written here; an earlier one is put aside until the new one is started.
 
     Raises:
@@ -57,7 +57,7 @@ def refuse_foreign_parts(run: RunDirectory) -> None:
         refuse_foreign(folder, hint="move it away, or choose another --run-dir")
 
 
-def find_resume_point(run: RunDirectory, recipe: Recipe) -> Checkpoint | None:
+def find_checkpoint(run: RunDirectory, recipe: Recipe) -> Checkpoint | None:
     """The newest whole checkpoint; None when the run stopped before its first one, or never began, and starts over.
 
     Raises:
@@ -76,7 +76,7 @@ def find_resume_point(run: RunDirectory, recipe: Recipe) -> Checkpoint | None:
             place=str(run.recipe_path),
             hint=f"undo the change, resume with `{run.resume_command}`, or start a new run with another --run-dir",
         )
-    checkpoint, skipped = newest_whole(run.checkpoints_path, _expected_seal(run, recipe))
+    checkpoint, skipped = newest_whole(run.checkpoints_path, _expected_identity(run, recipe))
     for damaged, problem in skipped:
         console.warn(f"checkpoint {damaged.path} is passed over: {problem}")
     forget_after(run.metrics_path, checkpoint.step if checkpoint else -1)
@@ -84,13 +84,13 @@ def find_resume_point(run: RunDirectory, recipe: Recipe) -> Checkpoint | None:
     return checkpoint
 
 
-def _expected_seal(run: RunDirectory, recipe: Recipe) -> dict[str, Any]:
+def _expected_identity(run: RunDirectory, recipe: Recipe) -> dict[str, Any]:
     """What the seal of a checkpoint of this run says, so that one of another run is not taken for it."""
     if not run.manifest_path.exists():  # killed before it was written, and so before the first checkpoint
         return {}
     manifest = read_manifest(run)
     facts = {name: values for name, values in manifest.items() if isinstance(values, dict) and "fingerprint" in values}
-    return seal_of(recipe, facts)
+    return checkpoint_identity(recipe, facts)
 
 
 def _tell_of_new_end(
@@ -117,7 +117,7 @@ def check_same_number(run: RunDirectory, num_processes: int) -> None:
         raise IdentityError(
             f"the run was started with {_processes(started_with)} and cannot go on with {_processes(num_processes)}",
             place=str(run.manifest_path),
-            hint=f"`{replace(run, launcher=Launch(num_ranks=started_with).command).resume_command}`",
+            hint=f"`{replace(run, launcher=Launch(world_size=started_with).command).resume_command}`",
         )
 
 
@@ -125,7 +125,7 @@ def _processes(number: int) -> str:
     return "1 process" if number == 1 else f"{number} processes"
 
 
-def check_same_ground(run: RunDirectory, facts: dict[str, dict[str, Any]]) -> None:
+def check_same_identity(run: RunDirectory, facts: dict[str, dict[str, Any]]) -> None:
     """Refuse to go on when the base, the tokenizer or the data are no longer what the run started on.
 
     Args:

@@ -45,18 +45,18 @@ class ProcessState:
         """As it is now."""
         return cls(random_state(), rows_at_once, unlogged)
 
-    def packed(self) -> bytes:
+    def to_bytes(self) -> bytes:
         """As bytes, for another process."""
         return pack_state({"random": self.random, "rows_at_once": self.rows_at_once, "unlogged": self.unlogged})
 
     @classmethod
-    def unpacked(cls, packed: bytes) -> ProcessState:
+    def from_bytes(cls, packed: bytes) -> ProcessState:
         """What `packed` gave."""
         return cls(**unpack_state(packed))
 
 
 @dataclass(frozen=True)
-class Contents:
+class TrainingState:
     """What a run goes on from, to the bit."""
 
     model: PeftModel
@@ -82,13 +82,13 @@ class Contents:
         dataclasses.replace(self.state, log_history=[]).save_to_json(str(folder / TRAINER_STATE_NAME))
 
 
-def load_process(folder: Path, rank: int, num_ranks: int) -> ProcessState:
+def load_process(folder: Path, rank: int, world_size: int) -> ProcessState:
     """What one process had of its own when the checkpoint was written."""
     columns = json.loads((folder / PROCESSES_NAME).read_text("utf-8"))
     values = {name: columns[name][rank] for name in COLUMNS if name in columns}
-    return ProcessState(load_state(folder, _random_name(rank, num_ranks)), **values)
+    return ProcessState(load_state(folder, _random_name(rank, world_size)), **values)
 
 
-def _random_name(rank: int, num_ranks: int) -> str:
+def _random_name(rank: int, world_size: int) -> str:
     """Name of a process's random state; `random` where there is one process."""
-    return "random" if num_ranks == 1 else f"random-{rank}"
+    return "random" if world_size == 1 else f"random-{rank}"

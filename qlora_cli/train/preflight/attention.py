@@ -14,7 +14,7 @@ from peft import PeftModel
 from qlora_cli.data.collator import Collator
 from qlora_cli.errors import NumericError, RecipeError
 from qlora_cli.model.quantized import no_outlier_columns
-from qlora_cli.train.step.finite import first_broken, weight_values
+from qlora_cli.train.step.finite import first_nonfinite, weight_values
 
 PROBE_LENGTH = 16
 TOLERANCE = 1e-3
@@ -26,14 +26,14 @@ get other numbers of them, and matrix multiplications of other shapes round else
 
 
 @dataclass(frozen=True)
-class Isolation:
+class PackedIsolation:
     """What the proof measured."""
 
     max_change: float
     """Largest absolute change of a logit of the second document when the first one is replaced."""
 
 
-def prove_causality(model: PeftModel, collator: Collator) -> None:
+def check_causal_attention(model: PeftModel, collator: Collator) -> None:
     """Replace the second half of a document and look whether a logit of the first half moves.
 
     A base that was made to fill in words, such as BERT, sees what follows; its training loss would fall to nothing, and
@@ -54,7 +54,7 @@ def prove_causality(model: PeftModel, collator: Collator) -> None:
         )
 
 
-def prove_isolation(model: PeftModel, collator: Collator) -> Isolation:
+def check_packed_isolation(model: PeftModel, collator: Collator) -> PackedIsolation:
     """Replace the first of two packed documents and look whether a logit of the second one moves.
 
     Costs two forward passes over 32 tokens. The documents are made of arbitrary token ids.
@@ -71,7 +71,7 @@ def prove_isolation(model: PeftModel, collator: Collator) -> Isolation:
             f"packed documents see each other: replacing one moved a logit of the next by {change:.3g}",
             hint="--set data.packing=false" + ("" if is_best else ", or --set model.attn_implementation=sdpa"),
         )
-    return Isolation(change)
+    return PackedIsolation(change)
 
 
 def _document(model: PeftModel, *, step: int, shift: int) -> list[int]:
@@ -98,7 +98,7 @@ def _logits(model: PeftModel, collator: Collator, documents: list[list[int]]) ->
         logits = model(**inputs, use_cache=False).logits[0, : 2 * PROBE_LENGTH].float()
     model.train(was_training)
     if not logits.isfinite().all():
-        broken = first_broken(weight_values(model))
+        broken = first_nonfinite(weight_values(model))
         where = f": '{broken}' holds values that are not finite" if broken else ""
         raise NumericError(
             f"the base model's logits are not finite before the first step{where}",

@@ -17,14 +17,14 @@ from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.files import write_json
 
 
-def keep_rejected_rows(prepared: PreparedData, run: RunDirectory) -> None:
+def save_rejected_rows(prepared: PreparedData, run: RunDirectory) -> None:
     """Write what was taken out, and the whole report, into the run's `data` folder."""
     run.data_path.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(prepared.rejected_path, run.data_path / prepared.rejected_path.name)
     write_json(run.data_path / "report.json", prepared.report.as_dict())
 
 
-def show_data(prepared: PreparedData, tokenizer: PreTrainedTokenizerBase) -> None:
+def print_data_summary(prepared: PreparedData, tokenizer: PreTrainedTokenizerBase) -> None:
     """Counts, everything that was found, the realised mix, and the first row as it is trained."""
     report = prepared.report
     cached = ", from the cache" if prepared.is_cached else ""
@@ -44,7 +44,9 @@ def show_data(prepared: PreparedData, tokenizer: PreTrainedTokenizerBase) -> Non
     console.err.print(show_example(first, tokenizer, with_brackets=not has_colour))
 
 
-def check_reach(model: PeftModel, tokenizer: PreTrainedTokenizerBase, name: str, prepared: PreparedData) -> None:
+def check_vocab_and_positions(
+    model: PeftModel, tokenizer: PreTrainedTokenizerBase, name: str, prepared: PreparedData
+) -> None:
     """Refuse data that the base `name` has no embeddings or no positions for; say where it was not made for them.
 
     Raises:

@@ -17,7 +17,7 @@ SMALL_FILES_BYTES = 32 * 10**6
 """Taken for what is not counted: the tokenizer beside the adapter, seals, random states, metrics, logs."""
 
 
-def disk_needed(recipe: Recipe, model: PeftModel) -> Disk:
+def required_disk(recipe: Recipe, model: PeftModel) -> Disk:
     """What a run writes that trains `model`."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     _, num_all = model.get_nb_trainable_parameters()
@@ -25,7 +25,7 @@ def disk_needed(recipe: Recipe, model: PeftModel) -> Disk:
     return disk_of(recipe, (TrainedTensor(each.numel(), each.element_size()) for each in trained), num_base)
 
 
-def check_space(disk: Disk, run: RunDirectory, *, force: bool) -> None:
+def check_disk_space(disk: Disk, run: RunDirectory, *, force: bool) -> None:
     """Compare what the run will write with what is free where it is written.
 
     Checkpoints that are there already will make room for newer ones, and an earlier run for this one. The merged model

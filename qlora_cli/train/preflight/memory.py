@@ -12,8 +12,8 @@ from qlora_cli import console
 from qlora_cli.errors import RecipeError, ResourceError
 from qlora_cli.model.base import read_config
 from qlora_cli.model.device import pick_device
-from qlora_cli.plan.auto_batch_size import with_rows_that_fit
-from qlora_cli.plan.budget import Needs, context_on
+from qlora_cli.plan.auto_batch_size import with_auto_batch_size
+from qlora_cli.plan.budget import DeviceMemory, context_on
 from qlora_cli.plan.machine.device import Device
 from qlora_cli.plan.machine.host_memory import available_bytes
 from qlora_cli.plan.report import this_gpu
@@ -25,20 +25,20 @@ GIB = 2**30
 
 
 @dataclass(frozen=True)
-class Outlook:
+class MemoryForecast:
     """A step of the recipe on this machine."""
 
-    rows_at_once: int
-    needs: Needs | None = None
+    micro_batch_size: int
+    needs: DeviceMemory | None = None
     """What each process takes; None where the step was not traced."""
 
     @classmethod
-    def untraced(cls, recipe: Recipe) -> Outlook:
+    def unknown(cls, recipe: Recipe) -> MemoryForecast:
         """All rows of a pass at once, until memory runs out."""
         return cls(recipe.training.rows_at_once)
 
 
-def foresee(recipe: Recipe, *, num_processes: int = 1, force: bool = False) -> Outlook:
+def forecast_memory(recipe: Recipe, *, num_processes: int = 1, force: bool = False) -> MemoryForecast:
     """Trace a step, and see whether it fits into the memory that is free now.
 
     A base whose step cannot be traced is trained all the same: what is wrong with it, training says in its own words.
@@ -57,11 +57,11 @@ def foresee(recipe: Recipe, *, num_processes: int = 1, force: bool = False) -> O
     tracer = Tracer()
     asked = PlanRequest(recipe, read_config(recipe.model), device)
     try:
-        request = with_rows_that_fit(asked, memory, tracer)
+        request = with_auto_batch_size(asked, memory, tracer)
         needs = tracer.needs(request)
     except RecipeError as error:
         console.note(f"memory is not planned: {error.problems[0].text}")
-        return Outlook.untraced(recipe)
+        return MemoryForecast.unknown(recipe)
     if memory is not None and needs.device_bytes > memory:
         _refuse(recipe, needs.device_bytes, memory, force=force)
     if recipe.training.per_device_train_batch_size == "auto":
@@ -69,7 +69,7 @@ def foresee(recipe: Recipe, *, num_processes: int = 1, force: bool = False) -> O
             f"batch size: {request.batch_size} of the {recipe.training.rows_per_step} rows of a step at once, "
             f"planned to take {needs.device_bytes / GIB:.1f} GiB"
         )
-    return Outlook(request.batch_size, needs)
+    return MemoryForecast(request.batch_size, needs)
 
 
 def _this_device(num_processes: int) -> Device:
@@ -97,7 +97,7 @@ def _refuse(recipe: Recipe, needed: int, memory: int, *, force: bool) -> None:
         return
     raise ResourceError(
         problem,
-        hint=f"{_automatic_batch(recipe)}{settings_that_save(recipe)}; --force tries it all the same",
+        hint=f"{_automatic_batch(recipe)}{memory_saving_options(recipe)}; --force tries it all the same",
     )
 
 
@@ -109,18 +109,18 @@ def _automatic_batch(recipe: Recipe) -> str:
     return f"--set training.per_device_train_batch_size=auto {rows}, then "
 
 
-def compared(needs: Needs | None, measured: Mapping[str, int]) -> dict[str, Any]:
+def memory_record(needs: DeviceMemory | None, measured: Mapping[str, int]) -> dict[str, Any]:
     """Predicted and measured bytes, as the manifest holds them."""
     predicted = {} if needs is None else {"allocated": needs.allocated_bytes, "reserved": needs.reserved_bytes}
     return {"predicted_bytes": predicted, "measured_bytes": dict(measured)}
 
 
-def advice(recipe: Recipe) -> str:
+def out_of_memory_hint(recipe: Recipe) -> str:
     """What to type where not even a single row fits."""
-    return f"start over with another --run-dir and {settings_that_save(recipe)}"
+    return f"start over with another --run-dir and {memory_saving_options(recipe)}"
 
 
-def settings_that_save(recipe: Recipe) -> str:
+def memory_saving_options(recipe: Recipe) -> str:
     """Options that save memory, from what costs least to what changes the data, and who knows how much each saves."""
     training = recipe.training
     changes = [

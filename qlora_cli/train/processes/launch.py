@@ -18,7 +18,7 @@ class Launch:
     """The place of this process among those that train together, all on one machine."""
 
     rank: int = 0
-    num_ranks: int = 1
+    world_size: int = 1
 
     name: str = ""
     """The same in all processes of one launch, another one in other launches of this machine."""
@@ -29,7 +29,7 @@ class Launch:
     @property
     def command(self) -> str:
         """What starts `qlora` in as many processes."""
-        return "qlora" if self.num_ranks == 1 else f"torchrun --nproc-per-node {self.num_ranks} -m qlora_cli"
+        return "qlora" if self.world_size == 1 else f"torchrun --nproc-per-node {self.world_size} -m qlora_cli"
 
 
 def take_launch(environment: MutableMapping[str, str] = os.environ) -> Launch:
@@ -40,29 +40,29 @@ def take_launch(environment: MutableMapping[str, str] = os.environ) -> Launch:
     Raises:
         ArgumentError: if the variables do not fit together, or name several machines.
     """
-    num_ranks = _number(environment, "WORLD_SIZE", 1)
+    world_size = _number(environment, "WORLD_SIZE", 1)
     rank = _number(environment, "RANK", -1)
     local_rank = _number(environment, "LOCAL_RANK", rank)
-    num_local_ranks = _number(environment, "LOCAL_WORLD_SIZE", num_ranks)
+    num_local_ranks = _number(environment, "LOCAL_WORLD_SIZE", world_size)
     for variable in HIDDEN:
         environment.pop(variable, None)
-    if num_ranks == 1:
+    if world_size == 1:
         return Launch()
-    hint = f"start it with `{Launch(num_ranks=num_ranks).command} train RECIPE`"
-    if not 0 <= rank < num_ranks:
-        raise ArgumentError(f"WORLD_SIZE is {num_ranks}, but RANK is {rank if rank >= 0 else 'not set'}", hint=hint)
+    hint = f"start it with `{Launch(world_size=world_size).command} train RECIPE`"
+    if not 0 <= rank < world_size:
+        raise ArgumentError(f"WORLD_SIZE is {world_size}, but RANK is {rank if rank >= 0 else 'not set'}", hint=hint)
     if sys.platform != "linux":
         raise ArgumentError("several processes train together on Linux only", hint="start it with `qlora train RECIPE`")
-    if local_rank != rank or num_local_ranks != num_ranks:
+    if local_rank != rank or num_local_ranks != world_size:
         raise ArgumentError("the processes are spread over several machines; a run trains on one", hint=hint)
     if "MASTER_ADDR" not in environment or "MASTER_PORT" not in environment:
         raise ArgumentError("MASTER_ADDR and MASTER_PORT are not set, so the processes cannot meet", hint=hint)
-    visible = visible_gpu(environment.get("CUDA_VISIBLE_DEVICES"), rank, num_ranks)
+    visible = visible_gpu(environment.get("CUDA_VISIBLE_DEVICES"), rank, world_size)
     if visible is not None:
         environment["CUDA_VISIBLE_DEVICES"] = visible
     parts = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT")
     name = "/".join(environment.get(part, "") for part in parts)
-    return Launch(rank, num_ranks, name, "TORCHELASTIC_RUN_ID" in environment)
+    return Launch(rank, world_size, name, "TORCHELASTIC_RUN_ID" in environment)
 
 
 def _number(environment: MutableMapping[str, str], variable: str, default: int) -> int:
@@ -75,7 +75,7 @@ def _number(environment: MutableMapping[str, str], variable: str, default: int) 
         ) from None
 
 
-def visible_gpu(visible: str | None, rank: int, num_ranks: int) -> str | None:
+def visible_gpu(visible: str | None, rank: int, world_size: int) -> str | None:
     """CUDA_VISIBLE_DEVICES for one process of several on a machine; None leaves it as it is.
 
     Args:
@@ -94,9 +94,9 @@ def visible_gpu(visible: str | None, rank: int, num_ranks: int) -> str | None:
     gpus = [gpu.strip() for gpu in visible.split(",") if gpu.strip()]
     if len(gpus) < 2 or gpus[0] == "-1":
         return None
-    if len(gpus) < num_ranks:
+    if len(gpus) < world_size:
         raise ArgumentError(
-            f"CUDA_VISIBLE_DEVICES is '{visible}', {len(gpus)} GPUs for {num_ranks} processes",
-            hint=f"start {len(gpus)} processes: `{Launch(num_ranks=len(gpus)).command} train RECIPE`",
+            f"CUDA_VISIBLE_DEVICES is '{visible}', {len(gpus)} GPUs for {world_size} processes",
+            hint=f"start {len(gpus)} processes: `{Launch(world_size=len(gpus)).command} train RECIPE`",
         )
     return gpus[rank]

@@ -2,7 +2,7 @@
 
 Each process has a connection to rank 0, which passes news on. A connection that closes without a word tells at once
 that a process was killed, whatever the main thread is doing; nothing is asked and nothing times out. The first process
-that fails speaks for all; the others leave without a word and with its exit code.
+that fails reports_failure for all; the others leave without a word and with its exit code.
 
 Nothing heavy is imported here, so that the processes watch each other before they import torch.
 """
@@ -24,7 +24,7 @@ from qlora_cli.errors import QloraError, ResourceError
 from qlora_cli.interruption import Interruption
 from qlora_cli.run.disk_errors import disk_error
 from qlora_cli.train.processes.launch import Launch
-from qlora_cli.train.processes.rendezvous import Peer, meet
+from qlora_cli.train.processes.rendezvous import Peer, rendezvous
 
 Value = TypeVar("Value")
 
@@ -37,18 +37,18 @@ CRASHED = 1
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Failure:
     """How the run ends for all processes."""
 
     exit_code: int
-    speaker: int
+    reporting_rank: int
     """The process that says why."""
 
-    lost: int | None
+    dead_rank: int | None
     """The process that ended without a word."""
 
 
-class Watch:
+class ProcessMonitor:
     """This process's ties to the others of its launch; without others it does nothing."""
 
     def __init__(self, launch: Launch, peers: list[Peer]) -> None:
@@ -56,82 +56,82 @@ class Watch:
         self._peers = {peer.rank: peer for peer in peers}
         self._changed = threading.Condition()
         self._values: deque[Any] = deque()
-        self._verdict: Verdict | None = None
+        self._failure: Failure | None = None
         self._done: set[int] = set()
         self._has_left = False
         for peer in peers:
             threading.Thread(target=self._listen, args=(peer,), name=f"watch-{peer.rank}", daemon=True).start()
 
     @property
-    def is_first(self) -> bool:
+    def is_main_process(self) -> bool:
         """Whether this is the process that writes the run and shows it."""
         return self.launch.rank == 0
 
-    def from_first(self, make: Callable[[], Value]) -> Value:
+    def broadcast_object(self, make: Callable[[], Value]) -> Value:
         """What `make` returns in rank 0, in every process; the others wait for it as long as it takes.
 
         Args:
             make: called in rank 0 alone; returns what JSON holds.
         """
-        if self.is_first:
+        if self.is_main_process:
             value = make()
             self._tell({"value": value})
             return value
         with self._changed:
-            self._changed.wait_for(lambda: self._values or self._verdict)
-            self._leave_if_over()
+            self._changed.wait_for(lambda: self._values or self._failure)
+            self._raise_if_failed()
             waited_for: Value = self._values.popleft()
             return waited_for
 
     @contextmanager
-    def first_goes_ahead(self) -> Iterator[None]:
+    def main_process_first(self) -> Iterator[None]:
         """The block runs in rank 0, and in the others after it."""
-        if not self.is_first:
-            self.from_first(lambda: None)
+        if not self.is_main_process:
+            self.broadcast_object(lambda: None)
         yield
-        if self.is_first:
-            self.from_first(lambda: None)
+        if self.is_main_process:
+            self.broadcast_object(lambda: None)
 
-    def leave_if_over(self) -> None:
+    def raise_if_failed(self) -> None:
         """To be called when talking to another process has failed; returns if none of them has ended.
 
         Raises:
-            ResourceError: if another process was killed and this one speaks.
-            SystemExit: if another process speaks.
+            ResourceError: if another process was killed and this one reports_failure.
+            SystemExit: if another process reports_failure.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._verdict, ANSWER_SECONDS if self._peers else 0)
-            self._leave_if_over()
+            self._changed.wait_for(lambda: self._failure, ANSWER_SECONDS if self._peers else 0)
+            self._raise_if_failed()
 
-    def speaks(self, exit_code: int) -> bool:
+    def reports_failure(self, exit_code: int) -> bool:
         """Whether this process, which ends by an error, is the one that says so; the others are told to leave."""
         with self._changed:
             self._has_left = True
-            if self.is_first:
-                self._decide(Verdict(exit_code, 0, None))
-            elif self._verdict is None:
+            if self.is_main_process:
+                self._record_failure(Failure(exit_code, 0, None))
+            elif self._failure is None:
                 self._tell({"failed": exit_code})
-                self._changed.wait_for(lambda: self._verdict, ANSWER_SECONDS)
-            return self._verdict is None or self._verdict.speaker == self.launch.rank
+                self._changed.wait_for(lambda: self._failure, ANSWER_SECONDS)
+            return self._failure is None or self._failure.reporting_rank == self.launch.rank
 
     def finish(self) -> None:
         """Leave in good order; the others stay until rank 0 is through."""
         self._tell({"done": True})
         with self._changed:
-            if not self.is_first:
-                self._changed.wait_for(lambda: 0 in self._done or self._verdict)
-            if self.is_first or 0 not in self._done:
-                self._leave_if_over()
+            if not self.is_main_process:
+                self._changed.wait_for(lambda: 0 in self._done or self._failure)
+            if self.is_main_process or 0 not in self._done:
+                self._raise_if_failed()
             self._done |= self._peers.keys()
 
     @property
     def exit_code(self) -> int:
         """With what this process leaves when another has spoken."""
-        return self._verdict.exit_code if self._verdict else CRASHED
+        return self._failure.exit_code if self._failure else CRASHED
 
     def _tell(self, message: dict[str, Any]) -> None:
         for peer in self._peers.values():
-            peer.say(message)
+            peer.send(message)
 
     def _listen(self, peer: Peer) -> None:
         try:
@@ -141,83 +141,83 @@ class Watch:
             pass  # the same as its end
         with self._changed:
             if peer.rank not in self._done:
-                self._decide(Verdict(ResourceError.exit_code, 1 if peer.rank == 0 else 0, peer.rank))
+                self._record_failure(Failure(ResourceError.exit_code, 1 if peer.rank == 0 else 0, peer.rank))
 
     def _take(self, peer: Peer, line: bytes) -> None:
         [(kind, value)] = json.loads(line).items()
         with self._changed:
             if kind == "failed":
-                self._decide(Verdict(value, peer.rank, None))
-            elif kind == "verdict":
-                self._decide(Verdict(*value))
+                self._record_failure(Failure(value, peer.rank, None))
+            elif kind == "failure":
+                self._record_failure(Failure(*value))
             elif kind == "done":
                 self._done.add(peer.rank)
             else:
                 self._values.append(value)
             self._changed.notify_all()
 
-    def _decide(self, verdict: Verdict) -> None:
-        """The first verdict holds; rank 0's word is the law."""
-        if self._verdict is not None:
+    def _record_failure(self, failure: Failure) -> None:
+        """The first failure holds; rank 0's word is the law."""
+        if self._failure is not None:
             return
-        self._verdict = verdict
-        if self.is_first:
-            self._tell({"verdict": [verdict.exit_code, verdict.speaker, verdict.lost]})
+        self._failure = failure
+        if self.is_main_process:
+            self._tell({"failure": [failure.exit_code, failure.reporting_rank, failure.dead_rank]})
         self._changed.notify_all()
         leaving = threading.Timer(GRACE_SECONDS, self._leave_at_once)
         leaving.daemon = True
         leaving.start()
 
-    def _leave_if_over(self) -> None:
-        if self._verdict is None:
+    def _raise_if_failed(self) -> None:
+        if self._failure is None:
             return
-        if self._verdict.lost is not None and self._verdict.speaker == self.launch.rank:
-            raise self._loss(self._verdict.lost)
-        raise SystemExit(self._verdict.exit_code)
+        if self._failure.dead_rank is not None and self._failure.reporting_rank == self.launch.rank:
+            raise self._loss(self._failure.dead_rank)
+        raise SystemExit(self._failure.exit_code)
 
     def _leave_at_once(self) -> None:
         """For a main thread that is stuck, such as in a collective operation on a GPU."""
-        verdict = self._verdict
-        assert verdict is not None  # it started the timer
-        if verdict.lost is not None and verdict.speaker == self.launch.rank and not self._has_left:
+        failure = self._failure
+        assert failure is not None  # it started the timer
+        if failure.dead_rank is not None and failure.reporting_rank == self.launch.rank and not self._has_left:
             console.err.quiet = False
-            console.show_error(self._loss(verdict.lost))
+            console.show_error(self._loss(failure.dead_rank))
         if console.err.is_terminal:
             console.err.show_cursor(True)
         sys.stderr.flush()
-        os._exit(verdict.exit_code)
+        os._exit(failure.exit_code)
 
     def _loss(self, rank: int) -> QloraError:
         return ResourceError(
-            f"process {rank} of {self.launch.num_ranks} (pid {self._peers[rank].pid}) was killed",
+            f"process {rank} of {self.launch.world_size} (pid {self._peers[rank].pid}) was killed",
             hint="the kernel kills for memory (look with `dmesg`), a scheduler for time; then start the same command "
             "with --resume",
         )
 
 
-ALONE = Watch(Launch(), [])
+SINGLE_PROCESS = ProcessMonitor(Launch(), [])
 
 
 @contextmanager
-def joined(launch: Launch) -> Iterator[Watch]:
+def monitored(launch: Launch) -> Iterator[ProcessMonitor]:
     """Train together with the other processes of the launch while the block runs.
 
     Rank 0 prints; another process prints nothing but its own error. Raises what the block raises where this process
-    speaks for all, else SystemExit with the exit code of the one that does.
+    reports_failure for all, else SystemExit with the exit code of the one that does.
     """
-    if launch.num_ranks == 1:
-        yield ALONE
+    if launch.world_size == 1:
+        yield SINGLE_PROCESS
         return
     consoles = (console.out, console.err)
-    watch = Watch(launch, meet(launch))
+    monitor = ProcessMonitor(launch, rendezvous(launch))
     for one in consoles:
         one.quiet = launch.rank > 0
     try:
-        yield watch
-        watch.finish()
+        yield monitor
+        monitor.finish()
     except BaseException as fault:
-        if not watch.speaks(_exit_code(fault)):
-            raise SystemExit(watch.exit_code) from fault
+        if not monitor.reports_failure(_exit_code(fault)):
+            raise SystemExit(monitor.exit_code) from fault
         raise
     finally:
         for one in consoles:

@@ -17,31 +17,31 @@ from typing import Any, BinaryIO
 from qlora_cli.errors import ArgumentError, QloraError
 from qlora_cli.train.processes.launch import Launch
 
-SECONDS_ALONE = 25.0
+TIMEOUT_SECONDS = 25.0
 """How long the others may take to start; they need a fifth of a second, since nothing heavy is imported before."""
 
-SECONDS_WITH_AGENT = 300.0
+TIMEOUT_SECONDS_WITH_AGENT = 300.0
 """The same where a launcher ends all processes when one of them dies."""
 
-WAIT_SECONDS = 0.05
+POLL_SECONDS = 0.05
 """How long one look for another process takes."""
 
 
-class Patience:
+class Deadline:
     """Time to wait, counted in looks: what passes while the system lets no process run counts as one of them."""
 
     def __init__(self, seconds: float) -> None:
-        self._num_looks = math.ceil(seconds / WAIT_SECONDS)
+        self._polls_left = math.ceil(seconds / POLL_SECONDS)
 
-    def spend(self) -> bool:
+    def has_polls_left(self) -> bool:
         """Whether there was another look left."""
-        self._num_looks -= 1
-        return self._num_looks >= 0
+        self._polls_left -= 1
+        return self._polls_left >= 0
 
-    def waits_for(self, source: socket.socket) -> bool:
+    def wait_for_data(self, source: socket.socket) -> bool:
         """Whether somebody has come, or something was said, before the time was over."""
-        while self.spend():
-            if select.select([source], [], [], WAIT_SECONDS)[0]:
+        while self.has_polls_left():
+            if select.select([source], [], [], POLL_SECONDS)[0]:
                 return True
         return False
 
@@ -56,21 +56,21 @@ class Peer:
     lines: BinaryIO
     """What it says, one JSON object a line."""
 
-    def say(self, message: dict[str, Any]) -> None:
+    def send(self, message: dict[str, Any]) -> None:
         """Send a message; to a process that has ended, nothing is sent."""
         with contextlib.suppress(OSError):
             self.connection.sendall(json.dumps(message).encode() + b"\n")
 
 
-def meet(launch: Launch) -> list[Peer]:
+def rendezvous(launch: Launch) -> list[Peer]:
     """Connections of rank 0 to each other process, or of another process to rank 0.
 
     Raises:
         ArgumentError: if another process does not come, or another launch uses the same name.
     """
-    seconds = SECONDS_WITH_AGENT if launch.has_agent else SECONDS_ALONE
-    patience = Patience(seconds)
-    return _receive(launch, patience) if launch.rank == 0 else [_visit(launch, patience)]
+    seconds = TIMEOUT_SECONDS_WITH_AGENT if launch.has_agent else TIMEOUT_SECONDS
+    deadline = Deadline(seconds)
+    return _accept(launch, deadline) if launch.rank == 0 else [_connect(launch, deadline)]
 
 
 def _address(launch: Launch) -> str:
@@ -79,7 +79,7 @@ def _address(launch: Launch) -> str:
     return f"\0qlora-{digest[:32]}"
 
 
-def _receive(launch: Launch, patience: Patience) -> list[Peer]:
+def _accept(launch: Launch, deadline: Deadline) -> list[Peer]:
     peers: dict[int, Peer] = {}
     with socket.socket(socket.AF_UNIX) as listener:
         try:
@@ -89,26 +89,26 @@ def _receive(launch: Launch, patience: Patience) -> list[Peer]:
                 "another run is being started with the same MASTER_ADDR and MASTER_PORT",
                 hint="choose another port: `torchrun --master-port 29501 ...`",
             ) from fault
-        listener.listen(launch.num_ranks)
-        while len(peers) < launch.num_ranks - 1:
-            if not patience.waits_for(listener):
-                error = _absent(sorted(set(range(1, launch.num_ranks)) - peers.keys()), launch)
+        listener.listen(launch.world_size)
+        while len(peers) < launch.world_size - 1:
+            if not deadline.wait_for_data(listener):
+                error = _missing_ranks(sorted(set(range(1, launch.world_size)) - peers.keys()), launch)
                 for peer in peers.values():
-                    peer.say({"verdict": [error.exit_code, 0, None]})
+                    peer.send({"failure": [error.exit_code, 0, None]})
                 raise error
             connection, _ = listener.accept()
-            arrived = _greeted(connection, patience)
-            if arrived is not None and arrived.rank not in peers and 0 < arrived.rank < launch.num_ranks:
+            arrived = _handshake(connection, deadline)
+            if arrived is not None and arrived.rank not in peers and 0 < arrived.rank < launch.world_size:
                 peers[arrived.rank] = arrived
     return list(peers.values())
 
 
-def _greeted(connection: socket.socket, patience: Patience) -> Peer | None:
+def _handshake(connection: socket.socket, deadline: Deadline) -> Peer | None:
     """The process that has connected, if it is one of this user's and says its rank."""
-    pid, user = _owner(connection)
+    pid, user = _peer_credentials(connection)
     lines = connection.makefile("rb")
     rank = None
-    if user == os.getuid() and patience.waits_for(connection):
+    if user == os.getuid() and deadline.wait_for_data(connection):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             rank = json.loads(lines.readline())["rank"]
     if user != os.getuid() or not isinstance(rank, int):
@@ -117,38 +117,38 @@ def _greeted(connection: socket.socket, patience: Patience) -> Peer | None:
     return Peer(rank, pid, connection, lines)
 
 
-def _visit(launch: Launch, patience: Patience) -> Peer:
+def _connect(launch: Launch, deadline: Deadline) -> Peer:
     while True:
         connection = socket.socket(socket.AF_UNIX)
         try:
             connection.connect(_address(launch))
         except OSError as fault:
             connection.close()
-            if not patience.spend():
+            if not deadline.has_polls_left():
                 if launch.rank > 1:
                     raise SystemExit(ArgumentError.exit_code) from fault
-                raise _absent([0], launch) from fault
-            time.sleep(WAIT_SECONDS)
+                raise _missing_ranks([0], launch) from fault
+            time.sleep(POLL_SECONDS)
             continue
-        pid, user = _owner(connection)
+        pid, user = _peer_credentials(connection)
         if user != os.getuid():
             raise ArgumentError("another user's program answers in place of process 0", hint="choose another port")
         peer = Peer(0, pid, connection, connection.makefile("rb"))
-        peer.say({"rank": launch.rank})
+        peer.send({"rank": launch.rank})
         return peer
 
 
-def _owner(connection: socket.socket) -> tuple[int, int]:
+def _peer_credentials(connection: socket.socket) -> tuple[int, int]:
     """Process id and user id of the other end, as the kernel knows them."""
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     pid, user, _ = struct.unpack("3i", credentials)
     return pid, user
 
 
-def _absent(ranks: list[int], launch: Launch) -> QloraError:
+def _missing_ranks(ranks: list[int], launch: Launch) -> QloraError:
     missing = ", ".join(map(str, ranks))
     noun = "process" if len(ranks) == 1 else "processes"
     return ArgumentError(
-        f"{noun} {missing} of {launch.num_ranks} did not come in time",
+        f"{noun} {missing} of {launch.world_size} did not come in time",
         hint=f"start all of them at once: `{launch.command} train RECIPE`",
     )

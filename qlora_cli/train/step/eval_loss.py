@@ -12,11 +12,11 @@ from qlora_cli.data.collator import Collator
 from qlora_cli.data.packed_rows import PackedRows
 from qlora_cli.model.scoring import Score, summed_loss
 from qlora_cli.progress import Phase, progress
-from qlora_cli.train.processes.collectives import Ranks
-from qlora_cli.train.step.microbatch import give_back_memory, is_out_of_memory, pieces
+from qlora_cli.train.processes.collectives import ProcessGroup
+from qlora_cli.train.step.microbatch import chunks, free_memory, is_out_of_memory
 
 
-class HeldOutRows:
+class EvalLoss:
     """Held-out rows, which the processes of a run share among them.
 
     Args:
@@ -25,21 +25,27 @@ class HeldOutRows:
     """
 
     def __init__(
-        self, rows: PackedRows, collator: Collator, ranks: Ranks, is_cut: Callable[[], bool] = bool, *, batch_size: int
+        self,
+        rows: PackedRows,
+        collator: Collator,
+        group: ProcessGroup,
+        is_cut: Callable[[], bool] = bool,
+        *,
+        batch_size: int,
     ) -> None:
         self._rows = rows
         self._collator = collator
-        self._ranks = ranks
+        self._group = group
         self._batch_size = self._rows_at_once = batch_size
         self._is_cut = is_cut
 
-    def score(self, model: PeftModel) -> Score | None:
+    def compute(self, model: PeftModel) -> Score | None:
         """Mean loss per trained token over all rows, those of the other processes included; None where it was cut.
 
         Raises:
             torch.OutOfMemoryError: if a single row does not fit.
         """
-        total, num_tokens, num_cut = self._ranks.sums([*self._summed_loss(model), self._is_cut()])
+        total, num_tokens, num_cut = self._group.all_reduce_sum([*self._summed_loss(model), self._is_cut()])
         if num_cut:
             return None
         return Score(loss=total / num_tokens, num_tokens=int(num_tokens))
@@ -54,13 +60,13 @@ class HeldOutRows:
                     raise
             self._rows_at_once //= 2
             console.note(f"out of memory while evaluating: from here on {self._rows_at_once} rows at once")
-            give_back_memory()
+            free_memory()
 
     @property
     def _starts(self) -> range:
         """First rows of the batches in this process's share: every so many batches one."""
         size = self._batch_size
-        return range(size * self._ranks.rank, len(self._rows.dataset), size * self._ranks.num)
+        return range(size * self._group.rank, len(self._rows.dataset), size * self._group.world_size)
 
     def _batches(self, phase: Phase) -> Iterator[dict[str, Any]]:
         dataset, size = self._rows.dataset, self._batch_size
@@ -68,6 +74,6 @@ class HeldOutRows:
             if self._is_cut():
                 return
             numbers = range(start, min(start + size, len(dataset)))
-            for part in pieces(numbers, self._rows_at_once):
+            for part in chunks(numbers, self._rows_at_once):
                 yield self._collator([dataset[number] for number in part])
             phase.advance()

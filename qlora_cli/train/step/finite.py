@@ -16,7 +16,7 @@ from qlora_cli.data.packed_rows import PackedRows
 from qlora_cli.data.token_row import TokenRow
 from qlora_cli.errors import NumericError
 from qlora_cli.model.scoring import labelled_losses
-from qlora_cli.train.step.row_ids import documents_of, named_places
+from qlora_cli.train.step.row_ids import describe_places, documents_of
 
 MAX_OVERFLOWS = 20
 """Steps in a row that float16's loss scaler may skip. It starts at 2^16 and halves the scale at each
@@ -43,7 +43,7 @@ def is_finite(value: torch.Tensor | float) -> bool:
     return bool(torch.isfinite(torch.as_tensor(value)))
 
 
-def first_broken(tensors: Iterable[tuple[str, Any]]) -> str:
+def first_nonfinite(tensors: Iterable[tuple[str, Any]]) -> str:
     """Name of the first tensor that holds NaN or infinity; empty where all are finite.
 
     Args:
@@ -55,15 +55,15 @@ def first_broken(tensors: Iterable[tuple[str, Any]]) -> str:
     return next(name for name, value in named if not is_finite(largest_value([value])))
 
 
-def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+def flatten_state_dict(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """What a nested state dict holds, by dotted names.
 
-    >>> list(leaves({"state": {0: {"step": 3}}}))
+    >>> list(flatten_state_dict({"state": {0: {"step": 3}}}))
     [('state.0.step', 3)]
     """
     if isinstance(value, dict):
         for key, below in value.items():
-            yield from leaves(below, f"{name}.{key}".lstrip("."))
+            yield from flatten_state_dict(below, f"{name}.{key}".lstrip("."))
     else:
         yield name, value
 
@@ -82,15 +82,15 @@ def weight_values(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
                 yield f"{name}.weight", constants
 
 
-def refuse_broken(model: nn.Module, optimizer: torch.optim.Optimizer | None, step: int, place: str) -> None:
+def check_finite_state(model: nn.Module, optimizer: torch.optim.Optimizer | None, step: int, place: str) -> None:
     """Make sure that adapter and optimizer hold nothing that is not finite.
 
     Raises:
         NumericError: naming the first tensor that does.
     """
     adapter = ((name, value) for name, value in model.named_parameters() if value.requires_grad)
-    state = leaves(optimizer.state_dict()["state"], "optimizer") if optimizer is not None else ()
-    if broken := first_broken([*adapter, *state]):
+    state = flatten_state_dict(optimizer.state_dict()["state"], "optimizer") if optimizer is not None else ()
+    if broken := first_nonfinite([*adapter, *state]):
         raise NumericError(
             f"'{broken}' holds values that are not finite after step {step}; nothing is written",
             place=place,
@@ -102,13 +102,13 @@ def refuse_broken(model: nn.Module, optimizer: torch.optim.Optimizer | None, ste
 class MicroBatch:
     """One forward and backward pass of a step."""
 
-    row_numbers: torch.Tensor
+    row_ids: torch.Tensor
     largest_gradient: torch.Tensor
     """Of all gradients of the step so far, this pass included."""
 
 
 @dataclass
-class StepNumbers:
+class StepGradients:
     """What has gone into the gradients of the step at hand."""
 
     step: int = -1
@@ -120,7 +120,7 @@ class StepNumbers:
             self.step, self.micro_batches = step, []
         self.micro_batches.append(micro_batch)
 
-    def suspect(self) -> MicroBatch:
+    def largest_gradient_microbatch(self) -> MicroBatch:
         """The first pass after which a gradient was not finite, or the last one."""
         for micro_batch in self.micro_batches:
             if not is_finite(micro_batch.largest_gradient):
@@ -129,7 +129,7 @@ class StepNumbers:
 
 
 @dataclass(frozen=True)
-class Culprits:
+class NonFiniteDiagnosis:
     """Finds out what brings a number that is not finite, by computing the rows at hand again, one at a time."""
 
     model: PeftModel
@@ -138,17 +138,17 @@ class Culprits:
     place: str
     """The run directory."""
 
-    def error(self, what: str, row_numbers: Iterable[int]) -> NumericError:
+    def error(self, what: str, row_ids: Iterable[int]) -> NumericError:
         """The error to raise.
 
         Args:
             what: a sentence without its end, such as "the loss of step 3 is nan; stopped before the update".
-            row_numbers: packed rows that went into it.
+            row_ids: packed rows that went into it.
         """
-        documents = list(documents_of(self.rows, row_numbers))
+        documents = list(documents_of(self.rows, row_ids))
         guilty = [document for document in documents if not self._has_finite_loss(document)]
-        broken = first_broken(weight_values(self.model))
-        source = f"it comes from {named_places(guilty)}" if guilty else f"its rows are {named_places(documents)}"
+        broken = first_nonfinite(weight_values(self.model))
+        source = f"it comes from {describe_places(guilty)}" if guilty else f"its rows are {describe_places(documents)}"
         if broken:
             is_trained = any(name == broken and value.requires_grad for name, value in self.model.named_parameters())
             mend = "get the base model anew, or choose another model.dtype, and start over with another --run-dir"
@@ -170,7 +170,7 @@ class Culprits:
         return is_finite(largest_value([losses]))
 
 
-class UpdateWatch(TrainerCallback):
+class FiniteWeightsCallback(TrainerCallback):
     """Makes sure that every update starts from finite weights with a finite learning rate and leaves finite weights.
 
     Args:
@@ -206,5 +206,5 @@ class UpdateWatch(TrainerCallback):
 
     def _check_weights(self, model: nn.Module, what: str) -> None:
         trained = ((name, value) for name, value in model.named_parameters() if value.requires_grad)
-        if broken := first_broken(trained):
+        if broken := first_nonfinite(trained):
             raise NumericError(f"the trained weight '{broken}' {what}", place=self._place, hint=RESTART_HINT)

@@ -30,7 +30,7 @@ def is_out_of_memory(fault: RuntimeError) -> bool:
     return isinstance(fault, torch.OutOfMemoryError) or any(text in str(fault) for text in ALLOCATOR_FAULTS)
 
 
-def give_back_memory() -> None:
+def free_memory() -> None:
     """Free what a failed pass held."""
     gc.collect()
     if torch.cuda.is_available():
@@ -49,10 +49,10 @@ def restore_generators(states: Sequence[torch.Tensor]) -> None:
         torch.cuda.set_rng_state(state)
 
 
-def pieces(numbers: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+def chunks(numbers: Sequence[int], size: int) -> Iterator[Sequence[int]]:
     """Parts of at most `size`.
 
-    >>> list(pieces([5, 6, 7], 2))
+    >>> list(chunks([5, 6, 7], 2))
     [[5, 6], [7]]
     """
     for start in range(0, len(numbers), size):
@@ -71,30 +71,30 @@ class _Step:
     done: list[torch.Tensor] = field(default_factory=list)
 
 
-class MicroBatches:
+class MicrobatchRunner:
     """The passes of each step, in pieces of as many rows as fit into memory.
 
     Args:
-        rows_at_once: rows of a pass as the recipe has it.
+        micro_batch_size: rows of a pass as the recipe has it.
         collate: makes a batch of rows, given their numbers.
         metrics: lists that grow with each pass, to be cut back when a step begins again.
     """
 
     def __init__(
-        self, rows_at_once: int, collate: Callable[[Sequence[int]], Batch], metrics: dict[str, list[float]]
+        self, micro_batch_size: int, collate: Callable[[Sequence[int]], Batch], metrics: dict[str, list[float]]
     ) -> None:
-        self.rows_at_once = rows_at_once
+        self.micro_batch_size = micro_batch_size
         self._collate = collate
         self._metrics = metrics
         self._step: _Step | None = None
 
-    def train_on(
+    def run(
         self,
         step: int,
         batch: Batch,
-        row_numbers: torch.Tensor,
+        row_ids: torch.Tensor,
         one_pass: Callable[[Batch, int], torch.Tensor],
-        forget_gradients: Callable[[], None],
+        zero_grad: Callable[[], None],
     ) -> torch.Tensor:
         """A pass, whole or in pieces; where memory runs out, half as many rows at once from here on.
 
@@ -104,9 +104,9 @@ class MicroBatches:
         Args:
             step: optimizer steps done.
             batch: what the model reads.
-            row_numbers: the rows that `batch` is made of.
+            row_ids: the rows that `batch` is made of.
             one_pass: does a forward and backward pass, given the batch and the number of pieces; returns its loss.
-            forget_gradients: takes back what the step's passes have added so far.
+            zero_grad: takes back what the step's passes have added so far.
 
         Raises:
             torch.OutOfMemoryError: if a single row does not fit.
@@ -114,27 +114,27 @@ class MicroBatches:
         if self._step is None or self._step.number != step:
             lengths = {name: len(values) for name, values in self._metrics.items()}
             self._step = _Step(step, generator_states(), lengths)
-        loss = self._attempt(row_numbers, one_pass, batch)
+        loss = self._attempt(row_ids, one_pass, batch)
         while loss is None:
-            self._halve(step, len(row_numbers))
-            self._begin_again(self._step, forget_gradients)
-            for earlier in [*self._step.done, row_numbers]:
+            self._halve(step, len(row_ids))
+            self._begin_again(self._step, zero_grad)
+            for earlier in [*self._step.done, row_ids]:
                 loss = self._attempt(earlier, one_pass)
                 if loss is None:
                     break
-        self._step.done.append(row_numbers)
+        self._step.done.append(row_ids)
         return loss
 
     def _attempt(
-        self, row_numbers: torch.Tensor, one_pass: Callable[[Batch, int], torch.Tensor], batch: Batch | None = None
+        self, row_ids: torch.Tensor, one_pass: Callable[[Batch, int], torch.Tensor], batch: Batch | None = None
     ) -> torch.Tensor | None:
         """The loss of a pass; None where memory ran out."""
-        num_pieces = -(-len(row_numbers) // self.rows_at_once)
+        num_chunks = -(-len(row_ids) // self.micro_batch_size)
         try:
-            if num_pieces == 1 and batch is not None:
+            if num_chunks == 1 and batch is not None:
                 return one_pass(batch, 1)
-            numbers = row_numbers.tolist()
-            losses = [one_pass(self._collate(part), num_pieces) for part in pieces(numbers, self.rows_at_once)]
+            numbers = row_ids.tolist()
+            losses = [one_pass(self._collate(part), num_chunks) for part in chunks(numbers, self.micro_batch_size)]
             return torch.stack(losses).sum()
         except RuntimeError as fault:
             if not is_out_of_memory(fault):
@@ -142,19 +142,19 @@ class MicroBatches:
             return None
 
     def _halve(self, step: int, num_rows: int) -> None:
-        rows_at_once = min(self.rows_at_once, num_rows) // 2
-        if rows_at_once == 0:
+        micro_batch_size = min(self.micro_batch_size, num_rows) // 2
+        if micro_batch_size == 0:
             raise torch.OutOfMemoryError("a single row does not fit")
-        self.rows_at_once = rows_at_once
-        rows = "1 row" if rows_at_once == 1 else f"{rows_at_once} rows"
+        self.micro_batch_size = micro_batch_size
+        rows = "1 row" if micro_batch_size == 1 else f"{micro_batch_size} rows"
         console.note(
             f"out of memory in step {step + 1}: from here on {rows} at once, in more passes; "
             "rows and gradients of each step stay the same"
         )
 
-    def _begin_again(self, step: _Step, forget_gradients: Callable[[], None]) -> None:
-        give_back_memory()
-        forget_gradients()
+    def _begin_again(self, step: _Step, zero_grad: Callable[[], None]) -> None:
+        free_memory()
+        zero_grad()
         restore_generators(step.generators)
         for name, values in self._metrics.items():
             del values[step.metrics.get(name, 0) :]

@@ -12,18 +12,18 @@ from qlora_cli.data.collator import Collator
 from qlora_cli.data.packed_rows import PackedRows
 from qlora_cli.data.token_row import TokenRow
 
-ROW_NUMBERS = "row_numbers"
+ROW_IDS = "row_ids"
 """Column of a training row, and key of a batch: int64 of shape (rows of the batch,)."""
 
 NUM_PLACES_NAMED = 8
 
 
-def numbered_dataset(rows: PackedRows) -> Any:
+def dataset_with_row_ids(rows: PackedRows) -> Any:
     """The rows as `SFTTrainer` takes them, each with its number; eight bytes a row are held in memory."""
-    return rows.dataset.add_column(ROW_NUMBERS, np.arange(len(rows)), new_fingerprint="numbered")
+    return rows.dataset.add_column(ROW_IDS, np.arange(len(rows)), new_fingerprint="numbered")
 
 
-class NumberedCollator:
+class RowIdCollator:
     """Makes batches as `Collator` does and writes down which rows they hold.
 
     Args:
@@ -36,9 +36,9 @@ class NumberedCollator:
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """
         Args:
-            rows: of `numbered_dataset`.
+            rows: of `dataset_with_row_ids`.
         """
-        return {**self._collator(rows), ROW_NUMBERS: torch.tensor([row[ROW_NUMBERS] for row in rows])}
+        return {**self._collator(rows), ROW_IDS: torch.tensor([row[ROW_IDS] for row in rows])}
 
 
 def documents_of(rows: PackedRows, numbers: Iterable[int]) -> Iterator[TokenRow]:
@@ -48,11 +48,11 @@ def documents_of(rows: PackedRows, numbers: Iterable[int]) -> Iterator[TokenRow]
             yield from rows.documents(number)
 
 
-def named_places(documents: Sequence[TokenRow]) -> str:
+def describe_places(documents: Sequence[TokenRow]) -> str:
     """Where documents come from, in one line; the rest is counted.
 
     >>> from qlora_cli.data.example import Place
-    >>> named_places([TokenRow([1], [1], Place("a.jsonl", line, line)) for line in range(1, 11)])[-36:]
+    >>> describe_places([TokenRow([1], [1], Place("a.jsonl", line, line)) for line in range(1, 11)])[-36:]
     'a.jsonl:7, a.jsonl:8 and 2 rows more'
     """
     named = ", ".join(str(document.place) for document in documents[:NUM_PLACES_NAMED])

@@ -10,37 +10,37 @@ from torch import Generator
 from torch.utils.data import Dataset, Sampler
 
 from qlora_cli.data.token_row import IGNORE_INDEX
-from qlora_cli.train.step.row_ids import ROW_NUMBERS
+from qlora_cli.train.step.row_ids import ROW_IDS
 
-FILLER = -1
+PADDING_ROW = -1
 """Number of the row that fills up the last batch of an epoch; it has no label."""
 
 
-def share(order: Sequence[int], batch_size: int, rank: int, num_ranks: int) -> list[int]:
+def share(order: Sequence[int], batch_size: int, rank: int, world_size: int) -> list[int]:
     """Row numbers of one process: the batch of all processes, cut into one part each.
 
     Two processes with batches of 2 see in each step what one process with batches of 4 sees. The last batch is
     filled up with rows that teach nothing, so that no row counts twice in an epoch.
 
-    >>> share([7, 5, 6, 4, 3], batch_size=2, rank=0, num_ranks=2)
+    >>> share([7, 5, 6, 4, 3], batch_size=2, rank=0, world_size=2)
     [7, 5, 3, -1]
-    >>> share([7, 5, 6, 4, 3], batch_size=2, rank=1, num_ranks=2)
+    >>> share([7, 5, 6, 4, 3], batch_size=2, rank=1, world_size=2)
     [6, 4, -1, -1]
     """
-    together = batch_size * num_ranks
-    filled = [*order, *[FILLER] * (-len(order) % together)]
+    together = batch_size * world_size
+    filled = [*order, *[PADDING_ROW] * (-len(order) % together)]
     starts = range(rank * batch_size, len(filled), together)
     return [row for start in starts for row in filled[start : start + batch_size]]
 
 
-class ShareSampler(Sampler[int]):
+class ShardedSampler(Sampler[int]):
     """The share of one process in each epoch's shuffled rows; the order is that of a run in one process."""
 
-    def __init__(self, num_rows: int, batch_size: int, rank: int, num_ranks: int, *, seed: int) -> None:
+    def __init__(self, num_rows: int, batch_size: int, rank: int, world_size: int, *, seed: int) -> None:
         self._rows = range(num_rows)
         self._batch_size = batch_size
         self._rank = rank
-        self._num_ranks = num_ranks
+        self._num_ranks = world_size
         self._order = SeedableRandomSampler(self._rows, generator=Generator(), data_seed=seed)
 
     def set_epoch(self, epoch: int) -> None:
@@ -54,8 +54,8 @@ class ShareSampler(Sampler[int]):
         yield from share(list(self._order), self._batch_size, self._rank, self._num_ranks)
 
 
-class FilledRows(Dataset[dict[str, Any]]):
-    """Rows, and one more under the number `FILLER`: the first one without its labels."""
+class PaddedDataset(Dataset[dict[str, Any]]):
+    """Rows, and one more under the number `PADDING_ROW`: the first one without its labels."""
 
     def __init__(self, rows: Sequence[dict[str, Any]]) -> None:
         self._rows = rows
@@ -64,7 +64,7 @@ class FilledRows(Dataset[dict[str, Any]]):
         return len(self._rows)
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        if number == FILLER:
+        if number == PADDING_ROW:
             row = self._rows[0]
-            return {**row, "labels": [IGNORE_INDEX] * len(row["labels"]), ROW_NUMBERS: FILLER}
+            return {**row, "labels": [IGNORE_INDEX] * len(row["labels"]), ROW_IDS: PADDING_ROW}
         return self._rows[number]

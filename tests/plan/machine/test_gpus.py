@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qlora_cli.errors import ArgumentError
-from qlora_cli.plan.machine.gpus import Card, all_cards, find_card
+from qlora_cli.plan.machine.gpus import Gpu, all_cards, find_card
 
 FACTS = ("memory_mib", "bandwidth_gb_s", "dense_tflops", "compute_capability", "num_multiprocessors")
 
@@ -57,7 +57,7 @@ def test_a_card_without_facts_is_refused(written):
 
 
 @pytest.mark.parametrize("card", all_cards().values(), ids=lambda card: card.name)
-def test_facts_are_of_possible_size_and_have_a_source(card: Card):
+def test_facts_are_of_possible_size_and_have_a_source(card: Gpu):
     assert 8_000 <= card.memory_mib <= 200_000
     assert 200 <= card.bandwidth_gb_s <= 10_000
     assert 20 <= card.dense_tflops <= 3_000

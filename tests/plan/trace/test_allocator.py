@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qlora_cli.plan.trace.allocator import MIB, CachingAllocator, allocate_trace
-from qlora_cli.plan.trace.live_memory import Kind, Phase, Stage
-from qlora_cli.plan.trace.timeline import Life, Trace
+from qlora_cli.plan.trace.live_memory import MemoryKind, Phase, Stage
+from qlora_cli.plan.trace.timeline import Allocation, MemoryTrace
 
 
 def test_small_requests_share_segments_of_two_mib():
@@ -82,12 +82,12 @@ def test_the_books_always_balance(requests):
 
 def test_a_trace_is_served_until_nothing_new_is_reserved():
     lives = (
-        Life(10 * MIB, Kind.BASE_QUANTIZED, 0, 9),
-        Life(99 * MIB, Kind.PAGED_OPTIMIZER, 0, 9),
-        Life(30 * MIB, Kind.TEMPORARY, 1, 3),
-        Life(20 * MIB, Kind.GRADIENTS, 2, 9),
+        Allocation(10 * MIB, MemoryKind.BASE_QUANTIZED, 0, 9),
+        Allocation(99 * MIB, MemoryKind.PAGED_OPTIMIZER, 0, 9),
+        Allocation(30 * MIB, MemoryKind.TEMPORARY, 1, 3),
+        Allocation(20 * MIB, MemoryKind.GRADIENTS, 2, 9),
     )
-    trace = Trace(lives, (Phase(Stage.FORWARD, 0, 0),), 5)
+    trace = MemoryTrace(lives, (Phase(Stage.FORWARD, 0, 0),), 5)
     allocator = allocate_trace(trace, beforehand=4 * MIB)
     assert allocator.peak_allocated == (10 + 4 + 30 + 20) * MIB
     assert allocator.peak_reserved >= allocator.peak_allocated

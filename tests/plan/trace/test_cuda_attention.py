@@ -10,7 +10,7 @@ from qlora_cli.plan.machine.device import Device
 from qlora_cli.plan.trace.cuda_attention import WITHOUT_MASK, attention_on
 from qlora_cli.plan.trace.cuda_kernels import AsOnCuda, workspaces
 from qlora_cli.plan.trace.fake_model import fake_tensors
-from qlora_cli.plan.trace.live_memory import Kind, LiveMemory
+from qlora_cli.plan.trace.live_memory import LiveMemory, MemoryKind
 from qlora_cli.plan.trace.timeline import finished_trace
 from tests.plan.bases import AMPERE, config_of, request_for
 
@@ -95,21 +95,21 @@ def test_a_mask_of_odd_length_is_padded_to_sixteen():
 
 def test_backward_of_flash_attention_adds_up_queries_in_float32():
     rows = 128  # 96 rounded up
-    found = sizes(traced(AMPERE, has_mask=False), Kind.KERNEL_WORKSPACE)
+    found = sizes(traced(AMPERE, has_mask=False), MemoryKind.KERNEL_WORKSPACE)
     assert found == [4 * rows * 4, 4 * rows * 64 * 4]
 
 
 def test_backward_of_shared_heads_holds_a_gradient_for_each_query_head():
-    found = sizes(traced(AMPERE, has_mask=False, shared=True), Kind.KERNEL_WORKSPACE)
+    found = sizes(traced(AMPERE, has_mask=False, shared=True), MemoryKind.KERNEL_WORKSPACE)
     assert 2 * 4 * 96 * 64 * 2 in found
 
 
 def test_backward_of_the_efficient_kernel_adds_up_queries_in_float32():
-    assert sizes(traced(AMPERE), Kind.KERNEL_WORKSPACE) == [4 * 96 * 4, 4 * 128 * 64 * 4]
+    assert sizes(traced(AMPERE), MemoryKind.KERNEL_WORKSPACE) == [4 * 96 * 4, 4 * 128 * 64 * 4]
 
 
 def test_wide_heads_add_up_keys_and_values_too():
-    narrow, wide = (sizes(traced(AMPERE, width=width), Kind.KERNEL_WORKSPACE)[-1] for width in (128, 256))
+    narrow, wide = (sizes(traced(AMPERE, width=width), MemoryKind.KERNEL_WORKSPACE)[-1] for width in (128, 256))
     assert wide > 2 * narrow
 
 

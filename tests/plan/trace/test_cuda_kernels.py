@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from qlora_cli.plan.trace.cuda_kernels import AsOnCuda, cuda_autocast, workspaces
 from qlora_cli.plan.trace.fake_model import fake_tensors
-from qlora_cli.plan.trace.live_memory import Kind, LiveMemory
+from qlora_cli.plan.trace.live_memory import LiveMemory, MemoryKind
 from qlora_cli.plan.trace.step import fake_step
 from tests.plan.bases import AMPERE, CPU, config_of, request_for
 
@@ -19,7 +19,7 @@ def test_dropout_keeps_one_byte_an_element():
         tensor = torch.empty(1000, requires_grad=True)
         with AsOnCuda(AMPERE):
             dropped = functional.dropout(tensor, 0.1)
-    alive = [block.num_bytes for block in memory.blocks if block.died is None]
+    alive = [block.num_bytes for block in memory.blocks if block.freed_at is None]
     assert sorted(alive) == [1000, 4000, 4000]
     assert dropped.requires_grad
 
@@ -61,7 +61,11 @@ def product(request, *, double_quant):
         )
         start = memory.clock
         bnb.matmul_4bit(torch.empty(3, 64), packed.t(), quant_state=state)
-    return sorted(block.num_bytes for block in memory.blocks if block.born > start and block.kind is Kind.DEQUANTIZED)
+    return sorted(
+        block.num_bytes
+        for block in memory.blocks
+        if block.allocated_at > start and block.kind is MemoryKind.DEQUANTIZED
+    )
 
 
 def test_a_four_bit_product_dequantizes_the_whole_weight():
@@ -74,7 +78,7 @@ def test_a_four_bit_product_dequantizes_the_whole_weight():
 def test_int8_products_on_cuda_pass_through_int32():
     config = config_of("llama")
     trace = fake_step(request_for(config, AMPERE, quantization__quant_type="int8"))
-    sizes = {life.num_bytes for life in trace.lives if life.kind is Kind.TEMPORARY}
+    sizes = {life.num_bytes for life in trace.lives if life.kind is MemoryKind.TEMPORARY}
     assert 2 * 64 * config.intermediate_size * 4 in sizes
 
 
@@ -83,10 +87,10 @@ def test_the_unfused_adamw_holds_a_root_for_every_trained_weight():
         fake_step(request_for(config_of("llama"), AMPERE, training__optim=name))
         for name in ("adamw_torch_fused", "adamw_torch")
     )
-    adapter = fused.largest[Kind.ADAPTER]
-    sizes = [life.num_bytes for life in unfused.lives if life.kind is Kind.KERNEL_WORKSPACE]
+    adapter = fused.largest[MemoryKind.ADAPTER]
+    sizes = [life.num_bytes for life in unfused.lives if life.kind is MemoryKind.KERNEL_WORKSPACE]
     assert adapter in sizes
-    assert adapter not in [life.num_bytes for life in fused.lives if life.kind is Kind.KERNEL_WORKSPACE]
+    assert adapter not in [life.num_bytes for life in fused.lives if life.kind is MemoryKind.KERNEL_WORKSPACE]
 
 
 def test_experts_are_traced_in_both_precisions():

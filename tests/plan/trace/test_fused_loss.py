@@ -9,7 +9,7 @@ from trl.kernels import chunked_logprob
 from trl.trainer import utils
 
 from qlora_cli.plan.trace.fused_loss import TILE_COLUMNS, TILE_TOKENS, fused_loss
-from qlora_cli.plan.trace.live_memory import Kind
+from qlora_cli.plan.trace.live_memory import MemoryKind
 from qlora_cli.plan.trace.step import count_step
 from tests.plan.bases import real_model, request_for, trl_loss
 
@@ -46,7 +46,7 @@ def test_with_a_kernel_it_holds_what_trls_holds(base_folder, with_triton, settin
     request = request_for(AutoConfig.from_pretrained(folder), data__max_length=256, **settings)
     by_trl = count_step(real_model(request, folder), request, trl_loss)
     by_us = count_step(real_model(request, folder), request, cuda_loss)
-    assert by_us.largest[Kind.LOSS] == pytest.approx(by_trl.largest[Kind.LOSS], rel=WITHIN)
+    assert by_us.largest[MemoryKind.LOSS] == pytest.approx(by_trl.largest[MemoryKind.LOSS], rel=WITHIN)
     assert by_us.peak.num_bytes == pytest.approx(by_trl.peak.num_bytes, rel=WITHIN)
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from qlora_cli.plan.budget import plan
 from qlora_cli.plan.machine.device import Device
 from qlora_cli.plan.trace import gradient_buckets as planned
-from qlora_cli.plan.trace.live_memory import Kind, LiveMemory, Stage
+from qlora_cli.plan.trace.live_memory import LiveMemory, MemoryKind, Stage
 from qlora_cli.plan.trace.step import fake_step
 from qlora_cli.plan.trace.timeline import finished_trace
 from qlora_cli.plan.trace.trace_step import trace_step
@@ -27,7 +27,7 @@ def test_buckets_are_as_large_as_in_training():
 
 @pytest.mark.parametrize("adapter", [{}, {"lora__autocast_adapter_dtype": False}], ids=str)
 def test_the_buffers_are_those_that_training_makes(monkeypatch, adapter):
-    """The same parameters through `Ranks.sum_gradients`, its messages left out, counted."""
+    """The same parameters through `ProcessGroup.sum_gradients`, its messages left out, counted."""
     for module in (planned, trained):
         monkeypatch.setattr(module, "MAX_ELEMENTS", 5000)
     monkeypatch.setattr(trained.distributed, "all_reduce", lambda *args, **kwargs: None)
@@ -39,27 +39,27 @@ def test_the_buffers_are_those_that_training_makes(monkeypatch, adapter):
     dtype = torch.float32 if width == 4 else torch.bfloat16
     parameters = []
     for life in alone.lives:
-        if life.kind is Kind.ADAPTER:
+        if life.kind is MemoryKind.ADAPTER:
             parameters.append(nn.Parameter(torch.zeros(life.num_bytes // width, dtype=dtype)))
             parameters[-1].grad = torch.zeros_like(parameters[-1])
-    processes = trained.Ranks()
+    processes = trained.ProcessGroup()
     processes.num = 2
     memory = LiveMemory()
     for parameter in parameters:
-        memory.settle(parameter, Kind.ADAPTER)
-        memory.settle(parameter.grad, Kind.GRADIENTS)
+        memory.settle(parameter, MemoryKind.ADAPTER)
+        memory.settle(parameter.grad, MemoryKind.GRADIENTS)
     with memory:
         processes.sum_gradients(parameters)
     counted = finished_trace(memory)
     assert len(planned.buckets([parameter.numel() for parameter in parameters])) > 2
-    assert together.largest[Kind.GRADIENT_SUMS] == counted.peak.num_bytes - counted.at(0).num_bytes
+    assert together.largest[MemoryKind.GRADIENT_SUMS] == counted.peak.num_bytes - counted.at(0).num_bytes
 
 
 def test_the_rest_of_the_step_stays_as_it_was():
     request = request_for(config_of("llama"), TWO_GPUS)
     alone = trace_step(replace(request, device=Device("cuda", (8, 0))))
     together = trace_step(request)
-    others = {kind: size for kind, size in together.largest.items() if kind is not Kind.GRADIENT_SUMS}
+    others = {kind: size for kind, size in together.largest.items() if kind is not MemoryKind.GRADIENT_SUMS}
     assert others == alone.largest
     for (phase, height), (other, other_height) in zip(alone.highest, together.highest, strict=True):
         assert (phase.stage, phase.layer) == (other.stage, other.layer)
@@ -70,11 +70,11 @@ def test_each_gpu_holds_the_whole_model():
     request = request_for(config_of("llama"), TWO_GPUS)
     one = plan(replace(request, device=Device("cuda", (8, 0))))
     assert plan(request).needs.device_bytes >= one.needs.device_bytes
-    assert plan(request).peak.by_kind[Kind.BASE_QUANTIZED] == one.peak.by_kind[Kind.BASE_QUANTIZED]
+    assert plan(request).peak.by_kind[MemoryKind.BASE_QUANTIZED] == one.peak.by_kind[MemoryKind.BASE_QUANTIZED]
 
 
 def test_where_the_adapter_is_large_the_sums_make_the_peak():
     settings = {"lora__r": 512, "data__max_length": 8, "training__per_device_train_batch_size": 1}
     peak = plan(request_for(config_of("llama"), TWO_GPUS, **settings)).peak
     assert peak.phase.stage in (Stage.OPTIMIZER, Stage.LOSS, Stage.BACKWARD)
-    assert trace_step(request_for(config_of("llama"), TWO_GPUS, **settings)).largest[Kind.GRADIENT_SUMS] > 0
+    assert trace_step(request_for(config_of("llama"), TWO_GPUS, **settings)).largest[MemoryKind.GRADIENT_SUMS] > 0

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from qlora_cli.plan.trace.layer_repetition import Pattern, find_pattern, repeated, short_length
-from qlora_cli.plan.trace.live_memory import Kind, Phase, Stage
+from qlora_cli.plan.trace.live_memory import MemoryKind, Phase, Stage
 from qlora_cli.plan.trace.step import fake_step
-from qlora_cli.plan.trace.timeline import Life, Trace
+from qlora_cli.plan.trace.timeline import Allocation, MemoryTrace
 from tests.plan.bases import AMPERE, config_of, request_for
 
 
@@ -51,7 +51,9 @@ def test_layers_of_two_kinds_repeat_in_pairs():
 
 
 def test_a_trace_without_layers_is_refused():
-    trace = Trace((Life(4, Kind.TEMPORARY, 1, 2),), (Phase(Stage.SETUP, None, 0), Phase(Stage.LOSS, None, 0)), 3)
+    trace = MemoryTrace(
+        (Allocation(4, MemoryKind.TEMPORARY, 1, 2),), (Phase(Stage.SETUP, None, 0), Phase(Stage.LOSS, None, 0)), 3
+    )
     with pytest.raises(ValueError, match="up and down once"):
         repeated(trace, Pattern(0, 1), 5)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from qlora_cli.plan.trace.live_memory import Kind, LiveMemory, Stage
+from qlora_cli.plan.trace.live_memory import LiveMemory, MemoryKind, Stage
 from qlora_cli.plan.trace.timeline import finished_trace
 
 
@@ -23,30 +23,30 @@ def test_a_view_and_an_in_place_result_cost_nothing():
 def test_a_storage_lives_until_its_last_view_is_gone():
     with LiveMemory() as memory:
         view = torch.empty(256)[:4]
-        assert memory.blocks[0].died is None
+        assert memory.blocks[0].freed_at is None
         del view
         torch.empty(1)
-    assert memory.blocks[0].died is not None
+    assert memory.blocks[0].freed_at is not None
 
 
 def test_what_autograd_keeps_lives_on():
     weight = torch.randn(8, 8, requires_grad=True)
     with LiveMemory() as memory:
         output = torch.exp(weight * 2).sum()
-        alive = sum(block.num_bytes for block in memory.blocks if block.died is None)
+        alive = sum(block.num_bytes for block in memory.blocks if block.freed_at is None)
         output.backward()
         del output
     assert alive == 256 + 4  # the exponential, which its backward needs, and the sum
-    assert [block.num_bytes for block in memory.blocks if block.died is None] == [256]  # the gradient
+    assert [block.num_bytes for block in memory.blocks if block.freed_at is None] == [256]  # the gradient
 
 
 def test_a_kernels_workspace_lives_while_it_runs():
-    rule = {torch.ops.aten.mm.default: lambda args: [(Kind.KERNEL_WORKSPACE, 5000)]}
+    rule = {torch.ops.aten.mm.default: lambda args: [(MemoryKind.KERNEL_WORKSPACE, 5000)]}
     with LiveMemory(rule) as memory:
         product = torch.randn(4, 4) @ torch.randn(4, 4)
-    [scratch] = [block for block in memory.blocks if block.kind is Kind.KERNEL_WORKSPACE]
-    [result] = [block for block in memory.blocks if block.born > scratch.born]
-    assert scratch.born < result.born < scratch.died
+    [scratch] = [block for block in memory.blocks if block.kind is MemoryKind.KERNEL_WORKSPACE]
+    [result] = [block for block in memory.blocks if block.allocated_at > scratch.allocated_at]
+    assert scratch.allocated_at < result.allocated_at < scratch.freed_at
     assert product.shape == (4, 4)
 
 
@@ -66,7 +66,7 @@ def test_what_forward_leaves_to_backward_is_an_activation():
         memory.enter(Stage.BACKWARD, 0)
         del kept
     trace = finished_trace(memory)
-    assert trace.largest == {Kind.ACTIVATIONS: 4000, Kind.LOSS: 28, Kind.TEMPORARY: 12_000}
+    assert trace.largest == {MemoryKind.ACTIVATIONS: 4000, MemoryKind.LOSS: 28, MemoryKind.TEMPORARY: 12_000}
 
 
 def test_settled_memory_is_there_from_the_start_whenever_it_was_made():
@@ -74,10 +74,10 @@ def test_settled_memory_is_there_from_the_start_whenever_it_was_made():
         memory.enter(Stage.OPTIMIZER)
         torch.empty(10)
         state = torch.empty(100)
-        memory.settle(state, Kind.OPTIMIZER, layer=3)
+        memory.settle(state, MemoryKind.OPTIMIZER, layer=3)
     trace = finished_trace(memory)
-    assert trace.at(0).by_kind == {Kind.OPTIMIZER: 400}
-    assert [life.layer for life in trace.lives if life.kind is Kind.OPTIMIZER] == [3]
+    assert trace.at(0).by_kind == {MemoryKind.OPTIMIZER: 400}
+    assert [life.layer for life in trace.lives if life.kind is MemoryKind.OPTIMIZER] == [3]
 
 
 def test_forgotten_memory_is_nowhere():

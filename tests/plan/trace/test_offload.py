@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from qlora_cli.plan.trace.live_memory import Kind, Stage
+from qlora_cli.plan.trace.live_memory import MemoryKind, Stage
 from qlora_cli.plan.trace.offload import LEAST_BYTES, NUM_STASHED, FakeOffload, OnHost
 from qlora_cli.plan.trace.step import fake_step
 from tests.plan.bases import AMPERE, request_for
@@ -26,7 +26,7 @@ def request_16bit():
 
 def kept_at_the_loss(trace) -> int:
     start = next(phase.start for phase in trace.phases if phase.stage is Stage.LOSS)
-    return trace.at(start).by_kind[Kind.ACTIVATIONS]
+    return trace.at(start).by_kind[MemoryKind.ACTIVATIONS]
 
 
 def test_with_checkpointing_all_inputs_of_layers_but_the_latest_leave_the_device(request_16bit):
@@ -46,7 +46,13 @@ def test_without_checkpointing_more_leaves(request_16bit):
 def test_the_weights_and_what_is_trained_stay_as_they_are(request_16bit):
     plain = fake_step(request_16bit)
     offloaded = fake_step(request_16bit.changed({"training.activation_offloading": True}))
-    for kind in (Kind.BASE_QUANTIZED, Kind.QUANTIZATION_CONSTANTS, Kind.BASE_16BIT, Kind.ADAPTER, Kind.GRADIENTS):
+    for kind in (
+        MemoryKind.BASE_QUANTIZED,
+        MemoryKind.QUANTIZATION_CONSTANTS,
+        MemoryKind.BASE_16BIT,
+        MemoryKind.ADAPTER,
+        MemoryKind.GRADIENTS,
+    ):
         assert offloaded.largest[kind] == plain.largest[kind]
 
 

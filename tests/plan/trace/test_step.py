@@ -10,7 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, LlamaConfig
 
 from qlora_cli.errors import RecipeError
-from qlora_cli.plan.trace.live_memory import Kind, Stage
+from qlora_cli.plan.trace.live_memory import MemoryKind, Stage
 from qlora_cli.plan.trace.optimizers import make_optimizer
 from qlora_cli.plan.trace.step import count_step, fake_step
 from tests.plan.bases import AMPERE, CONFIGS, config_of, real_model, request_for, trl_loss
@@ -84,7 +84,10 @@ def test_what_layers_hold_is_the_same_where_the_loss_does_not_hide_it(base_folde
     settings = {"training__gradient_checkpointing": checkpointing, "data__max_length": 128}
     request = request_for(AutoConfig.from_pretrained(folder), **settings)
     real = count_step(real_model(request, folder), request, mean_square)
-    assert Kind.LOSS not in real.peak.by_kind or real.peak.by_kind[Kind.LOSS] < real.peak.by_kind[Kind.ACTIVATIONS]
+    assert (
+        MemoryKind.LOSS not in real.peak.by_kind
+        or real.peak.by_kind[MemoryKind.LOSS] < real.peak.by_kind[MemoryKind.ACTIVATIONS]
+    )
     assert_same(real, fake_step(request, mean_square))
 
 
@@ -122,7 +125,7 @@ def test_the_allocator_of_torch_counts_the_same_bytes(base_folder, checkpointing
         peak = max(peak, total)
 
     trace = fake_step(request)
-    steady = sum(life.num_bytes for life in trace.lives if not life.born)
+    steady = sum(life.num_bytes for life in trace.lives if not life.allocated_at)
     assert trace.peak.num_bytes - steady == pytest.approx(peak, rel=WITHIN)
 
 
@@ -130,9 +133,9 @@ def test_with_accumulation_gradients_are_there_from_the_start():
     config = config_of("llama")
     once = fake_step(request_for(config))
     more = fake_step(request_for(config, training__gradient_accumulation_steps=2))
-    assert Kind.GRADIENTS not in once.at(0).by_kind
-    assert more.at(0).by_kind[Kind.GRADIENTS] == more.at(0).by_kind[Kind.ADAPTER]
-    assert once.largest[Kind.GRADIENTS] == more.largest[Kind.GRADIENTS]
+    assert MemoryKind.GRADIENTS not in once.at(0).by_kind
+    assert more.at(0).by_kind[MemoryKind.GRADIENTS] == more.at(0).by_kind[MemoryKind.ADAPTER]
+    assert once.largest[MemoryKind.GRADIENTS] == more.largest[MemoryKind.GRADIENTS]
 
 
 def test_a_step_goes_up_through_the_layers_and_down_again():

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from qlora_cli.plan.trace.live_memory import Kind, Phase, Stage
-from qlora_cli.plan.trace.timeline import Life, Trace
+from qlora_cli.plan.trace.live_memory import MemoryKind, Phase, Stage
+from qlora_cli.plan.trace.timeline import Allocation, MemoryTrace
 
-TRACE = Trace(
+TRACE = MemoryTrace(
     lives=(
-        Life(100, Kind.BASE_QUANTIZED, 0, 99),
-        Life(50, Kind.PAGED_OPTIMIZER, 0, 99),
-        Life(10, Kind.ACTIVATIONS, 1, 8),
-        Life(20, Kind.ACTIVATIONS, 2, 7),
-        Life(40, Kind.TEMPORARY, 5, 6),
+        Allocation(100, MemoryKind.BASE_QUANTIZED, 0, 99),
+        Allocation(50, MemoryKind.PAGED_OPTIMIZER, 0, 99),
+        Allocation(10, MemoryKind.ACTIVATIONS, 1, 8),
+        Allocation(20, MemoryKind.ACTIVATIONS, 2, 7),
+        Allocation(40, MemoryKind.TEMPORARY, 5, 6),
     ),
     phases=(Phase(Stage.SETUP, None, 0), Phase(Stage.FORWARD, 0, 0), Phase(Stage.BACKWARD, 0, 4)),
     end=9,
@@ -22,7 +22,7 @@ TRACE = Trace(
 
 def test_the_peak_is_the_fullest_moment_and_knows_its_phase():
     assert (TRACE.peak.clock, TRACE.peak.num_bytes, str(TRACE.peak.phase)) == (5, 170, "backward, layer 0")
-    assert TRACE.peak.by_kind[Kind.PAGED_OPTIMIZER] == 50
+    assert TRACE.peak.by_kind[MemoryKind.PAGED_OPTIMIZER] == 50
 
 
 def test_each_phase_has_its_own_height():
@@ -30,13 +30,13 @@ def test_each_phase_has_its_own_height():
 
 
 def test_each_kind_has_its_own_height():
-    assert TRACE.largest[Kind.ACTIVATIONS] == 30
-    assert TRACE.largest[Kind.TEMPORARY] == 40
+    assert TRACE.largest[MemoryKind.ACTIVATIONS] == 30
+    assert TRACE.largest[MemoryKind.TEMPORARY] == 40
 
 
 def test_what_dies_at_a_tick_is_gone_at_it():
-    assert TRACE.at(7).by_kind[Kind.ACTIVATIONS] == 10
-    assert Kind.ACTIVATIONS not in TRACE.at(8).by_kind
+    assert TRACE.at(7).by_kind[MemoryKind.ACTIVATIONS] == 10
+    assert MemoryKind.ACTIVATIONS not in TRACE.at(8).by_kind
 
 
 def test_a_thinned_timeline_keeps_the_peak():

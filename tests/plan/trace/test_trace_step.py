@@ -7,13 +7,13 @@ from transformers import LlamaConfig
 
 from qlora_cli.plan.budget import plan
 from qlora_cli.plan.machine.device import Device
-from qlora_cli.plan.trace.live_memory import Kind, Phase, Stage
+from qlora_cli.plan.trace.live_memory import MemoryKind, Phase, Stage
 from qlora_cli.plan.trace.step import fake_step
-from qlora_cli.plan.trace.timeline import Trace
+from qlora_cli.plan.trace.timeline import MemoryTrace
 from qlora_cli.plan.trace.trace_step import trace_step
 from tests.plan.bases import AMPERE, config_of, request_for
 
-NO_LAYERS = Trace((), (Phase(Stage.SETUP, None, 0),), 1)
+NO_LAYERS = MemoryTrace((), (Phase(Stage.SETUP, None, 0),), 1)
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_an_8b_model_has_its_published_parameters(bill_8b):
 
 def test_an_8b_model_takes_4_127_bits_a_quantized_weight(bill_8b):
     """QLoRA paper, section 3: 0.127 bit of constants; the code tables add 1.1 KiB a matrix."""
-    stored = bill_8b.peak.by_kind[Kind.BASE_QUANTIZED] + bill_8b.peak.by_kind[Kind.QUANTIZATION_CONSTANTS]
+    stored = bill_8b.peak.by_kind[MemoryKind.BASE_QUANTIZED] + bill_8b.peak.by_kind[MemoryKind.QUANTIZATION_CONSTANTS]
     assert stored * 8 / bill_8b.facts.num_quantized == pytest.approx(4.127, abs=1e-3)
 
 
@@ -94,7 +94,7 @@ def test_the_sums_of_the_bill_agree(bill_8b):
     assert needs.allocated_bytes + by_name["fragmentation"] == needs.reserved_bytes
     assert needs.reserved_bytes + by_name["CUDA context"] == needs.device_bytes
     assert all(overhead.source for overhead in needs.overheads)
-    assert bill_8b.paged_bytes == bill_8b.peak.by_kind[Kind.PAGED_OPTIMIZER]
+    assert bill_8b.paged_bytes == bill_8b.peak.by_kind[MemoryKind.PAGED_OPTIMIZER]
 
 
 def test_an_8b_model_trains_on_a_16_gib_card(bill_8b):

@@ -19,7 +19,7 @@ from qlora_cli.run.files import sha256_file
 from qlora_cli.run.manifest import read_manifest
 from qlora_cli.run.metrics import read_metrics
 from qlora_cli.train.callbacks.early_stopping import best_step, num_without_gain
-from qlora_cli.train.session import Session, train_recipe
+from qlora_cli.train.session import TrainOptions, train_recipe
 
 STEPS = 8
 BEST, SOON_AFTER = 2, 4
@@ -77,15 +77,15 @@ def run_of(recipe: Recipe, path, *stops: int) -> RunDirectory:
     """A run that is stopped and resumed after each so many steps."""
     run = RunDirectory(path)
     for number, stop in enumerate(stops):
-        train_recipe(recipe, run, Session(stop_after=stop, resume=number > 0))
-    train_recipe(recipe, run, Session(resume=bool(stops)))
+        train_recipe(recipe, run, TrainOptions(stop_after=stop, resume=number > 0))
+    train_recipe(recipe, run, TrainOptions(resume=bool(stops)))
     return run
 
 
 def test_a_run_whose_eval_loss_no_longer_falls_ends_early_and_is_finished(recipe, tmp_path):
     whole = eval_losses(run_of(recipe(), tmp_path / "whole"))
     run = RunDirectory(tmp_path / "run")
-    result = train_recipe(recipe(early_stopping_patience=2), run, Session())
+    result = train_recipe(recipe(early_stopping_patience=2), run, TrainOptions())
     ends = [step for step in whole if num_without_gain({s: whole[s] for s in whole if s <= step}, 0.0) == 2]
     assert result.num_steps == ends[0] < STEPS
     assert eval_losses(run) == {step: whole[step] for step in range(1, ends[0] + 1)}
@@ -118,7 +118,7 @@ def test_a_finished_early_stop_is_resumed_without_a_step(recipe, tmp_path):
     run = run_of(recipe(early_stopping_patience=2, load_best_model_at_end=True), tmp_path / "run")
     before = remains(run)
     shutil.rmtree(run.adapter_path)
-    again = train_recipe(recipe(early_stopping_patience=2, load_best_model_at_end=True), run, Session(resume=True))
+    again = train_recipe(recipe(early_stopping_patience=2, load_best_model_at_end=True), run, TrainOptions(resume=True))
     assert (again.num_steps_now, again.is_finished) == (0, True)
     assert remains(run) == before
 
@@ -127,7 +127,7 @@ def test_more_patience_goes_on_to_where_the_patient_run_ends(recipe, tmp_path):
     patient = run_of(recipe(early_stopping_patience=4), tmp_path / "patient")
     run = run_of(recipe(early_stopping_patience=1), tmp_path / "run")
     assert read_manifest(run)["num_steps"] < read_manifest(patient)["num_steps"]
-    train_recipe(recipe(early_stopping_patience=4), run, Session(resume=True))
+    train_recipe(recipe(early_stopping_patience=4), run, TrainOptions(resume=True))
     newest = f"checkpoints/step-{read_manifest(patient)['num_steps']:06d}/optimizer.safetensors"
     one, other = remains(run), remains(patient)
     for name in ("metrics", "num_steps", "early_stop", "adapter/adapter_model.safetensors", newest):
@@ -140,10 +140,10 @@ def test_an_evaluation_that_a_kill_took_away_is_made_up_for_and_ends_the_run_bef
     straight = run_of(recipe(**training, max_steps=3 * EPOCH), tmp_path / "straight")
     assert read_manifest(straight)["num_steps"] == 2 * EPOCH
     run = RunDirectory(tmp_path / "run")
-    assert train_recipe(recipe(**training, max_steps=3 * EPOCH), run, Session(stop_after=2 * EPOCH)).is_finished
+    assert train_recipe(recipe(**training, max_steps=3 * EPOCH), run, TrainOptions(stop_after=2 * EPOCH)).is_finished
     kept = [line for line in run.metrics_path.read_text().splitlines(True) if not is_evaluation_of(line, 2 * EPOCH)]
     run.metrics_path.write_text("".join(kept))
-    result = train_recipe(recipe(**training, max_steps=3 * EPOCH), run, Session(resume=True))
+    result = train_recipe(recipe(**training, max_steps=3 * EPOCH), run, TrainOptions(resume=True))
     assert (result.num_steps, result.num_steps_now, result.is_finished) == (2 * EPOCH, 0, True)
     assert remains(run) == remains(straight)
 
@@ -178,7 +178,7 @@ def test_a_damaged_best_checkpoint_is_said_and_the_next_best_is_taken(recipe, tm
     best, second = sorted(eval_losses(run), key=eval_losses(run).get)[:2]
     (run.checkpoints_path / f"step-{best:06d}" / "adapter_model.safetensors").write_bytes(b"")
     capsys.readouterr()
-    train_recipe(recipe(**training), run, Session(resume=True))
+    train_recipe(recipe(**training), run, TrainOptions(resume=True))
     assert f"the adapter of step {best}," in capsys.readouterr().err
     assert read_manifest(run)["adapter_step"] == second
 
@@ -187,7 +187,7 @@ def test_a_longer_run_goes_on_from_the_last_step_not_from_the_best(recipe, tmp_p
     long = run_of(recipe(load_best_model_at_end=True, max_steps=SOON_AFTER + 3), tmp_path / "long")
     run = run_of(recipe(load_best_model_at_end=True, max_steps=SOON_AFTER), tmp_path / "run")
     assert read_manifest(run)["adapter_step"] == BEST
-    train_recipe(recipe(load_best_model_at_end=True, max_steps=SOON_AFTER + 3), run, Session(resume=True))
+    train_recipe(recipe(load_best_model_at_end=True, max_steps=SOON_AFTER + 3), run, TrainOptions(resume=True))
     name = f"checkpoints/step-{SOON_AFTER + 3:06d}/optimizer.safetensors"
     assert remains(run)[name] == remains(long)[name]
     assert remains(run)["adapter_step"] == remains(long)["adapter_step"]

@@ -11,8 +11,8 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.metrics import append_metrics, read_metrics
-from qlora_cli.train.callbacks.loss_divergence import PATIENCE, WINDOW, LossLevel, LossWatch
-from qlora_cli.train.session import Session, train_recipe
+from qlora_cli.train.callbacks.loss_divergence import PATIENCE, WINDOW, DivergenceDetector, LossDivergenceCallback
+from qlora_cli.train.session import TrainOptions, train_recipe
 
 NUM_RUNS = 150
 NUM_STEPS = 1000
@@ -46,16 +46,16 @@ def spiky(chance: random.Random, step: int) -> float:
 @pytest.mark.parametrize("curve", [falling, by_epochs, heavy_tailed, flat, spiky], ids=lambda curve: curve.__name__)
 def test_ordinary_curves_give_no_alarm(curve: Callable[[random.Random, int], float]):
     for seed in range(NUM_RUNS):
-        chance, level = random.Random(seed), LossLevel()
-        assert not any(level.takes_leave(curve(chance, step)) for step in range(NUM_STEPS)), seed
+        chance, level = random.Random(seed), DivergenceDetector()
+        assert not any(level.has_diverged(curve(chance, step)) for step in range(NUM_STEPS)), seed
 
 
 @pytest.mark.parametrize("curve", [falling, by_epochs, flat], ids=lambda curve: curve.__name__)
 def test_a_loss_that_doubles_and_stays_is_told_once_and_soon(curve: Callable[[random.Random, int], float]):
     for seed in range(NUM_RUNS):
-        chance, level = random.Random(seed), LossLevel()
+        chance, level = random.Random(seed), DivergenceDetector()
         rises = [0.0] * 300 + [2.0] * 300
-        told = [step for step, rise in enumerate(rises) if level.takes_leave(curve(chance, step) + rise)]
+        told = [step for step, rise in enumerate(rises) if level.has_diverged(curve(chance, step) + rise)]
         assert len(told) == 1
         assert 300 + PATIENCE <= told[0] + 1 <= 300 + 2 * PATIENCE
 
@@ -66,7 +66,7 @@ def test_real_runs_give_no_alarm(small_recipe, tmp_path, capsys):
         training={"max_steps": 2 * WINDOW, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 1},
     )
     run = RunDirectory(tmp_path / "run")
-    train_recipe(recipe, run, Session())
+    train_recipe(recipe, run, TrainOptions())
     assert len(read_metrics(run.metrics_path)) == 2 * WINDOW
     assert "the loss is above" not in capsys.readouterr().err
 
@@ -75,7 +75,7 @@ def test_a_resumed_run_remembers_the_level_of_the_losses_before(tmp_path, capsys
     path = tmp_path / "metrics.jsonl"
     for step in range(1, 81):
         append_metrics(path, {"step": step, "loss": 1.0 + 0.01 * (step % 3)})
-    watch, state = LossWatch(path), TrainerState(global_step=80)
+    watch, state = LossDivergenceCallback(path), TrainerState(global_step=80)
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, logging_steps=1)
     watch.on_train_begin(arguments, state, TrainerControl())
     for _ in range(2 * PATIENCE):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from qlora_cli.train.callbacks.peak_memory import MemoryMeter
+from qlora_cli.train.callbacks.peak_memory import PeakMemory
 
 MIB = 2**20
 
@@ -16,7 +16,7 @@ def take(num_mib: int) -> None:
 
 def test_it_measures_what_a_session_takes_at_most():
     take(700)
-    meter = MemoryMeter()
+    meter = PeakMemory()
     take(200)
     take(100)
     assert 195 * MIB < meter.measured()["resident"] < 400 * MIB

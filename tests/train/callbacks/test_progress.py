@@ -16,7 +16,7 @@ from qlora_cli.train.callbacks import progress
 from qlora_cli.train.callbacks.progress import ProgressCallback, peak_memory_bytes
 
 
-class Session:
+class TrainOptions:
     """A callback on a clock that goes only when it is told to."""
 
     def __init__(self, path: Path, monkeypatch, max_steps: int = 10) -> None:
@@ -35,7 +35,7 @@ class Session:
 
 @pytest.fixture
 def begin(tmp_path, monkeypatch):
-    return lambda **options: Session(tmp_path / "metrics.jsonl", monkeypatch, **options)
+    return lambda **options: TrainOptions(tmp_path / "metrics.jsonl", monkeypatch, **options)
 
 
 def test_a_step_is_recorded_with_what_the_trainer_says_and_what_it_cost(begin, tmp_path):
@@ -68,7 +68,7 @@ def test_a_summary_of_the_trainer_is_no_step(begin, tmp_path):
 
 
 def test_a_resumed_run_counts_the_tokens_since_it_went_on(tmp_path, monkeypatch):
-    session = Session(tmp_path / "metrics.jsonl", monkeypatch)
+    session = TrainOptions(tmp_path / "metrics.jsonl", monkeypatch)
     session.state.epoch = 0.5
     session.callback.on_train_begin(None, session.state, TrainerControl())
     session.log(6, 0.6, seconds=1, loss=2.0)

@@ -15,7 +15,7 @@ from qlora_cli.train.callbacks.stop import StopCallback, StopRequest
 @pytest.mark.parametrize("number", STOP_SIGNALS, ids=lambda number: number.name)
 def test_a_signal_is_remembered_and_said_instead_of_ending_the_process(number, capsys):
     request = StopRequest()
-    with request.listening():
+    with request.installed():
         os.kill(os.getpid(), number)
         assert request.signal_number == number
     assert f"{number.name}: finishing this step and saving a checkpoint" in capsys.readouterr().err
@@ -23,7 +23,7 @@ def test_a_signal_is_remembered_and_said_instead_of_ending_the_process(number, c
 
 def test_signals_are_handled_as_before_when_the_run_is_over():
     before = [signal.getsignal(number) for number in STOP_SIGNALS]
-    with pytest.raises(KeyError), StopRequest().listening():
+    with pytest.raises(KeyError), StopRequest().installed():
         assert [signal.getsignal(number) for number in STOP_SIGNALS] != before
         raise KeyError
     assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
@@ -33,7 +33,7 @@ def test_signals_are_handled_as_before_when_the_run_is_over():
 def test_a_second_signal_leaves_at_once(second):
     child = os.fork()
     if child == 0:
-        with StopRequest().listening():
+        with StopRequest().installed():
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), second)
             os._exit(0)

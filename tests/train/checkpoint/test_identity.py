@@ -12,7 +12,7 @@ from qlora_cli.data.prepare import prepare_data
 from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.model.tokenizer import load_tokenizer
 from qlora_cli.run.manifest import LIBRARIES
-from qlora_cli.train.checkpoint.identity import circumstances, ground_facts
+from qlora_cli.train.checkpoint.identity import environment_info, run_identity
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def fingerprints(recipe, add_token: str = "", template: str = "") -> dict[str, s
     if add_token:
         tokenizer.add_tokens([add_token])
     tokenizer.chat_template += template
-    facts = ground_facts(recipe, prepared, tokenizer)
+    facts = run_identity(recipe, prepared, tokenizer)
     return {section: values["fingerprint"] for section, values in facts.items()}
 
 
@@ -68,13 +68,13 @@ def test_another_split_is_other_data(small_recipe, sections):
 def test_how_rows_are_counted_and_where_the_base_came_from_is_written_down(small_recipe, tiny_base):
     recipe = small_recipe()
     tokenizer = load_tokenizer(recipe.model)
-    facts = ground_facts(recipe, prepare_data(recipe.data, Renderer(tokenizer), 42), tokenizer)
+    facts = run_identity(recipe, prepare_data(recipe.data, Renderer(tokenizer), 42), tokenizer)
     assert (facts["data"]["num_train_rows"], facts["data"]["num_eval_rows"]) == (43, 5)
     assert facts["base"]["base_model"] == str(tiny_base)
 
 
 def test_the_circumstances_are_json_and_name_versions_dtype_and_seed(small_recipe):
-    found = circumstances(small_recipe(model={"dtype": "bfloat16"}, training={"seed": 7}))
+    found = environment_info(small_recipe(model={"dtype": "bfloat16"}, training={"seed": 7}))
     assert json.loads(json.dumps(found)) == found
     assert set(LIBRARIES) <= found["versions"].keys()
     assert (found["dtype"], found["seed"], found["hardware"]["device"]) == ("bfloat16", 7, "cpu")

@@ -12,9 +12,9 @@ from qlora_cli.run.checkpoints import list_checkpoints
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.manifest import read_manifest, write_manifest
 from qlora_cli.run.metrics import read_metrics
-from qlora_cli.train.checkpoint.identity import changed_keys, seal_of
-from qlora_cli.train.checkpoint.resume import check_same_ground, find_resume_point
-from qlora_cli.train.session import Session, train_recipe
+from qlora_cli.train.checkpoint.identity import changed_keys, checkpoint_identity
+from qlora_cli.train.checkpoint.resume import check_same_identity, find_checkpoint
+from qlora_cli.train.session import TrainOptions, train_recipe
 
 UNPACKED = {"packing": False}
 
@@ -56,10 +56,10 @@ def test_a_key_that_changes_only_what_is_written_may_change(small_recipe, change
 def test_a_manifest_that_says_nothing_of_the_base_or_another_one_is_refused(tmp_path, section):
     run = RunDirectory(tmp_path)
     write_manifest(run, {"base": {"fingerprint": "same"}})
-    check_same_ground(run, {"base": {"fingerprint": "same"}})
+    check_same_identity(run, {"base": {"fingerprint": "same"}})
     write_manifest(run, {"base": section})
     with pytest.raises(IdentityError, match="base"):
-        check_same_ground(run, {"base": {"fingerprint": "same"}})
+        check_same_identity(run, {"base": {"fingerprint": "same"}})
 
 
 def by_epochs(small_recipe, epochs):
@@ -81,10 +81,10 @@ def test_it_may_not_end_sooner_or_be_counted_otherwise(small_recipe):
 
 def test_a_seal_tells_recipes_apart_that_train_otherwise_and_no_others(small_recipe):
     facts = {"data": {"fingerprint": "d", "num_train_rows": 3}}
-    seal = seal_of(small_recipe(), facts)
+    seal = checkpoint_identity(small_recipe(), facts)
     assert seal["data_fingerprint"] == "d"
-    assert seal_of(small_recipe(training={"max_steps": 9, "logging_steps": 5}), facts) == seal
-    assert seal_of(small_recipe(lora={"lora_alpha": 8.0}), facts) != seal
+    assert checkpoint_identity(small_recipe(training={"max_steps": 9, "logging_steps": 5}), facts) == seal
+    assert checkpoint_identity(small_recipe(lora={"lora_alpha": 8.0}), facts) != seal
 
 
 def test_a_checkpoint_of_another_run_is_passed_over(small_recipe, tmp_path, capsys):
@@ -92,12 +92,12 @@ def test_a_checkpoint_of_another_run_is_passed_over(small_recipe, tmp_path, caps
     run, other = (RunDirectory(tmp_path / name) for name in ("run", "other"))
     for directory, rate in ((run, 0.01), (other, 0.02)):
         recipe = small_recipe(training={"learning_rate": rate, "save_strategy": "steps", "save_steps": 2})
-        train_recipe(recipe, directory, Session(stop_after=4))
+        train_recipe(recipe, directory, TrainOptions(stop_after=4))
     shutil.rmtree(run.checkpoints_path / "step-000004")
     shutil.copytree(other.checkpoints_path / "step-000004", run.checkpoints_path / "step-000004")
     capsys.readouterr()
     recipe = small_recipe(training={"save_strategy": "steps", "save_steps": 2})
-    assert find_resume_point(run, recipe).step == 2
+    assert find_checkpoint(run, recipe).step == 2
     assert (
         "step-000004 is passed over: it belongs to another run: not the same recipe_sha256" in capsys.readouterr().err
     )
@@ -113,9 +113,9 @@ def test_a_finished_run_that_ends_later_is_the_long_run_to_the_bit(small_recipe,
     schedule = {"lr_scheduler_type": "constant"}
     short, long = (small_recipe(data=UNPACKED, training={"max_steps": s, **schedule}) for s in (done, EPOCH + 5))
     straight, grown = RunDirectory(tmp_path / "straight"), RunDirectory(tmp_path / "grown")
-    train_recipe(long, straight, Session())
-    assert train_recipe(short, grown, Session()).is_finished
-    result = train_recipe(long, grown, Session(resume=True))
+    train_recipe(long, straight, TrainOptions())
+    assert train_recipe(short, grown, TrainOptions()).is_finished
+    result = train_recipe(long, grown, TrainOptions(resume=True))
     assert (result.num_steps_now, result.is_finished) == (EPOCH + 5 - done, True)
     for name in ("adapter/adapter_model.safetensors", f"checkpoints/step-{EPOCH + 5:06d}/optimizer.safetensors"):
         assert (grown.path / name).read_bytes() == (straight.path / name).read_bytes()
@@ -126,9 +126,9 @@ def test_a_finished_run_that_ends_later_is_the_long_run_to_the_bit(small_recipe,
 def test_the_rate_of_a_run_that_ends_later_is_that_of_the_long_run_from_there_on(small_recipe, tmp_path, capsys):
     short, long = (small_recipe(training={"max_steps": steps}) for steps in (4, 8))
     straight, grown = RunDirectory(tmp_path / "straight"), RunDirectory(tmp_path / "grown")
-    train_recipe(long, straight, Session())
-    train_recipe(short, grown, Session())
-    train_recipe(long, grown, Session(resume=True))
+    train_recipe(long, straight, TrainOptions())
+    train_recipe(short, grown, TrainOptions())
+    train_recipe(long, grown, TrainOptions(resume=True))
     assert rates(grown)[4:] == rates(straight)[4:]
     assert rates(grown)[1:4] != rates(straight)[1:4]
     said = capsys.readouterr().err
@@ -144,8 +144,8 @@ def test_intervals_that_change_on_resume_are_those_that_count(small_recipe, tmp_
     """The stock trainer goes on with the intervals of the session that wrote the checkpoint."""
     run = RunDirectory(tmp_path / "run")
     steps = {"max_steps": 12, "save_strategy": "steps", "save_total_limit": 9}
-    train_recipe(small_recipe(training={**steps, "save_steps": 2, "logging_steps": 1}), run, Session(stop_after=4))
-    train_recipe(small_recipe(training={**steps, "save_steps": 3, "logging_steps": 4}), run, Session(resume=True))
+    train_recipe(small_recipe(training={**steps, "save_steps": 2, "logging_steps": 1}), run, TrainOptions(stop_after=4))
+    train_recipe(small_recipe(training={**steps, "save_steps": 3, "logging_steps": 4}), run, TrainOptions(resume=True))
     logged = [line["step"] for line in read_metrics(run.metrics_path) if "loss" in line]
     assert logged == [1, 2, 3, 4, 8, 12]
     assert [checkpoint.step for checkpoint in list_checkpoints(run.checkpoints_path)] == [2, 4, 6, 9, 12]

@@ -8,7 +8,7 @@ import pytest
 
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.train.checkpoint.training_state import PROCESSES_NAME, load_process
-from qlora_cli.train.session import Session, train_recipe
+from qlora_cli.train.session import TrainOptions, train_recipe
 from tests.reliability.rank_runs import metrics
 
 
@@ -16,9 +16,9 @@ from tests.reliability.rank_runs import metrics
 def test_the_lines_of_a_stopped_and_resumed_run_are_those_of_an_undisturbed_one(small_recipe, tmp_path, logging_steps):
     recipe = small_recipe(training={"logging_steps": logging_steps})
     stopped, straight = RunDirectory(tmp_path / "stopped"), RunDirectory(tmp_path / "straight")
-    train_recipe(recipe, stopped, Session(stop_after=4))
-    train_recipe(recipe, stopped, Session(resume=True))
-    train_recipe(recipe, straight, Session())
+    train_recipe(recipe, stopped, TrainOptions(stop_after=4))
+    train_recipe(recipe, stopped, TrainOptions(resume=True))
+    train_recipe(recipe, straight, TrainOptions())
     assert metrics(stopped.path) == metrics(straight.path)
     logged = [line["step"] for line in metrics(straight.path) if "eval_loss" not in line]
     assert logged == list(range(logging_steps, 9, logging_steps))
@@ -26,7 +26,7 @@ def test_the_lines_of_a_stopped_and_resumed_run_are_those_of_an_undisturbed_one(
 
 def test_a_checkpoint_from_before_lines_could_span_a_stop_is_read(small_recipe, tmp_path):
     run = RunDirectory(tmp_path / "run")
-    train_recipe(small_recipe(), run, Session(stop_after=2))
+    train_recipe(small_recipe(), run, TrainOptions(stop_after=2))
     folder = run.checkpoints_path / "step-000002"
     (folder / PROCESSES_NAME).write_text(json.dumps({"rows_at_once": [1]}))
     process = load_process(folder, 0, 1)

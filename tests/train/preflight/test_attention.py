@@ -14,7 +14,7 @@ from qlora_cli.model.adapter import attach_adapter
 from qlora_cli.model.base import load_base
 from qlora_cli.recipe.schema import LoraSection, ModelSection, QuantizationSection
 from qlora_cli.train.preflight import attention
-from qlora_cli.train.preflight.attention import prove_causality, prove_isolation
+from qlora_cli.train.preflight.attention import check_causal_attention, check_packed_isolation
 from tests.plan.bases import config_of
 
 
@@ -43,14 +43,14 @@ def quantized_name(quantization):
 @pytest.mark.parametrize("quantization", QUANTIZATIONS, ids=quantized_name)
 def test_trained_weights_pass_however_they_are_stored(trained_base, quantization, dtype):
     model = tuned(trained_base, quantization=quantization, dtype=dtype)
-    prove_causality(model, Collator(0))
-    assert prove_isolation(model, Collator(0)).max_change == 0.0
+    check_causal_attention(model, Collator(0))
+    assert check_packed_isolation(model, Collator(0)).max_change == 0.0
 
 
 @pytest.mark.parametrize("quantization", QUANTIZATIONS, ids=quantized_name)
 def test_a_real_leak_between_documents_is_found_on_trained_weights(trained_base, quantization):
     with pytest.raises(NumericError, match="see each other"):
-        prove_isolation(tuned(trained_base, quantization=quantization), LeakyCollator(0))
+        check_packed_isolation(tuned(trained_base, quantization=quantization), LeakyCollator(0))
 
 
 @pytest.mark.parametrize("quantization", QUANTIZATIONS, ids=quantized_name)
@@ -59,7 +59,7 @@ def test_trained_weights_that_see_what_follows_are_refused(trained_base, quantiz
     for layer in model.get_base_model().model.layers:
         layer.register_forward_pre_hook(see_everything, with_kwargs=True)
     with pytest.raises(RecipeError, match="no causal language model"):
-        prove_causality(model, Collator(0))
+        check_causal_attention(model, Collator(0))
 
 
 def see_everything(layer, args, kwargs):
@@ -67,7 +67,7 @@ def see_everything(layer, args, kwargs):
     return args, {**kwargs, "attention_mask": torch.zeros_like(kwargs["attention_mask"])}
 
 
-@pytest.mark.parametrize("prove", [prove_causality, prove_isolation])
+@pytest.mark.parametrize("prove", [check_causal_attention, check_packed_isolation])
 def test_outlier_columns_of_int8_would_fail_the_proof(trained_base, monkeypatch, prove):
     """Else the tests above would say nothing of them."""
     model = tuned(trained_base, quantization=QuantizationSection(quant_type="int8"))
@@ -83,15 +83,15 @@ def test_documents_that_share_a_recurrent_state_are_found_out(tmp_path, quantiza
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     model = tuned(tmp_path, quantization=quantization)
-    prove_causality(model, Collator(0))
+    check_causal_attention(model, Collator(0))
     with pytest.raises(NumericError, match="see each other"):
-        prove_isolation(model, Collator(0))
+        check_packed_isolation(model, Collator(0))
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_documents_that_are_apart_do_not_move_each_other_by_a_bit(tiny_base, attention):
     model = tuned(tiny_base, attention, QuantizationSection()).train()
-    assert prove_isolation(model, Collator(0)).max_change == 0.0
+    assert check_packed_isolation(model, Collator(0)).max_change == 0.0
     assert model.training
 
 
@@ -101,7 +101,7 @@ def test_documents_that_are_apart_do_not_move_each_other_by_a_bit(tiny_base, att
 )
 def test_documents_that_see_each_other_are_found_out(tiny_base, attention, remedy, dtype):
     with pytest.raises(NumericError, match="see each other") as caught:
-        prove_isolation(tuned(tiny_base, attention, dtype=dtype), LeakyCollator(0))
+        check_packed_isolation(tuned(tiny_base, attention, dtype=dtype), LeakyCollator(0))
     assert caught.value.problems[0].hint == f"--set data.packing=false{remedy}"
 
 
@@ -109,14 +109,14 @@ def test_documents_that_see_each_other_are_found_out(tiny_base, attention, remed
 def test_the_roundings_of_a_mixture_in_16_bit_are_no_leak(tmp_path, architecture):
     AutoModelForCausalLM.from_config(config_of(architecture)).save_pretrained(tmp_path)
     model = tuned(tmp_path, dtype="bfloat16")
-    prove_causality(model, Collator(0))
-    prove_isolation(model, Collator(0))
+    check_causal_attention(model, Collator(0))
+    check_packed_isolation(model, Collator(0))
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_a_causal_base_is_one(tiny_base, attention):
     model = tuned(tiny_base, attention).train()
-    prove_causality(model, Collator(0))
+    check_causal_attention(model, Collator(0))
     assert model.training
 
 
@@ -125,7 +125,7 @@ def test_a_base_that_sees_what_follows_is_refused(tmp_path, quantization):
     sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     BertLMHeadModel(BertConfig(vocab_size=64, **sizes)).save_pretrained(tmp_path)
     with pytest.raises(RecipeError, match="BertLMHeadModel is no causal language model") as caught:
-        prove_causality(tuned(tmp_path, quantization=quantization), Collator(0))
+        check_causal_attention(tuned(tmp_path, quantization=quantization), Collator(0))
     assert caught.value.exit_code == 2
 
 
@@ -134,4 +134,4 @@ def test_a_base_with_broken_weights_is_not_blamed_on_packing(tiny_base):
     with torch.no_grad():
         model.get_input_embeddings().weight.fill_(float("nan"))
     with pytest.raises(NumericError, match="not finite before the first step"):
-        prove_isolation(model, Collator(0))
+        check_packed_isolation(model, Collator(0))

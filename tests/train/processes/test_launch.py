@@ -27,7 +27,7 @@ def test_without_a_launcher_a_process_is_alone_and_sees_all_gpus():
 def test_torchrun_gives_a_rank_and_accelerate_never_hears_of_it():
     environment = dict(TORCHRUN)
     launch = take_launch(environment)
-    assert (launch.rank, launch.num_ranks, launch.has_agent) == (1, 2, True)
+    assert (launch.rank, launch.world_size, launch.has_agent) == (1, 2, True)
     assert environment.keys() & {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"} == set()
     assert environment["MASTER_PORT"] == "29500"
 

@@ -19,10 +19,10 @@ from qlora_cli.train.processes import monitor as watching
 from qlora_cli.train.processes.launch import take_launch
 
 rank, what = int(os.environ["RANK"]), sys.argv[1]
-watching.GRACE_SECONDS, rendezvous.SECONDS_ALONE = 0.5, 2.0
+watching.GRACE_SECONDS, rendezvous.TIMEOUT_SECONDS = 0.5, 2.0
 launch = take_launch()
 try:
-    with watching.joined(launch) as watch:
+    with watching.monitored(launch) as monitor:
         exec(what)
 except QloraError as error:
     console.show_error(error)
@@ -54,13 +54,13 @@ def together(what: str, *, ranks=range(3), name: str) -> tuple[list[int], list[s
 
 
 def test_what_the_first_makes_the_others_get_in_order(tmp_path):
-    what = "a, b = (watch.from_first(lambda: [rank, n]) for n in (1, 2)); print('!', a, b); sys.stdout.flush()"
+    what = "a, b = (monitor.broadcast_object(lambda: [rank, n]) for n in (1, 2)); print('!', a, b); sys.stdout.flush()"
     assert together(what, name=str(tmp_path)) == ([0, 0, 0], ["! [0, 1] [0, 2]\n"] * 3)
 
 
 def test_the_others_come_after_the_first(tmp_path):
     what = f"""
-with watch.first_goes_ahead():
+with monitor.main_process_first():
     if rank == 0: time.sleep(0.3)
     open({str(tmp_path / "order")!r}, "a").write(str(rank))
 """
@@ -70,7 +70,7 @@ with watch.first_goes_ahead():
 
 @pytest.mark.parametrize("rank", [0, 1, 2])
 def test_an_error_in_one_is_said_once_and_ends_all_with_its_code(tmp_path, rank):
-    what = f"if rank == {rank}: raise DataError('bad row')\nwatch.from_first(lambda: time.sleep(60))"
+    what = f"if rank == {rank}: raise DataError('bad row')\nwatch.broadcast_object(lambda: time.sleep(60))"
     exit_codes, outputs = together(what, name=str(tmp_path))
     assert exit_codes == [2, 2, 2]
     assert outputs == ["error: bad row\n" if one == rank else "" for one in range(3)]
@@ -90,7 +90,7 @@ def test_a_crash_in_all_shows_one_traceback(tmp_path):
 
 @pytest.mark.parametrize("rank", [0, 1, 2])
 @pytest.mark.parametrize(
-    "busy", ["watch.from_first(lambda: time.sleep(60))", "time.sleep(60)"], ids=["waiting", "stuck"]
+    "busy", ["monitor.broadcast_object(lambda: time.sleep(60))", "time.sleep(60)"], ids=["waiting", "stuck"]
 )
 def test_a_killed_process_ends_all_wherever_they_are_and_one_of_them_says_it(tmp_path, rank, busy):
     what = f"if rank == {rank}: time.sleep(0.2); {DIE}\n{busy}"

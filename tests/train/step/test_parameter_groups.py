@@ -15,7 +15,7 @@ from qlora_cli.model.adapter import attach_adapter
 from qlora_cli.recipe.schema import LoraSection
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.metrics import read_metrics
-from qlora_cli.train.session import Session, train_recipe
+from qlora_cli.train.session import TrainOptions, train_recipe
 from qlora_cli.train.step.parameter_groups import is_b_matrix, parameter_groups
 
 RATIO = 8.0
@@ -56,7 +56,7 @@ def test_the_first_update_of_b_is_as_many_times_as_large(recipe, tmp_path):
     found = []
     for ratio in (None, RATIO):
         run = RunDirectory(tmp_path / str(ratio))
-        train_recipe(recipe(ratio, max_steps=1), run, Session())
+        train_recipe(recipe(ratio, max_steps=1), run, TrainOptions())
         found.append(load_file(run.adapter_path / "adapter_model.safetensors"))
     for name, plain in found[0].items():
         factor = RATIO if is_b_matrix(name) else 1
@@ -67,9 +67,9 @@ def test_the_first_update_of_b_is_as_many_times_as_large(recipe, tmp_path):
 def test_a_run_stopped_and_resumed_is_the_straight_one_to_the_bit(recipe, tmp_path, optim):
     asked = recipe(RATIO, max_steps=4, optim=optim)
     straight, resumed = RunDirectory(tmp_path / "straight"), RunDirectory(tmp_path / "resumed")
-    train_recipe(asked, straight, Session())
-    train_recipe(asked, resumed, Session(stop_after=2))
-    train_recipe(asked, resumed, Session(resume=True))
+    train_recipe(asked, straight, TrainOptions())
+    train_recipe(asked, resumed, TrainOptions(stop_after=2))
+    train_recipe(asked, resumed, TrainOptions(resume=True))
     for name in ("adapter_model.safetensors", "optimizer.safetensors", "optimizer.json", "scheduler.json"):
         paths = [run.checkpoints_path / "step-000004" / name for run in (straight, resumed)]
         assert paths[0].read_bytes() == paths[1].read_bytes(), name
@@ -79,7 +79,7 @@ def test_a_run_stopped_and_resumed_is_the_straight_one_to_the_bit(recipe, tmp_pa
 
 def test_the_schedule_turns_both_rates_and_the_log_shows_that_of_a(recipe, tmp_path):
     run = RunDirectory(tmp_path / "run")
-    train_recipe(recipe(RATIO, max_steps=4), run, Session(stop_after=2))
+    train_recipe(recipe(RATIO, max_steps=4), run, TrainOptions(stop_after=2))
     groups = json.loads((run.checkpoints_path / "step-000002" / "optimizer.json").read_text())["param_groups"]
     assert [group["initial_lr"] for group in groups] == [0.01, 0.01 * RATIO]
     assert groups[1]["lr"] == pytest.approx(RATIO * groups[0]["lr"])
@@ -87,4 +87,4 @@ def test_the_schedule_turns_both_rates_and_the_log_shows_that_of_a(recipe, tmp_p
     logged = [line["learning_rate"] for line in read_metrics(run.metrics_path) if "learning_rate" in line]
     assert logged[0] == 0.01
     with pytest.raises(IdentityError, match=r"lora\.loraplus_lr_ratio: 8\.0 -> 4\.0"):
-        train_recipe(recipe(4.0, max_steps=4), run, Session(resume=True))
+        train_recipe(recipe(4.0, max_steps=4), run, TrainOptions(resume=True))
