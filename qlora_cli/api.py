@@ -10,10 +10,11 @@ import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, get_args
 
 from qlora_cli import console
 from qlora_cli.calling import called
+from qlora_cli.choices import ExportFormat, MergedDtype, Onto
 from qlora_cli.errors import ArgumentError
 from qlora_cli.hub import start_asking
 from qlora_cli.progress import STARTING, progress
@@ -98,7 +99,7 @@ def evaluate(
         run: run directory or PEFT adapter folder; the latest run when None.
         data: rows to measure loss and perplexity on; the recipe's eval rows when None.
         tasks: files of prompts and answers; the recipe's tasks when there are none.
-        metrics: for those files: exact_match (when there are none), number_match, contains or rouge_l.
+        metrics: for those files, of those that `qlora eval --help` lists; exact_match when there are none.
         columns: `{"instruction": "question"}`, or texts as `--columns` takes them: how `data` and `tasks` are read; as
             the run's own rows when there are none.
         batch_size: rows or prompts at once; the recipe's, or 8, when None.
@@ -130,8 +131,8 @@ def merge(
     run: AnyPath | None = None,
     *,
     out: AnyPath | None = None,
-    onto: Literal["dequantized", "original"] = "dequantized",
-    dtype: Literal["bfloat16", "float32"] = "bfloat16",
+    onto: Onto = "dequantized",
+    dtype: MergedDtype = "bfloat16",
     force: bool = False,
 ) -> Merged:
     """Fold an adapter into its base model and prove that nothing was lost, as `qlora merge`.
@@ -147,8 +148,8 @@ def merge(
         QloraError: if there is nothing to merge, or the merged model is not the trained one; nothing is written then.
         KeyboardInterrupt: after Ctrl-C; nothing is written.
     """
-    _check_choice("onto", onto, ("dequantized", "original"))
-    _check_choice("dtype", dtype, ("bfloat16", "float32"))
+    _check_choice("onto", onto, get_args(Onto))
+    _check_choice("dtype", dtype, get_args(MergedDtype))
     with progress(STARTING):
         from qlora_cli.deploy.merge import MergeOptions, merge_run
 
@@ -157,20 +158,20 @@ def merge(
 
 
 @called
-def export(run: AnyPath | None = None, *, out: AnyPath, format: Literal["hf"] = "hf", force: bool = False) -> Exported:
-    """Write the tuned model as a folder that plain `transformers` loads, and load it, as `qlora export`.
+def export(run: AnyPath | None = None, *, out: AnyPath, format: ExportFormat = "hf", force: bool = False) -> Exported:
+    """Write the tuned model as a folder for other tools, and load it, as `qlora export`.
 
     Args:
         run: run directory or PEFT adapter folder; the latest run when None.
         out: folder to make.
-        format: "hf", a Hugging Face model folder.
+        format: "hf", a folder that plain `transformers` loads, or another of `qlora export --help`.
         force: replace a model folder that is there.
 
     Raises:
         QloraError: as `merge`, and if the folder does not load as the same model.
         KeyboardInterrupt: after Ctrl-C; nothing is written.
     """
-    _check_choice("format", format, ("hf",))
+    _check_choice("format", format, get_args(ExportFormat))
     with progress(STARTING):
         from qlora_cli.deploy.export import export_run
 

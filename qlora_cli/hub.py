@@ -19,6 +19,9 @@ SECONDS = 4.0
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 
+HUB_FILES = "hf://datasets/"
+"""Begins a path to files of a dataset repository, as fsspec has it."""
+
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
 
 

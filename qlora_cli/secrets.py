@@ -102,7 +102,7 @@ def find_secret(text: str) -> str:
     >>> find_secret("meta-llama/Llama-3.1-8B"), find_secret("hf_" + "a1" * 17)
     ('', 'Hugging Face token')
     """
-    for kind, spelling in _known_values():
+    for kind, spelling in known_values():
         if spelling in text:
             return kind
     for shape in SHAPES:
@@ -117,7 +117,7 @@ def redacted(text: str) -> str:
     >>> redacted("401 for token hf_" + "a1" * 17 + ", at once")
     '401 for token (secret Hugging Face token), at once'
     """
-    for kind, spelling in _known_values():
+    for kind, spelling in known_values():
         if spelling in text:
             text = text.replace(spelling, _mark(kind))
     for shape in SHAPES:
@@ -141,14 +141,9 @@ def _mark(kind: str) -> str:
     return f"(secret {kind})"
 
 
-def read_environment() -> None:
-    """Read the environment and the login files anew, after they have changed; a process reads them once."""
-    _known_values.cache_clear()
-
-
 @cache
-def _known_values() -> tuple[tuple[str, str], ...]:
-    """Kind and spelling of each value that is known to be secret, the longest first."""
+def known_values() -> tuple[tuple[str, str], ...]:
+    """Kind and spelling of each value that is known to be secret, the longest first; read once in a process."""
     found = {}
     for name, value in os.environ.items():
         if _says_secret(name) and not os.path.exists(value):  # what exists is where the secret lies

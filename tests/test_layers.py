@@ -13,6 +13,7 @@ PACKAGE = "qlora_cli"
 
 FLOORS = {
     "errors": 0,
+    "choices": 0,
     "hub": 0,
     "console": 0,
     "compat": 0,

@@ -9,19 +9,19 @@ from collections.abc import Iterator
 import pytest
 import yaml
 
-from qlora_cli.secrets import MIN_VALUE_CHARS, SHAPES, find_secret, read_environment, redacted, redacted_values
+from qlora_cli.secrets import MIN_VALUE_CHARS, SHAPES, find_secret, known_values, redacted, redacted_values
 from tests.reliability.leaks import SECRETS, body, told, written
 
 
 @pytest.fixture
 def variables(monkeypatch, tmp_path) -> Iterator[pytest.MonkeyPatch]:
-    """An environment without login files, read anew by `read_environment`."""
+    """An environment without login files, read anew by `known_values`."""
     monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    read_environment()
+    known_values.cache_clear()
     yield monkeypatch
     monkeypatch.undo()
-    read_environment()
+    known_values.cache_clear()
 
 
 @pytest.mark.parametrize("kind", SECRETS)
@@ -90,7 +90,7 @@ def test_the_value_of_a_variable_whose_name_says_so_is_a_secret(variables):
     key = body(40, "0123456789abcdef")
     assert redacted(key) == key
     variables.setenv("WANDB_API_KEY", key)
-    read_environment()
+    known_values.cache_clear()
     assert find_secret(f"key {key}") == "value of WANDB_API_KEY"
     assert redacted(f"key {key}!") == "key (secret value of WANDB_API_KEY)!"
 
@@ -101,7 +101,7 @@ def test_the_value_of_a_variable_whose_name_says_so_is_a_secret(variables):
 )
 def test_names_of_secret_variables(variables, name):
     variables.setenv(name, body(24))
-    read_environment()
+    known_values.cache_clear()
     assert find_secret(body(24)) == f"value of {name}"
 
 
@@ -110,14 +110,14 @@ def test_names_of_secret_variables(variables, name):
 )
 def test_names_of_other_variables(variables, name):
     variables.setenv(name, body(24))
-    read_environment()
+    known_values.cache_clear()
     assert find_secret(body(24)) == ""
 
 
 def test_a_short_value_or_a_path_to_where_a_secret_lies_is_none(variables, tmp_path):
     variables.setenv("HF_TOKEN", "x" * (MIN_VALUE_CHARS - 1))
     variables.setenv("API_TOKEN", str(tmp_path))
-    read_environment()
+    known_values.cache_clear()
     assert redacted(f"{'x' * 20} {tmp_path}") == f"{'x' * 20} {tmp_path}"
 
 
@@ -125,7 +125,7 @@ def test_what_the_login_commands_stored_is_a_secret(variables, tmp_path):
     stored, password = body(30), body(40, "0123456789abcdef")
     (tmp_path / "token").write_text(f"{stored}\n")
     (tmp_path / "netrc").write_text(f"machine api.wandb.ai login user password {password}\n")
-    read_environment()
+    known_values.cache_clear()
     assert redacted(f"{stored} {password}") == " ".join(["(secret token of a login file)"] * 2)
 
 
@@ -133,7 +133,7 @@ def test_what_the_login_commands_stored_is_a_secret(variables, tmp_path):
 def test_a_login_file_that_holds_nothing_is_no_fault(variables, tmp_path, content):
     for name in ("token", "netrc"):
         (tmp_path / name).write_bytes(content)
-    read_environment()
+    known_values.cache_clear()
     assert redacted("a text") == "a text"
 
 

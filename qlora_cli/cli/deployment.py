@@ -6,11 +6,12 @@ import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from qlora_cli import api, console
+from qlora_cli.choices import EXPORT_FORMATS, ExportFormat, MergedDtype, Onto
 from qlora_cli.interruption import Interruption, keyboard_interrupts
 
 Run = Annotated[
@@ -22,6 +23,9 @@ Model = Annotated[
     typer.Argument(help="Run directory, PEFT adapter folder or model folder.", show_default="the latest run"),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Format = Annotated[
+    ExportFormat, typer.Option(help="; ".join(f"{name}: {what}" for name, what in EXPORT_FORMATS.items()) + ".")
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace a model folder that is there.")]
 Base = Annotated[bool, typer.Option("--base", help="Speak with the base model, without the adapter.")]
 System = Annotated[str, typer.Option(help="System prompt.", show_default="none")]
@@ -34,12 +38,10 @@ def merge(
     run: Run = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the merged model.", show_default="<run>/merged")] = None,
     onto: Annotated[
-        Literal["dequantized", "original"],
+        Onto,
         typer.Option(help="The weights that training saw, or the base before quantization."),
     ] = "dequantized",
-    dtype: Annotated[
-        Literal["bfloat16", "float32"], typer.Option(help="Precision of the merged weights.")
-    ] = "bfloat16",
+    dtype: Annotated[MergedDtype, typer.Option(help="Precision of the merged weights.")] = "bfloat16",
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
@@ -59,7 +61,7 @@ def export(
     run: Run = None,
     *,
     out: Annotated[Path, typer.Option(help="Folder to make.", show_default=False)],
-    format: Annotated[Literal["hf"], typer.Option(help="hf: a folder that plain `transformers` loads.")] = "hf",
+    format: Format = "hf",
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:

@@ -3,12 +3,40 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
 from qlora_cli import api, console
+from qlora_cli.choices import MetricName
 from qlora_cli.progress import STARTING, progress
+
+Run = Annotated[
+    Path | None, typer.Argument(help="Run directory or PEFT adapter folder.", show_default="the latest run")
+]
+Data = Annotated[
+    Path | None, typer.Option(help="Rows to measure loss and perplexity on.", show_default="the recipe's eval rows")
+]
+Tasks = Annotated[
+    list[Path] | None,
+    typer.Option(help="File of prompts and answers; may be repeated.", show_default="the recipe's tasks"),
+]
+Metrics = Annotated[
+    list[str] | None,
+    typer.Option(help=f"One of {', '.join(get_args(MetricName))}; may be repeated.", show_default="exact_match"),
+]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="FIELD=COLUMN",
+        help="Column of --data and --task files, e.g. output=answer; may be repeated.",
+        show_default="as the run's data",
+    ),
+]
+BatchSize = Annotated[
+    int | None, typer.Option(min=1, help="Rows or prompts at once.", show_default="the recipe's, or 8")
+]
+MaxNewTokens = Annotated[int | None, typer.Option(min=1, help="Longest answer.", show_default="the recipe's, or 256")]
 
 
 def tiny(
@@ -45,38 +73,13 @@ def tiny(
 
 
 def evaluate(
-    run: Annotated[
-        Path | None,
-        typer.Argument(help="Run directory or PEFT adapter folder.", show_default="the latest run"),
-    ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(help="Rows to measure loss and perplexity on.", show_default="the recipe's eval rows"),
-    ] = None,
-    task: Annotated[
-        list[Path] | None,
-        typer.Option(help="File of prompts and answers; may be repeated.", show_default="the recipe's tasks"),
-    ] = None,
-    metric: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="exact_match, number_match, contains or rouge_l; may be repeated.", show_default="exact_match"
-        ),
-    ] = None,
-    columns: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="FIELD=COLUMN",
-            help="Column of --data and --task files, e.g. output=answer; may be repeated.",
-            show_default="as the run's data",
-        ),
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Rows or prompts at once.", show_default="the recipe's, or 8")
-    ] = None,
-    max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Longest answer.", show_default="the recipe's, or 256")
-    ] = None,
+    run: Run = None,
+    data: Data = None,
+    task: Tasks = None,
+    metric: Metrics = None,
+    columns: Columns = None,
+    batch_size: BatchSize = None,
+    max_new_tokens: MaxNewTokens = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many questions of each task.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the measures as JSON.")] = False,
 ) -> None:

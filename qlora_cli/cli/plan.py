@@ -22,32 +22,39 @@ if TYPE_CHECKING:
 
 DOES_NOT_FIT = 5
 
-SKETCH_RECIPE = "model: {base_model: sketch}\nquantization: {}\ndata: {train: rows.jsonl}\n"
+SKETCH_RECIPE = {
+    "name": "sketch",
+    "model": {"base_model": "sketch"},
+    "quantization": {},
+    "data": {"train": "rows.jsonl"},
+}
+
+MemoryGb = Annotated[
+    float | None, typer.Option(min=0.1, metavar="N", help="Memory in GiB that a process can have, for any card.")
+]
+NumGpus = Annotated[int, typer.Option(min=1, metavar="N", help="GPUs of that kind in one machine, one process each.")]
+Calibrate = Annotated[
+    bool, typer.Option("--calibrate", help="First measure this machine's GPU, for this plan and later ones.")
+]
+Timeline = Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with the memory over the step.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override one key, e.g. data.max_length=1024."),
+]
 
 
 def plan(
     recipe: Annotated[Path | None, typer.Argument(help="The recipe: a YAML file.", show_default=False)] = None,
-    gpu: Annotated[str | None, typer.Option(help="Gpu that it is to run on, e.g. 4090 or a100-80.")] = None,
-    memory_gb: Annotated[
-        float | None, typer.Option(min=0.1, metavar="N", help="Memory in GiB that a process can have, for any card.")
-    ] = None,
-    num_gpus: Annotated[
-        int, typer.Option(min=1, metavar="N", help="GPUs of that kind in one machine, one process each.")
-    ] = 1,
-    calibrate: Annotated[
-        bool, typer.Option("--calibrate", help="First measure this machine's GPU, for this plan and later ones.")
-    ] = False,
+    gpu: Annotated[str | None, typer.Option(help="Card that it is to run on, e.g. 4090 or a100-80.")] = None,
+    memory_gb: MemoryGb = None,
+    num_gpus: NumGpus = 1,
+    calibrate: Calibrate = False,
     fit: Annotated[bool, typer.Option("--fit", help="Search what fits, and rank what saves memory.")] = False,
-    timeline: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a page with the memory over the step.")
-    ] = None,
+    timeline: Timeline = None,
     params: Annotated[float | None, typer.Option(help="Without a config.json: parameters, e.g. 8e9.")] = None,
     hidden: Annotated[int | None, typer.Option(help="Width of the sketch, e.g. 4096.")] = None,
     layers: Annotated[int | None, typer.Option(help="Layers of the sketch, e.g. 32.")] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override one key, e.g. data.max_length=1024."),
-    ] = None,
+    overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say what memory, time and disk a recipe needs; needs no GPU and no weights. Exit code 5: it does not fit."""
@@ -97,21 +104,14 @@ def _calibrate(*, is_all: bool, as_json: bool) -> None:
 
 
 def _load(recipe: Path | None, overrides: list[str], *, is_sketch: bool) -> Recipe:
-    import tempfile
-
     from qlora_cli.recipe.reader import load_recipe
 
-    if recipe is not None:
-        return load_recipe(recipe, overrides)
-    if not is_sketch:
+    if recipe is None and not is_sketch:
         raise ArgumentError(
             "there is no recipe to plan",
             hint="name one: `qlora plan recipe.yaml`, or a sketch: --params 8e9 --hidden 4096 --layers 32",
         )
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "sketch.yaml"
-        path.write_text(SKETCH_RECIPE, encoding="utf-8")
-        return load_recipe(path, overrides)
+    return load_recipe(SKETCH_RECIPE if recipe is None else recipe, overrides)
 
 
 def _work_out(

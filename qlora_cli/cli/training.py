@@ -49,10 +49,6 @@ def train(
         _show(result, as_json=as_json)
 
 
-def _unsaid(note: str) -> None:
-    """What rank 0 says is not said again."""
-
-
 def _show(result: TrainingResult, *, as_json: bool) -> None:
     if as_json:
         console.data(result.as_dict())

@@ -23,10 +23,6 @@ class Cleaner:
         self._most = section.max_chars
         self._strips = section.strip
 
-    def unknown_columns(self, row: Row) -> list[str]:
-        """The required columns that the row does not have; where no row has one, its name is wrong."""
-        return [column for column in self._required if column not in row]
-
     def check_row(self, row: Row, place: Place) -> None:
         """See that each required column holds something.
 

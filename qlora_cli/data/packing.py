@@ -128,27 +128,6 @@ class _Rows:
         self._with_room[room] += rows
 
 
-def pack(rows: Sequence[TokenRow], max_length: int) -> list[PackedRow]:
-    """Rows of at most `max_length` tokens; every document is in one of them, whole.
-
-    Raises:
-        ValueError: if a document is longer than `max_length`.
-    """
-    order, offsets = plan_packing(np.array([len(row.input_ids) for row in rows], np.int64), max_length)
-    return [_join([rows[number] for number in members]) for members in np.split(order, offsets[1:-1]) if len(members)]
-
-
 def unpacked(rows: Sequence[TokenRow]) -> list[PackedRow]:
     """One document a row."""
-    return [_join([row]) for row in rows]
-
-
-def _join(documents: Sequence[TokenRow]) -> PackedRow:
-    packed = PackedRow([], [], [])
-    for document in documents:
-        first = len(packed.input_ids)
-        packed.input_ids += document.input_ids
-        packed.labels += document.labels
-        packed.labels[first] = IGNORE_INDEX
-        packed.seq_lengths.append(len(document.input_ids))
-    return packed
+    return [PackedRow([*row.input_ids], [IGNORE_INDEX, *row.labels[1:]], [len(row.input_ids)]) for row in rows]

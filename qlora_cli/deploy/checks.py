@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from peft import PeftModel
 from peft.utils.other import ModulesToSaveWrapper
 
+from qlora_cli.choices import Onto
 from qlora_cli.errors import ArgumentError, IdentityError, NumericError
 from qlora_cli.model.fingerprint import base_folder
 from qlora_cli.model.tuned import TunedSource
@@ -15,8 +14,6 @@ from qlora_cli.run.files import read_json_object
 
 MERGE_RECORD = "qlora_merge.json"
 """What a merged model folder says of its making."""
-
-Onto = Literal["dequantized", "original"]
 
 
 def refuse_no_adapter(source: TunedSource) -> None:

@@ -1,4 +1,7 @@
-"""`qlora export`: one folder to hand on, and the proof that tools without this project can use it."""
+"""`qlora export`: one folder to hand on, and the proof that tools without this project can use it.
+
+What the folder holds is said in `deploy/export_formats.py`.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,15 @@ import gc
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
+from qlora_cli.choices import ExportFormat
 from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.deploy.checks import MERGE_RECORD
+from qlora_cli.deploy.export_formats import FORMATS
 from qlora_cli.deploy.merge import MergeOptions, adapter_identity, check_mergeable, merge_into
 from qlora_cli.deploy.record import Precisions
 from qlora_cli.deploy.verify import MAX_KL_ROUNDED, Agreement, compare, record_logits, refuse_disagreement
@@ -23,14 +28,12 @@ from qlora_cli.progress import progress
 from qlora_cli.run.files import read_json_object, write_json
 from qlora_cli.run.staging import staged_folder
 
-ExportFormat = Literal["hf"]
-
 PROOF_MESSAGES = [{"role": "user", "content": "Name three primary colours."}]
 
 
 @dataclass(frozen=True)
 class Exported:
-    """An exported folder and what plain `transformers` makes of it."""
+    """An exported folder and what comes of loading it."""
 
     path: Path
     format: ExportFormat
@@ -48,7 +51,7 @@ class Exported:
 
 
 def export_run(path: Path | None, out: Path, *, format: ExportFormat, force: bool) -> Exported:
-    """Write the tuned model of a run or adapter into `out` as plain `transformers` reads it, and prove it.
+    """Write the tuned model of a run or adapter into `out` in a format, and prove that it is the same model.
 
     A merged model of the same adapter that lies in the run is copied; otherwise the adapter is merged first, in
     bfloat16 onto the dequantized base.
@@ -56,7 +59,7 @@ def export_run(path: Path | None, out: Path, *, format: ExportFormat, force: boo
     Args:
         path: run directory or PEFT adapter folder; the latest run when None.
         out: folder to make.
-        format: "hf", a Hugging Face model folder.
+        format: a key of FORMATS in `deploy/export_formats.py`.
         force: replace a model folder that is already there.
 
     Raises:
@@ -72,7 +75,8 @@ def export_run(path: Path | None, out: Path, *, format: ExportFormat, force: boo
         else:
             with progress("copying the merged model"):
                 shutil.copytree(merged, stage, dirs_exist_ok=True)
-        exported = Exported(out, format, merged is None, *_prove(source, stage))
+        FORMATS[format].convert(stage, source)
+        exported = Exported(out, format, merged is None, *_prove(source, stage, format))
         _add_to_record(stage, exported)
     return exported
 
@@ -93,15 +97,15 @@ def _merged_before(source: TunedSource) -> Path | None:
     return source.run.merged_path if record.get("adapter_sha256") == adapter_sha256 else None
 
 
-def _prove(source: TunedSource, folder: Path) -> tuple[Agreement, Precisions]:
-    """Load `folder` with nothing but `transformers` and compare it with base and adapter."""
+def _prove(source: TunedSource, folder: Path, format: ExportFormat) -> tuple[Agreement, Precisions]:
+    """Load `folder` without anything of this project and compare it with base and adapter."""
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=source.model.trust_remote_code)
     prompt = tokenizer.apply_chat_template(PROOF_MESSAGES, add_generation_prompt=True, tokenize=False)
     ids = tokenizer(prompt, add_special_tokens=False).input_ids
     expected, precision = _tuned_logits(source, prompt, ids)
     gc.collect()  # the tuned model holds reference cycles; its memory is needed for the exported one
     with progress("loading the exported model"):
-        model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=source.model.trust_remote_code).eval()
+        model = FORMATS[format].load(folder, source).eval()
     agreement = compare(expected, record_logits(model, [ids]))
     # The bound that the merge was held to, which is a wide one for --onto original; a float32 merge is compared
     # here across devices, so nothing tighter than rounding is asked.
@@ -124,7 +128,7 @@ def _tuned_logits(source: TunedSource, prompt: str, ids: list[int]) -> tuple[lis
 
 
 def _add_to_record(folder: Path, exported: Exported) -> None:
-    """What plain `transformers` made of the folder stands beside what the merge measured."""
+    """What came of loading the folder stands beside what the merge measured."""
     proof = {
         "format": exported.format,
         "agreement": asdict(exported.agreement),

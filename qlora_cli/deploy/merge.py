@@ -11,10 +11,10 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from qlora_cli.choices import MergedDtype, Onto
 from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.deploy.checks import (
     MERGE_RECORD,
-    Onto,
     refuse_inert,
     refuse_loftq_onto_original,
     refuse_no_adapter,
@@ -23,7 +23,7 @@ from qlora_cli.deploy.checks import (
 from qlora_cli.deploy.fold import fold_adapter
 from qlora_cli.deploy.model_folder import save_model_folder
 from qlora_cli.deploy.probes import probe_rows
-from qlora_cli.deploy.record import Merged, MergedDtype, Precisions, describe_onto, merge_record
+from qlora_cli.deploy.record import Merged, Precisions, describe_onto, merge_record
 from qlora_cli.deploy.verify import (
     MAX_KL_ORIGINAL,
     MAX_KL_ROUNDED,

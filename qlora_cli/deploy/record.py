@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from qlora_cli.deploy.checks import Onto
+from qlora_cli.choices import MergedDtype, Onto
 from qlora_cli.deploy.verify import Agreement
 from qlora_cli.model.fingerprint import fingerprint_base
 from qlora_cli.model.tuned import TunedSource
 from qlora_cli.recipe.schema import ModelSection
 from qlora_cli.run.manifest import library_versions
-
-MergedDtype = Literal["bfloat16", "float32"]
 
 
 @dataclass(frozen=True)

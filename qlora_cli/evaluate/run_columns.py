@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 from qlora_cli import console
+from qlora_cli.choices import ExchangeFormat
 from qlora_cli.data.example import Place, Row
 from qlora_cli.data.read.columns import MISSING, value_at
-from qlora_cli.data.read.formats import FORMATS, resolve_format
+from qlora_cli.data.read.formats import resolve_format
+from qlora_cli.data.read.layouts import FORMATS
 from qlora_cli.data.read.sources import parse_row, read_raw
 from qlora_cli.errors import ArgumentError, DataError
 from qlora_cli.recipe.data_schema import SourceSection
@@ -51,7 +53,7 @@ def read_like_the_run(source: Source, recipe: Recipe | None) -> Source:
         return source
     for known in _sources_of(recipe):
         if (known.columns or known.format) and _reads(known, first):
-            if isinstance(source, TaskSection) and known.format == "text":
+            if isinstance(source, TaskSection) and known.format not in (None, *get_args(ExchangeFormat)):
                 continue
             changes = {"format": known.format, "columns": known.columns}
             told = one_line({key: value for key, value in changes.items() if value})

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
+from qlora_cli.choices import ExchangeFormat
 from qlora_cli.data.example import Conversation, Example, PlainText
 from qlora_cli.data.read.column_mapping import Where
 from qlora_cli.data.read.examples import read_examples
@@ -84,7 +86,7 @@ def _continuation(example: PlainText, renderer: Renderer) -> Question:
         raise DataError(
             "the row is running text, without a prompt and an answer",
             place=str(example.place),
-            hint="use the alpaca, messages, sharegpt or prompt_completion format",
+            hint=f"use one of the formats {', '.join(get_args(ExchangeFormat))}",
         )
     [row] = renderer.render([example])
     is_prompt = [label == IGNORE_INDEX for label in row.labels]

@@ -26,7 +26,6 @@ class ParameterCounts:
     num_in_fused_experts: int
     """In weights of three dimensions, one slice an expert, which are not quantized."""
 
-    fused_expert_bytes: int
     notes: tuple[str, ...]
     """Sentences that the user should read beside the bill."""
 
@@ -82,4 +81,4 @@ def describe(model: PeftModel, *, is_quantized: bool) -> ParameterCounts:
             f"{type(model.get_base_model()).__name__} are of a class of their own. All of it stays in 16 bit."
         )
     num_trained = sum(tensor.num_elements for tensor in trained)
-    return ParameterCounts(num_base, num_quantized, num_trained, num_fused, fused_bytes, tuple(notes), tuple(trained))
+    return ParameterCounts(num_base, num_quantized, num_trained, num_fused, tuple(notes), tuple(trained))

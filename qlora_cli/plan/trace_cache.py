@@ -11,6 +11,7 @@ import json
 from functools import cache
 from pathlib import Path
 
+import qlora_cli
 from qlora_cli.data.cache import cache_root
 from qlora_cli.errors import IdentityError
 from qlora_cli.plan.budget import DeviceMemory, device_memory
@@ -18,6 +19,8 @@ from qlora_cli.plan.trace.request import PlanRequest
 from qlora_cli.plan.trace.trace_step import trace_step
 from qlora_cli.run.files import read_json_object, write_json
 from qlora_cli.run.manifest import library_versions
+
+PACKAGE = Path(qlora_cli.__file__).parent
 
 
 def plans_root() -> Path:
@@ -54,16 +57,19 @@ def _key(request: PlanRequest) -> str:
         f"{recipe.data.max_length} {recipe.data.packing} {request.device}",
         request.config.to_json_string(use_diff=False),
         json.dumps(library_versions(), sort_keys=True),
-        _code_fingerprint(),
+        code_fingerprint(),
     ]
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:32]
 
 
 @cache
-def _code_fingerprint() -> str:
-    """Of the code that traces: a changed rule makes other needs under the same version number."""
+def code_fingerprint(package: Path = PACKAGE) -> str:
+    """Of all code, since a trace runs plan, model, recipe and work-arounds, and they import most of the rest.
+
+    A changed rule makes other needs under the same version number. It takes 10 ms, once a process.
+    """
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in sorted(package.rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

@@ -92,6 +92,7 @@ DATA_RULES: tuple[Callable[[Written], Iterator[Conflict]], ...] = (
     _held_out_data,
     _eval_weight,
     _mixing,
+    _rows,
     _answer_lengths,
     _truncation,
 )

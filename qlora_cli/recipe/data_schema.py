@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
+from qlora_cli.choices import DataFormat
 from qlora_cli.recipe.section import Section
 from qlora_cli.recipe.short_forms import Day, LeftOut, Names, Number, as_float, as_source
 
@@ -31,7 +32,7 @@ class SourceSection(Section):
     """Read a Hub dataset row by row over the network instead of downloading it first. Files are always read row by
     row, so memory does not grow with them."""
 
-    format: Literal["alpaca", "messages", "sharegpt", "prompt_completion", "text"] | None = None
+    format: DataFormat | None = None
     """Layout of a row; detected from the column names when not given."""
 
     columns: dict[str, str] = Field(default_factory=dict)

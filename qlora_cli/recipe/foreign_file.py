@@ -12,10 +12,10 @@ from pydantic import ValidationError
 
 from qlora_cli.errors import ArgumentError, RecipeError
 from qlora_cli.recipe.explain import describe
-from qlora_cli.recipe.foreign_keys import FOREIGN_KEYS
+from qlora_cli.recipe.foreign_keys import counterpart
 from qlora_cli.recipe.foreign_outcome import Config, Outcome
 from qlora_cli.recipe.foreign_tools import FAMILIES, TOOLS, Tool
-from qlora_cli.recipe.foreign_values import copy_to
+from qlora_cli.recipe.foreign_values import UNKNOWN, copy_to, same_key
 from qlora_cli.recipe.json_schema import all_keys, field_at
 from qlora_cli.recipe.rules import check_rules
 from qlora_cli.recipe.schema import Recipe
@@ -24,9 +24,6 @@ MAX_BYTES = 1024 * 1024
 """A config takes kilobytes."""
 
 COMMAND_LINE = "the command line"
-
-SECTIONS = ("model", "quantization", "lora", "training", "eval")
-"""Where a key of the same name means the same; names in `data` and `tracking` are too common for that."""
 
 
 @dataclass
@@ -132,31 +129,15 @@ def _outcomes(tool: Tool, key: str, value: Any, config: Config) -> Iterator[Outc
     elif key in tool.handlers:
         outcomes = list(tool.handlers[key](key, value, config))
         yield from outcomes or [Outcome(key, value, why="holds nothing that is read here")]
-    elif ours := _same_key(tool, key):
+    elif ours := same_key(key, tool.name):
         yield from copy_to(ours)(key, value, config)
     else:
         is_off = value is False or value in ([], {})
         yield Outcome(key, value, why="off here too" if is_off else _reason(tool, key), is_needless=is_off)
 
 
-def _same_key(tool: Tool, key: str) -> str:
-    """Our key for one whose values are ours: by the table of foreign keys, or of the same name."""
-    for keys in (FOREIGN_KEYS.get(tool.name, {}), *FOREIGN_KEYS.values()):
-        counterpart = keys.get(key, "")
-        if counterpart and " " not in counterpart and not counterpart.startswith(("data.train", "data.eval")):
-            return counterpart
-    known = [full for full in all_keys() if full.count(".") == 1 and full.endswith(f".{key}")]
-    known = [
-        full for full in known if full.partition(".")[0] in SECTIONS or full in ("data.packing", "data.max_length")
-    ]
-    return known[0] if len(known) == 1 else ""
-
-
 def _reason(tool: Tool, key: str) -> str:
-    for keys in (FOREIGN_KEYS.get(tool.name, {}), *FOREIGN_KEYS.values()):
-        if key in keys:
-            return keys[key]
-    return next((why for start, why in FAMILIES if key.startswith(start)), "not known to qlora")
+    return counterpart(key, tool.name) or next((why for start, why in FAMILIES if key.startswith(start)), UNKNOWN)
 
 
 def _take(translation: Translation, outcome: Outcome) -> None:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+from qlora_cli.recipe.foreign_keys import counterpart
 from qlora_cli.recipe.foreign_outcome import Config, Handler, Outcome, coerced, is_on, refuse
 from qlora_cli.recipe.foreign_sources import (
     axolotl_sources,
@@ -15,6 +16,7 @@ from qlora_cli.recipe.foreign_sources import (
     test_split,
 )
 from qlora_cli.recipe.foreign_values import (
+    UNKNOWN,
     activations,
     copy_to,
     epochs,
@@ -24,6 +26,7 @@ from qlora_cli.recipe.foreign_values import (
     needless,
     only,
     precision,
+    same_key,
     share_of_rows,
     strategy,
     switch,
@@ -98,30 +101,23 @@ def chat_template(key: str, value: Any, config: Config) -> Iterator[Outcome]:
 
 def base_settings(key: str, value: Any, config: Config) -> Iterator[Outcome]:
     """axolotl's `bnb_config_kwargs` and LLaMA-Factory's `quant_config`."""
-    meant = {
-        "bnb_4bit_use_double_quant": copy_to("quantization.double_quant"),
-        "bnb_4bit_quant_type": copy_to("quantization.quant_type"),
-        "quantization_bit": quantization_bit,
-        "name": only(("bnb", "auto"), "is another quantization"),
-    }
+    meant = {"quantization_bit": quantization_bit, "name": only(("bnb", "auto"), "is another quantization")}
     yield from _nested(key, value, config, meant)
 
 
 def peft_settings(key: str, value: Any, config: Config) -> Iterator[Outcome]:
     """LLaMA-Factory's `peft_config`."""
-    meant = {
-        "name": only(("lora",), "is no LoRA"),
-        "target_modules": targets,
-        **{name: copy_to(f"lora.{name}") for name in ("r", "lora_alpha", "lora_dropout", "use_dora", "use_rslora")},
-    }
+    meant = {"name": only(("lora",), "is no LoRA"), "target_modules": targets}
     yield from _nested(key, value, config, meant)
 
 
 def _nested(key: str, value: Any, config: Config, meant: dict[str, Handler]) -> Iterator[Outcome]:
-    unknown = lost("not known to qlora")
+    """Keys inside a key: those that have a handler there, then those that mean the same wherever they stand."""
     for name, part in (value if isinstance(value, dict) else {}).items():
+        ours = same_key(name)
+        handler = meant.get(name) or (copy_to(ours) if ours else lost(counterpart(name) or UNKNOWN))
         if part is not None:
-            yield from meant.get(name, unknown)(f"{key}.{name}", part, config)
+            yield from handler(f"{key}.{name}", part, config)
 
 
 COMMON: dict[str, Handler] = {

@@ -178,6 +178,16 @@ FOREIGN_KEYS: dict[str, dict[str, str]] = {
 }
 
 
+def counterpart(key: str, tool: str = "") -> str:
+    """The value of the tables for a key, that of the named tool first; empty where no tool is known to use it.
+
+    >>> counterpart("use_dora"), counterpart("batch_size", "axolotl")
+    ('', 'training.per_device_train_batch_size')
+    """
+    tables = (FOREIGN_KEYS.get(tool, {}), *FOREIGN_KEYS.values())
+    return next((keys[key] for keys in tables if key in keys), "")
+
+
 def foreign_hint(key: str) -> str:
     """What to write here for another tool's `key`; empty where no tool is known to use it.
 
@@ -186,7 +196,6 @@ def foreign_hint(key: str) -> str:
     """
     for tool, keys in FOREIGN_KEYS.items():
         if key in keys:
-            counterpart = keys[key]
-            is_key = " " not in counterpart
-            return f"'{key}' of {tool}" + (f" is written '{counterpart}' here" if is_key else f": {counterpart}")
+            is_key = " " not in keys[key]
+            return f"'{key}' of {tool}" + (f" is written '{keys[key]}' here" if is_key else f": {keys[key]}")
     return ""

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from qlora_cli.recipe.foreign_outcome import Config, Handler, Outcome
+from qlora_cli.hub import HUB_FILES
+from qlora_cli.recipe.foreign_outcome import Config, Handler, Outcome, coerced
 
 FORMATS = {
     "alpaca": "alpaca",
@@ -26,11 +27,15 @@ COLUMNS = {
     "field_output": "output",
     "field_system": "system",
     "field_messages": "messages",
+    "field_tools": "tools",
     "field": "text",
 }
 """axolotl's keys of a dataset -> our format fields."""
 
-DEFAULT_COLUMNS = {"messages": ("messages", "conversations"), "text": ("text",)}
+OWN_KEYS = ("subset", "streaming", "weight")
+"""Keys of a source that mean the same wherever they stand."""
+
+DEFAULT_COLUMNS = {"messages": ("messages", "conversations"), "conversations": ("conversations",), "text": ("text",)}
 """Format field -> columns that are found without being named."""
 
 SAME = "as it is read here"
@@ -86,9 +91,12 @@ def _axolotl_source(where: str, section: dict[str, Any]) -> Iterator[Outcome]:
         elif key == "type":
             yield from _axolotl_type(name, value, section)
         elif key in COLUMNS:
-            yield from _column(name, value, COLUMNS[key])
+            is_sharegpt = key == "field_messages" and str(section.get("type")).startswith("sharegpt")
+            yield from _column(name, value, "conversations" if is_sharegpt else COLUMNS[key])
         elif key == "message_property_mappings":
             yield from _properties(name, value)
+        elif key in OWN_KEYS:
+            yield Outcome(name, value, {key: coerced(f"data.train.{key}", value)})
         elif key == "ds_type":
             yield Outcome(name, value, why="the file's ending says it", is_needless=True)
         else:
@@ -104,10 +112,9 @@ def _data_files(name: str, value: Any, path: str) -> Iterator[Outcome]:
     why = f"one source has one path: add the others ({', '.join(map(str, files[1:]))})" if files[1:] else ""
     if not files:
         yield Outcome(name, value, {"path": path} if prefix else {}, "names no file", is_needless=True)
-    elif prefix and not Path(path).is_dir():
-        yield Outcome(name, value, {"path": path}, "files of a Hub dataset are not picked: all of its split are read")
     else:
-        yield Outcome(name, value, {"path": f"{prefix}{files[0]}"}, why)
+        is_on_hub = bool(prefix) and not Path(path).is_dir() and not path.startswith(HUB_FILES)
+        yield Outcome(name, value, {"path": f"{HUB_FILES if is_on_hub else ''}{prefix}{files[0]}"}, why)
 
 
 def _axolotl_type(name: str, value: Any, section: dict[str, Any]) -> Iterator[Outcome]:
@@ -176,13 +183,17 @@ def _dataset_info(folder: Path) -> dict[str, Any]:
 
 
 def _described_source(where: str, info: dict[str, Any], folder: str) -> Iterator[Outcome]:
-    formatting = str(info.get("formatting", "alpaca"))
+    tags = info.get("tags")
+    is_openai = isinstance(tags, dict) and (tags.get("role_tag"), tags.get("content_tag")) == ("role", "content")
+    formatting = "openai" if is_openai else str(info.get("formatting", "alpaca"))
     fields = {
         "prompt": "instruction",
         "query": "input",
         "response": "output",
         "system": "system",
-        "messages": "messages",
+        "history": "history",
+        "tools": "tools",
+        "messages": "conversations" if formatting == "sharegpt" else "messages",
     }
     for key, value in info.items():
         name = f"{where}.{key}"
@@ -190,8 +201,10 @@ def _described_source(where: str, info: dict[str, Any], folder: str) -> Iterator
             yield Outcome(name, value, {"path": f"{folder}/{value}"})
         elif key == "hf_hub_url" and "file_name" not in info:
             yield Outcome(name, value, {"path": str(value)})
-        elif key in ("split", "subset"):
+        elif key == "split":
             yield Outcome(name, value, {key: str(value)})
+        elif key in OWN_KEYS:
+            yield Outcome(name, value, {key: coerced(f"data.train.{key}", value)})
         elif key == "formatting":
             yield Outcome(name, value, {"format": FORMATS[formatting]} if FORMATS.get(formatting) else {}, "")
         elif key == "columns" and isinstance(value, dict):
@@ -200,6 +213,8 @@ def _described_source(where: str, info: dict[str, Any], folder: str) -> Iterator
                     yield from _column(f"{name}.{field}", column, fields[field])
                 else:
                     yield Outcome(f"{name}.{field}", column, why="no such column is read here")
+        elif key == "tags" and is_openai:
+            yield Outcome(name, value, why=SAME, is_needless=True)
         elif key == "ranking" and value:
             yield Outcome(
                 name, value, why="pairs of answers: `completion: chosen` in `columns` trains on the better one"
@@ -242,8 +257,8 @@ def mixture(key: str, value: Any, config: Config) -> Iterator[Outcome]:
             where = f"{key}.datasets[{index}].{name}"
             if ours and part is not None:
                 source[ours] = str(part)
-            elif name == "weight" and part is not None:
-                source["weight"] = part
+            elif name in OWN_KEYS and part is not None:
+                source[name] = coerced(f"data.train.{name}", part)
             elif name == "columns":
                 yield Outcome(where, part, why="columns are found by their names", is_needless=True)
             elif part is not None:

@@ -9,7 +9,30 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from qlora_cli.recipe.foreign_keys import counterpart
 from qlora_cli.recipe.foreign_outcome import Config, Handler, Outcome, coerced, is_on, refuse
+from qlora_cli.recipe.json_schema import all_keys, field_at, options_of
+
+SECTIONS = ("model", "quantization", "lora", "training", "eval")
+"""Where a key of the same name means the same; names in `data` and `tracking` are too common for that."""
+
+UNKNOWN = "not known to qlora"
+
+
+def same_key(key: str, tool: str = "") -> str:
+    """Our key for one whose values are ours, by the table of foreign keys or of the same name; empty for others.
+
+    >>> same_key("lora_rank"), same_key("r"), same_key("rank_pattern")
+    ('lora.r', 'lora.r', '')
+    """
+    ours = counterpart(key, tool)
+    if ours and " " not in ours and not ours.startswith(("data.train", "data.eval")):
+        return ours
+    known = [full for full in all_keys() if full.count(".") == 1 and full.endswith(f".{key}")]
+    known = [
+        full for full in known if full.partition(".")[0] in SECTIONS or full in ("data.packing", "data.max_length")
+    ]
+    return known[0] if len(known) == 1 else ""
 
 
 def copy_to(ours: str) -> Handler:
@@ -188,7 +211,8 @@ def times_an_epoch(kind: str) -> Handler:
 def trackers(key: str, value: Any, config: Config) -> Iterator[Outcome]:
     """`report_to`: one name, several, `none` or `all`."""
     names = [str(name).lower() for name in (value if isinstance(value, list) else [value])]
-    known = [name for name in names if name in ("tensorboard", "wandb", "mlflow", "trackio")]
+    [listed] = options_of(field_at(("tracking", "report_to")) or {})
+    known = [name for name in names if name in listed["items"]["enum"]]
     others = [name for name in names if name not in (*known, "none", "false", "[]")]
     why = f"of these trackers none is here: {', '.join(others)}" if others else ""
     if known:

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
+from qlora_cli.choices import ExchangeFormat, MetricName
 from qlora_cli.recipe.data_schema import DataSection
 from qlora_cli.recipe.section import Section
 from qlora_cli.recipe.short_forms import Names, Number, as_float, as_tuple
@@ -215,15 +216,13 @@ class TaskSection(Section):
     name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     """Name in tables and of the file with the answers; the file's stem when not given."""
 
-    format: Literal["alpaca", "messages", "sharegpt", "prompt_completion"] | None = None
+    format: ExchangeFormat | None = None
     """Layout of a row; detected from the column names when not given."""
 
     columns: dict[str, str] = Field(default_factory=dict)
     """Format field -> column, as in a data source."""
 
-    metrics: Annotated[
-        tuple[Literal["exact_match", "number_match", "contains", "rouge_l"], ...], BeforeValidator(as_tuple)
-    ] = Field(("exact_match",), min_length=1)
+    metrics: Annotated[tuple[MetricName, ...], BeforeValidator(as_tuple)] = Field(("exact_match",), min_length=1)
     """How an answer is scored; each is a mean over the examples."""
 
     max_new_tokens: int = Field(256, ge=1, le=1_048_576)

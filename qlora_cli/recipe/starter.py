@@ -8,8 +8,10 @@ import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
+from typing import get_args
 
 from qlora_cli import console
+from qlora_cli.choices import DataFormat
 from qlora_cli.errors import ArgumentError
 from qlora_cli.recipe.one_line import one_line
 from qlora_cli.recipe.reader import NAME_PATTERN
@@ -170,7 +172,7 @@ def starter_text(out: Path, base_model: str, data: str, values: StarterValues) -
     chosen = {name: _line(name, choice) for name, choice in vars(values).items() if isinstance(choice, Choice)}
     attention, truncation = chosen.pop("attn_implementation", None), chosen.pop("truncation", None)
     chosen.pop("train", None)
-    train = values.train or Choice(one_line(data), "alpaca, messages, sharegpt, prompt/completion or text")
+    train = values.train or Choice(one_line(data), ", ".join(get_args(DataFormat)))
     head = "".join(f"# {line}\n" for line in textwrap.wrap(values.planned, 116))
     return TEMPLATE.format(
         file=out,

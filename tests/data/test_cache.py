@@ -6,10 +6,11 @@ import fcntl
 import json
 import multiprocessing
 import os
+import re
 
 import pytest
 
-from qlora_cli.data.cache import cache_key, cache_root, clear, list_entries, locked
+from qlora_cli.data.cache import cache_key, cache_root, clear, code_files, list_entries, locked
 from qlora_cli.data.prepare import prepare_data
 from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.recipe.data_schema import DataSection
@@ -125,3 +126,18 @@ def test_a_hub_dataset_that_may_change_has_no_key(renderer):
     unpinned, pinned = ({"path": "owner/name", "revision": revision} for revision in ("main", "0" * 40))
     assert cache_key(DataSection.model_validate({"train": unpinned}), renderer, 0) is None
     assert cache_key(DataSection.model_validate({"train": pinned}), renderer, 0) is not None
+
+
+SHAPE_NO_ROW = {"errors", "console", "progress", "secrets", "hub", "interruption", "run"}
+"""Rooms that say, ask or write. What `recipe` says of the data is in the key by itself."""
+
+
+def test_all_code_that_shapes_rows_is_part_of_the_key():
+    names = {path.name for path in code_files()}
+    assert {"compat.py", "alpaca.jinja", "renderer.py", "packing.py"} <= names
+    imported = set()
+    for path in code_files():
+        text = path.read_text("utf-8")
+        imported |= set(re.findall(r"^ *from qlora_cli\.(\w+)", text, flags=re.MULTILINE))
+        imported |= set(re.findall(r"^ *from qlora_cli import (\w+)", text, flags=re.MULTILINE))
+    assert imported - SHAPE_NO_ROW - {"data", "recipe"} == {"compat"}

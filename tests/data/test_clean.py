@@ -52,11 +52,6 @@ def test_columns_that_are_not_required_may_be_empty():
     cleaner(required=["question"]).check_row({"question": "x", "input": None}, PLACE)
 
 
-def test_required_columns_that_a_row_lacks_are_told():
-    required = cleaner(required=["qestion", "answer"])
-    assert required.unknown_columns({"question": "x", "answer": None}) == ["qestion"]
-
-
 @pytest.mark.parametrize(
     ("section", "cause", "text"),
     [

@@ -9,8 +9,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from qlora_cli.data.collator import Collator
 from qlora_cli.data.example import Place
-from qlora_cli.data.packing import pack, unpacked
+from qlora_cli.data.packing import unpacked
 from qlora_cli.data.token_row import IGNORE_INDEX, TokenRow
+from tests.data.packed import pack
 
 NUM_TOKENS = 64
 LLAMA = LlamaConfig(

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qlora_cli.data.example import Place
-from qlora_cli.data.packing import WINDOW, pack, plan_packing, unpacked
+from qlora_cli.data.packing import WINDOW, plan_packing, unpacked
 from qlora_cli.data.token_row import IGNORE_INDEX, TokenRow
 
 LENGTHS = st.lists(st.integers(1, 64), max_size=80)
@@ -28,35 +28,22 @@ def make_rows(lengths):
     return rows
 
 
-def documents(packed):
-    """(tokens, labels) of every document of the packed rows."""
-    found = []
-    for row in packed:
-        assert sum(row.seq_lengths) == len(row.input_ids) == len(row.labels)
-        start = 0
-        for length in row.seq_lengths:
-            found.append((row.input_ids[start : start + length], row.labels[start : start + length]))
-            start += length
-    return found
-
-
-@given(LENGTHS)
-def test_every_document_is_in_exactly_one_row_with_its_labels(lengths):
-    rows = make_rows(lengths)
-    assert sorted(documents(pack(rows, 64))) == sorted((row.input_ids, row.labels) for row in rows)
-
-
-@given(LENGTHS)
-def test_no_row_is_longer_than_max_length(lengths):
-    assert all(len(row.input_ids) <= 64 for row in pack(make_rows(lengths), 64))
-
-
 def bins_of(lengths, capacity):
     """Document numbers of each packed row."""
     order, offsets = plan_packing(np.array(lengths, np.int64), capacity)
     assert offsets[0] == 0
     assert offsets[-1] == len(order) == len(lengths)
     return [order[start:end].tolist() for start, end in pairwise(offsets)]
+
+
+@given(LENGTHS)
+def test_every_document_is_in_exactly_one_row(lengths):
+    assert sorted(number for row in bins_of(lengths, 64) for number in row) == [*range(len(lengths))]
+
+
+@given(LENGTHS)
+def test_no_row_is_longer_than_max_length(lengths):
+    assert all(sum(lengths[number] for number in row) <= 64 for row in bins_of(lengths, 64))
 
 
 def best_fit_decreasing(lengths, capacity):
@@ -131,7 +118,7 @@ def test_lengths_of_any_integer_type_are_planned(dtype):
 
 def test_a_document_longer_than_a_row_is_the_callers_mistake():
     with pytest.raises(ValueError, match="9 to 9 tokens do not fit rows of 8"):
-        pack(make_rows([9]), 8)
+        plan_packing(np.array([9]), 8)
 
 
 def test_a_document_without_tokens_is_the_callers_mistake():
@@ -141,7 +128,7 @@ def test_a_document_without_tokens_is_the_callers_mistake():
 
 def test_the_first_label_of_every_document_is_ignored_even_if_it_was_not_before():
     row = TokenRow([5, 6], [5, 6], Place("test", 1, 1))
-    assert pack([row, row], 4)[0].labels == [IGNORE_INDEX, 6, IGNORE_INDEX, 6]
+    assert unpacked([row])[0].labels == [IGNORE_INDEX, 6]
 
 
 def test_unpacked_rows_hold_one_document_each():
@@ -149,5 +136,4 @@ def test_unpacked_rows_hold_one_document_each():
 
 
 def test_no_document_makes_no_row():
-    assert pack([], 8) == []
     assert bins_of([], 8) == []

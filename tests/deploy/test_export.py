@@ -1,11 +1,13 @@
 import json
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from qlora_cli.choices import ExportFormat
 from qlora_cli.deploy.export import export_run
 from qlora_cli.deploy.merge import MergeOptions, merge_run
 from qlora_cli.errors import IdentityError, NumericError
@@ -35,6 +37,14 @@ def test_exported_folder_works_without_peft_and_without_us(run, tmp_path):
     command = [sys.executable, "-c", READ_WITHOUT_PEFT, str(tmp_path / "out")]
     reader = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert reader.stdout.strip() == "True", reader.stderr
+
+
+@pytest.mark.parametrize("format", get_args(ExportFormat))
+def test_every_format_is_loaded_and_compared_with_the_trained_model(run, tmp_path, format):
+    exported = export_run(run.path, tmp_path / "out", format=format, force=False)
+    proof = json.loads((tmp_path / "out" / "qlora_merge.json").read_text())["export"]
+    assert (exported.format, proof["format"]) == (format, format)
+    assert proof["agreement"]["num_positions"] > 0
 
 
 def test_the_merged_model_of_the_run_is_reused(run, tmp_path):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from qlora_cli.plan import trace_cache
 from qlora_cli.plan.budget import device_memory
 from qlora_cli.plan.trace.trace_step import trace_step
-from qlora_cli.plan.trace_cache import Tracer, plans_root
+from qlora_cli.plan.trace_cache import PACKAGE, Tracer, code_fingerprint, plans_root
 from tests.plan.bases import AMPERE, CPU, config_of, request_for
 
 
@@ -68,3 +70,24 @@ def test_where_nothing_can_be_kept_the_step_is_traced_all_the_same(traced, empty
     plans_root().write_text("a file in place of the folder")
     request = request_for(config_of("llama"), AMPERE)
     assert Tracer().needs(request) == device_memory(request, trace_step(request))
+
+
+RUN_BY_A_TRACE = ["plan/budget.py", "model/adapter.py", "recipe/schema.py", "compat.py"]
+
+
+@pytest.mark.parametrize("name", [*RUN_BY_A_TRACE, "plan/inner/new.py"])
+def test_a_change_of_any_code_that_a_trace_runs_is_not_answered_from_before(tmp_path, name):
+    package = shutil.copytree(PACKAGE, tmp_path / "qlora_cli", ignore=shutil.ignore_patterns("__pycache__"))
+    before = code_fingerprint(package)
+    (package / name).parent.mkdir(exist_ok=True)
+    with (package / name).open("a", encoding="utf-8") as file:
+        file.write("# changed\n")
+    code_fingerprint.cache_clear()
+    assert code_fingerprint(package) != before
+
+
+def test_a_key_holds_the_code(monkeypatch):
+    request = request_for(config_of("llama"), AMPERE)
+    before = trace_cache._key(request)
+    monkeypatch.setattr(trace_cache, "code_fingerprint", lambda: "other code")
+    assert trace_cache._key(request) != before

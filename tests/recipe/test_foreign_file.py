@@ -11,12 +11,17 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from qlora_cli.cli.app import app
+from qlora_cli.data.read.layouts import FORMATS
 from qlora_cli.errors import ArgumentError, QloraError, RecipeError
 from qlora_cli.recipe.foreign_file import translate
 from qlora_cli.recipe.foreign_keys import FOREIGN_KEYS
+from qlora_cli.recipe.foreign_sources import _described_source
 from qlora_cli.recipe.foreign_text import write_translation
 from qlora_cli.recipe.foreign_tools import TOOLS
+from qlora_cli.recipe.foreign_values import SECTIONS, UNKNOWN
+from qlora_cli.recipe.json_schema import all_keys, field_at
 from qlora_cli.recipe.reader import load_recipe
+from tests.recipe.test_hints import sample
 
 AXOLOTL = {
     "base_model": "org/base",
@@ -148,9 +153,84 @@ def test_its_datasets_are_looked_up_where_dataset_info_is_there(translated, tmp_
     (tmp_path / "sets" / "dataset_info.json").write_text(json.dumps(info))
     translation, recipe, _ = translated(LLAMA_FACTORY | {"dataset_dir": "sets"})
     one, two = recipe.data.train
-    assert (one.path, one.format, one.columns) == ("sets/o.json", "sharegpt", {"messages": "talk"})
+    assert (one.path, one.format, one.columns) == ("sets/o.json", "sharegpt", {"conversations": "talk"})
     assert (two.path, two.columns) == ("org/two", {"instruction": "ask", "output": "say"})
     assert {outcome.key for outcome in translation.lost} == {"dataset.one.tags", "template"}
+
+
+def test_sharegpt_with_the_tags_of_openai_is_messages(translated, tmp_path):
+    (tmp_path / "sets").mkdir()
+    tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user"}
+    one = {"file_name": "o.json", "formatting": "sharegpt", "columns": {"messages": "talk", "tools": "t"}, "tags": tags}
+    (tmp_path / "sets" / "dataset_info.json").write_text(json.dumps({"one": one}))
+    translation, recipe, _ = translated(LLAMA_FACTORY | {"dataset_dir": "sets", "dataset": "one"})
+    [source] = recipe.data.train
+    assert (source.format, source.columns) == ("messages", {"messages": "talk", "tools": "t"})
+    assert {outcome.key for outcome in translation.lost} == {"template"}
+
+
+def test_files_of_a_hub_dataset_are_picked(translated):
+    files = {"path": "org/rows", "data_files": ["data/a.jsonl"]}
+    _, recipe, _ = translated(AXOLOTL | {"datasets": [files]})
+    assert recipe.data.train[0].path == "hf://datasets/org/rows/data/a.jsonl"
+
+
+def denied(translation):
+    """Keys that are said to have no counterpart, not those whose value does not fit or that another key decides."""
+    return {
+        outcome.key
+        for outcome in translation.lost
+        if outcome.why == UNKNOWN or "no counterpart" in outcome.why or "no such" in outcome.why
+    }
+
+
+OURS = [full for full in all_keys() if full.count(".") == 1 and full.partition(".")[0] in SECTIONS]
+NAMES = sorted({full.rpartition(".")[2] for full in OURS} - {"base_model", "tasks"})
+
+
+@pytest.mark.parametrize("tool", CONFIGS)
+@pytest.mark.parametrize("name", NAMES)
+def test_no_key_that_the_schema_has_is_denied(translated, tool, name):
+    [ours, *_] = [full for full in OURS if full.endswith(f".{name}")]
+    translation, _, _ = translated(CONFIGS[tool] | {name: sample(ours)})
+    assert name not in denied(translation)
+
+
+@pytest.mark.parametrize(
+    ("tool", "key", "section"),
+    [
+        ("axolotl", "bnb_config_kwargs", "quantization"),
+        ("LLaMA-Factory", "quant_config", "quantization"),
+        ("LLaMA-Factory", "peft_config", "lora"),
+    ],
+)
+def test_nor_inside_a_key_that_holds_such_keys(translated, tool, key, section):
+    values = {full.rpartition(".")[2]: sample(full) for full in OURS if full.startswith(f"{section}.")}
+    translation, _, _ = translated(CONFIGS[tool] | {key: values})
+    assert denied(translation) & {f"{key}.{name}" for name in values} == set()
+
+
+def test_nor_a_key_of_a_source(translated, tmp_path):
+    values = {"split": "a", "revision": "b", "subset": "c", "streaming": True, "weight": 2}
+    assert {"path", "format", "columns", "ignore", "leave_out", *values} == {
+        full.rpartition(".")[2] for full in all_keys() if full.startswith("data.train.")
+    }
+    _, recipe, _ = translated(AXOLOTL | {"datasets": [{"path": "org/rows", **values}]})
+    assert values.items() <= recipe.data.train[0].model_dump().items()
+
+
+def test_nor_a_field_of_a_format_or_a_tracker(translated):
+    read = {field for layout in FORMATS.values() for field in layout.unmapped} - {"prompt", "completion", "text"}
+    columns = dict.fromkeys(("prompt", "query", "response", "system", "history", "tools", "messages"), "c")
+    found = {}
+    for formatting in ("alpaca", "sharegpt", "openai"):
+        for outcome in _described_source("d", {"formatting": formatting, "columns": columns}, "data"):
+            assert not outcome.why
+            found |= outcome.settings.get("columns", {})
+    assert set(found) == read
+    trackers = field_at(("tracking", "report_to"))["items"]["enum"]
+    _, recipe, _ = translated(TRL | {"report_to": trackers})
+    assert recipe.tracking.report_to == tuple(trackers)
 
 
 def test_trls_config(translated):
@@ -258,6 +338,7 @@ def test_each_key_of_a_dataset_too(tmp_path_factory, keys, has_path):
     for key, value in dataset.items():
         is_kept = any(str(value) == str(one.get(kept.get(key, ""))) for one in sources)
         first = value[0] if isinstance(value, list) and value else value
+        is_kept |= key == "path" and any(str(value) in one["path"] for one in sources)
         is_kept |= key == "data_files" and any(str(first) in one["path"] for one in sources)
         in_columns = any(str(value) in one.get("columns", {}).values() for one in sources)
         is_format = key == "type" and any("format" in one for one in sources)

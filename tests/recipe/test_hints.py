@@ -174,7 +174,25 @@ OVERRIDES = [
 ]
 
 
+SECTIONS = sorted({full.partition(".")[0] for full in KEYS if "." in full})
+NO_KEYS = {"eval.arrow", "data.question"}
+"""A file of the cache, and a column inside another."""
+
+NAMED = {
+    (place, key)
+    for place, text in TEXTS
+    for key in re.findall(rf"['`](?:--set )?((?:{'|'.join(SECTIONS)})\.[a-z_.]*[a-z_])(?=[:=]|['`])", text)
+    if key not in NO_KEYS
+}
+
+
+@pytest.mark.parametrize(("place", "key"), sorted(NAMED), ids=str)
+def test_every_key_that_a_text_quotes_exists(place, key):
+    assert key in KEYS, place
+
+
 def test_there_are_hints_to_hold_against_the_product():
+    assert len(NAMED) > 100
     assert len(COMMANDS) > 20
     assert len(OVERRIDES) > 15
 

@@ -56,6 +56,10 @@ CONFLICTS: dict[str, tuple[list[str], list[str]]] = {
         ["data.train=[a.jsonl, b.jsonl]", "data.stopping_strategy=all_exhausted"],
         ["data.stopping_strategy", "data.mix_by"],
     ),
+    "turns chosen beside a row for each answer": (
+        ["data.row_per=answer", "data.train_on=all"],
+        ["data.train_on: all", "data.row_per: answer"],
+    ),
     "mix of one source": (["data.mix_by=rows"], ["data.mix_by: rows", "data.train"]),
     "mix of one source in a list": (
         ["data.train=[{path: a.jsonl}]", "data.mix_by=tokens"],

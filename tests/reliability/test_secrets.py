@@ -15,7 +15,7 @@ from urllib.parse import quote
 import pytest
 
 from qlora_cli import console
-from qlora_cli.secrets import read_environment
+from qlora_cli.secrets import known_values
 from tests.reliability.hostile import Ended, Place, change_json
 from tests.reliability.leaks import SECRETS, body, files_that_tell, told, written
 
@@ -35,7 +35,7 @@ ENVIRONMENT = {
 @pytest.fixture(autouse=True)
 def _environment_is_read_anew() -> Iterator[None]:
     yield
-    read_environment()
+    known_values.cache_clear()
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def environment(place, tmp_path, monkeypatch) -> list[str]:
     (tmp_path / "netrc").write_text(f"machine api.wandb.ai\n  login user\n  password {netrc}\n")
     monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    read_environment()
+    known_values.cache_clear()
     return [*ENVIRONMENT.values(), stored, netrc]
 
 

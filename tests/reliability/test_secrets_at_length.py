@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from qlora_cli.secrets import read_environment
+from qlora_cli.secrets import known_values
 from tests.reliability.hostile import Place, change_json
 from tests.reliability.leaks import SECRETS, files_that_tell, told, written
 
@@ -80,7 +80,7 @@ def run(place, trained, monkeypatch) -> Iterator[Path]:
     place.write_recipe(**STEPS)
     monkeypatch.setattr("sys.stdin", io.StringIO("hi\n"))
     yield place.run
-    read_environment()
+    known_values.cache_clear()
 
 
 @pytest.mark.parametrize("kind", SECRETS)
@@ -92,7 +92,7 @@ def test_a_library_that_tells_is_not_heard(place, run, monkeypatch, command, kin
     for part in (AutoConfig, AutoTokenizer):
         monkeypatch.setattr(part, "from_pretrained", _telling(part.from_pretrained, text))
     monkeypatch.setenv("SOME_API_KEY", text)
-    read_environment()
+    known_values.cache_clear()
     for name in ("config", "tokenizer_config", "generation_config"):
         change_json(place.base / f"{name}.json", token=text)
     before = files_that_tell(place.root, secret)

@@ -16,7 +16,8 @@ from qlora_cli.data.example import Place, Row
 from qlora_cli.data.read.column_profile import profile
 from qlora_cli.data.read.column_roles import candidates, format_of
 from qlora_cli.data.read.columns import MISSING, value_at, without_ignored
-from qlora_cli.data.read.formats import FORMATS, read_columns, resolve_format, to_example
+from qlora_cli.data.read.formats import read_columns, resolve_format, to_example
+from qlora_cli.data.read.layouts import FORMATS
 from qlora_cli.data.read.preferences import chosen_column
 from qlora_cli.data.read.values import kind_of, names_of
 from qlora_cli.errors import DataError

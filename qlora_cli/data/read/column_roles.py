@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from qlora_cli.data.read.column_profile import Column
-from qlora_cli.data.read.formats import FORMATS
+from qlora_cli.data.read.layouts import FORMATS
 
 PROMPTS: tuple[str, ...] = (
     *("instruction", "question", "query", "prompt", "problem", "request", "task", "goal", "user", "human"),
@@ -43,7 +43,8 @@ def candidates(columns: Sequence[Column], format: str | None) -> Iterator[dict[s
 
     Args:
         columns: of the source.
-        format: the only one to look for; all where it is None.
+        format: the only one to look for; all where it is None. Of one that is not in `makers` nothing is proposed: its
+            fields are read from the columns of their own names, or from those that the recipe maps.
     """
     makers = {
         "messages": _of_conversations,
@@ -52,7 +53,7 @@ def candidates(columns: Sequence[Column], format: str | None) -> Iterator[dict[s
         "prompt_completion": _of_completions,
         "text": _of_texts,
     }
-    for maker in dict.fromkeys(makers.values()) if format is None else [makers[format]]:
+    for maker in dict.fromkeys(makers[name] for name in (makers if format is None else [format]) if name in makers):
         for candidate in maker(columns):
             if format is None or format_of(candidate) == format:
                 yield candidate

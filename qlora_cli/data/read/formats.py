@@ -1,6 +1,4 @@
-"""Layouts of a row, and how each becomes an example.
-
-To add a layout: one function in `layouts`, one line in FORMATS, one recipe, one test.
+"""Which layout the rows of a source have, and the example that a row holds by it.
 
 Preference pairs (columns `chosen` and `rejected`) are no layout: one answer is trained here, and which one the recipe
 says through `columns`. Where the chosen answer stands apart from what it answers, `columns: {completion: chosen}`
@@ -12,59 +10,20 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from qlora_cli.data.causes import Cause, RowError
 from qlora_cli.data.example import Example, Place
 from qlora_cli.data.read.columns import MISSING, ColumnChoice, choose_columns, path_of, value_at
 from qlora_cli.data.read.contradictions import refuse_contradictions
-from qlora_cli.data.read.layouts import (
-    Fields,
-    from_alpaca,
-    from_messages,
-    from_prompt_completion,
-    from_sharegpt,
-    from_text,
-)
+from qlora_cli.data.read.layouts import FORMATS
 from qlora_cli.data.read.preferences import chosen_column, preference_hint
 from qlora_cli.data.read.values import names_of, row_error, shown
 from qlora_cli.errors import DataError
 
 ANSWERS = ("output", "answer", "response", "completion", "target", "answers", "targets", "summary")
 """Columns that hold an answer where they stand beside `text`."""
-
-
-@dataclass(frozen=True)
-class Format:
-    """One layout of a row."""
-
-    required: tuple[str, ...]
-    optional: tuple[str, ...]
-    convert: Callable[[Fields, Place], Example]
-    mapped: tuple[str, ...] = ()
-    """Optional fields that are read only where `columns` maps them."""
-
-    @cached_property
-    def fields(self) -> tuple[str, ...]:
-        """All field names, as `columns` may map them."""
-        return self.required + self.optional + self.mapped
-
-    @cached_property
-    def unmapped(self) -> tuple[str, ...]:
-        """Those that are read under their own names."""
-        return self.required + self.optional
-
-
-FORMATS: dict[str, Format] = {
-    "alpaca": Format(("instruction", "output"), ("input", "system", "history"), from_alpaca),
-    "messages": Format(("messages",), ("system", "tools"), from_messages, mapped=("completion",)),
-    "sharegpt": Format(("conversations",), ("system", "tools"), from_sharegpt, mapped=("completion",)),
-    "prompt_completion": Format(("prompt", "completion"), ("system", "tools"), from_prompt_completion),
-    "text": Format(("text",), (), from_text),
-}
 
 
 def detect_format(columns: Collection[str]) -> str:

@@ -14,11 +14,8 @@ from qlora_cli.data.example import Place, RawRow
 from qlora_cli.data.read.columnar import READ_FAULTS, first_line, rows_of_dataset
 from qlora_cli.data.read.values import without_nulls
 from qlora_cli.errors import DataError
-from qlora_cli.hub import why_offline
+from qlora_cli.hub import HUB_FILES, why_offline
 from qlora_cli.recipe.data_schema import SourceSection
-
-HUB_FILES = "hf://datasets/"
-"""Begins a path to files of a dataset repository, as fsspec has it."""
 
 _LOAD_FAULTS = (DatasetNotFoundError, DatasetGenerationError, httpx.HTTPError, *READ_FAULTS)
 """No connection, offline mode and missing files are OSErrors; an unknown subset or split is a ValueError."""

@@ -1,8 +1,13 @@
-"""How a row of each layout becomes an example."""
+"""Layouts of a row, and how a row of each becomes an example.
+
+To add one: a function with a worked example, and a line in FORMATS at the end; CONTRIBUTING.md names the other files.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from qlora_cli.data.causes import Cause
@@ -193,3 +198,33 @@ def _as_context(message: Message) -> Message:
 def from_text(fields: Fields, place: Place) -> PlainText:
     """Running text, trained in full."""
     return PlainText("", _text(fields, "text", place, cause=Cause.EMPTY_ANSWER), place)
+
+
+@dataclass(frozen=True)
+class Format:
+    """One layout of a row."""
+
+    required: tuple[str, ...]
+    optional: tuple[str, ...]
+    convert: Callable[[Fields, Place], Example]
+    mapped: tuple[str, ...] = ()
+    """Optional fields that are read only where `columns` maps them."""
+
+    @cached_property
+    def fields(self) -> tuple[str, ...]:
+        """All field names, as `columns` may map them."""
+        return self.required + self.optional + self.mapped
+
+    @cached_property
+    def unmapped(self) -> tuple[str, ...]:
+        """Those that are read under their own names."""
+        return self.required + self.optional
+
+
+FORMATS: dict[str, Format] = {
+    "alpaca": Format(("instruction", "output"), ("input", "system", "history"), from_alpaca),
+    "messages": Format(("messages",), ("system", "tools"), from_messages, mapped=("completion",)),
+    "sharegpt": Format(("conversations",), ("system", "tools"), from_sharegpt, mapped=("completion",)),
+    "prompt_completion": Format(("prompt", "completion"), ("system", "tools"), from_prompt_completion),
+    "text": Format(("text",), (), from_text),
+}

@@ -19,10 +19,11 @@ from qlora_cli.data.problems import RowProblems
 from qlora_cli.data.read.columnar import is_saved_dataset, read_arrow, read_parquet, read_saved
 from qlora_cli.data.read.csv_rows import read_csv
 from qlora_cli.data.read.folders import files_of_folder, files_of_pattern, has_pattern
-from qlora_cli.data.read.hub import HUB_FILES, read_hub
+from qlora_cli.data.read.hub import read_hub
 from qlora_cli.data.read.json_array import read_json
 from qlora_cli.data.read.jsonl import parse_line, read_jsonl
 from qlora_cli.errors import DataError
+from qlora_cli.hub import HUB_FILES
 from qlora_cli.recipe.data_schema import SourceSection
 
 TEXT_SUFFIXES = (".json", ".jsonl", ".csv")

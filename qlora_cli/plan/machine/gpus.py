@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from qlora_cli.errors import ArgumentError
-from qlora_cli.plan.machine.device import BFLOAT16_CAPABILITY, Device
+from qlora_cli.plan.machine.device import Device
 from qlora_cli.recipe.yaml_text import parse_yaml
 
 GPUS_FILE = Path(__file__).with_name("gpus.yaml")
@@ -45,11 +45,6 @@ class Gpu:
     def memory_bytes(self) -> int:
         """Bytes that a process can have."""
         return int(self.memory_mib * MIB * USABLE)
-
-    @property
-    def has_bfloat16(self) -> bool:
-        """Whether it computes in bfloat16."""
-        return self.compute_capability >= BFLOAT16_CAPABILITY
 
     @property
     def device(self) -> Device:

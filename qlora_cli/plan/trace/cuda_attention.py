@@ -27,8 +27,6 @@ aten = torch.ops.aten
 WITHOUT_MASK = "sdpa_without_mask"
 """A name that transformers knows no mask for, so it makes none; the attention itself is SDPA's."""
 
-AttentionInterface.register(WITHOUT_MASK, sdpa_attention_forward)
-
 FLASH_CAPABILITY = (8, 0)
 CUDNN_FIRST = (9, 10)
 """Major compute capabilities on which torch prefers cuDNN's attention, Hopper and Blackwell for data centres, where its
@@ -41,9 +39,15 @@ MASK_ALIGNMENT = 16
 
 
 def attention_on(request: PlanRequest) -> str:
-    """The attention implementation that a trace of the request asks transformers for."""
+    """The attention implementation that a trace of the request asks transformers for, and which it knows from then on.
+
+    Who imports this file and traces nothing leaves transformers as it is.
+    """
     name = request.recipe.model.attn_implementation
-    return name if name == "eager" or request.has_mask else WITHOUT_MASK
+    if name == "eager" or request.has_mask:
+        return name
+    AttentionInterface.register(WITHOUT_MASK, sdpa_attention_forward)
+    return WITHOUT_MASK
 
 
 def cuda_attention(capability: tuple[int, int]) -> Callable[..., torch.Tensor]:

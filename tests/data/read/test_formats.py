@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from qlora_cli.data.causes import Cause, RowError
 from qlora_cli.data.example import Conversation, Place, PlainText
-from qlora_cli.data.read.formats import FORMATS, detect_format, resolve_format, to_example
+from qlora_cli.data.read.formats import detect_format, resolve_format, to_example
+from qlora_cli.data.read.layouts import FORMATS
 from qlora_cli.errors import DataError
 
 PLACE = Place("a.jsonl", 3, 3)

@@ -1,0 +1,30 @@
+"""Words of which one is chosen, in a recipe or on the command line, and which a room above acts on.
+
+They stand below all rooms because recipe and command line check them without the libraries that act on them. What
+acts on a word stands in one dict of its room; `tests/test_choices.py` holds words and dicts together.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+ExchangeFormat = Literal["alpaca", "messages", "sharegpt", "prompt_completion"]
+"""Layouts of a row that holds a prompt and its answer; FORMATS in `data/read/layouts.py`."""
+
+DataFormat = Literal[ExchangeFormat, "text"]
+"""Layouts of a row; FORMATS in `data/read/layouts.py`."""
+
+MetricName = Literal["exact_match", "number_match", "contains", "rouge_l"]
+"""How an answer is scored; METRICS in `evaluate/metrics.py`."""
+
+ExportFormat = Literal["hf"]
+"""What `qlora export` writes; FORMATS in `deploy/export_formats.py`."""
+
+EXPORT_FORMATS: dict[ExportFormat, str] = {"hf": "a folder that plain `transformers` loads"}
+"""Export format -> what it is, for the help of the command."""
+
+Onto = Literal["dequantized", "original"]
+"""What an adapter is merged onto: the weights that training saw, or the base before quantization."""
+
+MergedDtype = Literal["bfloat16", "float32"]
+"""Precision of merged weights."""

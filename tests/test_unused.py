@@ -1,0 +1,83 @@
+"""Nothing in the package is there for the tests alone: what no other line of it reads is deleted, or wired up."""
+
+from __future__ import annotations
+
+import ast
+from collections import Counter
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+TREES = {path: ast.parse(path.read_text("utf-8")) for path in sorted((ROOT / "qlora_cli").rglob("*.py"))}
+
+CALLED_BY_LIBRARIES = {"TrainerCallback", "Trainer", "SFTTrainer", "NodeTransformer", "Handler"}
+READ_BY_OTHERS = {
+    "format_help": "by typer",
+    "writelines": "by those who write to the terminal's stream",
+    "redirect_request": "by urllib",
+    "put": "by transformers' generate",
+    "model_config": "by pydantic",
+    "computed_in": "in the JSON of `qlora generate`",
+    "derived": "by the reader of cards.yaml",
+    "_holder": "keeps alive what it holds",
+}
+
+
+def names_of(node: ast.stmt) -> list[str]:
+    """What a statement defines."""
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return [node.name]
+    if isinstance(node, ast.Assign):
+        return [target.id for target in node.targets if isinstance(target, ast.Name)]
+    return [node.target.id] if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) else []
+
+
+def reads_of(node: ast.AST) -> Counter[str]:
+    """Names and attributes that are read inside a node, how often."""
+    found: Counter[str] = Counter()
+    for part in ast.walk(node):
+        if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Load):
+            found[part.id] += 1
+        elif isinstance(part, ast.Attribute) and isinstance(part.ctx, ast.Load):
+            found[part.attr] += 1
+    return found
+
+
+IMPORTED = {
+    (node.module, alias.name)
+    for tree in TREES.values()
+    for node in ast.walk(tree)
+    if isinstance(node, ast.ImportFrom)
+    for alias in node.names
+}
+ATTRIBUTES = Counter(node.attr for tree in TREES.values() for node in ast.walk(tree) if isinstance(node, ast.Attribute))
+
+
+def test_every_function_class_and_constant_is_used_by_the_package():
+    unused = []
+    for path, tree in TREES.items():
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        reads = reads_of(tree)
+        for node in tree.body:
+            for name in names_of(node):
+                own = reads_of(node)[name] if not isinstance(node, ast.Assign | ast.AnnAssign) else 0
+                is_read = reads[name] > own or (module, name) in IMPORTED or ATTRIBUTES[name] > 0
+                if not is_read and not name.startswith("__") and not getattr(node, "decorator_list", []):
+                    unused.append(f"{path.relative_to(ROOT)}:{node.lineno} {name}")
+    assert unused == []
+
+
+def test_every_method_and_field_is_used_by_the_package():
+    reads: Counter[str] = Counter()
+    for tree in TREES.values():
+        reads += reads_of(tree)
+    unused = []
+    for path, tree in TREES.items():
+        for owner in (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)):
+            bases = {ast.unparse(base).rpartition(".")[2] for base in owner.bases}
+            if any(base.endswith(tuple(CALLED_BY_LIBRARIES)) for base in bases):
+                continue
+            for node in owner.body:
+                for name in names_of(node):
+                    if reads[name] == 0 and not name.startswith("__") and name not in READ_BY_OTHERS:
+                        unused.append(f"{path.relative_to(ROOT)}:{node.lineno} {owner.name}.{name}")
+    assert unused == []
