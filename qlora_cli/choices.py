@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import Literal
 
 ExchangeFormat = Literal["alpaca", "messages", "sharegpt", "prompt_completion"]
-"""Layouts of a row that holds a prompt and its answer; FORMATS in `data/read/layouts.py`."""
+"""Layouts of a row that holds a prompt and its answer; FORMATS in `data/read/converters.py`."""
 
 DataFormat = Literal[ExchangeFormat, "text"]
-"""Layouts of a row; FORMATS in `data/read/layouts.py`."""
+"""Layouts of a row; FORMATS in `data/read/converters.py`."""
 
 MetricName = Literal["exact_match", "number_match", "contains", "rouge_l"]
 """How an answer is scored; METRICS in `evaluate/metrics.py`."""

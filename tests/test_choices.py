@@ -11,8 +11,8 @@ import pytest
 
 from qlora_cli import choices
 from qlora_cli.data.example import Conversation, Place
+from qlora_cli.data.read.converters import FORMATS
 from qlora_cli.data.read.formats import resolve_format, to_example
-from qlora_cli.data.read.layouts import FORMATS
 from qlora_cli.deploy import export_formats
 from qlora_cli.evaluate.metrics import METRICS
 

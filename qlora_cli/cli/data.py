@@ -41,9 +41,9 @@ def show(
     overrides: Overrides = None,
 ) -> None:
     """Show rows as the model reads them, with what is trained."""
-    from qlora_cli.data.show.picked_rows import pick_rows
     from qlora_cli.data.show.preview import show_row
     from qlora_cli.data.show.preview_page import write_page
+    from qlora_cli.data.show.select_rows import pick_rows
 
     with console.library_noise_to(None):
         loaded, tokenizer, renderer = _load(recipe, overrides)

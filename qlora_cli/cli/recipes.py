@@ -56,11 +56,11 @@ def init(
         card = find_card(gpu, otherwise=hint)
         start_asking(base)
         with progress(STARTING):
-            from qlora_cli.plan.recommend import advise
+            from qlora_cli.plan.recommend import recommend_values
 
         console.note(f"planning {base} on {card.name}")
         with console.library_noise_to(None):
-            values = advise(base, data, card)
+            values = recommend_values(base, data, card)
     values = _fitted_to_data(values, base, data)
     write_starter(out, base, data, overwrite=force, values=values)
     console.result(

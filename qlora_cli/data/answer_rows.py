@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from qlora_cli.data.example import Conversation, Example
-from qlora_cli.data.render.turn_choice import untrained_turns
+from qlora_cli.data.render.trained_turns import untrained_turns
 
 
 def rows_per_answer(example: Example) -> list[Example]:

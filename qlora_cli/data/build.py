@@ -9,16 +9,16 @@ from pathlib import Path
 
 import numpy as np
 
-from qlora_cli.data.causes import Cause, Rejection
-from qlora_cli.data.gather import REJECTED_FILE, Gathered, GatheredSource, gather_rows, write_rejections
+from qlora_cli.data.collect_rows import REJECTED_FILE, CollectedRows, GatheredSource, gather_rows, write_rejections
+from qlora_cli.data.duplicate_index import DedupeMode
 from qlora_cli.data.mixing import shares
 from qlora_cli.data.packed_rows import write_packed_rows
 from qlora_cli.data.packing import plan_packing
 from qlora_cli.data.pieces import Pieces
+from qlora_cli.data.rejection import Rejection, RejectionReason
 from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.data.report import DataReport, Finding, SourceReport
-from qlora_cli.data.seen import Kind
-from qlora_cli.data.selection import NO_ROWS, Numbers, Part, select
+from qlora_cli.data.splits import NO_ROWS, Numbers, Split, select
 from qlora_cli.errors import DataError, Problem
 from qlora_cli.progress import progress
 from qlora_cli.recipe.data_schema import DataSection
@@ -42,7 +42,7 @@ class Built:
 
 
 def build_data(
-    data: DataSection, renderer: Renderer, seed: int, folder: Path, *, look_for: Kind | None = None
+    data: DataSection, renderer: Renderer, seed: int, folder: Path, *, look_for: DedupeMode | None = None
 ) -> Built:
     """Read, render, clean, hold out, mix and pack.
 
@@ -60,7 +60,7 @@ def build_data(
     gathered = gather_rows(data, renderer, folder, look_for)
     problems = gathered.tally.problems()
     of_the_whole = [] if problems else _problems_of_the_whole(gathered)
-    train = evaluation = Part({}, NO_ROWS)
+    train = evaluation = Split({}, NO_ROWS)
     try:
         train, evaluation, copies = select(data, gathered, seed)
         _leave_out(copies, gathered, folder)
@@ -99,17 +99,17 @@ def _dated(data: DataSection, renderer: Renderer, num_rows: int) -> list[Finding
     return [Finding("today's date", "noted", num_rows, "", text, f"`data.date: {date}` makes the same rows every day")]
 
 
-def _leave_out(copies: Numbers, gathered: Gathered, folder: Path) -> None:
+def _leave_out(copies: Numbers, gathered: CollectedRows, folder: Path) -> None:
     """Count the copies of held-out rows among those taken out."""
     text = "equals a row that is held out"
-    rejections = [Rejection(gathered.place(number), Cause.HELD_OUT_COPY, text, "", "") for number in copies]
+    rejections = [Rejection(gathered.place(number), RejectionReason.HELD_OUT_COPY, text, "", "") for number in copies]
     for rejection in rejections:
         gathered.tally.reject(rejection)
     with (folder / REJECTED_FILE).open("a", encoding="utf-8") as file:
         write_rejections(file, rejections)
 
 
-def _problems_of_the_whole(gathered: Gathered) -> list[Problem]:
+def _problems_of_the_whole(gathered: CollectedRows) -> list[Problem]:
     """What no single row shows."""
     tally = gathered.tally
     for source in gathered.sources:
@@ -136,7 +136,7 @@ def _way_out(data: DataSection) -> str:
     return "raise `data.max_length`" + (", or take back a rule of `data.clean`" if data.clean else "")
 
 
-def _repeats(gathered: Gathered, train: Part, evaluation: Part) -> list[Finding]:
+def _repeats(gathered: CollectedRows, train: Split, evaluation: Split) -> list[Finding]:
     assert gathered.seen is not None  # asked by the caller
     num_rows = len(gathered.spool.rows)
     in_train, in_eval = (np.isin(np.arange(num_rows), part.rows) for part in (train, evaluation))
@@ -153,7 +153,7 @@ def _without_effect(source: GatheredSource) -> Finding:
 class _Rows:
     """The gathered rows as they are written: long running text in pieces, where the recipe splits it."""
 
-    def __init__(self, data: DataSection, gathered: Gathered) -> None:
+    def __init__(self, data: DataSection, gathered: CollectedRows) -> None:
         spool = gathered.spool
         longest = int(spool.rows["num_tokens"].max(initial=0))
         self.data = data
@@ -163,7 +163,7 @@ class _Rows:
         """What is written for some documents: the numbers of their pieces, or their own."""
         return self.written.of(documents) if isinstance(self.written, Pieces) else documents
 
-    def pack(self, part: Part) -> tuple[Numbers, np.ndarray]:
+    def pack(self, part: Split) -> tuple[Numbers, np.ndarray]:
         """Numbers in the order in which rows are written, and where each packed row begins."""
         rows = self.numbers(part.rows)
         if not self.data.packing:
@@ -173,7 +173,7 @@ class _Rows:
 
 
 def _report(
-    rows: _Rows, gathered: Gathered, parts: tuple[Part, Part], packed: tuple[Numbers, np.ndarray]
+    rows: _Rows, gathered: CollectedRows, parts: tuple[Split, Split], packed: tuple[Numbers, np.ndarray]
 ) -> DataReport:
     """The report without findings and time."""
     data, table = rows.data, rows.written.rows
@@ -200,7 +200,7 @@ def _report(
     )
 
 
-def _source_reports(gathered: Gathered, parts: tuple[Part, Part]) -> Iterator[SourceReport]:
+def _source_reports(gathered: CollectedRows, parts: tuple[Split, Split]) -> Iterator[SourceReport]:
     num_tokens = gathered.spool.rows["num_tokens"]
     for name, part in zip(("train", "eval"), parts, strict=True):
         numbers = [at for at, source in enumerate(gathered.sources) if source.part == name]

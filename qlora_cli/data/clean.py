@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from qlora_cli.data.causes import Cause, RowError
 from qlora_cli.data.example import Conversation, Example, Message, Place, PlainText, Row
 from qlora_cli.data.read.messages import REASONING_FIELDS
+from qlora_cli.data.rejection import RejectionReason, RowError
 from qlora_cli.recipe.data_schema import CleanSection
 
 
@@ -32,7 +32,7 @@ class Cleaner:
         for column in self._required:
             fault = _emptiness(row[column]) if column in row else f"is missing; there are: {', '.join(row) or 'none'}"
             if fault:
-                raise RowError(Cause.REQUIRED, f"the required column '{column}' {fault}", place=str(place))
+                raise RowError(RejectionReason.REQUIRED, f"the required column '{column}' {fault}", place=str(place))
 
     def clean(self, example: Example) -> Example:
         """The row without spaces and line ends around its texts, if the recipe says so.
@@ -49,9 +49,9 @@ class Cleaner:
     def _check_length(self, num_chars: int, place: Place) -> None:
         text = f"the answer has {num_chars:,} characters"
         if self._fewest is not None and num_chars < self._fewest:
-            raise RowError(Cause.TOO_SHORT, f"{text}, min_chars is {self._fewest:,}", place=str(place))
+            raise RowError(RejectionReason.TOO_SHORT, f"{text}, min_chars is {self._fewest:,}", place=str(place))
         if self._most is not None and num_chars > self._most:
-            raise RowError(Cause.TOO_MANY_CHARS, f"{text}, max_chars is {self._most:,}", place=str(place))
+            raise RowError(RejectionReason.TOO_MANY_CHARS, f"{text}, max_chars is {self._most:,}", place=str(place))
 
 
 def answer_of(example: Example) -> str:

@@ -9,7 +9,7 @@ from qlora_cli.data.example import Conversation, Example
 from qlora_cli.data.read.examples import read_examples
 from qlora_cli.data.render.printed import PER_ANSWER
 from qlora_cli.data.render.renderer import Renderer
-from qlora_cli.data.render.turn_choice import untrained_turns
+from qlora_cli.data.render.trained_turns import untrained_turns
 from qlora_cli.data.report import Finding
 from qlora_cli.errors import DataError
 from qlora_cli.recipe.data_schema import DataSection, SourceSection

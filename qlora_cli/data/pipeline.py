@@ -12,16 +12,16 @@ from itertools import islice
 import numpy as np
 
 from qlora_cli.data.answer_rows import rows_per_answer
-from qlora_cli.data.causes import Cause, Rejection, RowError
 from qlora_cli.data.clean import Cleaner
 from qlora_cli.data.duplicates import MinHasher, exact_digest
 from qlora_cli.data.example import Example, Place, RawRow, Row, UnreadableRow
-from qlora_cli.data.observations import Observation, Observer
 from qlora_cli.data.raw_batches import RawBatch, raw_batches
 from qlora_cli.data.read.column_mapping import Where
 from qlora_cli.data.read.examples import example_of
 from qlora_cli.data.read.sources import parse_row
+from qlora_cli.data.rejection import Rejection, RejectionReason, RowError
 from qlora_cli.data.render.renderer import Renderer
+from qlora_cli.data.row_warnings import RowWarner, RowWarning
 from qlora_cli.data.spool import TokenBatch, batch_of
 from qlora_cli.data.token_row import TokenRow, Unprinted
 from qlora_cli.data.truncation import Cutter, is_splittable
@@ -31,7 +31,7 @@ from qlora_cli.recipe.data_schema import DataSection, SourceSection
 
 
 @dataclass(slots=True)
-class Passage:
+class RowResult:
     """What became of one row."""
 
     raw: RawRow
@@ -60,7 +60,7 @@ class Passage:
 
 
 @dataclass
-class Outcome:
+class BatchResult:
     """What became of a batch."""
 
     tokens: TokenBatch
@@ -83,8 +83,8 @@ class Outcome:
     ends_a_turn: bool
     """Whether a token that ends a turn is trained in any row."""
 
-    observed: Counter[Observation] = field(default_factory=Counter)
-    first_observed: dict[Observation, Place] = field(default_factory=dict)
+    observed: Counter[RowWarning] = field(default_factory=Counter)
+    first_observed: dict[RowWarning, Place] = field(default_factory=dict)
     mentions: Mentions = field(default_factory=Mentions)
     """What of the kept rows has no effect."""
 
@@ -116,14 +116,14 @@ class RowPipeline:
             self._cutter = Cutter(renderer, data.max_length, data.truncation)
         self._required = frozenset(data.clean.required if data.clean else ())
         self._is_split = data.truncation == "split"
-        self._observer = Observer(renderer)
+        self._observer = RowWarner(renderer)
         self._key_check = KeyCheck(renderer)
         self._duplicates = duplicates
         self._hasher = MinHasher() if duplicates == "near" else None
 
     def preview(
         self, source: SourceSection, first: int, num_rows: int, *, where: Where = "train", alone: bool = True
-    ) -> Iterator[Passage]:
+    ) -> Iterator[RowResult]:
         """What becomes of some rows of a source, counted from 0; `where` and `alone` as in `raw_batches`.
 
         Raises:
@@ -134,7 +134,7 @@ class RowPipeline:
         for batch, raw in islice(rows, first, first + num_rows):
             yield from self._passages(replace(batch, rows=[raw]))
 
-    def __call__(self, batch: RawBatch) -> Outcome:
+    def __call__(self, batch: RawBatch) -> BatchResult:
         """The rows of a batch that can be trained on, and what is to be said about the others."""
         passages = self._passages(batch)
         kept = [passage for passage in passages if passage.row is not None]
@@ -143,7 +143,7 @@ class RowPipeline:
         numbers = {name: number for number, name in enumerate(files)}
         tokens = batch_of(rows, [numbers[row.place.file] for row in rows], [_digest(row.input_ids) for row in rows])
         rendered = [passage for passage in passages if passage.num_tokens is not None]
-        outcome = Outcome(
+        outcome = BatchResult(
             tokens=tokens,
             files=files,
             kept=[passage.number for passage in kept],
@@ -158,7 +158,7 @@ class RowPipeline:
         self._look_at(kept, outcome)
         return outcome
 
-    def _look_at(self, kept: Iterable[Passage], outcome: Outcome) -> None:
+    def _look_at(self, kept: Iterable[RowResult], outcome: BatchResult) -> None:
         before = None
         for passage in kept:
             assert passage.example is not None  # a kept row went the whole way
@@ -184,23 +184,23 @@ class RowPipeline:
             if self._hasher:
                 outcome.signatures.append(self._hasher.signature(passage.whole) if is_first else None)
 
-    def _passages(self, batch: RawBatch) -> list[Passage]:
+    def _passages(self, batch: RawBatch) -> list[RowResult]:
         passages = [passage for number, raw in enumerate(batch.rows) for passage in self._read(raw, number, batch)]
         readable = [passage for passage in passages if passage.example is not None]
         rendered = self._renderer.render_each([passage.example for passage in readable if passage.example])
         for passage, row in zip(readable, rendered, strict=True):
             if isinstance(row, DataError):
-                passage.rejection = _rejection(passage.raw, row, Cause.TEMPLATE)
+                passage.rejection = _rejection(passage.raw, row, RejectionReason.TEMPLATE)
             else:
                 self._take(passage, row)
         return passages
 
-    def _read(self, raw: RawRow, number: int, batch: RawBatch) -> list[Passage]:
-        cause = Cause.MALFORMED
+    def _read(self, raw: RawRow, number: int, batch: RawBatch) -> list[RowResult]:
+        cause = RejectionReason.MALFORMED
         try:
             row = parse_row(raw)
             self._cleaner.check_row(row, raw.place)
-            cause = Cause.FORMAT
+            cause = RejectionReason.FORMAT
             example, row = example_of(row, raw.place, batch.source, batch.format)
             unread = [
                 (kind, name)
@@ -209,11 +209,11 @@ class RowPipeline:
             ]
             whole = self._cleaner.clean(example)
             rows = rows_per_answer(whole) if self._is_row_per_answer else [whole]
-            return [Passage(raw, number, part, whole, unread=unread) for part in rows]
+            return [RowResult(raw, number, part, whole, unread=unread) for part in rows]
         except DataError as error:
-            return [Passage(raw, number, rejection=_rejection(raw, error, cause))]
+            return [RowResult(raw, number, rejection=_rejection(raw, error, cause))]
 
-    def _take(self, passage: Passage, row: TokenRow) -> None:
+    def _take(self, passage: RowResult, row: TokenRow) -> None:
         """Note the rendered row, cut if it is too long and may be."""
         passage.num_tokens = len(row.input_ids)
         if passage.num_tokens > self._max_length:
@@ -223,8 +223,10 @@ class RowPipeline:
             if self._is_split and passage.is_splittable:
                 cut = passage.example, row
             if cut is None:
-                fault = RowError(Cause.TOO_LONG, f"{passage.num_tokens:,} tokens, max_length is {self._max_length:,}")
-                passage.rejection = _rejection(passage.raw, fault, Cause.TOO_LONG)
+                fault = RowError(
+                    RejectionReason.TOO_LONG, f"{passage.num_tokens:,} tokens, max_length is {self._max_length:,}"
+                )
+                passage.rejection = _rejection(passage.raw, fault, RejectionReason.TOO_LONG)
                 return
             passage.example, row = cut
             if not self._is_row_per_answer:
@@ -232,16 +234,16 @@ class RowPipeline:
             passage.is_cut = True
         if not row.num_trained_tokens:
             fault = RowError(
-                Cause.NOTHING_TRAINED,
+                RejectionReason.NOTHING_TRAINED,
                 "the row has nothing to learn: no token of it is trained",
                 hint="leave out such rows, or use a chat template that prints the assistant's turns",
             )
-            passage.rejection = _rejection(passage.raw, fault, Cause.NOTHING_TRAINED)
+            passage.rejection = _rejection(passage.raw, fault, RejectionReason.NOTHING_TRAINED)
             return
         passage.row = row
 
 
-def _rejection(raw: RawRow, error: DataError, cause: Cause) -> Rejection:
+def _rejection(raw: RawRow, error: DataError, cause: RejectionReason) -> Rejection:
     problem = error.problems[0]
     if isinstance(error, RowError):
         cause = error.cause

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from qlora_cli.data.build import EVAL_FILE, TRAIN_FILE, Built, build_data
 from qlora_cli.data.cache import CACHE_ELSEWHERE, FACTS_FILE, cache_key, cache_root, locked, touch
-from qlora_cli.data.gather import REJECTED_FILE
+from qlora_cli.data.collect_rows import REJECTED_FILE
+from qlora_cli.data.duplicate_index import DedupeMode
 from qlora_cli.data.packed_rows import PackedRows
 from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.data.report import DataReport
-from qlora_cli.data.seen import Kind
 from qlora_cli.errors import DataError
 from qlora_cli.recipe.data_schema import DataSection
 from qlora_cli.run.disk_errors import naming
@@ -70,7 +70,7 @@ def prepare_data(data: DataSection, renderer: Renderer, seed: int) -> PreparedDa
 
 
 def build_into(
-    folder: Path, data: DataSection, renderer: Renderer, seed: int, *, look_for: Kind | None = None
+    folder: Path, data: DataSection, renderer: Renderer, seed: int, *, look_for: DedupeMode | None = None
 ) -> Built:
     """Make the data in a folder, with the facts that a cache entry needs."""
     built = build_data(data, renderer, seed, folder, look_for=look_for)

@@ -12,11 +12,11 @@ from qlora_cli.data.clean import text_keys
 from qlora_cli.data.example import Conversation, Example, Message, Place, Row
 from qlora_cli.data.read.columns import unread_columns, value_at
 from qlora_cli.data.read.content import CALL_PARTS, VALUE_KEYS, value_key
+from qlora_cli.data.read.error_text import MAX_NAMES, has_null_keys, holds_something, names_of
 from qlora_cli.data.read.formats import read_columns
 from qlora_cli.data.read.message_flags import OWN_FLAGS
 from qlora_cli.data.read.messages import REASONING_FIELDS
 from qlora_cli.data.read.tool_calls import ARGUMENT_KEYS, AROUND_A_CALL
-from qlora_cli.data.read.values import MAX_NAMES, has_null_keys, holds_something, names_of
 from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.data.report import Finding
 from qlora_cli.data.token_row import TokenRow
@@ -35,7 +35,7 @@ _CALL_KEYS = frozenset({"type", "function", *AROUND_A_CALL})
 _PART_KEYS = frozenset({"type", *AROUND_A_CALL, "name", "function", *ARGUMENT_KEYS, *CALL_PARTS, *VALUE_KEYS})
 
 
-class Kind(StrEnum):
+class UnreadKind(StrEnum):
     """What was without effect; the value is what tables call it."""
 
     COLUMNS = "columns that are not read"
@@ -43,7 +43,7 @@ class Kind(StrEnum):
     NULLS = "nulls taken out of tool calls and schemas"
 
 
-Mention = tuple[Kind, str]
+Mention = tuple[UnreadKind, str]
 """What was found in a row, and its name."""
 
 
@@ -51,13 +51,13 @@ Mention = tuple[Kind, str]
 class Mentions:
     """Counts of what had no effect, over many rows."""
 
-    rows: Counter[Kind] = field(default_factory=Counter)
-    names: dict[Kind, Counter[str]] = field(default_factory=dict)
-    first: dict[Kind, Place] = field(default_factory=dict)
+    rows: Counter[UnreadKind] = field(default_factory=Counter)
+    names: dict[UnreadKind, Counter[str]] = field(default_factory=dict)
+    first: dict[UnreadKind, Place] = field(default_factory=dict)
 
     def add(self, found: Iterable[Mention], place: Place) -> None:
         """Count what was found in one row."""
-        by_kind: dict[Kind, set[str]] = {}
+        by_kind: dict[UnreadKind, set[str]] = {}
         for kind, name in found:
             by_kind.setdefault(kind, set()).add(name)
         for kind, names in by_kind.items():
@@ -72,7 +72,7 @@ class Mentions:
             self.first.setdefault(kind, other.first[kind])
             self._count(kind, names)
 
-    def _count(self, kind: Kind, names: Mapping[str, int]) -> None:
+    def _count(self, kind: UnreadKind, names: Mapping[str, int]) -> None:
         counts = self.names.setdefault(kind, Counter())
         for name, number in names.items():
             if name in counts or len(counts) < MAX_COUNTED:
@@ -80,9 +80,9 @@ class Mentions:
 
     def findings(self) -> list[Finding]:
         """One for each kind that was found, with the names and how many rows have each."""
-        return [self._finding(kind) for kind in Kind if self.rows[kind]]
+        return [self._finding(kind) for kind in UnreadKind if self.rows[kind]]
 
-    def _finding(self, kind: Kind) -> Finding:
+    def _finding(self, kind: UnreadKind) -> Finding:
         counts = self.names[kind].most_common()
         shown = [f"{names_of([name])} ({number:,} row{'s' * (number != 1)})" for name, number in counts[:MAX_NAMES]]
         if len(counts) > MAX_NAMES:
@@ -90,7 +90,7 @@ class Mentions:
             shown.append(f"and {at_least}{len(counts) - MAX_NAMES:,} more")
         listed = ", ".join(name for name, _ in counts[:MAX_NAMES] if name.isidentifier())
         hint = f"`ignore: [{listed}]` under the source says that they are not meant" if listed else ""
-        if listed and kind == Kind.COLUMNS:
+        if listed and kind == UnreadKind.COLUMNS:
             hint = f"map a column to a field in `columns`; {hint}"
         place = str(self.first[kind])
         return Finding(kind.value, "noted", self.rows[kind], place, ", ".join(shown), hint)
@@ -107,14 +107,14 @@ def unread_in_row(row: Row, format: str, columns: Mapping[str, str]) -> list[Men
     choice = read_columns(row, format, columns)
     found: list[Mention] = []
     if choice.unread or choice.parted:
-        found += [(Kind.COLUMNS, name) for name in unread_columns(row, choice)]
+        found += [(UnreadKind.COLUMNS, name) for name in unread_columns(row, choice)]
     for name, column in choice.taken:
         if name in TURNS:
             value = value_at(row, column)
             if isinstance(value, list | dict):
                 found += _unread_in_turns(value if isinstance(value, list) else [value])
         elif name == "tools" and has_null_keys(value_at(row, column)):
-            found.append((Kind.NULLS, column))
+            found.append((UnreadKind.NULLS, column))
     return found
 
 
@@ -128,7 +128,7 @@ def _unread_in_turns(turns: list[Any]) -> Iterator[Mention]:
                 yield from _unread_in_part(part)
         for key in ("tool_calls", "function_call"):
             if key in turn and has_null_keys(turn[key]):
-                yield Kind.NULLS, key
+                yield UnreadKind.NULLS, key
 
 
 def _unread_in_part(part: Any) -> Iterator[Mention]:
@@ -138,9 +138,9 @@ def _unread_in_part(part: Any) -> Iterator[Mention]:
     known = _PART_KEYS if is_call else {"type", value_key(part)}
     for key, value in part.items():
         if key not in known and holds_something(value):
-            yield Kind.KEYS, f"content.{key}"
+            yield UnreadKind.KEYS, f"content.{key}"
     if is_call and has_null_keys(part):
-        yield Kind.NULLS, str(part["type"])
+        yield UnreadKind.NULLS, str(part["type"])
 
 
 class KeyCheck:
@@ -170,7 +170,7 @@ class KeyCheck:
                 name for name in open_names if len(open_names) > 1 and not self._has_effect(example, row, {name})
             }
         self._unread |= {name for name in unread if name.rpartition(".")[2] not in self._renderer.template}
-        return [(Kind.KEYS, name) for name in sorted(unread)]
+        return [(UnreadKind.KEYS, name) for name in sorted(unread)]
 
     def _has_effect(self, example: Conversation, row: TokenRow, names: set[str]) -> bool:
         bare = replace(example, messages=[_without(message, names) for message in example.messages])

@@ -47,7 +47,7 @@ def refuse_second_merge(source: TunedSource, adapter_sha256: str) -> None:
         )
 
 
-def refuse_inert(tuned: PeftModel, source: TunedSource) -> None:
+def refuse_zero_adapter(tuned: PeftModel, source: TunedSource) -> None:
     """Refuse an adapter that changes nothing: every B is zero and no module was trained in full.
 
     That is an adapter as it was before its first step, so the fault is in the training: a numeric failure.

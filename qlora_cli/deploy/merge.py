@@ -15,15 +15,15 @@ from qlora_cli.choices import MergedDtype, Onto
 from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.deploy.checks import (
     MERGE_RECORD,
-    refuse_inert,
     refuse_loftq_onto_original,
     refuse_no_adapter,
     refuse_second_merge,
+    refuse_zero_adapter,
 )
-from qlora_cli.deploy.fold import fold_adapter
+from qlora_cli.deploy.merge_weights import merge_adapter
 from qlora_cli.deploy.model_folder import save_model_folder
-from qlora_cli.deploy.probes import probe_rows
 from qlora_cli.deploy.record import Merged, Precisions, describe_onto, merge_record
+from qlora_cli.deploy.verification_rows import probe_rows
 from qlora_cli.deploy.verify import (
     MAX_KL_ORIGINAL,
     MAX_KL_ROUNDED,
@@ -172,14 +172,14 @@ def adapter_identity(source: TunedSource) -> str:
 def _write_merged(source: TunedSource, options: MergeOptions, stage: Path) -> _Reference:
     """Record what the tuned model says, fold it, save it; every model is let go on return."""
     tuned = load_tuned(source)
-    refuse_inert(tuned.model, source)
+    refuse_zero_adapter(tuned.model, source)
     renderer = Renderer(tuned.tokenizer)
     rows = probe_rows(source.recipe, renderer)
     logits, precision = record_logits(tuned.model, rows), precision_of(tuned.model)
     with tuned.model.disable_adapter():
         effect = compare(logits, record_logits(tuned.model, rows))
     to_fold = tuned.model if options.onto == "dequantized" else _on_original(source, options.dtype)
-    plain = fold_adapter(to_fold, DTYPES[options.dtype])
+    plain = merge_adapter(to_fold, DTYPES[options.dtype])
     save_model_folder(plain, tuned.tokenizer, renderer, stage)
     is_float32 = tuned.model.dtype is torch.float32
     return _Reference(rows, logits, effect, precision, is_float32, plain.num_parameters())

@@ -21,8 +21,8 @@ from qlora_cli.evaluate.answers import AnswerOptions, generate_answers
 from qlora_cli.evaluate.metrics import METRICS
 from qlora_cli.evaluate.tasks import Task, score_answers
 from qlora_cli.model.base import load_base
-from qlora_cli.model.scoring import Score, score_rows
-from qlora_cli.model.tables import check_length, check_tokens
+from qlora_cli.model.embedding_limits import check_length, check_tokens
+from qlora_cli.model.eval_loss import Score, score_rows
 from qlora_cli.model.tuned import Tuned
 from qlora_cli.progress import Phase, progress
 from qlora_cli.run.files import write_json, write_text

@@ -9,8 +9,8 @@ from qlora_cli import console
 from qlora_cli.choices import ExchangeFormat
 from qlora_cli.data.example import Place, Row
 from qlora_cli.data.read.columns import MISSING, value_at
+from qlora_cli.data.read.converters import FORMATS
 from qlora_cli.data.read.formats import resolve_format
-from qlora_cli.data.read.layouts import FORMATS
 from qlora_cli.data.read.sources import parse_row, read_raw
 from qlora_cli.errors import ArgumentError, DataError
 from qlora_cli.recipe.data_schema import SourceSection

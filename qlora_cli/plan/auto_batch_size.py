@@ -28,13 +28,13 @@ def with_auto_batch_size(request: PlanRequest, memory_bytes: int | None, tracer:
         tracer = tracer or Tracer()
         found = search(lambda rows: tracer.device_bytes(_with_rows(request, rows)), memory_bytes, num_rows)
         most = found or 1  # what does not fit with a single row is told with a single row
-    return _with_rows(request, even(num_rows, most))
+    return _with_rows(request, even_split(num_rows, most))
 
 
-def even(num_rows: int, most: int) -> int:
+def even_split(num_rows: int, most: int) -> int:
     """Rows of each pass when as few passes as `most` allows share them out evenly.
 
-    >>> even(16, 15), even(16, 6), even(16, 16)
+    >>> even_split(16, 15), even_split(16, 6), even_split(16, 16)
     (8, 6, 16)
     """
     return ceil(num_rows / ceil(num_rows / most))

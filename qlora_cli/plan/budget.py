@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from qlora_cli.plan.machine.device import Device
-from qlora_cli.plan.parameter_counts import ParameterCounts, parameter_counts_of
+from qlora_cli.plan.parameter_counts import ParameterCounts, parameter_counts
 from qlora_cli.plan.trace.allocator import MIB, allocate_trace
 from qlora_cli.plan.trace.live_memory import MemoryKind
 from qlora_cli.plan.trace.request import PlanRequest
@@ -94,7 +94,7 @@ def plan(request: PlanRequest) -> MemoryBudget:
         RecipeError: if the base cannot be built from its configuration or run, or the recipe names modules that it does
             not have.
     """
-    facts = parameter_counts_of(request)
+    facts = parameter_counts(request)
     return memory_budget(request, trace_step(request), facts)
 
 

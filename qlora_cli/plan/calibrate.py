@@ -26,7 +26,7 @@ from qlora_cli.errors import ArgumentError, ResourceError
 from qlora_cli.plan.machine.calibration import Overheads, driver_version
 from qlora_cli.plan.machine.device import Device
 from qlora_cli.plan.machine.gpus import card_of
-from qlora_cli.plan.parameter_counts import describe
+from qlora_cli.plan.parameter_counts import count_parameters
 from qlora_cli.plan.throughput import moved_bytes, operations_per_token
 from qlora_cli.plan.trace.fake_model import meta_model
 from qlora_cli.plan.trace.optimizers import make_optimizer
@@ -134,7 +134,7 @@ def calibration_request(device: Device, config: dict[str, Any] | None = None) ->
 def trained_step(request: PlanRequest, device: torch.device) -> tuple[Callable[[], None], int, float]:
     """A function that does one training step, its operations, and the bytes that dequantization moves in it."""
     model = meta_model(request)
-    facts = describe(model, is_quantized=True)
+    facts = count_parameters(model, is_quantized=True)
     num_tokens = request.batch_size * request.recipe.data.max_length
     num_operations = num_tokens * operations_per_token(request, facts, request.recipe.data.max_length).total
     model = materialized(model, request, device).train()

@@ -52,13 +52,13 @@ def find_workload(recipe: Recipe, num_gpus: int = 1) -> tuple[TrainingSize | Non
         is_prepared = key is not None and (cache_root() / key).is_dir()
         if not is_prepared and sum(file.stat().st_size for file in files) > MAX_BYTES_READ:
             return None, "the data is large; run `qlora data check` once, then plan again"
-        return measure(prepare_data(recipe.data, renderer, seed).report, recipe.training, num_gpus), ""
+        return training_size(prepare_data(recipe.data, renderer, seed).report, recipe.training, num_gpus), ""
     except QloraError as error:
         first = error.problems[0]
         return None, f"{first.place}: {first.text}" if first.place else first.text
 
 
-def measure(report: DataReport, training: TrainingSection, num_gpus: int = 1) -> TrainingSize:
+def training_size(report: DataReport, training: TrainingSection, num_gpus: int = 1) -> TrainingSize:
     """The amount of training that a data report stands for."""
     return TrainingSize(
         report.num_packed_rows,

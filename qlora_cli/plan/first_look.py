@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-from qlora_cli.data.causes import RowError
 from qlora_cli.data.example import Conversation, Example, Place, Row
 from qlora_cli.data.read.column_mapping import Suggestion, mapping_hint, suggested_columns
+from qlora_cli.data.read.error_text import names_of
 from qlora_cli.data.read.formats import resolve_format, to_example
 from qlora_cli.data.read.sources import parse_row, read_raw
-from qlora_cli.data.read.values import names_of
+from qlora_cli.data.rejection import RowError
 from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.errors import DataError, QloraError
 from qlora_cli.model.tokenizer import load_tokenizer

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from qlora_cli.model.tables import num_positions
+from qlora_cli.model.embedding_limits import num_positions
 from qlora_cli.plan.trace.request import PlanRequest
 from qlora_cli.plan.trace_cache import Tracer
 from qlora_cli.progress import progress

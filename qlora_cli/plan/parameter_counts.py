@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import bitsandbytes as bnb
 from peft import PeftModel
 
-from qlora_cli.model.tables import has_position_table, num_positions
+from qlora_cli.model.embedding_limits import has_position_table, num_positions
 from qlora_cli.plan.disk import TrainedTensor
 from qlora_cli.plan.trace.fake_model import meta_model
 from qlora_cli.plan.trace.request import PlanRequest
@@ -37,14 +37,14 @@ class ParameterCounts:
         return self.num_trained / (self.num_base + self.num_trained)
 
 
-def parameter_counts_of(request: PlanRequest) -> ParameterCounts:
+def parameter_counts(request: PlanRequest) -> ParameterCounts:
     """The facts of the model that the recipe trains.
 
     Raises:
         RecipeError: if the base cannot be built, or a target of the adapter does not exist.
     """
     model = meta_model(request)
-    facts = describe(model, is_quantized=request.recipe.quantization is not None)
+    facts = count_parameters(model, is_quantized=request.recipe.quantization is not None)
     positions, length = num_positions(request.config), request.recipe.data.max_length
     if positions is None or length <= positions:
         return facts
@@ -53,7 +53,7 @@ def parameter_counts_of(request: PlanRequest) -> ParameterCounts:
     return replace(facts, notes=(*facts.notes, note))
 
 
-def describe(model: PeftModel, *, is_quantized: bool) -> ParameterCounts:
+def count_parameters(model: PeftModel, *, is_quantized: bool) -> ParameterCounts:
     """The facts of a model on the meta device, its quantized weights in their original shape."""
     num_base = num_quantized = num_fused = fused_bytes = 0
     trained: list[TrainedTensor] = []

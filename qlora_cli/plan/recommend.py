@@ -7,10 +7,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from qlora_cli.errors import RecipeError, ResourceError
-from qlora_cli.model.tables import num_positions
+from qlora_cli.model.embedding_limits import num_positions
 from qlora_cli.plan.likeness import config_or_sketch
 from qlora_cli.plan.machine.gpus import Gpu
-from qlora_cli.plan.parameter_counts import parameter_counts_of
+from qlora_cli.plan.parameter_counts import parameter_counts
 from qlora_cli.plan.report import card_target
 from qlora_cli.plan.trace.request import PlanRequest
 from qlora_cli.plan.trace_cache import Tracer
@@ -63,7 +63,7 @@ def size_of(num_params: float) -> Size:
     return Size(8, 2, "1.0e-4", f"above 30B: 4 to 16, {rank}", rate)
 
 
-def advise(base_model: str, data: str, card: Gpu) -> StarterValues:
+def recommend_values(base_model: str, data: str, card: Gpu) -> StarterValues:
     """Values with which a base fits a card, each with its reason.
 
     Raises:
@@ -99,13 +99,13 @@ def _supported(request: PlanRequest) -> tuple[PlanRequest, int]:
         RecipeError: if the base needs other keys than a first recipe has.
     """
     try:
-        return request, parameter_counts_of(request).num_base
+        return request, parameter_counts(request).num_base
     except RecipeError as error:
         fault = error
     for settings in SUBSTITUTES:
         changed = request.changed(settings)
         with suppress(RecipeError):
-            return changed, parameter_counts_of(changed).num_base
+            return changed, parameter_counts(changed).num_base
     [problem, *_] = fault.problems
     raise RecipeError(
         problem.text, hint=f"write the recipe without --gpu, then plan it with the keys that it needs: {problem.hint}"

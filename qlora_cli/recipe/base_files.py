@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_cli.hub import is_hub_id
-from qlora_cli.recipe.written import Conflict, Written, at, conflict
+from qlora_cli.recipe.written import Conflict, RawRecipe, at, conflict
 
 KEY = "model.base_model"
 
@@ -27,7 +27,7 @@ MAX_CONFIG_BYTES = 10_000_000
 CONFIG_HINT = "name the folder that holds config.json and the weights, or a Hub id"
 
 
-def check_base(written: Written) -> Iterator[Conflict]:
+def check_base(written: RawRecipe) -> Iterator[Conflict]:
     """What is wrong with a base that is on this machine, and with settings that do not suit it."""
     name = at(written, KEY)
     if not isinstance(name, str) or not name:
@@ -113,7 +113,7 @@ def _scaled(scaling: Mapping[str, Any]) -> int:
     return int(factor * original) if isinstance(factor, int | float) and isinstance(original, int) else 0
 
 
-def _check_folder(folder: Path, written: Written) -> Iterator[Conflict]:
+def _check_folder(folder: Path, written: RawRecipe) -> Iterator[Conflict]:
     config = read_config(folder)
     if isinstance(config, str):
         hint = CONFIG_HINT
@@ -151,7 +151,7 @@ def _weights_fault(folder: Path, *, allow_pickle: bool) -> tuple[str, str] | Non
     return "holds no model.safetensors", again
 
 
-def _check_settings(config: Mapping[str, Any], written: Written) -> Iterator[Conflict]:
+def _check_settings(config: Mapping[str, Any], written: RawRecipe) -> Iterator[Conflict]:
     length, positions = at(written, "data.max_length"), num_positions(config)
     if isinstance(length, int) and positions is not None and length > positions:
         text = f"'data.max_length: {length}' is beyond the {positions:,} positions of the base (its config.json)"
@@ -161,7 +161,7 @@ def _check_settings(config: Mapping[str, Any], written: Written) -> Iterator[Con
         yield from _check_stored(stored, written)
 
 
-def _check_stored(stored: Mapping[str, Any], written: Written) -> Iterator[Conflict]:
+def _check_stored(stored: Mapping[str, Any], written: RawRecipe) -> Iterator[Conflict]:
     """A base that is quantized already, against what the recipe asks for."""
     kind = stored_kind(stored)
     key, asked = "quantization", at(written, "quantization")

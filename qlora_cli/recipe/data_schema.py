@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from qlora_cli.choices import DataFormat
+from qlora_cli.recipe.coercions import Day, LeftOut, Names, Number, as_float, as_source
 from qlora_cli.recipe.section import Section
-from qlora_cli.recipe.short_forms import Day, LeftOut, Names, Number, as_float, as_source
 
 
 class SourceSection(Section):

@@ -8,9 +8,9 @@ from typing import Any
 
 from qlora_cli.recipe.foreign_keys import foreign_hint
 from qlora_cli.recipe.json_schema import JsonSchema, all_keys, field_at, keys_of, options_of, recipe_json_schema
-from qlora_cli.recipe.tree import Node, Part, PlacedProblem, Unreadable, find, path_text, problem_at
+from qlora_cli.recipe.tree import Node, PathPart, PlacedProblem, Unreadable, find, path_text, problem_at
 
-Path = tuple[Part, ...]
+Path = tuple[PathPart, ...]
 
 
 def explain(errors: Iterable[Mapping[str, Any]], root: Node) -> tuple[list[PlacedProblem], set[str]]:
@@ -46,7 +46,7 @@ def _is_unreadable(node: Node) -> bool:
 
 def _path_in(root: Node, error: Mapping[str, Any]) -> Path:
     """Pydantic's location without the steps that the user did not write: union branches and short forms."""
-    path: list[Part] = []
+    path: list[PathPart] = []
     node = root
     for part in error["loc"]:
         below = node.child(part)
@@ -58,7 +58,7 @@ def _path_in(root: Node, error: Mapping[str, Any]) -> Path:
     return tuple(path)
 
 
-def _dotted(path: Sequence[Part]) -> str:
+def _dotted(path: Sequence[PathPart]) -> str:
     """The key that a path belongs to, list indices left out."""
     return ".".join(part for part in path if isinstance(part, str))
 

@@ -11,7 +11,7 @@ from typing import Any
 from qlora_cli.recipe import data_schema
 from qlora_cli.recipe import schema as recipe_schema
 from qlora_cli.recipe.schema import Recipe
-from qlora_cli.recipe.tree import Part
+from qlora_cli.recipe.tree import PathPart
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 JsonSchema = dict[str, Any]
@@ -102,7 +102,7 @@ def keys_of(field: JsonSchema) -> dict[str, JsonSchema]:
     return {}
 
 
-def field_at(path: Sequence[Part]) -> JsonSchema | None:
+def field_at(path: Sequence[PathPart]) -> JsonSchema | None:
     """The schema of the value at `path`; None where no key leads there.
 
     >>> field_at(("lora", "r"))["minimum"]

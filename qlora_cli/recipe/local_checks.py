@@ -13,8 +13,8 @@ from typing import Any
 from qlora_cli.hub import is_hub_id
 from qlora_cli.recipe.base_files import check_base, default_beyond, is_base_on_hub
 from qlora_cli.recipe.schema import Recipe
-from qlora_cli.recipe.tree import Part, path_text
-from qlora_cli.recipe.written import Conflict, Written, at, conflict
+from qlora_cli.recipe.tree import PathPart, path_text
+from qlora_cli.recipe.written import Conflict, RawRecipe, at, conflict
 
 DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".arrow", ".json.gz", ".jsonl.gz", ".csv.gz")
 
@@ -24,7 +24,7 @@ MAX_FOLDERS = 1000
 DATA_KEYS = ("data.train", "data.eval", "eval.tasks")
 
 
-def check_local(written: Written) -> list[Conflict]:
+def check_local(written: RawRecipe) -> list[Conflict]:
     """Everything on this machine that would keep the recipe from running."""
     return [*check_base(written), *_check_data(written), *_check_template(written)]
 
@@ -48,7 +48,7 @@ def default_notes(recipe: Recipe, *, is_length_written: bool) -> list[str]:
     ]
 
 
-def _check_data(written: Written) -> Iterator[Conflict]:
+def _check_data(written: RawRecipe) -> Iterator[Conflict]:
     for key in DATA_KEYS:
         for path, name in _named(written, key):
             if fault := _fault_of(name):
@@ -56,7 +56,7 @@ def _check_data(written: Written) -> Iterator[Conflict]:
                 yield Conflict(path, f"'{path_text(path)}: {name}' {text}", hint)
 
 
-def _check_template(written: Written) -> Iterator[Conflict]:
+def _check_template(written: RawRecipe) -> Iterator[Conflict]:
     key = "model.chat_template"
     name = at(written, key)
     if isinstance(name, str) and not Path(name).is_file():
@@ -64,10 +64,10 @@ def _check_template(written: Written) -> Iterator[Conflict]:
         yield conflict(key, (), f"'{key}: {name}' is not there", hint)
 
 
-def _named(written: Written, key: str) -> Iterator[tuple[tuple[Part, ...], str]]:
+def _named(written: RawRecipe, key: str) -> Iterator[tuple[tuple[PathPart, ...], str]]:
     """The path of each source under a key, with where it is written."""
     value: Any = at(written, key)
-    path: tuple[Part, ...] = tuple(key.split("."))
+    path: tuple[PathPart, ...] = tuple(key.split("."))
     items = list(enumerate(value)) if isinstance(value, list) else [(None, value)]
     for index, item in items:
         place = path if index is None else (*path, index)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
 
-from qlora_cli.recipe.tree import UNREADABLE, Node, Part, Place, PlacedProblem, path_text, problem_at
+from qlora_cli.recipe.tree import UNREADABLE, Node, PathPart, PlacedProblem, RecipePlace, path_text, problem_at
 
 MAX_DEPTH = 50
 """A mapping that holds itself has no end; no recipe is nested more than six times."""
@@ -32,12 +32,12 @@ def plain_scalar(value: Any) -> str | int | float | bool | None:
     raise TypeError(type(value).__qualname__)
 
 
-def tree_of(recipe: Mapping[str, Any], place: Place) -> tuple[Node, list[PlacedProblem]]:
+def tree_of(recipe: Mapping[str, Any], place: RecipePlace) -> tuple[Node, list[PlacedProblem]]:
     """The tree of a mapping, in which every value has the same place, and what no recipe can hold.
 
     Paths become text, and tuples lists.
 
-    >>> tree, problems = tree_of({"lora": {"target_modules": ("q_proj", "v_proj")}}, Place("recipe", 0))
+    >>> tree, problems = tree_of({"lora": {"target_modules": ("q_proj", "v_proj")}}, RecipePlace("recipe", 0))
     >>> tree.plain(), problems
     ({'lora': {'target_modules': ['q_proj', 'v_proj']}}, [])
     """
@@ -47,7 +47,7 @@ def tree_of(recipe: Mapping[str, Any], place: Place) -> tuple[Node, list[PlacedP
         problems.append(problem_at(place, text, hint))
         return Node(UNREADABLE, place)
 
-    def node(value: Any, path: tuple[Part, ...]) -> Node:
+    def node(value: Any, path: tuple[PathPart, ...]) -> Node:
         if len(path) > MAX_DEPTH:
             return refuse(f"'{path[0]}' is nested more than {MAX_DEPTH} times", "does it hold itself?")
         if isinstance(value, Mapping):

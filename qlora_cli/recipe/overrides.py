@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qlora_cli.recipe.secret_values import SECRETS_HINT, without_secrets
-from qlora_cli.recipe.tree import Node, Place, PlacedProblem, problem_at
+from qlora_cli.recipe.tree import Node, PlacedProblem, RecipePlace, problem_at
 from qlora_cli.recipe.yaml_text import parse_yaml
 from qlora_cli.secrets import find_secret
 
@@ -15,7 +15,7 @@ def parse_override(text: str) -> tuple[Node | None, list[PlacedProblem]]:
     >>> tree.plain(), str(tree.place)
     ({'training': {'learning_rate': 0.0001}}, '--set training.learning_rate=1e-4')
     """
-    place = Place(f"--set {text}", 0)
+    place = RecipePlace(f"--set {text}", 0)
     key, equals, value = text.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from qlora_cli.recipe.tree import Node, Part, Place, path_text, take_out
+from qlora_cli.recipe.tree import Node, PathPart, RecipePlace, path_text, take_out
 from qlora_cli.recipe.written import Conflict
 
-Path = tuple[Part, ...]
+Path = tuple[PathPart, ...]
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class _Overridden:
 
     path: Path
     winner: Path
-    winner_place: Place
+    winner_place: RecipePlace
 
 
 def left_out(root: Node, files: Sequence[str], conflicts: Callable[[Node], list[Conflict]]) -> tuple[Node, list[str]]:
@@ -33,7 +33,7 @@ def left_out(root: Node, files: Sequence[str], conflicts: Callable[[Node], list[
         conflicts: what is wrong between the settings of a tree.
     """
     ranks = {file: -index for index, file in enumerate(files)}
-    decided: dict[Path, Place] = {}
+    decided: dict[Path, RecipePlace] = {}
     sentences = []
     while (found := _next(root, conflicts(root), decided, ranks)) is not None:
         sentences.append(_sentence(root, found))
@@ -43,7 +43,7 @@ def left_out(root: Node, files: Sequence[str], conflicts: Callable[[Node], list[
 
 
 def _next(
-    root: Node, conflicts: list[Conflict], decided: dict[Path, Place], ranks: dict[str, int]
+    root: Node, conflicts: list[Conflict], decided: dict[Path, RecipePlace], ranks: dict[str, int]
 ) -> _Overridden | None:
     """The first setting that may give way and lies below one that it cannot stand beside."""
     for conflict in conflicts:
@@ -55,7 +55,7 @@ def _next(
     return None
 
 
-def _place(root: Node, path: Path, decided: dict[Path, Place]) -> Place | None:
+def _place(root: Node, path: Path, decided: dict[Path, RecipePlace]) -> RecipePlace | None:
     """Where a setting was written, or what left it out was."""
     node = root.at(path)
     return node.place if node else decided.get(path)
@@ -71,7 +71,7 @@ def _sentence(root: Node, overridden: _Overridden) -> str:
 
 def _shown(path: Path, node: Node) -> str:
     """
-    >>> here = Place("a.yaml", 1)
+    >>> here = RecipePlace("a.yaml", 1)
     >>> _shown(("training", "max_steps"), Node(5, here)), _shown(("lora", "modules_to_save", 0), Node("lm_head", here))
     ("'training.max_steps: 5'", "'lm_head' of 'lora.modules_to_save'")
     """

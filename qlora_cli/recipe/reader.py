@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from qlora_cli import console
 from qlora_cli.errors import RecipeError
 from qlora_cli.recipe.explain import explain
-from qlora_cli.recipe.layers import MAPPING_PATH, Layers
+from qlora_cli.recipe.extends import MAPPING_PATH, Layers
 from qlora_cli.recipe.local_checks import check_local, default_notes
 from qlora_cli.recipe.one_line import RecipeDumper
 from qlora_cli.recipe.overrides import parse_override
@@ -22,8 +22,8 @@ from qlora_cli.recipe.rules import check_rules
 from qlora_cli.recipe.schema import Recipe
 from qlora_cli.recipe.shipped import recipe_file
 from qlora_cli.recipe.shipped_data import with_shipped_data
-from qlora_cli.recipe.tree import Node, Place, PlacedProblem, find, merge, problem_at
-from qlora_cli.recipe.written import Conflict, Written, at
+from qlora_cli.recipe.tree import Node, PlacedProblem, RecipePlace, find, merge, problem_at
+from qlora_cli.recipe.written import Conflict, RawRecipe, at
 from qlora_cli.secrets import find_secret
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -59,7 +59,7 @@ def check_recipe(path: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, lis
 def _load(
     source: Path | Mapping[str, Any],
     overrides: Sequence[str],
-    check: Callable[[Written], list[Conflict]],
+    check: Callable[[RawRecipe], list[Conflict]],
     on_note: Callable[[str], None],
 ) -> tuple[Recipe, Node]:
     """The recipe and the tree that it was read from, with what `check` finds among the problems."""
@@ -126,7 +126,7 @@ def _with_name(root: Node, path: Path) -> tuple[Node, list[PlacedProblem]]:
     """The tree with `name` filled in from the file name where it is not written."""
     if root.child("name") is not None:
         return root, []
-    place = Place(str(path), 0 if path is MAPPING_PATH else 1)
+    place = RecipePlace(str(path), 0 if path is MAPPING_PATH else 1)
     if kind := find_secret(path.stem):
         return root, [problem_at(place, f"the file name holds a secret: {kind}", "rename the file")]
     if NAME_PATTERN.fullmatch(path.stem):
@@ -137,7 +137,7 @@ def _with_name(root: Node, path: Path) -> tuple[Node, list[PlacedProblem]]:
     return merge(root, stand_in), [problem_at(place, text, hint)]
 
 
-def _conflicts(root: Node, doubtful: set[str], check: Callable[[Written], list[Conflict]]) -> list[Conflict]:
+def _conflicts(root: Node, doubtful: set[str], check: Callable[[RawRecipe], list[Conflict]]) -> list[Conflict]:
     """Conflicts between settings, except where one of the two is itself at fault."""
     written = root.plain()
     for key in doubtful:
@@ -149,7 +149,7 @@ def _conflicts(root: Node, doubtful: set[str], check: Callable[[Written], list[C
     ]
 
 
-def _take_out(written: Written, key: str) -> None:
+def _take_out(written: RawRecipe, key: str) -> None:
     """Drop a dotted key from nested dicts; where it lies in a list, the whole list goes."""
     holder: Any = written
     *section, last = key.split(".")

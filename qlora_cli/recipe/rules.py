@@ -12,24 +12,24 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from qlora_cli.recipe.data_rules import DATA_RULES
-from qlora_cli.recipe.written import Conflict, Written, at, conflict, is_local_folder, sources
+from qlora_cli.recipe.written import Conflict, RawRecipe, at, conflict, is_local_folder, sources
 
 FILE_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".arrow", ".gz")
 
 
-def check_rules(written: Written) -> list[Conflict]:
+def check_rules(written: RawRecipe) -> list[Conflict]:
     """Every conflict in a recipe."""
     return [found for rule in RULES for found in rule(written)]
 
 
-def _length(written: Written) -> Iterator[Conflict]:
+def _length(written: RawRecipe) -> Iterator[Conflict]:
     if at(written, "training.num_train_epochs") is not None and at(written, "training.max_steps") is not None:
         text = "'training.max_steps' and 'training.num_train_epochs' both set the length of the run"
         pair = ("training.max_steps", "training.num_train_epochs")
         yield conflict(pair[0], pair[1:], text, "keep one of the two", weaker=pair)
 
 
-def _intervals(written: Written) -> Iterator[Conflict]:
+def _intervals(written: RawRecipe) -> Iterator[Conflict]:
     for section, kind in (("training", "save"), ("eval", "eval")):
         strategy, steps = f"{section}.{kind}_strategy", f"{section}.{kind}_steps"
         is_by_steps = at(written, strategy) == "steps"
@@ -41,7 +41,7 @@ def _intervals(written: Written) -> Iterator[Conflict]:
             yield conflict(steps, (strategy,), text, hint, weaker=(steps,))
 
 
-def _evaluation_keys(written: Written) -> Iterator[Conflict]:
+def _evaluation_keys(written: RawRecipe) -> Iterator[Conflict]:
     """Keys of `training` that go by the eval loss, where none is measured."""
     patience, threshold = "training.early_stopping_patience", "training.early_stopping_threshold"
     is_measured = at(written, "data.eval") is not None or at(written, "data.eval_fraction") is not None
@@ -60,14 +60,14 @@ def _evaluation_keys(written: Written) -> Iterator[Conflict]:
         yield conflict(threshold, (patience,), text, hint)
 
 
-def _automatic_batch(written: Written) -> Iterator[Conflict]:
+def _automatic_batch(written: RawRecipe) -> Iterator[Conflict]:
     batch_size, accumulation = "training.per_device_train_batch_size", "training.gradient_accumulation_steps"
     if at(written, batch_size) == "auto" and at(written, accumulation) is None:
         text = f"'{batch_size}: auto' needs '{accumulation}', which then says how many rows a step has"
         yield conflict(batch_size, (accumulation,), text, "add `gradient_accumulation_steps: 16`")
 
 
-def _warmup(written: Written) -> Iterator[Conflict]:
+def _warmup(written: RawRecipe) -> Iterator[Conflict]:
     if at(written, "training.lr_scheduler_type") == "constant" and at(written, "training.warmup_ratio"):
         text = "'training.warmup_ratio' has no effect with 'training.lr_scheduler_type: constant'"
         hint = "write `lr_scheduler_type: constant_with_warmup`, or take 'training.warmup_ratio' out"
@@ -75,7 +75,7 @@ def _warmup(written: Written) -> Iterator[Conflict]:
         yield conflict(key, ("training.lr_scheduler_type",), text, hint, weaker=(key,))
 
 
-def _quantization(written: Written) -> Iterator[Conflict]:
+def _quantization(written: RawRecipe) -> Iterator[Conflict]:
     if at(written, "quantization.quant_type") == "int8" and at(written, "quantization.double_quant"):
         text = "'quantization.double_quant: true' cannot work with 'quantization.quant_type: int8'"
         hint = "int8 has no block constants: take 'quantization.double_quant' out"
@@ -83,7 +83,7 @@ def _quantization(written: Written) -> Iterator[Conflict]:
         yield conflict(key, ("quantization.quant_type",), text, hint, weaker=(key,))
 
 
-def _initial_weights(written: Written) -> Iterator[Conflict]:
+def _initial_weights(written: RawRecipe) -> Iterator[Conflict]:
     key, init = "lora.init_lora_weights", at(written, "lora.init_lora_weights")
     is_4bit = at(written, "quantization") is not None and at(written, "quantization.quant_type") != "int8"
     if init == "loftq" and not is_4bit:
@@ -95,7 +95,7 @@ def _initial_weights(written: Written) -> Iterator[Conflict]:
         yield conflict("lora.use_dora", (key,), text, "keep one of the two", weaker=("lora.use_dora", key))
 
 
-def _precision(written: Written) -> Iterator[Conflict]:
+def _precision(written: RawRecipe) -> Iterator[Conflict]:
     dtype = at(written, "model.dtype")
     attention = at(written, "model.attn_implementation")
     if dtype == "float16" and at(written, "lora.autocast_adapter_dtype") is False:
@@ -110,7 +110,7 @@ def _precision(written: Written) -> Iterator[Conflict]:
         yield conflict(key, ("model.dtype",), text, hint, weaker=(key,))
 
 
-def _modules(written: Written) -> Iterator[Conflict]:
+def _modules(written: RawRecipe) -> Iterator[Conflict]:
     targets = at(written, "lora.target_modules")
     if targets == []:
         text = "'lora.target_modules' is empty: nothing would be trained"
@@ -132,7 +132,7 @@ def _modules(written: Written) -> Iterator[Conflict]:
             yield Conflict(key, text, hint, (".".join(other),), weaker)
 
 
-def _repeats(written: Written) -> Iterator[Conflict]:
+def _repeats(written: RawRecipe) -> Iterator[Conflict]:
     """Lists in which a name stands twice, or is empty."""
     for key in ("lora.target_modules", "lora.modules_to_save", "quantization.skip_modules", "tracking.report_to"):
         names = at(written, key)
@@ -143,7 +143,7 @@ def _repeats(written: Written) -> Iterator[Conflict]:
             yield conflict(key, (), f"'{key}' names '{name}' twice", "keep one of the two")
 
 
-def _tasks(written: Written) -> Iterator[Conflict]:
+def _tasks(written: RawRecipe) -> Iterator[Conflict]:
     seen: set[str] = set()
     for path, task in sources(written, "eval.tasks"):
         name = task.get("name") or Path(str(task.get("path", ""))).stem
@@ -156,7 +156,7 @@ def _tasks(written: Written) -> Iterator[Conflict]:
             yield Conflict((*path, "metrics"), text, "keep one of the two", ("eval.tasks",))
 
 
-def _local_files(written: Written) -> Iterator[Conflict]:
+def _local_files(written: RawRecipe) -> Iterator[Conflict]:
     """Hub keys on something that is not on the Hub."""
     base_model = at(written, "model.base_model")
     if base_model and at(written, "model.revision") is not None and is_local_folder(base_model):
@@ -178,7 +178,7 @@ def _local_files(written: Written) -> Iterator[Conflict]:
                 yield Conflict((*path, "streaming"), text, hint, (f"{key}.path",), ((*path, "streaming"),))
 
 
-def _trust(written: Written) -> Iterator[Conflict]:
+def _trust(written: RawRecipe) -> Iterator[Conflict]:
     """Code and pickles of the base: only what was looked at, and only where there is something to allow."""
     base_model = str(at(written, "model.base_model") or "")
     is_on_hub = base_model and not is_local_folder(base_model)
@@ -192,7 +192,7 @@ def _trust(written: Written) -> Iterator[Conflict]:
         yield conflict(key, ("model.base_model",), text, f"take '{key}' out", weaker=(key,))
 
 
-def _project(written: Written) -> Iterator[Conflict]:
+def _project(written: RawRecipe) -> Iterator[Conflict]:
     trackers = at(written, "tracking.report_to") or []
     if at(written, "tracking.project") is not None and not set(trackers) & {"wandb", "mlflow", "trackio"}:
         text = "'tracking.project' has no effect: no tracker of 'tracking.report_to' has projects"
@@ -201,7 +201,7 @@ def _project(written: Written) -> Iterator[Conflict]:
         yield conflict(key, ("tracking.report_to",), text, hint, weaker=(key,))
 
 
-RULES: tuple[Callable[[Written], Iterator[Conflict]], ...] = (
+RULES: tuple[Callable[[RawRecipe], Iterator[Conflict]], ...] = (
     _length,
     _intervals,
     _evaluation_keys,

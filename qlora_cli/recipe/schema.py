@@ -11,9 +11,9 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from qlora_cli.choices import ExchangeFormat, MetricName
+from qlora_cli.recipe.coercions import Names, Number, as_float, as_tuple
 from qlora_cli.recipe.data_schema import DataSection
 from qlora_cli.recipe.section import Section
-from qlora_cli.recipe.short_forms import Names, Number, as_float, as_tuple
 
 DEFAULT_EPOCHS = 3.0
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qlora_cli.recipe.tree import UNREADABLE, Node, Part, PlacedProblem, path_text, problem_at
+from qlora_cli.recipe.tree import UNREADABLE, Node, PathPart, PlacedProblem, path_text, problem_at
 from qlora_cli.secrets import find_secret
 
 SECRETS_HINT = "take it out and set it in the environment: for example `export HF_TOKEN=...`"
@@ -15,7 +15,7 @@ def without_secrets(root: Node) -> tuple[Node, list[PlacedProblem]]:
     """
     problems: list[PlacedProblem] = []
 
-    def clean(node: Node, path: tuple[Part, ...]) -> Node:
+    def clean(node: Node, path: tuple[PathPart, ...]) -> Node:
         if isinstance(node.value, dict):
             kept = {}
             for key, child in node.value.items():

@@ -10,7 +10,7 @@ from qlora_cli.errors import Problem
 
 
 @dataclass(frozen=True, order=True)
-class Place:
+class RecipePlace:
     """Where a value was written: a line of a file, or a command-line option (line 0)."""
 
     file: str
@@ -20,10 +20,10 @@ class Place:
         return f"{self.file}:{self.line}" if self.line else self.file
 
 
-PlacedProblem = tuple[Place, Problem]
+PlacedProblem = tuple[RecipePlace, Problem]
 
 
-def problem_at(place: Place, text: str, hint: str = "") -> PlacedProblem:
+def problem_at(place: RecipePlace, text: str, hint: str = "") -> PlacedProblem:
     """A problem together with the place it sorts by."""
     return place, Problem(text, str(place), hint)
 
@@ -36,8 +36,8 @@ class Unreadable:
 
 
 UNREADABLE = Unreadable()
-Value = dict[str, "Node"] | list["Node"] | str | int | float | bool | None | Unreadable
-Part = str | int
+TreeValue = dict[str, "Node"] | list["Node"] | str | int | float | bool | None | Unreadable
+PathPart = str | int
 """One step of a path: a key of a mapping, or an index of a list."""
 
 
@@ -45,13 +45,13 @@ Part = str | int
 class Node:
     """A value and its place: the line of its key, or of its own start in a list."""
 
-    value: Value
-    place: Place
+    value: TreeValue
+    place: RecipePlace
 
     def plain(self) -> Any:
         """The value as plain dicts, lists and scalars.
 
-        >>> here = Place("a.yaml", 1)
+        >>> here = RecipePlace("a.yaml", 1)
         >>> Node({"r": Node(8, here)}, here).plain()
         {'r': 8}
         """
@@ -61,7 +61,7 @@ class Node:
             return [child.plain() for child in self.value]
         return self.value
 
-    def child(self, part: Part) -> Node | None:
+    def child(self, part: PathPart) -> Node | None:
         """The value under a key or an index; None where there is none."""
         if isinstance(self.value, dict) and isinstance(part, str):
             return self.value.get(part)
@@ -69,7 +69,7 @@ class Node:
             return self.value[part]
         return None
 
-    def at(self, path: Sequence[Part]) -> Node | None:
+    def at(self, path: Sequence[PathPart]) -> Node | None:
         """The node at `path` below this one; None where there is none."""
         node: Node | None = self
         for part in path:
@@ -77,7 +77,7 @@ class Node:
         return node
 
 
-def find(root: Node, path: Sequence[Part]) -> Node:
+def find(root: Node, path: Sequence[PathPart]) -> Node:
     """The node at `path`, or the nearest one above it that exists."""
     node = root
     for part in path:
@@ -91,7 +91,7 @@ def find(root: Node, path: Sequence[Part]) -> Node:
 def merge(lower: Node, upper: Node) -> Node:
     """`upper` laid over `lower`: mappings merge key by key, anything else replaces; each value keeps its place.
 
-    >>> a, b = Place("a.yaml", 1), Place("b.yaml", 1)
+    >>> a, b = RecipePlace("a.yaml", 1), RecipePlace("b.yaml", 1)
     >>> lower = Node({"r": Node(8, a), "bias": Node("none", a)}, a)
     >>> merge(lower, Node({"r": Node(16, b)}, b)).plain()
     {'r': 16, 'bias': 'none'}
@@ -104,10 +104,10 @@ def merge(lower: Node, upper: Node) -> Node:
     return Node(merged, upper.place)
 
 
-def take_out(root: Node, path: Sequence[Part]) -> Node:
+def take_out(root: Node, path: Sequence[PathPart]) -> Node:
     """The tree without what is at `path`.
 
-    >>> here = Place("a.yaml", 1)
+    >>> here = RecipePlace("a.yaml", 1)
     >>> lora = Node({"r": Node(8, here), "bias": Node("none", here)}, here)
     >>> take_out(Node({"lora": lora}, here), ("lora", "r")).plain()
     {'lora': {'bias': 'none'}}
@@ -126,7 +126,7 @@ def take_out(root: Node, path: Sequence[Part]) -> Node:
     return Node(kept, root.place)
 
 
-def path_text(path: Sequence[Part]) -> str:
+def path_text(path: Sequence[PathPart]) -> str:
     """A path as users write it.
 
     >>> path_text(("data", "train", 0, "path"))

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from qlora_cli.recipe.tree import Part
+from qlora_cli.recipe.tree import PathPart
 
-Written = dict[str, Any]
+RawRecipe = dict[str, Any]
 """The recipe as written, as plain dicts and lists; keys whose values are faulty are left out."""
 
 
@@ -17,7 +17,7 @@ Written = dict[str, Any]
 class Conflict:
     """Two settings that cannot both hold."""
 
-    path: tuple[Part, ...]
+    path: tuple[PathPart, ...]
     """The setting to point at."""
 
     text: str
@@ -26,12 +26,12 @@ class Conflict:
     others: tuple[str, ...] = ()
     """Dotted paths of the settings that it cannot stand beside."""
 
-    weaker: tuple[tuple[Part, ...], ...] = ()
+    weaker: tuple[tuple[PathPart, ...], ...] = ()
     """Those of all these that can be left out where another one was written over them: what says the same in another
     way (the length of a run), or has no effect beside the other."""
 
 
-def at(written: Written, key: str) -> Any:
+def at(written: RawRecipe, key: str) -> Any:
     """The value of a dotted key; None where it is not written."""
     value: Any = written
     for part in key.split("."):
@@ -44,10 +44,10 @@ def conflict(key: str, others: tuple[str, ...], text: str, hint: str, weaker: tu
     return Conflict(tuple(key.split(".")), text, hint, others, tuple(tuple(one.split(".")) for one in weaker))
 
 
-def sources(written: Written, key: str) -> Iterator[tuple[tuple[Part, ...], dict[str, Any]]]:
+def sources(written: RawRecipe, key: str) -> Iterator[tuple[tuple[PathPart, ...], dict[str, Any]]]:
     """Each source or task under a key that is written out as a section, with its path."""
     value = at(written, key)
-    path: tuple[Part, ...] = tuple(key.split("."))
+    path: tuple[PathPart, ...] = tuple(key.split("."))
     if isinstance(value, dict):
         yield path, value
     for index, item in enumerate(value if isinstance(value, list) else ()):

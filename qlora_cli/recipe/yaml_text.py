@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import yaml
 
-from qlora_cli.recipe.tree import UNREADABLE, Node, Place, PlacedProblem, Unreadable, Value, problem_at
+from qlora_cli.recipe.tree import UNREADABLE, Node, PlacedProblem, RecipePlace, TreeValue, Unreadable, problem_at
 
 MAX_TEXT_BYTES = 1024 * 1024
 MAX_VALUES = 20_000  # a recipe holds about a hundred; an alias bomb holds billions
@@ -65,13 +65,13 @@ def parse_yaml(text: str, file: str, *, is_option: bool = False) -> Parsed:
         mark = error.context_mark if is_unclosed and error.context_mark else error.problem_mark
         last_line = text.rstrip().count("\n") + 1  # what ends too early is found missing after the last line
         line = 0 if is_option or mark is None else min(mark.line + 1, last_line)
-        return Parsed(None, [problem_at(Place(file, line), f"this is not YAML: {what}", _syntax_hint(what))])
+        return Parsed(None, [problem_at(RecipePlace(file, line), f"this is not YAML: {what}", _syntax_hint(what))])
     except yaml.reader.ReaderError as error:
         line = 0 if is_option else text.count("\n", 0, error.position) + 1
         what = f"the character U+{error.character:04X} is not allowed in YAML"
-        return Parsed(None, [problem_at(Place(file, line), what, "take it out")])
+        return Parsed(None, [problem_at(RecipePlace(file, line), what, "take it out")])
     except RecursionError:
-        return Parsed(None, [problem_at(Place(file, 0 if is_option else 1), "values are nested too deeply")])
+        return Parsed(None, [problem_at(RecipePlace(file, 0 if is_option else 1), "values are nested too deeply")])
     if root is None:
         return Parsed(None, [])
     builder = _Builder(file, is_option)
@@ -110,14 +110,14 @@ class _Builder:
         self.num_values = 0
         self.is_exhausted = False
 
-    def place(self, node: yaml.Node) -> Place:
-        return Place(self.file, 0 if self.is_option else node.start_mark.line + 1)
+    def place(self, node: yaml.Node) -> RecipePlace:
+        return RecipePlace(self.file, 0 if self.is_option else node.start_mark.line + 1)
 
-    def report(self, place: Place, text: str, hint: str = "") -> Unreadable:
+    def report(self, place: RecipePlace, text: str, hint: str = "") -> Unreadable:
         self.problems.append(problem_at(place, text, hint))
         return UNREADABLE
 
-    def build(self, node: yaml.Node, place: Place, depth: int) -> Node:
+    def build(self, node: yaml.Node, place: RecipePlace, depth: int) -> Node:
         """Build `node`, whose key stands at `place`."""
         self.num_values += 1
         if self.num_values > MAX_VALUES or depth > MAX_DEPTH:
@@ -156,7 +156,7 @@ class _Builder:
                 written[key] = self.build(value_node, place, depth + 1)
         return merged | written
 
-    def _merge_values(self, node: yaml.Node, place: Place, depth: int) -> dict[str, Node]:
+    def _merge_values(self, node: yaml.Node, place: RecipePlace, depth: int) -> dict[str, Node]:
         """The mapping or mappings under a `<<` key; of several, the first wins (YAML merge key, 1.1 types)."""
         sources = node.value if isinstance(node, yaml.SequenceNode) else [node]
         merged: dict[str, Node] = {}
@@ -168,14 +168,14 @@ class _Builder:
                 self.report(place, "'<<' merges mappings only", "give it an alias of a mapping: `<<: *name`")
         return merged
 
-    def _key(self, node: yaml.Node, place: Place) -> str | None:
+    def _key(self, node: yaml.Node, place: RecipePlace) -> str | None:
         if isinstance(node, yaml.ScalarNode) and node.tag == _TAG + "str" and not _is_unusable(node.value):
             return node.value
         seen = f"'{node.value}'" if isinstance(node, yaml.ScalarNode) else "a list or mapping"
         self.report(place, f"a key must be text, not {seen}", "put it in quotes if it is meant as text")
         return None
 
-    def _scalar(self, node: yaml.ScalarNode, place: Place) -> Value:
+    def _scalar(self, node: yaml.ScalarNode, place: RecipePlace) -> TreeValue:
         tag, text = node.tag.removeprefix(_TAG), node.value
         if tag in ("str", "merge"):
             if _is_unusable(text):
@@ -195,7 +195,7 @@ class _Builder:
             return self.report(place, f"the number {text[:MAX_DIGITS]}… has too many digits", "write a smaller one")
         return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
 
-    def _refuse_tag(self, node: yaml.Node, place: Place) -> Unreadable:
+    def _refuse_tag(self, node: yaml.Node, place: RecipePlace) -> Unreadable:
         tag = node.tag.replace(_TAG, "!!")
         return self.report(place, f"the YAML tag '{tag}' is not allowed", "write plain text, numbers and lists")
 

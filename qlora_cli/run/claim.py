@@ -19,7 +19,7 @@ from qlora_cli.run.folders import is_leftover, named, sweep
 from qlora_cli.run.inventory import MARKER, foreign_entries, has_inventory, is_marked
 from qlora_cli.run.own_files import FILES, LINK_PLACES, run_files
 from qlora_cli.run.places import refuse_place as refuse_shared_place
-from qlora_cli.run.replaced_run import settle
+from qlora_cli.run.replaced_run import restore_or_delete
 
 OWN_FOLDER = "--run-dir runs/new"
 
@@ -164,7 +164,7 @@ def _delete_leftovers(run: RunDirectory) -> None:
 
 
 def _settle(run: RunDirectory) -> None:
-    if settle(run):
+    if restore_or_delete(run):
         console.note(f"the earlier run is in {run.path} as before")
 
 

@@ -35,7 +35,7 @@ from qlora_cli.run.own_files import run_files
 RECIPE = "recipe.yaml"
 
 
-def put_aside(run: RunDirectory) -> None:
+def set_aside(run: RunDirectory) -> None:
     """Make room for a new run; nothing is deleted before that one is started.
 
     Raises:
@@ -53,7 +53,7 @@ def put_aside(run: RunDirectory) -> None:
     _move(names, run.path, run.earlier_path)
 
 
-def settle(run: RunDirectory) -> bool:
+def restore_or_delete(run: RunDirectory) -> bool:
     """Delete the earlier run if the new one is started; bring it back in place of what there is of the new one if not.
 
     Returns:

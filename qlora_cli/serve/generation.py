@@ -15,8 +15,8 @@ from qlora_cli.data.example import Message
 from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.errors import ArgumentError
 from qlora_cli.model.device import precision_of
+from qlora_cli.model.embedding_limits import num_positions
 from qlora_cli.model.generation_settings import generation_settings, only_these_settings
-from qlora_cli.model.tables import num_positions
 from qlora_cli.model.tuned import Tuned
 from qlora_cli.serve.decoding import StreamDecoder
 

@@ -38,7 +38,7 @@ from qlora_cli.run.disk_errors import refusal_in, resource_error
 from qlora_cli.run.files import write_text
 from qlora_cli.run.manifest import read_manifest, recorded_date, write_manifest
 from qlora_cli.run.origin import origin_of
-from qlora_cli.run.replaced_run import settle
+from qlora_cli.run.replaced_run import restore_or_delete
 from qlora_cli.train.callbacks.loss_divergence import LossDivergenceCallback
 from qlora_cli.train.callbacks.peak_memory import PeakMemory
 from qlora_cli.train.callbacks.progress import ProgressCallback
@@ -241,7 +241,7 @@ class _Session:
         written = read_manifest(run) if is_resumed else {**identity, **environment_info(self.recipe), **origin_of(run)}
         write_manifest(run, {**written, "status": "started"})
         write_text(run.recipe_path, dump_recipe(self.recipe))  # last: a run is started when this is there
-        settle(run)
+        restore_or_delete(run)
 
     def _connect(self, group: ProcessGroup, data: PreparedData) -> None:
         """Open the connections between processes, and make sure that they see the same."""

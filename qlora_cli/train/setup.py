@@ -7,11 +7,11 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from qlora_cli import console
 from qlora_cli.data.collator import Collator
-from qlora_cli.model.abilities import check_recomputes, check_takes_positions
 from qlora_cli.model.adapter import attach_adapter
 from qlora_cli.model.base import load_base
 from qlora_cli.model.device import dtype_name, pick_device, pick_dtype
 from qlora_cli.model.initialization import quantization_error_values, set_adapter_values, split_principal
+from qlora_cli.model.model_support import require_gradient_checkpointing, require_position_ids
 from qlora_cli.model.noise import add_embedding_noise
 from qlora_cli.progress import progress
 from qlora_cli.recipe.schema import Recipe
@@ -63,9 +63,9 @@ def make_collator(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Collato
 def setup_trainer(recipe: Recipe, run: RunDirectory, parts: TrainerParts, identity: RunIdentity) -> QloraTrainer:
     """A trainer over packed rows, after the proof that no token sees a later one or another document."""
     model, collator = parts.model, parts.collator
-    check_takes_positions(model.get_base_model())
+    require_position_ids(model.get_base_model())
     if recipe.training.gradient_checkpointing:
-        check_recomputes(model.get_base_model())
+        require_gradient_checkpointing(model.get_base_model())
     with progress("checking that no token sees a later one"):
         check_causal_attention(model, collator)
     if recipe.data.packing:

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qlora_cli.data.causes import Cause, RowError
 from qlora_cli.data.clean import Cleaner, answer_of
 from qlora_cli.data.example import Conversation, Place, PlainText
 from qlora_cli.data.read.formats import to_example
+from qlora_cli.data.rejection import RejectionReason, RowError
 from qlora_cli.recipe.data_schema import CleanSection
 
 PLACE = Place("a.jsonl", 3, 3)
@@ -40,7 +40,7 @@ def test_a_required_column_that_holds_nothing_is_named_with_what_was_seen(row, s
     with pytest.raises(RowError) as caught:
         cleaner(required=["question"]).check_row(row, PLACE)
     [problem] = caught.value.problems
-    assert (caught.value.cause, problem.place, problem.text) == (Cause.REQUIRED, "a.jsonl:3", seen)
+    assert (caught.value.cause, problem.place, problem.text) == (RejectionReason.REQUIRED, "a.jsonl:3", seen)
 
 
 @pytest.mark.parametrize("value", ["x", 0, False, 0.0, [None], {"a": None}])
@@ -55,8 +55,8 @@ def test_columns_that_are_not_required_may_be_empty():
 @pytest.mark.parametrize(
     ("section", "cause", "text"),
     [
-        ({"min_chars": 6}, Cause.TOO_SHORT, "the answer has 5 characters, min_chars is 6"),
-        ({"max_chars": 4}, Cause.TOO_MANY_CHARS, "the answer has 5 characters, max_chars is 4"),
+        ({"min_chars": 6}, RejectionReason.TOO_SHORT, "the answer has 5 characters, min_chars is 6"),
+        ({"max_chars": 4}, RejectionReason.TOO_MANY_CHARS, "the answer has 5 characters, max_chars is 4"),
     ],
 )
 @pytest.mark.parametrize(

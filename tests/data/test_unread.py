@@ -12,9 +12,9 @@ from qlora_cli.data.check import check_data
 from qlora_cli.data.example import Place, RawRow
 from qlora_cli.data.pipeline import RowPipeline
 from qlora_cli.data.raw_batches import RawBatch
-from qlora_cli.data.read.values import holds_something
+from qlora_cli.data.read.error_text import holds_something
 from qlora_cli.data.render.renderer import Renderer
-from qlora_cli.data.unread import Kind, Mentions
+from qlora_cli.data.unread import Mentions, UnreadKind
 from qlora_cli.recipe.data_schema import DataSection, SourceSection
 from tests.data.conftest import make_tokenizer
 
@@ -107,7 +107,9 @@ def test_a_column_has_an_effect_or_is_named(format, name, value):
         return
     outcome = outcome_of({**ROWS[format], name: value}, format)
     plain = outcome_of(ROWS[format], format)
-    assert says_something(outcome, plain) or (Kind.COLUMNS, name) in mentioned(outcome) or is_empty_list(name, value)
+    assert (
+        says_something(outcome, plain) or (UnreadKind.COLUMNS, name) in mentioned(outcome) or is_empty_list(name, value)
+    )
 
 
 @pytest.mark.parametrize("format", ["messages", "sharegpt"])
@@ -123,7 +125,7 @@ def test_a_key_of_a_message_has_an_effect_or_is_named(format, at, name, value):
         return
     turns[at][name] = value
     outcome = outcome_of({column: turns}, format)
-    assert says_something(outcome, outcome_of(ROWS[format], format)) or (Kind.KEYS, name) in mentioned(outcome)
+    assert says_something(outcome, outcome_of(ROWS[format], format)) or (UnreadKind.KEYS, name) in mentioned(outcome)
 
 
 @given(st.text("abcxyz_", min_size=1, max_size=6), scalars)
@@ -133,7 +135,7 @@ def test_a_key_of_a_part_has_an_effect_or_is_named(name, value):
         return
     part = {"type": "text", "text": "Hi", name: value}
     outcome = outcome_of({"messages": [{"role": "user", "content": [part]}, HELLO]}, "messages")
-    assert outcome.rejections or (Kind.KEYS, f"content.{name}") in mentioned(outcome)
+    assert outcome.rejections or (UnreadKind.KEYS, f"content.{name}") in mentioned(outcome)
 
 
 @given(st.text("abcxyz_", min_size=1, max_size=6), scalars, st.booleans())
@@ -145,22 +147,22 @@ def test_a_key_of_a_call_has_an_effect_or_is_named(name, value, is_inside):
     plain = outcome_of({"messages": [HI, {"role": "assistant", "tool_calls": [call]}]}, "messages")
     call = {**call, "function": {**call["function"], name: value}} if is_inside else {**call, name: value}
     outcome = outcome_of({"messages": [HI, {"role": "assistant", "tool_calls": [call]}]}, "messages")
-    assert says_something(outcome, plain) or (Kind.KEYS, f"tool_calls.{name}") in mentioned(outcome)
+    assert says_something(outcome, plain) or (UnreadKind.KEYS, f"tool_calls.{name}") in mentioned(outcome)
 
 
 def test_a_key_that_the_template_prints_for_some_values_is_told_for_the_others():
     sad, glad = ({"messages": [{**HI, "mood": mood}, HELLO]} for mood in ("sad", "glad"))
-    assert mentioned(outcome_of(glad, "messages")) == {(Kind.KEYS, "mood")}
+    assert mentioned(outcome_of(glad, "messages")) == {(UnreadKind.KEYS, "mood")}
     assert mentioned(outcome_of(sad, "messages")) == set()
     assert mentioned(outcome_of({"messages": [{**HI, "mood": "sad", "other": 1}, HELLO]}, "messages")) == {
-        (Kind.KEYS, "other")
+        (UnreadKind.KEYS, "other")
     }
 
 
 def test_nulls_that_are_taken_out_are_told():
     call = {"function": {"name": "f", "arguments": {"city": "Bonn", "x": None}}}
     row = {"messages": [HI, {"role": "assistant", "content": None, "tool_calls": [call]}], "tools": [{"name": None}]}
-    assert mentioned(outcome_of(row, "messages")) == {(Kind.NULLS, "tool_calls"), (Kind.NULLS, "tools")}
+    assert mentioned(outcome_of(row, "messages")) == {(UnreadKind.NULLS, "tool_calls"), (UnreadKind.NULLS, "tools")}
 
 
 def test_ignored_columns_and_keys_are_not_told():
@@ -174,7 +176,9 @@ def test_ignored_columns_and_keys_are_not_told():
 def test_counts_are_of_rows_and_names_have_an_end():
     mentions = Mentions()
     for number in range(2000):
-        mentions.add([(Kind.COLUMNS, "id"), (Kind.COLUMNS, "id"), (Kind.COLUMNS, f"key{number}")], PLACE)
+        mentions.add(
+            [(UnreadKind.COLUMNS, "id"), (UnreadKind.COLUMNS, "id"), (UnreadKind.COLUMNS, f"key{number}")], PLACE
+        )
     [finding] = mentions.findings()
     assert finding.num_rows == 2000
     assert finding.text.startswith("id (2,000 rows), ")

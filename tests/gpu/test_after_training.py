@@ -8,7 +8,7 @@ import torch
 
 from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.deploy.merge import MergeOptions, merge_run
-from qlora_cli.model.quantized import dequantized_weight, is_quantized
+from qlora_cli.model.dequantize import dequantized_weight, is_quantized
 from qlora_cli.model.tuned import load_tuned
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.serve.generation import SamplingOptions, generate_answer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qlora_cli.plan.auto_batch_size import even, with_auto_batch_size
+from qlora_cli.plan.auto_batch_size import even_split, with_auto_batch_size
 from qlora_cli.plan.trace_cache import Tracer
 from tests.plan.bases import AMPERE, config_of, request_for
 
@@ -55,7 +55,7 @@ def test_a_number_stays_as_it_is():
 @pytest.mark.parametrize("num_rows", range(1, 40))
 def test_passes_are_even_and_as_few_as_the_largest_allows(num_rows):
     for most in range(1, num_rows + 1):
-        rows = even(num_rows, most)
+        rows = even_split(num_rows, most)
         passes = -(-num_rows // rows)
         assert rows <= most
         assert passes == -(-num_rows // most)

@@ -17,7 +17,7 @@ from qlora_cli.plan.calibrate import (
     timed,
     trained_step,
 )
-from qlora_cli.plan.parameter_counts import parameter_counts_of
+from qlora_cli.plan.parameter_counts import parameter_counts
 from qlora_cli.plan.trace.fake_model import meta_model
 from tests.plan.bases import AMPERE, CPU, SIZES
 
@@ -57,7 +57,7 @@ def test_a_step_moves_the_adapter_and_nothing_else(request_here, monkeypatch):
     step()
     changed = {name for name, parameter in made[0].named_parameters() if not torch.equal(parameter, before[name])}
     assert changed == {name for name, parameter in made[0].named_parameters() if parameter.requires_grad}
-    facts = parameter_counts_of(request_here)
+    facts = parameter_counts(request_here)
     assert num_operations > 6 * 2 * 64 * facts.num_quantized
     assert moved == facts.num_quantized * 3 * 2.5
 
@@ -70,5 +70,5 @@ def test_a_step_is_timed_after_some_that_are_not():
 
 
 def test_what_is_timed_is_two_layers_of_an_8b_model():
-    facts = parameter_counts_of(calibration_request(AMPERE))
+    facts = parameter_counts(calibration_request(AMPERE))
     assert facts.num_quantized == 2 * 218_103_808  # 6,979,321,856 linear weights in 32 layers of Llama-3.1-8B

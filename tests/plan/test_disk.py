@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 
 from qlora_cli.plan.disk import TrainedTensor, disk_of, num_checkpoints, state_bytes
-from qlora_cli.plan.parameter_counts import parameter_counts_of
+from qlora_cli.plan.parameter_counts import parameter_counts
 from qlora_cli.recipe.schema import Recipe, TrainingSection
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.train.session import TrainOptions, train_recipe
@@ -21,7 +21,7 @@ SMALL_FILES = 60_000
 
 def test_the_adapter_is_float32_and_the_merged_model_16_bit():
     request = request_for(config_of("llama"), AMPERE, training__optim="adamw_torch", lora__r=64)
-    facts = parameter_counts_of(request)
+    facts = parameter_counts(request)
     disk = disk_of(request.recipe, facts.trained, facts.num_base)
     assert disk.adapter_bytes == 4 * facts.num_trained
     assert disk.merged_bytes == 2 * facts.num_base

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from qlora_cli.plan.parameter_counts import parameter_counts_of
+from qlora_cli.plan.parameter_counts import parameter_counts
 from tests.plan.bases import AMPERE, config_of, request_for
 
 
 def test_weights_are_counted_before_they_are_packed():
-    facts = parameter_counts_of(request_for(config_of("llama"), AMPERE))
+    facts = parameter_counts(request_for(config_of("llama"), AMPERE))
     attention, mlp = 128 * (128 + 64 + 64 + 128), 3 * 128 * 256
     assert facts.num_quantized == 2 * (attention + mlp)
     assert facts.num_base == facts.num_quantized + 2 * 512 * 128 + 5 * 128
@@ -20,7 +20,7 @@ def test_weights_are_counted_before_they_are_packed():
 def test_experts_that_are_not_quantized_are_said_with_their_bytes():
     config = config_of("mixtral")
     config.intermediate_size = 4096
-    facts = parameter_counts_of(request_for(config, AMPERE))
+    facts = parameter_counts(request_for(config, AMPERE))
     experts = 2 * 4 * 3 * 128 * 4096
     assert facts.num_in_fused_experts == experts
     [note] = facts.notes
@@ -30,11 +30,11 @@ def test_experts_that_are_not_quantized_are_said_with_their_bytes():
 
 
 def test_without_quantization_there_is_nothing_to_say():
-    assert parameter_counts_of(request_for(config_of("mixtral"), AMPERE, quantized=False)).notes == ()
+    assert parameter_counts(request_for(config_of("mixtral"), AMPERE, quantized=False)).notes == ()
 
 
 def test_a_base_whose_layers_are_not_swapped_is_said_to_stay_as_it_is():
-    facts = parameter_counts_of(request_for(config_of("falcon"), AMPERE))
+    facts = parameter_counts(request_for(config_of("falcon"), AMPERE))
     assert facts.num_quantized == 0
     [note] = facts.notes
     assert "nothing of this base is quantized" in note
@@ -48,8 +48,8 @@ def test_a_base_whose_layers_are_not_swapped_is_said_to_stay_as_it_is():
 def test_rows_beyond_the_positions_of_the_base_are_said(architecture, effect):
     config = config_of(architecture)
     positions = config.max_position_embeddings
-    assert not parameter_counts_of(request_for(config, AMPERE, data__max_length=positions)).notes
-    [note] = parameter_counts_of(request_for(config, AMPERE, data__max_length=positions + 1)).notes
+    assert not parameter_counts(request_for(config, AMPERE, data__max_length=positions)).notes
+    [note] = parameter_counts(request_for(config, AMPERE, data__max_length=positions + 1)).notes
     assert note == (
         f"this base was made for {positions:,} positions, and data.max_length is {positions + 1:,}: {effect}."
     )

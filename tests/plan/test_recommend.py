@@ -11,8 +11,8 @@ from qlora_cli.errors import RecipeError, ResourceError
 from qlora_cli.model.base import read_config
 from qlora_cli.plan.likeness import params_in_name
 from qlora_cli.plan.machine.gpus import MIB, USABLE, find_card
-from qlora_cli.plan.parameter_counts import parameter_counts_of
-from qlora_cli.plan.recommend import ROWS_A_STEP, advise, size_of
+from qlora_cli.plan.parameter_counts import parameter_counts
+from qlora_cli.plan.recommend import ROWS_A_STEP, recommend_values, size_of
 from qlora_cli.plan.trace.request import PlanRequest
 from qlora_cli.plan.trace_cache import Tracer
 from qlora_cli.recipe.reader import load_recipe
@@ -58,15 +58,15 @@ def test_a_card_with_room_gets_the_first_choice(tmp_path):
     config = config_of("llama")
     config.max_position_embeddings = 4096
     config.save_pretrained(tmp_path)
-    values = advise(str(tmp_path), "rows.jsonl", T4)
+    values = recommend_values(str(tmp_path), "rows.jsonl", T4)
     assert (values.r.value, values.per_device_train_batch_size.value, values.max_length.value) == ("16", "8", "2048")
     assert "its config.json" in values.planned
 
 
 def test_a_smaller_card_gets_fewer_rows_at_once_and_as_many_a_step(tiny_base):
-    first = advise(str(tiny_base), "rows.jsonl", T4)
+    first = recommend_values(str(tiny_base), "rows.jsonl", T4)
     card = card_of(needs(tiny_base, first) - 1)
-    values = advise(str(tiny_base), "rows.jsonl", card)
+    values = recommend_values(str(tiny_base), "rows.jsonl", card)
     assert values.per_device_train_batch_size.value == "4"
     assert int(values.gradient_accumulation_steps.value) * 4 == ROWS_A_STEP
     assert needs(tiny_base, values) <= card.memory_bytes
@@ -74,12 +74,12 @@ def test_a_smaller_card_gets_fewer_rows_at_once_and_as_many_a_step(tiny_base):
 
 def test_what_cannot_fit_is_said_with_what_it_needs(tiny_base):
     with pytest.raises(ResourceError) as caught:
-        advise(str(tiny_base), "rows.jsonl", card_of(100 * MIB))
+        recommend_values(str(tiny_base), "rows.jsonl", card_of(100 * MIB))
     assert "made up has 0.1 GiB" in caught.value.problems[0].text
 
 
 def test_a_base_that_is_not_at_hand_is_planned_by_the_size_in_its_name():
-    values = advise("nobody/nothing-0.5B", "rows.jsonl", T4)
+    values = recommend_values("nobody/nothing-0.5B", "rows.jsonl", T4)
     assert "the size in its name" in values.planned
     assert "0.5B parameters" in values.planned
 
@@ -87,12 +87,12 @@ def test_a_base_that_is_not_at_hand_is_planned_by_the_size_in_its_name():
 def test_a_base_of_unknown_size_is_refused():
     assert params_in_name("nobody/nothing") is None
     with pytest.raises(RecipeError):
-        advise("nobody/nothing", "rows.jsonl", T4)
+        recommend_values("nobody/nothing", "rows.jsonl", T4)
 
 
 def test_a_first_recipe_leaves_room(tiny_base):
-    first = advise(str(tiny_base), "rows.jsonl", T4)
-    tight = advise(str(tiny_base), "rows.jsonl", card_of(needs(tiny_base, first) + 1))
+    first = recommend_values(str(tiny_base), "rows.jsonl", T4)
+    tight = recommend_values(str(tiny_base), "rows.jsonl", card_of(needs(tiny_base, first) + 1))
     assert tight.per_device_train_batch_size.value == "4"
 
 
@@ -102,7 +102,7 @@ def test_a_first_recipe_leaves_room(tiny_base):
 )
 def test_a_base_that_the_defaults_do_not_fit_gets_others(tmp_path, architecture, attention, dropout):
     config_of(architecture).save_pretrained(tmp_path)
-    values = advise(str(tmp_path), "rows.jsonl", T4)
+    values = recommend_values(str(tmp_path), "rows.jsonl", T4)
     assert (values.attn_implementation and values.attn_implementation.value) == attention
     assert values.lora_dropout.value == dropout
     out = tmp_path / "first.yaml"
@@ -110,19 +110,19 @@ def test_a_base_that_the_defaults_do_not_fit_gets_others(tmp_path, architecture,
     recipe = load_recipe(out)
     assert recipe.model.attn_implementation == (attention or "sdpa")
     assert recipe.lora.lora_dropout == float(dropout)
-    assert parameter_counts_of(PlanRequest(recipe, config_of(architecture), T4.device)).num_base > 0
+    assert parameter_counts(PlanRequest(recipe, config_of(architecture), T4.device)).num_base > 0
 
 
 def test_rows_are_no_longer_than_the_base_has_positions(tmp_path):
     config = config_of("gpt2")
     assert config.max_position_embeddings == 512
     config.save_pretrained(tmp_path)
-    length = advise(str(tmp_path), "rows.jsonl", T4).max_length
+    length = recommend_values(str(tmp_path), "rows.jsonl", T4).max_length
     assert (length.value, length.why) == ("512", "the base has no more positions")
 
 
 def test_a_base_that_needs_other_keys_is_told_how(tmp_path):
     MptConfig(d_model=64, n_heads=2, n_layers=2, vocab_size=300).save_pretrained(tmp_path)
     with pytest.raises(RecipeError, match="MptForCausalLM") as caught:
-        advise(str(tmp_path), "rows.jsonl", T4)
+        recommend_values(str(tmp_path), "rows.jsonl", T4)
     assert "without --gpu" in caught.value.problems[0].hint

@@ -6,7 +6,7 @@ import pytest
 from transformers import LlamaConfig
 
 from qlora_cli.plan.machine.gpus import find_card
-from qlora_cli.plan.parameter_counts import ParameterCounts, parameter_counts_of
+from qlora_cli.plan.parameter_counts import ParameterCounts, parameter_counts
 from qlora_cli.plan.throughput import UTILIZATION, active_weights, estimate_pace, operations_per_token
 from tests.plan.bases import AMPERE, config_of, request_for
 
@@ -45,7 +45,7 @@ def test_attention_grows_with_the_length_and_halves_without_a_mask():
 
 def test_a_token_passes_through_its_experts_only():
     request = request_for(config_of("mixtral"), AMPERE)
-    facts = parameter_counts_of(request)
+    facts = parameter_counts(request)
     assert facts.num_in_fused_experts > 0
     embedding = 512 * 128
     assert active_weights(request, facts) == facts.num_base - embedding - facts.num_in_fused_experts // 2
@@ -53,7 +53,7 @@ def test_a_token_passes_through_its_experts_only():
 
 def test_tied_embeddings_multiply_as_the_output_head():
     request = request_for(config_of("gpt2"), AMPERE)
-    assert active_weights(request, parameter_counts_of(request)) == parameter_counts_of(request).num_base
+    assert active_weights(request, parameter_counts(request)) == parameter_counts(request).num_base
 
 
 def test_a_large_batch_runs_at_the_assumed_share_of_the_rate():

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from qlora_cli.cli.app import app
-from qlora_cli.data.read.layouts import FORMATS
+from qlora_cli.data.read.converters import FORMATS
 from qlora_cli.errors import ArgumentError, QloraError, RecipeError
 from qlora_cli.recipe.foreign_file import translate
 from qlora_cli.recipe.foreign_keys import FOREIGN_KEYS

@@ -13,9 +13,9 @@ from transformers.trainer_utils import SchedulerType
 
 from qlora_cli.recipe.mapping import tree_of
 from qlora_cli.recipe.reader import load_recipe
-from qlora_cli.recipe.tree import Place
+from qlora_cli.recipe.tree import RecipePlace
 
-HERE = Place("recipe", 0)
+HERE = RecipePlace("recipe", 0)
 
 
 class Plain(Enum):

@@ -8,7 +8,7 @@ from qlora_cli.errors import RecipeError
 from qlora_cli.recipe.overrides import parse_override
 from qlora_cli.recipe.reader import load_recipe
 from qlora_cli.recipe.rules import RULES
-from qlora_cli.recipe.tree import Node, Place, merge
+from qlora_cli.recipe.tree import Node, RecipePlace, merge
 
 CONFLICTS: dict[str, tuple[list[str], list[str]]] = {
     "two lengths": (
@@ -213,7 +213,7 @@ def test_settings_that_work_together_are_accepted(recipe_path, overrides):
 def test_every_rule_has_a_conflict_in_the_table():
     silent = set(RULES)
     for overrides, _ in CONFLICTS.values():
-        tree = Node({}, Place("", 0))
+        tree = Node({}, RecipePlace("", 0))
         for text in overrides:
             override, _ = parse_override(text)
             tree = merge(tree, override)

@@ -24,7 +24,7 @@ from qlora_cli.run.files import refuse_foreign_page, write_json, write_text
 from qlora_cli.run.folders import put_in_place, replaced_folder, scratch_folder, sweep
 from qlora_cli.run.inventory import listed_files, write_inventory
 from qlora_cli.run.manifest import write_manifest
-from qlora_cli.run.replaced_run import settle
+from qlora_cli.run.replaced_run import restore_or_delete
 from qlora_cli.run.staging import staged_folder
 from qlora_cli.train.checkpoint.resume import prepare_run_directory, refuse_foreign_parts
 
@@ -61,7 +61,7 @@ def train(run: Path, *, overwrite: bool, steps: int, is_started: bool = True) ->
             raise QloraError("no row can be trained on")
         write_manifest(directory, {"status": "started"})
         write_text(directory.recipe_path, "name: x\n")
-        settle(directory)
+        restore_or_delete(directory)
         for step in range(1, steps + 1):
             with staged_checkpoint(directory.checkpoints_path, step, {}) as folder:
                 save_file(WEIGHTS, folder / "adapter_model.safetensors")

@@ -12,7 +12,7 @@ from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.disk_errors import storage_faults
 from qlora_cli.run.files import write_text
 from qlora_cli.run.inventory import INVENTORY_NAME, MARKER, write_inventory
-from qlora_cli.run.replaced_run import put_aside, settle
+from qlora_cli.run.replaced_run import restore_or_delete, set_aside
 
 OTHERS = {"adapter/notes.txt": "mine", "checkpoints/step-000002/notes.txt": "mine", "notes by hand.txt": "mine"}
 """What somebody else has put into the run; it stays whatever happens."""
@@ -53,13 +53,13 @@ def replace(run: str, can_start: bool) -> int:
     directory = RunDirectory(Path(run))
     try:
         with claimed(directory), storage_faults(directory):
-            put_aside(directory)
+            set_aside(directory)
             mark(directory)
             (directory.path / "log.txt").write_text("new")
             if not can_start:
                 raise DataError("no row can be trained on")
             lay(directory, NEW)
-            settle(directory)
+            restore_or_delete(directory)
     except QloraError as error:
         console.show_error(error)
         return error.exit_code

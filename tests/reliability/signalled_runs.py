@@ -55,7 +55,7 @@ PHASES = {
     "data": Phase(
         "train",
         (
-            ("qlora_cli.data.gather:_take", 5),
+            ("qlora_cli.data.collect_rows:_take", 5),
             ("qlora_cli.data.build:write_packed_rows", 2),
             ("qlora_cli.data.prepare:write_json", 1),
         ),
@@ -72,12 +72,12 @@ PHASES = {
         has_started=True,
     ),
     "rotate": Phase("train", (("qlora_cli.run.checkpoints:delete_folder", 5),), has_started=True),
-    "evaluation": Phase("train", (("qlora_cli.model.scoring:labelled_losses", 48),), has_started=True),
+    "evaluation": Phase("train", (("qlora_cli.model.eval_loss:labelled_losses", 48),), has_started=True),
     "eval": Phase(
         "eval",
         (
             ("qlora_cli.evaluate.request:load_tuned", 1),
-            ("qlora_cli.model.scoring:labelled_losses", 12),
+            ("qlora_cli.model.eval_loss:labelled_losses", 12),
             ("qlora_cli.evaluate.comparison:write_json", 1),
         ),
     ),

@@ -29,7 +29,7 @@ POINTS = {
     "at the first step": ("qlora_cli.train.trainer:QloraTrainer.training_step", 1),
     "in a step": ("qlora_cli.train.trainer:QloraTrainer.compute_loss", 24),
     "between gradient and update": ("qlora_cli.train.trainer:QloraTrainer._get_grad_norm", 7),
-    "in an evaluation": ("qlora_cli.model.scoring:labelled_losses", 6),
+    "in an evaluation": ("qlora_cli.model.eval_loss:labelled_losses", 6),
     "before a save": ("qlora_cli.train.trainer:QloraTrainer._save_checkpoint", 3),
     "after a save": ("qlora_cli.train.processes.collectives:Ranks.barrier", 3),
     "at the end": ("qlora_cli.train.session:finalize_run", 1),

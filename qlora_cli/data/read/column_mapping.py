@@ -11,15 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from qlora_cli.data.causes import Cause, RowError
 from qlora_cli.data.example import Place, Row
 from qlora_cli.data.read.column_profile import profile
 from qlora_cli.data.read.column_roles import candidates, format_of
 from qlora_cli.data.read.columns import MISSING, value_at, without_ignored
+from qlora_cli.data.read.converters import FORMATS
+from qlora_cli.data.read.error_text import kind_of, names_of
 from qlora_cli.data.read.formats import read_columns, resolve_format, to_example
-from qlora_cli.data.read.layouts import FORMATS
 from qlora_cli.data.read.preferences import chosen_column
-from qlora_cli.data.read.values import kind_of, names_of
+from qlora_cli.data.rejection import RejectionReason, RowError
 from qlora_cli.errors import DataError
 from qlora_cli.recipe.data_schema import SourceSection
 from qlora_cli.recipe.one_line import one_line
@@ -172,7 +172,7 @@ def _loads(row: Row, format: str, columns: Mapping[str, str]) -> bool:
     try:
         to_example(row, _PLACE, format, columns)
     except RowError as error:
-        return error.cause is Cause.CONTRADICTED
+        return error.cause is RejectionReason.CONTRADICTED
     return True
 
 

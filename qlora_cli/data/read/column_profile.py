@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Kind = Literal["text", "scalar", "messages", "turns", "other"]
+ColumnKind = Literal["text", "scalar", "messages", "turns", "other"]
 """messages: lists of `role` and `content`; turns: lists of `from` and `value`; scalar: numbers and truth values."""
 
 MAX_DEPTH = 3
@@ -26,7 +26,7 @@ class Column:
     """One column of a source, or a value inside an object, e.g. `answers.text[0]`."""
 
     name: str
-    kind: Kind
+    kind: ColumnKind
     mean_chars: float
     """Of its text; 0 for other kinds."""
 
@@ -82,7 +82,7 @@ def _inside(value: Any, name: str, depth: int) -> Iterator[tuple[str, Any]]:
 def _column(name: str, values: Sequence[Any], *, is_nested: bool = False) -> Column:
     present = [value for value in values if value is not None and value != ""]
     kinds = {_kind(value) for value in present}
-    kind: Kind = kinds.pop() if len(kinds) == 1 else "other"
+    kind: ColumnKind = kinds.pop() if len(kinds) == 1 else "other"
     texts = [value for value in present if isinstance(value, str)] if kind == "text" else []
     distinct = len(set(texts))
     return Column(
@@ -95,7 +95,7 @@ def _column(name: str, values: Sequence[Any], *, is_nested: bool = False) -> Col
     )
 
 
-def _kind(value: Any) -> Kind:
+def _kind(value: Any) -> ColumnKind:
     if isinstance(value, str):
         return "text"
     if isinstance(value, bool | int | float):
@@ -103,7 +103,7 @@ def _kind(value: Any) -> Kind:
     return kind_of_list(value) if isinstance(value, list) else "other"
 
 
-def kind_of_list(value: list[Any]) -> Kind:
+def kind_of_list(value: list[Any]) -> ColumnKind:
     """`messages` or `turns` where every item is one."""
     if value and all(isinstance(item, dict) for item in value):
         if all("role" in item and ("content" in item or "tool_calls" in item) for item in value):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from qlora_cli.data.read.column_profile import Column
-from qlora_cli.data.read.layouts import FORMATS
+from qlora_cli.data.read.converters import FORMATS
 
 PROMPTS: tuple[str, ...] = (
     *("instruction", "question", "query", "prompt", "problem", "request", "task", "goal", "user", "human"),

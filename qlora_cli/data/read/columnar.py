@@ -14,7 +14,7 @@ import pyarrow
 import pyarrow.parquet
 
 from qlora_cli.data.example import Place, RawRow, Row
-from qlora_cli.data.read.values import names_of, without_nulls
+from qlora_cli.data.read.error_text import names_of, without_nulls
 from qlora_cli.errors import DataError
 
 BATCH_BYTES = 4 << 20

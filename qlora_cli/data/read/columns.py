@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from qlora_cli.data.read.values import holds_something
+from qlora_cli.data.read.error_text import holds_something
 
 OTHER_NAMES = {"input": ("context",), "system": ("system_prompt",), "tools": ("functions",)}
 """Field -> columns that hold the same in other files: Dolly's context, and the functions of OpenAI's older API."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qlora_cli.data.example import Place
+from qlora_cli.data.read.error_text import kind_of, row_error, shown
 from qlora_cli.data.read.strict_json import JsonError, decode_json, load_json
-from qlora_cli.data.read.values import kind_of, row_error, shown
 
 TEXT_PARTS = ("text", "input_text", "output_text")
 REASONING_PARTS = ("reasoning", "thinking")

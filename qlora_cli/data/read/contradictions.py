@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
-from qlora_cli.data.causes import Cause, RowError
 from qlora_cli.data.example import Place
+from qlora_cli.data.read.error_text import holds_something, shown
 from qlora_cli.data.read.preferences import CHOSEN, preference_hint
-from qlora_cli.data.read.values import holds_something, shown
+from qlora_cli.data.rejection import RejectionReason, RowError
 
 _FALSE = (False, "false", "False", "FALSE")
 _TRUE = (True, "true", "True", "TRUE")
@@ -68,7 +68,7 @@ def refuse_contradictions(row: Mapping[str, Any], unread: tuple[str, ...], place
         forbids, why = MEANINGS[column]
         if forbids(row[column]):
             text = f"the column '{column}' is {shown(row[column])}: it {why}"
-            raise RowError(Cause.CONTRADICTED, text, place=str(place), hint=_way_on(row, column))
+            raise RowError(RejectionReason.CONTRADICTED, text, place=str(place), hint=_way_on(row, column))
 
 
 def _way_on(row: Mapping[str, Any], column: str) -> str:

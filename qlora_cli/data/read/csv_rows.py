@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from qlora_cli.data.example import Place, RawRow, UnreadableRow
+from qlora_cli.data.read.error_text import shown
 from qlora_cli.data.read.text_files import empty_file, open_text
-from qlora_cli.data.read.values import shown
 from qlora_cli.errors import DataError
 
 MAX_FIELD_CHARS = 1 << 27

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from itertools import chain, islice
 
-from qlora_cli.data.causes import Cause, RowError
 from qlora_cli.data.example import Example, Place, Row
 from qlora_cli.data.problems import RowProblems
 from qlora_cli.data.read.column_mapping import NUM_ROWS, Where, resolve_source
 from qlora_cli.data.read.columns import left_out_by, value_at, without_ignored
+from qlora_cli.data.read.error_text import row_error, shown
 from qlora_cli.data.read.formats import to_example
 from qlora_cli.data.read.sources import read_rows
-from qlora_cli.data.read.values import row_error, shown
+from qlora_cli.data.rejection import RejectionReason, RowError
 from qlora_cli.errors import DataError
 from qlora_cli.recipe.data_schema import SourceSection
 
@@ -39,7 +39,7 @@ def read_examples(
         try:
             examples.append(example_of(row, place, source, format_name)[0])
         except DataError as error:
-            if not (isinstance(error, RowError) and error.cause is Cause.LEFT_OUT):
+            if not (isinstance(error, RowError) and error.cause is RejectionReason.LEFT_OUT):
                 problems.add_error(error)
     problems.raise_if_any()
     return examples
@@ -60,6 +60,6 @@ def example_of(row: Row, place: Place, source: SourceSection, format: str) -> tu
     column = left_out_by(row, source.leave_out) if source.leave_out else None
     if column is not None:
         text = f"'{column}' is {shown(value_at(row, column))}"
-        raise row_error(text, place, cause=Cause.LEFT_OUT)
+        raise row_error(text, place, cause=RejectionReason.LEFT_OUT)
     row = without_ignored(row, source.ignore)
     return to_example(row, place, format, source.columns), row

@@ -13,13 +13,13 @@ import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from qlora_cli.data.causes import Cause, RowError
 from qlora_cli.data.example import Example, Place
 from qlora_cli.data.read.columns import MISSING, ColumnChoice, choose_columns, path_of, value_at
 from qlora_cli.data.read.contradictions import refuse_contradictions
-from qlora_cli.data.read.layouts import FORMATS
+from qlora_cli.data.read.converters import FORMATS
+from qlora_cli.data.read.error_text import names_of, row_error, shown
 from qlora_cli.data.read.preferences import chosen_column, preference_hint
-from qlora_cli.data.read.values import names_of, row_error, shown
+from qlora_cli.data.rejection import RejectionReason, RowError
 from qlora_cli.errors import DataError
 
 ANSWERS = ("output", "answer", "response", "completion", "target", "answers", "targets", "summary")
@@ -154,7 +154,7 @@ def to_example(row: Mapping[str, Any], place: Place, format: str, columns: Mappi
     try:
         example = layout.convert(fields, place)
     except RowError as error:
-        if error.cause is Cause.NO_ANSWER and chosen_column(row) is not None:
+        if error.cause is RejectionReason.NO_ANSWER and chosen_column(row) is not None:
             hint = preference_hint(row, field="completion")
             raise row_error(error.problems[0].text, place, hint, error.cause) from error
         raise

@@ -12,7 +12,7 @@ from huggingface_hub.utils import httpx
 
 from qlora_cli.data.example import Place, RawRow
 from qlora_cli.data.read.columnar import READ_FAULTS, first_line, rows_of_dataset
-from qlora_cli.data.read.values import without_nulls
+from qlora_cli.data.read.error_text import without_nulls
 from qlora_cli.errors import DataError
 from qlora_cli.hub import HUB_FILES, why_offline
 from qlora_cli.recipe.data_schema import SourceSection

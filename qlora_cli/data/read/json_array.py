@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from qlora_cli.data.example import Place, RawRow, UnreadableRow
+from qlora_cli.data.read.error_text import kind_of
 from qlora_cli.data.read.strict_json import TOO_DEEP
 from qlora_cli.data.read.text_files import empty_file, open_text
-from qlora_cli.data.read.values import kind_of
 from qlora_cli.errors import DataError
 
 PIECE_CHARS = 1 << 20

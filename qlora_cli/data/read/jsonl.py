@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from qlora_cli.data.causes import Cause, RowError
 from qlora_cli.data.example import Place, RawRow, Row
+from qlora_cli.data.read.error_text import kind_of, shown
 from qlora_cli.data.read.strict_json import JsonError, decode_json
 from qlora_cli.data.read.text_files import UTF8_BOM, decoding_problem, empty_file, open_bytes
-from qlora_cli.data.read.values import kind_of, shown
+from qlora_cli.data.rejection import RejectionReason, RowError
 from qlora_cli.errors import DataError
 
 _SPACE = " \t\r\n\ufeff"
@@ -67,18 +67,20 @@ def parse_line(raw: bytes, place: Place, offset: int) -> Row:
         text = raw.rstrip().decode()
     except UnicodeDecodeError as error:
         problem = decoding_problem(error, str(place), Path(place.file).name, offset)
-        raise RowError(Cause.MALFORMED, problem.text, place=problem.place, hint=problem.hint) from error
+        raise RowError(RejectionReason.MALFORMED, problem.text, place=problem.place, hint=problem.hint) from error
     try:
         value, end = decode_json(text, 0 if text[0] == "{" else len(text) - len(text.lstrip(_SPACE)))
     except JsonError as fault:
         at = place._replace(line=(place.line or 1) + text.count("\n", 0, fault.position))
-        raise RowError(Cause.MALFORMED, fault.text, place=str(at), hint=fault.hint) from fault
+        raise RowError(RejectionReason.MALFORMED, fault.text, place=str(at), hint=fault.hint) from fault
     if type(value) is not dict:
         text = f"a row must be an object, found {kind_of(value)}"
         hint = "put one {...} on each line, or name the file .json"
-        raise RowError(Cause.MALFORMED, text, place=str(place), hint=hint)
+        raise RowError(RejectionReason.MALFORMED, text, place=str(place), hint=hint)
     rest = text[end:]
     if rest:
         hint = "put one {...} on each line"
-        raise RowError(Cause.MALFORMED, f"text after the object: {shown(rest.strip())}", place=str(place), hint=hint)
+        raise RowError(
+            RejectionReason.MALFORMED, f"text after the object: {shown(rest.strip())}", place=str(place), hint=hint
+        )
     return value

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from qlora_cli.data.example import Message, Place
-from qlora_cli.data.read.values import holds_something, kind_of, row_error, shown
+from qlora_cli.data.read.error_text import holds_something, kind_of, row_error, shown
 
 OWN_FLAGS = ("train", "weight")
 """Stay in the message as they are written; the others become `train`."""

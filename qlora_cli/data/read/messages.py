@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from qlora_cli.data.causes import Cause
 from qlora_cli.data.example import Message, Place
 from qlora_cli.data.read.content import Content, read_call_text, read_content, read_json_text
+from qlora_cli.data.read.error_text import holds_something, kind_of, row_error, shown, without_nulls
 from qlora_cli.data.read.message_flags import read_flags
 from qlora_cli.data.read.tool_calls import check_tool_calls
-from qlora_cli.data.read.values import holds_something, kind_of, row_error, shown, without_nulls
+from qlora_cli.data.rejection import RejectionReason
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
@@ -91,7 +91,7 @@ def check_turns(messages: Sequence[Message], place: Place) -> None:
     else:
         text = f"the last message is from '{messages[-1]['role']}', not from the assistant"
         hint = "end each conversation with the assistant's answer"
-    raise row_error(text, place, hint, Cause.NO_ANSWER)
+    raise row_error(text, place, hint, RejectionReason.NO_ANSWER)
 
 
 def _is_plain(message: Any) -> bool:
@@ -138,7 +138,9 @@ def check_message(message: Any, name: str, place: Place) -> Message:
     checked["content"] = content.text
     is_silent = not content.text.strip() and not calls and not any(map(checked.get, REASONING_FIELDS))
     if role == "assistant" and is_silent:
-        raise row_error(f"{name}: the assistant's answer is empty", place, "leave the row out", Cause.EMPTY_ANSWER)
+        raise row_error(
+            f"{name}: the assistant's answer is empty", place, "leave the row out", RejectionReason.EMPTY_ANSWER
+        )
     return checked
 
 

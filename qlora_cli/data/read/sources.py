@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 
-from qlora_cli.data.causes import Cause, RowError
 from qlora_cli.data.example import Place, RawRow, Row, UnreadableRow
 from qlora_cli.data.problems import RowProblems
 from qlora_cli.data.read.columnar import is_saved_dataset, read_arrow, read_parquet, read_saved
@@ -22,6 +21,7 @@ from qlora_cli.data.read.folders import files_of_folder, files_of_pattern, has_p
 from qlora_cli.data.read.hub import read_hub
 from qlora_cli.data.read.json_array import read_json
 from qlora_cli.data.read.jsonl import parse_line, read_jsonl
+from qlora_cli.data.rejection import RejectionReason, RowError
 from qlora_cli.errors import DataError
 from qlora_cli.hub import HUB_FILES
 from qlora_cli.recipe.data_schema import SourceSection
@@ -64,7 +64,7 @@ def parse_row(raw: RawRow) -> Row:
     if isinstance(payload, bytes):
         return parse_line(payload, raw.place, raw.offset)
     if isinstance(payload, UnreadableRow):
-        raise RowError(Cause.MALFORMED, payload.text, place=str(raw.place), hint=payload.hint)
+        raise RowError(RejectionReason.MALFORMED, payload.text, place=str(raw.place), hint=payload.hint)
     return payload
 
 

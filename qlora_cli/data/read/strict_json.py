@@ -12,7 +12,7 @@ import math
 import re
 from typing import Any
 
-from qlora_cli.data.read.values import shown
+from qlora_cli.data.read.error_text import shown
 
 MAX_DEPTH = 100
 """Levels of lists and objects inside each other."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from qlora_cli.data.example import Place
 from qlora_cli.data.read.content import CALL_PARTS, read_json_text
-from qlora_cli.data.read.values import kind_of, row_error, without_nulls
+from qlora_cli.data.read.error_text import kind_of, row_error, without_nulls
 
 ARGUMENT_KEYS = ("arguments", "parameters", "input")
 """Where the arguments of a call stand: OpenAI and most others, Llama 3, Anthropic."""

@@ -9,19 +9,19 @@ from functools import cached_property
 
 from transformers import PreTrainedTokenizerBase
 
-from qlora_cli.data.causes import RowError
 from qlora_cli.data.example import Message
+from qlora_cli.data.rejection import RowError
 from qlora_cli.data.render.frames import Frames
 from qlora_cli.data.render.generation_prompt import STAND_IN, Tools
-from qlora_cli.data.render.leaves import Kind, markup_pattern
-from qlora_cli.data.render.mask import TEMPLATE_ERRORS, Answer, ChatMask
+from qlora_cli.data.render.leaves import LeafKind, markup_pattern
+from qlora_cli.data.render.mask import TEMPLATE_ERRORS, AnswerSpan, ChatMask
 from qlora_cli.data.render.placement import Places, find_places
 from qlora_cli.data.render.printed import LATE, Row, check_printed
 from qlora_cli.data.render.proof import check_starts, must_take_whole
 from qlora_cli.data.render.shapes import AS_GIVEN, Shape, first_shape, shapes_to_try
 from qlora_cli.data.render.special_text import Originals, SpecialText
-from qlora_cli.data.render.traced_template import Trace
-from qlora_cli.data.render.turn_choice import without_choice
+from qlora_cli.data.render.traced_template import RenderTrace
+from qlora_cli.data.render.trained_turns import without_choice
 from qlora_cli.data.token_row import Unprinted
 from qlora_cli.errors import DataError
 
@@ -41,7 +41,7 @@ class _Fitted:
     messages: list[Message]
     tools: Tools
     shape: Shape
-    trace: Trace
+    trace: RenderTrace
     is_sampled: bool
     """Whether more is compared than in other rows."""
 
@@ -54,7 +54,7 @@ class ChatText:
     """A rendered conversation before it is tokens."""
 
     text: str
-    answers: list[Answer]
+    answers: list[AnswerSpan]
     originals: Originals = field(default_factory=dict)
     """Special tokens that the messages spell, by the characters that stand for them in `text`."""
 
@@ -272,7 +272,7 @@ class ChatTexts:
 
 def _shows_calls(places: Places) -> bool:
     """Whether the calls and the names of the tools are printed."""
-    shown = (Kind.CALL, Kind.ARGUMENT, Kind.TOOL)
+    shown = (LeafKind.CALL, LeafKind.ARGUMENT, LeafKind.TOOL)
     return all(found for leaf, found in zip(places.leaves, places.of, strict=True) if leaf.kind in shown)
 
 

@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from qlora_cli.data.example import Message
-from qlora_cli.data.render.leaves import Kind
-from qlora_cli.data.render.mask import Answer
+from qlora_cli.data.render.leaves import LeafKind
+from qlora_cli.data.render.mask import AnswerSpan
 from qlora_cli.data.render.placement import Places
-from qlora_cli.data.render.traced_template import Span, Trace
+from qlora_cli.data.render.traced_template import RenderTrace, Span
 
 MAX_FRAMES = 16
 """Of a role; a template has two or three (first turn, last turn)."""
@@ -31,9 +31,9 @@ class Frames:
         self._of_role: dict[str, list[tuple[str, str]]] = {}
         """Role -> what stands before and behind the content."""
 
-    def hold(self, trace: Trace, messages: Sequence[Message], answers: Sequence[Answer]) -> bool:
+    def hold(self, trace: RenderTrace, messages: Sequence[Message], answers: Sequence[AnswerSpan]) -> bool:
         """Whether each message is a content in a known frame, those of the assistant inside of its answer."""
-        answer_of: Mapping[int | None, Answer] = {answer.turn: answer for answer in answers}
+        answer_of: Mapping[int | None, AnswerSpan] = {answer.turn: answer for answer in answers}
         for index, message in enumerate(messages):
             content = message.get("content")
             if (len(message) != 2 and message.keys() != _KEYS_OF_QUESTIONS) or not isinstance(content, str):
@@ -58,7 +58,7 @@ class Frames:
                 return start + len(head)
         return None
 
-    def learn(self, trace: Trace, messages: Sequence[Message], places: Places) -> None:
+    def learn(self, trace: RenderTrace, messages: Sequence[Message], places: Places) -> None:
         """Take in the frames of turns that hold one content and nothing else of the conversation."""
         within: dict[int, list[int]] = {}  # message -> leaves that stand in its turn
         for number, found in enumerate(places.of):
@@ -72,7 +72,7 @@ class Frames:
                 within.setdefault(owner, []).append(number)
         for owner, numbers in within.items():
             leaf, message = places.leaves[numbers[0]], messages[owner]
-            if len(numbers) > 1 or leaf.kind != Kind.CONTENT or message.keys() != _KEYS:
+            if len(numbers) > 1 or leaf.kind != LeafKind.CONTENT or message.keys() != _KEYS:
                 continue
             if message["content"] != leaf.text:
                 continue

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from qlora_cli.data.example import Message
-from qlora_cli.data.render.traced_template import Trace
+from qlora_cli.data.render.traced_template import RenderTrace
 from qlora_cli.errors import DataError
 
 Tools = list[dict[str, Any]] | None
@@ -27,7 +27,9 @@ _INSTRUCTING = ("system", "developer")
 class Render(Protocol):
     """Renders with the traces of a template."""
 
-    def __call__(self, messages: Sequence[Message], tools: Tools = None, *, add_generation_prompt: bool) -> Trace: ...
+    def __call__(
+        self, messages: Sequence[Message], tools: Tools = None, *, add_generation_prompt: bool
+    ) -> RenderTrace: ...
 
 
 class GenerationPrompts:
@@ -49,7 +51,7 @@ class GenerationPrompts:
         if trace.ends_constantly:
             self._constant = trace.text[trace.end_of_turns :]
 
-    def before(self, trace: Trace, messages: Sequence[Message], index: int, tools: Tools) -> str:
+    def before(self, trace: RenderTrace, messages: Sequence[Message], index: int, tools: Tools) -> str:
         """The prompt that makes the assistant say message `index`.
 
         Args:
@@ -71,7 +73,7 @@ class GenerationPrompts:
         except DataError:
             return self._rendered(trace, messages[:index], index, tools)
 
-    def _rendered(self, trace: Trace, before: Sequence[Message], index: int, tools: Tools) -> str:
+    def _rendered(self, trace: RenderTrace, before: Sequence[Message], index: int, tools: Tools) -> str:
         """What a template adds to `before`, which ends like the conversation does before message `index`."""
         asked = self._render(before, tools, add_generation_prompt=True)
         last = len(before) - 1

@@ -39,7 +39,7 @@ _MIN_WORD = 2  # a shorter word that the template looks for, such as "{", would 
 _UNMARKED_KEYS = frozenset({"type", "$ref", "id"})  # of schemas: words that templates compare and change the case of
 
 
-class Kind(StrEnum):
+class LeafKind(StrEnum):
     """What a text is; the value is how findings call it."""
 
     CONTENT = "content"
@@ -56,7 +56,7 @@ class Leaf(NamedTuple):
     owner: int
     """Index of its message, or TOOLS."""
 
-    kind: Kind
+    kind: LeafKind
     name: str
     """What it is, e.g. "`reasoning_content`" or "argument `city` of the call `weather`"."""
 
@@ -133,7 +133,7 @@ class Marker:
                 marked[key] = self._content(value, index)
             elif key in REASONING_FIELDS and isinstance(value, str):
                 if value not in reasonings:
-                    reasonings[value] = self._text(value, index, Kind.REASONING, f"`{key}`")
+                    reasonings[value] = self._text(value, index, LeafKind.REASONING, f"`{key}`")
                 marked[key] = reasonings[value]
             elif key == "tool_calls" and isinstance(value, list):
                 names = _call_names(value)
@@ -142,7 +142,9 @@ class Marker:
 
     def _question_in_two(self, message: Message, index: int) -> Message:
         """An Alpaca row's question, which templates print in its parts or as the content that joins them."""
-        parts = {key: self._text(message[key], index, Kind.CONTENT, f"the {key}") for key in ("instruction", "input")}
+        parts = {
+            key: self._text(message[key], index, LeafKind.CONTENT, f"the {key}") for key in ("instruction", "input")
+        }
         return {**message, **parts, "content": joined(parts)}
 
     def _content(self, content: Any, index: int) -> Any:
@@ -155,18 +157,18 @@ class Marker:
         pieces = self._markup.split(content) if self._markup else [content]
         is_whole = len(pieces) == 1
         return "".join(
-            piece if at % 2 else self._text(piece, index, Kind.CONTENT, _content_name(piece, is_whole=is_whole))
+            piece if at % 2 else self._text(piece, index, LeafKind.CONTENT, _content_name(piece, is_whole=is_whole))
             for at, piece in enumerate(pieces)
         )
 
     def _call(self, call: dict[str, Any], index: int, of: str) -> dict[str, Any]:
         function = call.get("function", call)
         name, arguments = function.get("name"), function.get("arguments")
-        marked = {**function, "name": self._text(name, index, Kind.CALL, of)}
+        marked = {**function, "name": self._text(name, index, LeafKind.CALL, of)}
         if isinstance(arguments, Mapping):
             marked["arguments"] = self._value(arguments, index, of, None)
         elif isinstance(arguments, str):
-            marked["arguments"] = self._text(arguments, index, Kind.ARGUMENT, f"arguments of {of}")
+            marked["arguments"] = self._text(arguments, index, LeafKind.ARGUMENT, f"arguments of {of}")
         return {**call, "function": marked} if "function" in call else marked
 
     def _tool(self, tool: dict[str, Any]) -> dict[str, Any]:
@@ -177,7 +179,7 @@ class Marker:
         marked: dict[str, Any] = {}
         for key, value in function.items():
             if key == "name" and isinstance(value, str):
-                marked[key] = self._text(value, TOOLS, Kind.TOOL, of)
+                marked[key] = self._text(value, TOOLS, LeafKind.TOOL, of)
             else:
                 marked[key] = self._schema(value, key, f"`{key}` of {of}")
         return {**tool, "function": marked} if "function" in tool else marked
@@ -187,7 +189,7 @@ class Marker:
         if isinstance(value, Mapping):
             if key == "properties":
                 return {
-                    self._key(inner, TOOLS, Kind.SCHEMA, f"parameter `{inner}`, {name}"): self._schema(
+                    self._key(inner, TOOLS, LeafKind.SCHEMA, f"parameter `{inner}`, {name}"): self._schema(
                         item, "", f"parameter `{inner}`, {name}"
                     )
                     for inner, item in value.items()
@@ -195,11 +197,11 @@ class Marker:
             return {inner: self._schema(item, inner, f"`{inner}`, {name}") for inner, item in value.items()}
         if isinstance(value, list):
             if key == "required":
-                return [self._key(item, TOOLS, Kind.SCHEMA, name) for item in value]
+                return [self._key(item, TOOLS, LeafKind.SCHEMA, name) for item in value]
             return [self._schema(item, key, name) for item in value]
         if key in _UNMARKED_KEYS or value is None or isinstance(value, bool):
             return value
-        return self._scalar(value, TOOLS, Kind.SCHEMA, name, None)
+        return self._scalar(value, TOOLS, LeafKind.SCHEMA, name, None)
 
     def _value(self, value: Any, owner: int, name: str, key_mark: int | None) -> Any:
         """What stands in a call's arguments, behind the key with that mark."""
@@ -207,14 +209,14 @@ class Marker:
             marked = {}
             for key, item in value.items():
                 of = f"argument `{key}` of {name.removeprefix('argument ')}"
-                marked_key = self._key(key, owner, Kind.ARGUMENT, of)
+                marked_key = self._key(key, owner, LeafKind.ARGUMENT, of)
                 marked[marked_key] = self._value(item, owner, of, self._mark_of_key.get(key))
             return marked
         if isinstance(value, list):
             return [self._value(item, owner, name, key_mark) for item in value]
-        return self._scalar(value, owner, Kind.ARGUMENT, name, key_mark)
+        return self._scalar(value, owner, LeafKind.ARGUMENT, name, key_mark)
 
-    def _scalar(self, value: Any, owner: int, kind: Kind, name: str, key_mark: int | None) -> Any:
+    def _scalar(self, value: Any, owner: int, kind: LeafKind, name: str, key_mark: int | None) -> Any:
         if isinstance(value, str):
             return self._text(value, owner, kind, name)
         if value is None or isinstance(value, bool):
@@ -226,7 +228,7 @@ class Marker:
         self.leaves.append(Leaf(owner, kind, name, str(value), number))
         return value if self._is_left_out(number) else type(value)(FIRST_NUMBER + number)
 
-    def _key(self, key: Any, owner: int, kind: Kind, name: str) -> Any:
+    def _key(self, key: Any, owner: int, kind: LeafKind, name: str) -> Any:
         """The name of an argument or parameter with the mark that all equal names have."""
         if not isinstance(key, str) or not key.strip():
             return key
@@ -239,7 +241,7 @@ class Marker:
             return key
         return f"{key}{self._marks.closing}{number}{self._marks.closing}"
 
-    def _text(self, text: str, owner: int, kind: Kind, name: str) -> str:
+    def _text(self, text: str, owner: int, kind: LeafKind, name: str) -> str:
         core = text.strip()
         if not core:
             return text

@@ -22,7 +22,7 @@ import jinja2
 
 from qlora_cli.data.example import Message
 from qlora_cli.data.render.generation_prompt import STAND_IN, GenerationPrompts, Tools, what_matters
-from qlora_cli.data.render.traced_template import AmbiguousTraceError, Span, Trace, TracedTemplate
+from qlora_cli.data.render.traced_template import AmbiguousTraceError, RenderTrace, Span, TracedTemplate
 from qlora_cli.errors import DataError
 
 _BOUNDARY = re.compile(r"[\s>\])}]")
@@ -61,7 +61,7 @@ def common_prompt(prompt: str, turn: str) -> int:
     return length
 
 
-class Answer(NamedTuple):
+class AnswerSpan(NamedTuple):
     """What the model is to produce in one go."""
 
     start: int
@@ -114,7 +114,9 @@ class ChatMask:
         """Whether the template says itself what the assistant says."""
         return self._traced.has_generation_blocks
 
-    def trace(self, messages: Sequence[Message], tools: Tools = None, *, add_generation_prompt: bool = False) -> Trace:
+    def trace(
+        self, messages: Sequence[Message], tools: Tools = None, *, add_generation_prompt: bool = False
+    ) -> RenderTrace:
         """Render with each message's characters.
 
         Raises:
@@ -136,7 +138,7 @@ class ChatMask:
         except TEMPLATE_ERRORS as error:
             raise _refusal(error, messages, None) from error
 
-    def answers(self, trace: Trace, messages: Sequence[Message], tools: Tools = None) -> list[Answer]:
+    def answers(self, trace: RenderTrace, messages: Sequence[Message], tools: Tools = None) -> list[AnswerSpan]:
         """What the model is to produce, in order: each assistant turn, or each `{% generation %}` block.
 
         Raises:
@@ -155,10 +157,10 @@ class ChatMask:
             if message["role"] == "assistant" and index in trace.turns:
                 start, end = self._answer_in_turn(trace, messages, index, tools)
                 if end > start:
-                    answers.append(Answer(start, end, index))
+                    answers.append(AnswerSpan(start, end, index))
         return self._without_tool_results(answers, trace, messages, tools)
 
-    def _blocks(self, trace: Trace, messages: Sequence[Message], tools: Tools) -> list[Answer]:
+    def _blocks(self, trace: RenderTrace, messages: Sequence[Message], tools: Tools) -> list[AnswerSpan]:
         """The `{% generation %}` blocks, less what the generation prompt of their turn already holds."""
         answers = []
         seen: set[int | None] = {None}
@@ -171,10 +173,10 @@ class ChatMask:
                 if start < after_prompt < end:
                     start = after_prompt
             seen.add(turn)
-            answers.append(Answer(start, end, turn, starts_late))
+            answers.append(AnswerSpan(start, end, turn, starts_late))
         return answers
 
-    def _answer_in_turn(self, trace: Trace, messages: Sequence[Message], index: int, tools: Tools) -> Span:
+    def _answer_in_turn(self, trace: RenderTrace, messages: Sequence[Message], index: int, tools: Tools) -> Span:
         """The characters of an assistant turn that follow its generation prompt."""
         text = trace.text
         end = trace.turns[index][1]
@@ -186,7 +188,7 @@ class ChatMask:
             end -= 1
         return start, end
 
-    def _after_prompt(self, trace: Trace, messages: Sequence[Message], index: int, tools: Tools) -> int:
+    def _after_prompt(self, trace: RenderTrace, messages: Sequence[Message], index: int, tools: Tools) -> int:
         """Where the generation prompt of an assistant turn ends."""
         start, end = trace.turns[index]
         turn = trace.text[start : end if index < len(messages) - 1 else len(trace.text)]
@@ -214,8 +216,8 @@ class ChatMask:
         return min(common_prompt(prompt, trace.text[start:end]), common_prompt(prompt, turn))
 
     def _without_tool_results(
-        self, answers: Sequence[Answer], trace: Trace, messages: Sequence[Message], tools: Tools
-    ) -> list[Answer]:
+        self, answers: Sequence[AnswerSpan], trace: RenderTrace, messages: Sequence[Message], tools: Tools
+    ) -> list[AnswerSpan]:
         """Some templates print a tool's result inside the assistant's turn that called it, and no turn of its own.
 
         What the assistant says there ends where the text ends that the template prints without the result.
@@ -231,7 +233,7 @@ class ChatMask:
             kept.append(answer)
         return kept
 
-    def _end_of_call(self, trace: Trace, messages: Sequence[Message], answer: Answer, tools: Tools) -> int:
+    def _end_of_call(self, trace: RenderTrace, messages: Sequence[Message], answer: AnswerSpan, tools: Tools) -> int:
         """Where the turn of a conversation ends that is cut after a tool call, in the text of the whole."""
         assert answer.turn is not None  # answers of templates without generation blocks
         cut = [*what_matters(messages, answer.turn), messages[answer.turn]]
@@ -264,5 +266,5 @@ def _refusal(error: Exception, messages: Sequence[Message], index: int | None) -
     )
 
 
-def _turn_around(start: int, end: int, trace: Trace) -> int | None:
+def _turn_around(start: int, end: int, trace: RenderTrace) -> int | None:
     return next((index for index, turn in trace.turns.items() if turn[0] <= start and end <= turn[1]), None)

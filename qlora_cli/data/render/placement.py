@@ -164,8 +164,8 @@ def _escaped(character: str) -> str:
 def holds(printed: str, leaf: Leaf) -> bool:
     """Whether a text is whole where it is printed, with other escapes or other spaces at most.
 
-    >>> from qlora_cli.data.render.leaves import Kind
-    >>> leaf = Leaf(0, Kind.CONTENT, "", 'a "b"\\nc', 0)
+    >>> from qlora_cli.data.render.leaves import LeafKind
+    >>> leaf = Leaf(0, LeafKind.CONTENT, "", 'a "b"\\nc', 0)
     >>> holds('a "b"\\nc', leaf), holds('a \\\\"b\\\\"\\\\nc', leaf), holds('a "b"', leaf)
     (True, True, False)
     """

@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
-from qlora_cli.data.causes import Cause, RowError
 from qlora_cli.data.example import Message
+from qlora_cli.data.rejection import RejectionReason, RowError
 from qlora_cli.data.render.generation_prompt import Tools
-from qlora_cli.data.render.leaves import TOOLS, Kind, Leaf
-from qlora_cli.data.render.mask import Answer
+from qlora_cli.data.render.leaves import TOOLS, Leaf, LeafKind
+from qlora_cli.data.render.mask import AnswerSpan
 from qlora_cli.data.render.placement import Places
 from qlora_cli.data.token_row import Unprinted
 
@@ -25,6 +25,7 @@ Find = Callable[[Sequence[Message]], Places | None]
 
 PER_ANSWER = "`data.row_per: answer` makes each answer the last one of a row of its own, as inference will send it"
 _DROPPED = "the template never prints it in this place; inference would not send it either"
+_CALLS = "use a base model or `model.chat_template` whose template prints tool calls, or leave such rows out"
 _TEMPLATE = "name a template that prints it in `model.chat_template`"
 
 LATE = Unprinted(
@@ -34,11 +35,11 @@ LATE = Unprinted(
 """A mask that the template itself sets too narrow."""
 
 _WAYS_ON = {
-    Kind.CONTENT: f"{_TEMPLATE}, or write it where the template prints it (instructions in a 'system' turn)",
-    Kind.REASONING: f"{_TEMPLATE}, or `ignore: [reasoning_content]` beside `path` to train the answers alone",
-    Kind.CALL: "use a base model or `model.chat_template` whose template prints tool calls, or leave such rows out",
-    Kind.ARGUMENT: "use a base model or `model.chat_template` whose template prints tool calls, or leave such rows out",
-    Kind.TOOL: "use a base model or `model.chat_template` whose template prints tools, or leave such rows out",
+    LeafKind.CONTENT: f"{_TEMPLATE}, or write it where the template prints it (instructions in a 'system' turn)",
+    LeafKind.REASONING: f"{_TEMPLATE}, or `ignore: [reasoning_content]` beside `path` to train the answers alone",
+    LeafKind.CALL: _CALLS,
+    LeafKind.ARGUMENT: _CALLS,
+    LeafKind.TOOL: "use a base model or `model.chat_template` whose template prints tools, or leave such rows out",
 }
 
 
@@ -47,7 +48,7 @@ class Row(NamedTuple):
 
     messages: Sequence[Message]
     tools: Tools
-    answers: Sequence[Answer]
+    answers: Sequence[AnswerSpan]
     trained: Collection[int | None]
     """Messages whose answers are trained; None for an answer of which it is not known whose it is."""
 
@@ -74,7 +75,7 @@ def check_printed(row: Row, places: Places, find: Find) -> list[Unprinted]:
                 note = _lost(leaf, role, row, earlier, number)
             elif role == "assistant":
                 note = _misplaced(leaf, found, row)
-            elif leaf.kind != Kind.SCHEMA and not leaf.is_key:
+            elif leaf.kind != LeafKind.SCHEMA and not leaf.is_key:
                 note = _in_prompt(leaf, role, found, spans if places.is_certain[number] else (), row)
         except RowError as fault:
             faults.append(fault)
@@ -123,7 +124,7 @@ def _lost(leaf: Leaf, role: str, row: Row, earlier: _Earlier, number: int) -> Un
     Raises:
         RowError: unless it is dropped by design.
     """
-    if leaf.kind == Kind.SCHEMA:
+    if leaf.kind == LeafKind.SCHEMA:
         return Unprinted("parts of the tools' schemas", _DROPPED)
     is_trained = role != "assistant" or leaf.owner in row.trained or None in row.trained
     if earlier.prints(leaf, role, number):
@@ -132,7 +133,7 @@ def _lost(leaf: Leaf, role: str, row: Row, earlier: _Earlier, number: int) -> Un
     if not is_trained:
         return Unprinted(f"{_kind_of(leaf, role)} of untrained turns", _DROPPED)
     raise RowError(
-        Cause.UNPRINTED,
+        RejectionReason.UNPRINTED,
         f"{_place_of(leaf, role)} is not printed by the chat template, so "
         + ("it would not be trained" if role == "assistant" else "the answer would be trained without it"),
         hint=_way_on(leaf, role),
@@ -140,7 +141,7 @@ def _lost(leaf: Leaf, role: str, row: Row, earlier: _Earlier, number: int) -> Un
 
 
 def _way_on(leaf: Leaf, role: str) -> str:
-    if role == "assistant" and leaf.kind == Kind.CONTENT:
+    if role == "assistant" and leaf.kind == LeafKind.CONTENT:
         return f"{_TEMPLATE}, or take it out of the content to train the rest alone"
     return _WAYS_ON[leaf.kind]
 
@@ -155,7 +156,7 @@ def _misplaced(leaf: Leaf, found: Sequence[tuple[int, int]], row: Row) -> Unprin
     if row.is_marked:
         return Unprinted(f"{_kind_of(leaf, 'assistant')} outside of {{% generation %}}, so not trained", "")
     raise RowError(
-        Cause.UNPRINTED,
+        RejectionReason.UNPRINTED,
         f"{_place_of(leaf, 'assistant')} is printed outside of what the assistant says, so it would not be trained",
         hint=_way_on(leaf, "assistant"),
     )
@@ -167,7 +168,7 @@ def _in_prompt(
     """A text that is not the assistant's: it must not be trained, and must stand before the answers that follow it."""
     if any(start < end_of and end > start_of for start, end in found for start_of, end_of in spans):
         raise RowError(
-            Cause.UNPRINTED,
+            RejectionReason.UNPRINTED,
             f"{_place_of(leaf, role)} is printed inside of what the assistant says, where it would be trained",
             hint="put {% generation %} blocks around what the assistant says in the template",
         )
@@ -179,9 +180,9 @@ def _in_prompt(
 
 def _kind_of(leaf: Leaf, role: str) -> str:
     """What findings count."""
-    if leaf.kind == Kind.REASONING:
+    if leaf.kind == LeafKind.REASONING:
         return leaf.name
-    if leaf.kind == Kind.CONTENT:
+    if leaf.kind == LeafKind.CONTENT:
         part = "content" if leaf.name == "the content" else "parts of the content"
         return f"{part} of '{role}' turns"
     return f"{leaf.kind.value}s"

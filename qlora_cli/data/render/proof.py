@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from qlora_cli.data.causes import Cause, RowError
 from qlora_cli.data.example import Message
+from qlora_cli.data.rejection import RejectionReason, RowError
 from qlora_cli.data.render.generation_prompt import Tools
-from qlora_cli.data.render.mask import Answer, ChatMask
-from qlora_cli.data.render.traced_template import Trace
+from qlora_cli.data.render.mask import AnswerSpan, ChatMask
+from qlora_cli.data.render.traced_template import RenderTrace
 from qlora_cli.errors import DataError
 
 MAX_TURNS_BEFORE = 32
@@ -55,7 +55,7 @@ def must_take_whole(mask: ChatMask, as_template_reads: Callable[[Sequence[Messag
 
 
 def check_starts(
-    mask: ChatMask, trace: Trace, messages: Sequence[Message], tools: Tools, answers: Sequence[Answer]
+    mask: ChatMask, trace: RenderTrace, messages: Sequence[Message], tools: Tools, answers: Sequence[AnswerSpan]
 ) -> None:
     """Hold the first, a middle and the last answer of a row against their generation prompts, those far in left out.
 
@@ -69,7 +69,7 @@ def check_starts(
         if end is not None and answer.turn is not None:
             seen, expected = trace.text[answer.start : answer.start + 20], trace.text[end : end + 20]
             raise RowError(
-                Cause.TEMPLATE,
+                RejectionReason.TEMPLATE,
                 f"the mask of message {answer.turn + 1} begins at {seen!r}, "
                 f"but its generation prompt ends before {expected!r}",
                 hint="put {% generation %} blocks around the assistant's text in a copy of the template, and name it "
@@ -77,7 +77,9 @@ def check_starts(
             )
 
 
-def wrong_start(mask: ChatMask, trace: Trace, messages: Sequence[Message], tools: Tools, answer: Answer) -> int | None:
+def wrong_start(
+    mask: ChatMask, trace: RenderTrace, messages: Sequence[Message], tools: Tools, answer: AnswerSpan
+) -> int | None:
     """Where the generation prompt ends, if that is known and is not where the answer starts.
 
     Templates that print a turn otherwise than their generation prompt opens it leave it unknown; the rows of data that

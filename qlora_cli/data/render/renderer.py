@@ -11,15 +11,15 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from qlora_cli.data.causes import Cause, RowError
 from qlora_cli.data.example import Example, Message, PlainText
 from qlora_cli.data.problems import RowProblems
+from qlora_cli.data.rejection import RejectionReason, RowError
 from qlora_cli.data.render.chat_text import ChatText, ChatTexts
 from qlora_cli.data.render.encoding import Encoded, Encoder
 from qlora_cli.data.render.generation_prompt import STAND_IN, Tools
 from qlora_cli.data.render.special_text import Originals
 from qlora_cli.data.render.traced_template import Span
-from qlora_cli.data.render.turn_choice import TrainOn, choose, untrained_turns
+from qlora_cli.data.render.trained_turns import TrainOn, choose, untrained_turns
 from qlora_cli.data.token_row import IGNORE_INDEX, TokenRow, Unprinted, mask_labels
 from qlora_cli.errors import DataError
 
@@ -186,7 +186,7 @@ class Renderer:
         try:
             return self._text(example)
         except DataError as error:
-            cause = error.cause if isinstance(error, RowError) else Cause.TEMPLATE
+            cause = error.cause if isinstance(error, RowError) else RejectionReason.TEMPLATE
             problem = error.problems[0]
             return RowError(cause, problem.text, place=str(example.place), hint=problem.hint)
 

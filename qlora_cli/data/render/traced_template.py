@@ -43,7 +43,7 @@ _Mark = tuple[int, int]
 
 
 @dataclass(slots=True)
-class Trace:
+class RenderTrace:
     """A rendered chat and who made which part of it."""
 
     text: str
@@ -152,7 +152,7 @@ class TracedTemplate:
 
     def render(
         self, messages: Sequence[Message], tools: list[dict[str, Any]] | None, *, add_generation_prompt: bool
-    ) -> Trace:
+    ) -> RenderTrace:
         """The chat as text, with each message's characters.
 
         Raises:
@@ -226,7 +226,7 @@ def _as_handed_to_templates(messages: Sequence[Message]) -> Sequence[Message]:
     return compat.alias_reasoning_fields([dict(message) for message in messages])
 
 
-def _read_marks(marked: str, marks: Sequence[_Mark]) -> Trace:
+def _read_marks(marked: str, marks: Sequence[_Mark]) -> RenderTrace:
     """Cut the marks out; between two marks of one loop lies the text of the first one's message.
 
     Args:
@@ -247,7 +247,7 @@ def _read_marks(marked: str, marks: Sequence[_Mark]) -> Trace:
         )
     if names != expected:  # captured text is printed later than it was made
         marks = [marks[expected.index(name)] for name in names]
-    trace = Trace("".join(parts))
+    trace = RenderTrace("".join(parts))
     open_marks: dict[int, _Mark] = {}  # loop -> index of the message, where its text starts
     position = 0
     for (loop, index), part in zip(marks, parts, strict=False):
@@ -265,7 +265,7 @@ def _first_names(count: int) -> list[str]:
     return [f"m{number}" for number in range(count)]
 
 
-def _close(trace: Trace, loop: int, index: int, start: int, end: int) -> None:
+def _close(trace: RenderTrace, loop: int, index: int, start: int, end: int) -> None:
     """Note the text from `start` to `end`, unless nothing was printed there, as in loops that only count."""
     if start == end:
         return

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from qlora_cli.data.causes import Rejection
 from qlora_cli.data.example import Place
+from qlora_cli.data.rejection import Rejection
 from qlora_cli.data.show.token_pieces import LINE_END, Piece, pieces_of, runs_of, visible
 from qlora_cli.data.token_row import TokenRow
 

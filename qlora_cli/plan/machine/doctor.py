@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 
 from qlora_cli import console
 from qlora_cli.plan.machine.extras import EXTRAS, IMPORT_FAULTS, missing_packages, one_line, try_package
-from qlora_cli.plan.machine.finding import Finding
+from qlora_cli.plan.machine.finding import DoctorFinding
 from qlora_cli.run.manifest import DISTRIBUTION, LIBRARIES
 
 MODULES = {"pyyaml": "yaml"}
@@ -27,14 +27,14 @@ PROBE_BYTES = 1024 * 1024
 COMPILE_SECONDS = 30
 
 
-def examine() -> list[Finding]:
+def examine() -> list[DoctorFinding]:
     """Import every library, compute on the device in use, compile, write, and ask the Hub.
 
     Where a library cannot be imported, nothing is computed.
     """
     libraries = list(try_libraries())
     if not all(finding.is_fine for finding in libraries):
-        return [*libraries, Finding("device", "not tested: see above", is_tried=False), try_disk(Path())]
+        return [*libraries, DoctorFinding("device", "not tested: see above", is_tried=False), try_disk(Path())]
 
     with console.library_noise_to(None):
         from qlora_cli.model.device import pick_device
@@ -52,16 +52,16 @@ def examine() -> list[Finding]:
         ]
 
 
-def try_libraries() -> Iterator[Finding]:
+def try_libraries() -> Iterator[DoctorFinding]:
     """Import all that the package declares to need, and compare the versions with the declared ranges."""
     try:
         required = [Requirement(text) for text in metadata.requires(DISTRIBUTION) or []]
     except metadata.PackageNotFoundError:
         text = f"{DISTRIBUTION} itself is not installed: `pip install .` in its repository"
-        yield Finding("versions", text, is_fine=False)
+        yield DoctorFinding("versions", text, is_fine=False)
         return
     faults = [
-        Finding(requirement.name, fault, is_fine=False)
+        DoctorFinding(requirement.name, fault, is_fine=False)
         for requirement in required
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""})
         if (fault := _fault_of(requirement))
@@ -71,7 +71,7 @@ def try_libraries() -> Iterator[Finding]:
     listed = ", ".join(
         f"{name} {version}" for name, version in {"python": platform.python_version(), **versions}.items()
     )
-    yield Finding("versions", listed, is_tried=not faults)
+    yield DoctorFinding("versions", listed, is_tried=not faults)
 
 
 def _fault_of(requirement: Requirement) -> str:
@@ -95,13 +95,13 @@ def _version(name: str) -> str:
         return MISSING
 
 
-def try_compiler(*, is_needed: bool) -> Finding:
+def try_compiler(*, is_needed: bool) -> DoctorFinding:
     """Compile a file against Python's headers, as Triton does at the first step on a GPU for trl's loss kernel."""
     what = "C compiler"
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         found = "none: install gcc and Python's headers" if is_needed else "none; not needed on a CPU"
-        return Finding(what, found, is_fine=not is_needed, is_tried=False)
+        return DoctorFinding(what, found, is_fine=not is_needed, is_tried=False)
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "trial.c")
         source.write_text("#include <Python.h>\nint trial(void) { return PY_MAJOR_VERSION; }\n", encoding="utf-8")
@@ -112,11 +112,11 @@ def try_compiler(*, is_needed: bool) -> Finding:
         except (OSError, subprocess.SubprocessError) as fault:
             said = getattr(fault, "stderr", None) or str(fault).encode()
             text = f"{compiler} does not compile against Python's headers: {one_line(said.decode(errors='replace'))}"
-            return Finding(what, text, is_fine=not is_needed, is_tried=False)
-    return Finding(what, f"{compiler} compiles against Python's headers")
+            return DoctorFinding(what, text, is_fine=not is_needed, is_tried=False)
+    return DoctorFinding(what, f"{compiler} compiles against Python's headers")
 
 
-def try_disk(folder: Path) -> Finding:
+def try_disk(folder: Path) -> DoctorFinding:
     """Write to the folder where runs are written, and say how much room it has."""
     what = "disk here"
     try:
@@ -126,18 +126,22 @@ def try_disk(folder: Path) -> Finding:
             os.fsync(file.fileno())
         usage = shutil.disk_usage(folder)
     except OSError as fault:
-        return Finding(what, f"nothing can be written to {folder.absolute()}: {fault.strerror}", is_fine=False)
-    return Finding(what, f"{usage.free / 2**30:.0f} GiB of {usage.total / 2**30:.0f} GiB are free; a file was written")
+        return DoctorFinding(what, f"nothing can be written to {folder.absolute()}: {fault.strerror}", is_fine=False)
+    return DoctorFinding(
+        what, f"{usage.free / 2**30:.0f} GiB of {usage.total / 2**30:.0f} GiB are free; a file was written"
+    )
 
 
-def try_extras() -> Iterator[Finding]:
+def try_extras() -> Iterator[DoctorFinding]:
     """Import each optional package that is installed, and name the others."""
     missing = missing_packages()
     faults = {extra.package: try_package(extra) for extra in EXTRAS if extra not in missing}
     for package, fault in faults.items():
         if fault:
-            yield Finding(package, fault, is_fine=False)
+            yield DoctorFinding(package, fault, is_fine=False)
     if works := [package for package, fault in faults.items() if not fault]:
-        yield Finding("optional packages", ", ".join(works))
+        yield DoctorFinding("optional packages", ", ".join(works))
     for extra in missing:
-        yield Finding(extra.package, f"not installed; for {extra.purpose}: pip install {extra.package}", is_tried=False)
+        yield DoctorFinding(
+            extra.package, f"not installed; for {extra.purpose}: pip install {extra.package}", is_tried=False
+        )

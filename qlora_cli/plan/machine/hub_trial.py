@@ -10,7 +10,7 @@ from huggingface_hub import constants
 from huggingface_hub.utils import build_hf_headers, get_session, httpx
 
 from qlora_cli.plan.machine.extras import one_line
-from qlora_cli.plan.machine.finding import Finding
+from qlora_cli.plan.machine.finding import DoctorFinding
 
 SECONDS = 2.0
 """The longest wait."""
@@ -19,11 +19,11 @@ MODEL = "openai-community/gpt2"
 """What is asked for; any public model would do."""
 
 
-def try_hub() -> Finding:
+def try_hub() -> DoctorFinding:
     """Ask the Hub for the facts of a model, with the token in use and as the libraries ask; at most `SECONDS`."""
     what, address = "Hub", constants.ENDPOINT
     if constants.HF_HUB_OFFLINE:
-        return Finding(what, "not tested: HF_HUB_OFFLINE is set", is_tried=False)
+        return DoctorFinding(what, "not tested: HF_HUB_OFFLINE is set", is_tried=False)
     answer: Future[int] = Future()
     started = time.perf_counter()
     # A thread, because no time limit of the library's reaches into the look-up of the address.
@@ -32,14 +32,14 @@ def try_hub() -> Finding:
     try:
         status = answer.result(timeout=SECONDS)
     except TimeoutError:
-        return Finding(what, f"{address} did not answer within {SECONDS:.0f} s; {offline}", is_fine=False)
+        return DoctorFinding(what, f"{address} did not answer within {SECONDS:.0f} s; {offline}", is_fine=False)
     except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as fault:
-        return Finding(what, f"{address} cannot be reached: {one_line(fault)}; {offline}", is_fine=False)
+        return DoctorFinding(what, f"{address} cannot be reached: {one_line(fault)}; {offline}", is_fine=False)
     if status in (401, 403):
-        return Finding(what, f"{address} refuses the token (HTTP {status}): `hf auth login`", is_fine=False)
+        return DoctorFinding(what, f"{address} refuses the token (HTTP {status}): `hf auth login`", is_fine=False)
     if status != httpx.codes.OK:
-        return Finding(what, f"{address} answers with HTTP {status}; {offline}", is_fine=False)
-    return Finding(what, f"{address} answers in {time.perf_counter() - started:.1f} s")
+        return DoctorFinding(what, f"{address} answers with HTTP {status}; {offline}", is_fine=False)
+    return DoctorFinding(what, f"{address} answers in {time.perf_counter() - started:.1f} s")
 
 
 def _ask(address: str, answer: Future[int]) -> None:

@@ -9,13 +9,13 @@ import torch
 
 from qlora_cli.model.device import dtype_name, pick_dtype
 from qlora_cli.plan.machine.extras import one_line
-from qlora_cli.plan.machine.finding import Finding
+from qlora_cli.plan.machine.finding import DoctorFinding
 
 SIZE = 256
 """Rows and columns of the matrices."""
 
 
-def try_device(device: torch.device) -> Iterator[Finding]:
+def try_device(device: torch.device) -> Iterator[DoctorFinding]:
     """A product and its gradient in float32 and in the dtype of `auto`, NF4, and a step through NF4."""
     dtype = pick_dtype("auto", device)
     yield _trial("device", lambda: _try_product(device, torch.float32, _describe(device)))
@@ -32,12 +32,12 @@ def _describe(device: torch.device) -> str:
     return f"{properties.name}, {memory}, compute capability {properties.major}.{properties.minor}"
 
 
-def _trial(what: str, run: Callable[[], tuple[str, bool]]) -> Finding:
+def _trial(what: str, run: Callable[[], tuple[str, bool]]) -> DoctorFinding:
     """A trial's outcome; one that breaks is a finding too."""
     try:
-        return Finding(what, *run())
+        return DoctorFinding(what, *run())
     except (RuntimeError, NotImplementedError, AttributeError, OSError) as fault:
-        return Finding(what, f"breaks: {one_line(fault)}", is_fine=False)
+        return DoctorFinding(what, f"breaks: {one_line(fault)}", is_fine=False)
 
 
 def _try_product(device: torch.device, dtype: torch.dtype, name: str) -> tuple[str, bool]:

@@ -24,15 +24,15 @@ LARGE_ROUNDING = 2 * MIB
 
 
 @dataclass(eq=False, slots=True)
-class Block:
+class AllocatorBlock:
     """A piece of a segment."""
 
     size: int
     address: int
     is_small: bool
     is_free: bool = False
-    before: Block | None = None
-    after: Block | None = None
+    before: AllocatorBlock | None = None
+    after: AllocatorBlock | None = None
 
 
 @dataclass
@@ -49,16 +49,16 @@ class CachingAllocator:
     reserved: int = 0
     peak_allocated: int = 0
     peak_reserved: int = 0
-    _free: dict[bool, list[tuple[int, int, Block]]] = field(default_factory=lambda: {True: [], False: []})
+    _free: dict[bool, list[tuple[int, int, AllocatorBlock]]] = field(default_factory=lambda: {True: [], False: []})
 
-    def allocate(self, num_bytes: int) -> Block:
+    def allocate(self, num_bytes: int) -> AllocatorBlock:
         """A block of at least so many bytes."""
         size = max(ROUNDING, -(-num_bytes // ROUNDING) * ROUNDING)
         is_small = size <= SMALL
         block = self._take(size, is_small) or self._new_segment(size, is_small)
         left = block.size - size
         if left >= ROUNDING if is_small else left > SMALL:
-            rest = Block(left, block.address + size, is_small, before=block, after=block.after)
+            rest = AllocatorBlock(left, block.address + size, is_small, before=block, after=block.after)
             if rest.after is not None:
                 rest.after.before = rest
             block.size, block.after = size, rest
@@ -67,7 +67,7 @@ class CachingAllocator:
         self.peak_allocated = max(self.peak_allocated, self.allocated)
         return block
 
-    def free(self, block: Block) -> None:
+    def free(self, block: AllocatorBlock) -> None:
         """Give a block back."""
         self.allocated -= block.size
         for other in (block.before, block.after):
@@ -79,7 +79,7 @@ class CachingAllocator:
             block = _joined(block, block.after)
         self._put(block)
 
-    def _take(self, size: int, is_small: bool) -> Block | None:
+    def _take(self, size: int, is_small: bool) -> AllocatorBlock | None:
         pool = self._free[is_small]
         index = bisect_left(pool, (size, -1))
         if index == len(pool):
@@ -88,7 +88,7 @@ class CachingAllocator:
         block.is_free = False
         return block
 
-    def _new_segment(self, size: int, is_small: bool) -> Block:
+    def _new_segment(self, size: int, is_small: bool) -> AllocatorBlock:
         if is_small:
             segment = SMALL_SEGMENT
         elif size < LARGE:
@@ -96,21 +96,21 @@ class CachingAllocator:
         else:
             segment = -(-size // LARGE_ROUNDING) * LARGE_ROUNDING
         # Addresses of segments lie one after the other; blocks of two segments are never joined.
-        block = Block(segment, self.reserved, is_small)
+        block = AllocatorBlock(segment, self.reserved, is_small)
         self.reserved += segment
         self.peak_reserved = max(self.peak_reserved, self.reserved)
         return block
 
-    def _put(self, block: Block) -> None:
+    def _put(self, block: AllocatorBlock) -> None:
         block.is_free = True
         insort(self._free[block.is_small], (block.size, block.address, block))
 
-    def _remove(self, block: Block) -> None:
+    def _remove(self, block: AllocatorBlock) -> None:
         pool = self._free[block.is_small]
         pool.pop(bisect_left(pool, (block.size, block.address)))
 
 
-def _joined(first: Block, second: Block) -> Block:
+def _joined(first: AllocatorBlock, second: AllocatorBlock) -> AllocatorBlock:
     first.size += second.size
     first.after = second.after
     if first.after is not None:
@@ -140,7 +140,7 @@ def allocate_trace(trace: MemoryTrace, *, beforehand: int = 0) -> CachingAllocat
         event for event in trace.events() if event[1].allocated_at and event[1].kind is not MemoryKind.PAGED_OPTIMIZER
     ]
     for _ in range(NUM_STEPS):
-        blocks: dict[int, Block] = {}
+        blocks: dict[int, AllocatorBlock] = {}
         for _, life, sign in events:
             if sign > 0:
                 blocks[id(life)] = allocator.allocate(life.num_bytes)

@@ -22,9 +22,9 @@ from transformers.quantizers.base import get_keys_to_not_convert
 
 from qlora_cli import compat
 from qlora_cli.errors import RecipeError
-from qlora_cli.model.abilities import check_takes_positions
 from qlora_cli.model.adapter import attach_adapter
 from qlora_cli.model.base import source_error
+from qlora_cli.model.model_support import require_position_ids
 from qlora_cli.plan.trace.cuda_attention import attention_on
 from qlora_cli.plan.trace.request import PlanRequest
 from qlora_cli.recipe.schema import QuantizationSection
@@ -66,7 +66,7 @@ def meta_model(request: PlanRequest) -> PeftModel:
             does not exist.
     """
     base = skeleton(request)
-    check_takes_positions(base)
+    require_position_ids(base)
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if request.recipe.quantization is not None:

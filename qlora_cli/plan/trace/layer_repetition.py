@@ -2,9 +2,9 @@
 
 A step goes through its layers upward in the forward pass and downward in the backward pass. Between the two traces of a
 model with m and with n layers there is no difference but that a middle layer's events come n - m times more often, each
-time later on the clock by the events of one layer. `repeated` inserts them, so the result is a trace like any other,
-with its peak and its timeline, and equal to the one that all n layers would have left; `plan/trace/trace_step.py`
-proves that on two short models before it believes it.
+time later on the clock by the events of one layer. `extrapolate_layers` inserts them, so the result is a trace like any
+other, with its peak and its timeline, and equal to the one that all n layers would have left;
+`plan/trace/trace_step.py` proves that on two short models before it believes it.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class _Segment:
     phases: tuple[Phase, ...]
 
 
-def repeated(trace: MemoryTrace, pattern: Pattern, num_layers: int) -> MemoryTrace:
+def extrapolate_layers(trace: MemoryTrace, pattern: Pattern, num_layers: int) -> MemoryTrace:
     """The trace of the same step with `num_layers` layers.
 
     Raises:

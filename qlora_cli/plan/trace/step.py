@@ -19,7 +19,7 @@ from peft import PeftModel
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
 from qlora_cli.errors import RecipeError
-from qlora_cli.model.abilities import check_recomputes
+from qlora_cli.model.model_support import require_gradient_checkpointing
 from qlora_cli.model.noise import add_embedding_noise
 from qlora_cli.plan.trace.cuda_kernels import FAKE_KERNELS, AsOnCuda, cuda_autocast, use_cuda_int8, workspaces
 from qlora_cli.plan.trace.fake_model import fake_model, fake_tensors
@@ -152,7 +152,7 @@ def _batch(request: PlanRequest) -> dict[str, torch.Tensor]:
 
 def _turn_on_checkpointing(model: PeftModel, request: PlanRequest, memory: LiveMemory) -> None:
     """As the trainer does; trl then has the embeddings' output require a gradient."""
-    check_recomputes(model.get_base_model())
+    require_gradient_checkpointing(model.get_base_model())
     on_cuda = request.device.kind == "cuda"
     arguments: dict[str, Any] = {
         "use_reentrant": False,

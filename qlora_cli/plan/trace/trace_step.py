@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from qlora_cli.plan.trace.fake_model import skeleton
 from qlora_cli.plan.trace.gradient_buckets import with_gradient_sums
-from qlora_cli.plan.trace.layer_repetition import find_pattern, repeated, short_length
+from qlora_cli.plan.trace.layer_repetition import extrapolate_layers, find_pattern, short_length
 from qlora_cli.plan.trace.live_memory import Stage
 from qlora_cli.plan.trace.request import PlanRequest
 from qlora_cli.plan.trace.stages import decoder_layers
@@ -45,10 +45,10 @@ def _trace_alone(request: PlanRequest) -> MemoryTrace:
         return fake_step(request)
     short_trace, longer_trace = (fake_step(_shortened(request, count, num_layers)) for count in (short, longer))
     try:
-        predicted = repeated(short_trace, pattern, longer)
+        predicted = extrapolate_layers(short_trace, pattern, longer)
         if not _is_same(predicted, longer_trace):
             return fake_step(request)
-        return repeated(longer_trace, pattern, num_layers)
+        return extrapolate_layers(longer_trace, pattern, num_layers)
     except ValueError:
         return fake_step(request)
 

@@ -20,7 +20,7 @@ from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.folders import named, refuse_foreign
 from qlora_cli.run.manifest import read_manifest, recorded_fingerprint
 from qlora_cli.run.metrics import forget_after, read_metrics
-from qlora_cli.run.replaced_run import put_aside
+from qlora_cli.run.replaced_run import set_aside
 from qlora_cli.train.checkpoint.identity import changed_keys, checkpoint_identity
 from qlora_cli.train.processes.launch import Launch
 
@@ -43,7 +43,7 @@ def prepare_run_directory(run: RunDirectory, *, overwrite: bool) -> None:
     refuse_place(run)
     if others := foreign(run):
         console.note(f"kept in {run.path}, not part of the run: {named(others)}")
-    put_aside(run)
+    set_aside(run)
     mark(run)
 
 

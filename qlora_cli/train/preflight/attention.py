@@ -13,7 +13,7 @@ from peft import PeftModel
 
 from qlora_cli.data.collator import Collator
 from qlora_cli.errors import NumericError, RecipeError
-from qlora_cli.model.quantized import no_outlier_columns
+from qlora_cli.model.dequantize import no_outlier_columns
 from qlora_cli.train.step.finite import first_nonfinite, weight_values
 
 PROBE_LENGTH = 16

@@ -11,8 +11,8 @@ from qlora_cli import console
 from qlora_cli.data.prepare import PreparedData
 from qlora_cli.data.report import DataReport
 from qlora_cli.data.show.preview import show_example
-from qlora_cli.data.unread import Kind
-from qlora_cli.model.tables import check_length, check_tokens, num_positions
+from qlora_cli.data.unread import UnreadKind
+from qlora_cli.model.embedding_limits import check_length, check_tokens, num_positions
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.files import write_json
 
@@ -34,7 +34,7 @@ def print_data_summary(prepared: PreparedData, tokenizer: PreTrainedTokenizerBas
     )
     for finding in report.findings:
         rows = "row" if finding.num_rows == 1 else "rows"
-        names = f": {finding.text}" if finding.what in tuple(Kind) else ""
+        names = f": {finding.text}" if finding.what in tuple(UnreadKind) else ""
         where = f"; the first is {finding.first}" if finding.first else ""
         console.note(f"  {finding.verdict}: {finding.num_rows:,} {rows}, {finding.what}{names}{where}")
     _show_mix(report)

@@ -15,7 +15,7 @@ from qlora_cli.data.collator import Collator
 from qlora_cli.data.packed_rows import PackedRows
 from qlora_cli.data.token_row import TokenRow
 from qlora_cli.errors import NumericError
-from qlora_cli.model.scoring import labelled_losses
+from qlora_cli.model.eval_loss import labelled_losses
 from qlora_cli.train.step.row_ids import describe_places, documents_of
 
 MAX_OVERFLOWS = 20

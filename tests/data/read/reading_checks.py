@@ -7,10 +7,10 @@ import json
 import re
 import zlib
 
-from qlora_cli.data.causes import RowError
 from qlora_cli.data.example import Conversation
 from qlora_cli.data.read.formats import resolve_format, to_example
 from qlora_cli.data.read.sources import parse_row, read_raw
+from qlora_cli.data.rejection import RowError
 from qlora_cli.errors import DataError
 from qlora_cli.recipe.data_schema import SourceSection
 

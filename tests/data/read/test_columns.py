@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from qlora_cli.data.causes import RowError
 from qlora_cli.data.example import Place
 from qlora_cli.data.read.columns import left_out_by, path_of, unread_columns, value_at, without_ignored
 from qlora_cli.data.read.formats import read_columns, resolve_format, to_example
+from qlora_cli.data.rejection import RowError
 from qlora_cli.errors import DataError
 
 PLACE = Place("a.jsonl", 3, 3)

@@ -6,10 +6,10 @@ import re
 
 import pytest
 
-from qlora_cli.data.causes import Cause, RowError
 from qlora_cli.data.example import Conversation, Place
 from qlora_cli.data.read.examples import example_of
 from qlora_cli.data.read.formats import resolve_format
+from qlora_cli.data.rejection import RejectionReason, RowError
 from qlora_cli.recipe.data_schema import SourceSection
 
 PLACE = Place("a.jsonl", 3, 3)
@@ -46,7 +46,7 @@ def test_a_column_that_forbids_training_is_refused_and_the_hint_leads_on(columns
     row = {**TURNS, **columns}
     with pytest.raises(RowError) as caught:
         read(row)
-    assert caught.value.cause is Cause.CONTRADICTED
+    assert caught.value.cause is RejectionReason.CONTRADICTED
     [problem] = caught.value.problems
     column = next(iter(columns))
     assert f"'{column}'" in problem.text
@@ -56,7 +56,7 @@ def test_a_column_that_forbids_training_is_refused_and_the_hint_leads_on(columns
         assert left_out.group(1) == column
         with pytest.raises(RowError) as caught:
             read(row, leave_out={column: columns[column]})
-        assert caught.value.cause is Cause.LEFT_OUT
+        assert caught.value.cause is RejectionReason.LEFT_OUT
 
 
 @pytest.mark.parametrize(

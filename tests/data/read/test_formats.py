@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qlora_cli.data.causes import Cause, RowError
 from qlora_cli.data.example import Conversation, Place, PlainText
+from qlora_cli.data.read.converters import FORMATS
 from qlora_cli.data.read.formats import detect_format, resolve_format, to_example
-from qlora_cli.data.read.layouts import FORMATS
+from qlora_cli.data.rejection import RejectionReason, RowError
 from qlora_cli.errors import DataError
 
 PLACE = Place("a.jsonl", 3, 3)
@@ -123,7 +123,7 @@ def test_a_preference_pair_is_trained_on_the_chosen_answer_where_the_recipe_says
 def test_a_preference_pair_is_refused_with_what_to_type_otherwise():
     with pytest.raises(RowError) as caught:
         convert(PAIR, resolve_format(None, {}, PAIR, PLACE))
-    assert caught.value.cause is Cause.NO_ANSWER
+    assert caught.value.cause is RejectionReason.NO_ANSWER
     assert "`columns: {completion: chosen}`; `rejected` is not used then" in caught.value.problems[0].hint
 
 
@@ -150,16 +150,16 @@ def test_a_column_named_completion_is_not_put_behind_messages_unasked():
 @pytest.mark.parametrize(
     ("row", "layout", "cause"),
     [
-        ({"messages": [HI]}, "messages", Cause.NO_ANSWER),
-        ({"messages": [HI, HELLO, HI]}, "messages", Cause.NO_ANSWER),
-        ({"messages": [HI, {**HELLO, "content": ""}]}, "messages", Cause.EMPTY_ANSWER),
-        ({"conversations": [{"from": "gpt", "value": " "}]}, "sharegpt", Cause.EMPTY_ANSWER),
-        ({"instruction": "a", "output": ""}, "alpaca", Cause.EMPTY_ANSWER),
-        ({"prompt": "a", "completion": "\n"}, "prompt_completion", Cause.EMPTY_ANSWER),
-        ({"text": ""}, "text", Cause.EMPTY_ANSWER),
-        ({"instruction": "", "output": "a"}, "alpaca", Cause.FORMAT),
-        ({"instruction": "a"}, "alpaca", Cause.FORMAT),
-        ({"messages": "Hi"}, "messages", Cause.FORMAT),
+        ({"messages": [HI]}, "messages", RejectionReason.NO_ANSWER),
+        ({"messages": [HI, HELLO, HI]}, "messages", RejectionReason.NO_ANSWER),
+        ({"messages": [HI, {**HELLO, "content": ""}]}, "messages", RejectionReason.EMPTY_ANSWER),
+        ({"conversations": [{"from": "gpt", "value": " "}]}, "sharegpt", RejectionReason.EMPTY_ANSWER),
+        ({"instruction": "a", "output": ""}, "alpaca", RejectionReason.EMPTY_ANSWER),
+        ({"prompt": "a", "completion": "\n"}, "prompt_completion", RejectionReason.EMPTY_ANSWER),
+        ({"text": ""}, "text", RejectionReason.EMPTY_ANSWER),
+        ({"instruction": "", "output": "a"}, "alpaca", RejectionReason.FORMAT),
+        ({"instruction": "a"}, "alpaca", RejectionReason.FORMAT),
+        ({"messages": "Hi"}, "messages", RejectionReason.FORMAT),
     ],
 )
 def test_a_row_that_does_not_fit_is_counted_under_its_cause(row, layout, cause):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from qlora_cli.data.causes import RowError
 from qlora_cli.data.example import Place
 from qlora_cli.data.read.messages import check_message
+from qlora_cli.data.rejection import RowError
 
 PLACE = Place("a.jsonl", 3, 3)
 

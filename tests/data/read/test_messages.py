@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from qlora_cli.data.causes import Cause, RowError
 from qlora_cli.data.example import Place
 from qlora_cli.data.read.formats import to_example
 from qlora_cli.data.read.messages import check_messages
+from qlora_cli.data.rejection import RejectionReason, RowError
 
 PLACE = Place("a.jsonl", 3, 3)
 HI = {"role": "user", "content": "Hi"}
@@ -56,7 +56,7 @@ def test_a_turn_of_someone_else_may_say_that_it_is_not_trained(keys):
 def test_what_cannot_be_meant_is_refused(message, fragment):
     with pytest.raises(RowError) as caught:
         check_messages([message], "messages", PLACE)
-    assert caught.value.cause is Cause.FORMAT
+    assert caught.value.cause is RejectionReason.FORMAT
     assert caught.value.problems[0].place == "a.jsonl:3"
     assert fragment in caught.value.problems[0].text
 

@@ -13,9 +13,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from qlora_cli.data.causes import Cause, RowError
 from qlora_cli.data.example import Place, RawRow
 from qlora_cli.data.read.sources import parse_row, read_raw, read_rows, source_files
+from qlora_cli.data.rejection import RejectionReason, RowError
 from qlora_cli.errors import DataError
 from qlora_cli.recipe.data_schema import SourceSection
 
@@ -94,7 +94,7 @@ def test_a_fault_of_one_row_does_not_keep_the_next_ones_back(name, tmp_path):
     first, second, third = read_raw(SourceSection(path=str(tmp_path / name)))
     with pytest.raises(RowError) as caught:
         parse_row(second)
-    assert caught.value.cause is Cause.MALFORMED
+    assert caught.value.cause is RejectionReason.MALFORMED
     assert caught.value.problems[0].place == str(second.place)
     assert [place for place, _ in rows_until_fault(tmp_path / name)] == [first.place, third.place]
 

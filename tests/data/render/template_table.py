@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import jinja2
 
-from qlora_cli.data.causes import Cause, RowError
 from qlora_cli.data.example import Conversation, Place
 from qlora_cli.data.parity import differing_prompts
+from qlora_cli.data.rejection import RejectionReason, RowError
 from qlora_cli.data.render.renderer import IGNORE_INDEX, Renderer
 from tests.data.render.content_kinds import KINDS, POSITIONS, TOOL, Case, make_case
 
@@ -41,7 +41,7 @@ def judge(renderer: Renderer, tokenizer: Any, case: Case) -> Verdict:
     """What the renderer makes of a row, held against what transformers prints."""
     [row] = renderer.render_each([Conversation(case.messages, case.tools, PLACE)])
     if isinstance(row, RowError):
-        faults = _needless_refusal(tokenizer, case) if row.cause == Cause.UNPRINTED else []
+        faults = _needless_refusal(tokenizer, case) if row.cause == RejectionReason.UNPRINTED else []
         text = row.problems[0].text
         is_placed = "outside" in text or "inside" in text
         return Verdict("refused", () if is_placed else tuple(faults), text)

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from qlora_cli.data.causes import Cause, RowError
 from qlora_cli.data.example import Conversation, Place, PlainText
+from qlora_cli.data.rejection import RejectionReason, RowError
 from qlora_cli.data.render.renderer import IGNORE_INDEX, Renderer
 from qlora_cli.errors import DataError
 
@@ -182,7 +182,7 @@ def test_each_row_has_its_outcome_in_its_place(tokenizer_for):
     first, fault, last = Renderer(tokenizer).render_each([kept[0], refused, kept[1]])
     assert [trained(row, tokenizer) for row in (first, last)] == ["one<end_of_turn>\n", "two<end_of_turn>\n"]
     assert isinstance(fault, RowError)
-    assert (fault.cause, fault.problems[0].place) == (Cause.TEMPLATE, "t.jsonl:2")
+    assert (fault.cause, fault.problems[0].place) == (RejectionReason.TEMPLATE, "t.jsonl:2")
 
 
 def test_a_row_of_which_nothing_is_trained_is_a_row(tokenizer_for):

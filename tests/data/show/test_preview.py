@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from qlora_cli.data.causes import Cause, Rejection
 from qlora_cli.data.example import Conversation, Place
+from qlora_cli.data.rejection import Rejection, RejectionReason
 from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.data.show.preview import ShownRow, show_example, show_ids, show_row
 
@@ -67,7 +67,9 @@ def test_a_row_without_tokens_is_shown_as_nothing(example):
 
 def rejection(row, hint="write one"):
     place = Place("a.jsonl", 3, 3)
-    return ShownRow(place, None, Rejection(place, Cause.EMPTY_ANSWER, "no answer", hint, row), "not trained on")
+    return ShownRow(
+        place, None, Rejection(place, RejectionReason.EMPTY_ANSWER, "no answer", hint, row), "not trained on"
+    )
 
 
 def test_an_example_is_headed_by_its_place_its_counts_and_what_becomes_of_it(example):

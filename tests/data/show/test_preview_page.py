@@ -6,8 +6,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from qlora_cli.data.causes import Cause, Rejection
 from qlora_cli.data.example import Place
+from qlora_cli.data.rejection import Rejection, RejectionReason
 from qlora_cli.data.show.preview import ShownRow
 from qlora_cli.data.show.preview_page import NUM_TOKENS_DRAWN, NUM_TOKENS_OPEN, page, write_page
 from qlora_cli.data.token_row import IGNORE_INDEX, TokenRow
@@ -43,7 +43,7 @@ def shown(text, trained_from=0, **more):
 
 
 def rejected(row, text="no answer", hint="write one"):
-    return ShownRow(PLACE, None, Rejection(PLACE, Cause.EMPTY_ANSWER, text, hint, row), mark="not trained on")
+    return ShownRow(PLACE, None, Rejection(PLACE, RejectionReason.EMPTY_ANSWER, text, hint, row), mark="not trained on")
 
 
 def test_no_text_of_the_data_becomes_an_element_or_an_attribute():
@@ -51,7 +51,7 @@ def test_no_text_of_the_data_becomes_an_element_or_an_attribute():
     place = Place(NASTY, 1, 1)
     nasty = [
         shown(NASTY.replace("\ud800", ""), mark=NASTY),
-        ShownRow(place, None, Rejection(place, Cause.FORMAT, NASTY, NASTY, {NASTY: NASTY})),
+        ShownRow(place, None, Rejection(place, RejectionReason.FORMAT, NASTY, NASTY, {NASTY: NASTY})),
     ]
     html = page(NASTY, nasty, TOKENIZER)
     html.encode("utf-8")

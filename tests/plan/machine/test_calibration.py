@@ -13,7 +13,7 @@ from qlora_cli.errors import IdentityError
 from qlora_cli.plan.budget import plan
 from qlora_cli.plan.machine import calibration as module
 from qlora_cli.plan.machine.calibration import Overheads, find_overheads, overheads_root, read_overheads, save_overheads
-from qlora_cli.plan.parameter_counts import parameter_counts_of
+from qlora_cli.plan.parameter_counts import parameter_counts
 from qlora_cli.plan.report import choose_target
 from qlora_cli.plan.throughput import estimate_pace
 from tests.plan.bases import config_of, request_for
@@ -106,7 +106,7 @@ def test_time_is_told_by_the_rate_that_was_reached():
     request = request_for(config_of("llama"), choose_target("4090", None).device)
     save_overheads(replace(MEASURED, reached_tflops=2 * card.dense_tflops))
     faster = replace(request, device=choose_target("4090", None).device)
-    facts = parameter_counts_of(request)
+    facts = parameter_counts(request)
     assumed, measured = (estimate_pace(each, facts, card) for each in (request, faster))
     assert measured.tokens_per_second > assumed.tokens_per_second
     assert "35% of 165.2 TFLOPS" in assumed.rate

@@ -15,11 +15,11 @@ import torch
 
 from qlora_cli.plan.machine import doctor
 from qlora_cli.plan.machine.doctor import examine, try_compiler, try_disk, try_extras, try_libraries
-from qlora_cli.plan.machine.finding import Finding
+from qlora_cli.plan.machine.finding import DoctorFinding
 from qlora_cli.run.manifest import LIBRARIES
 
 
-def found(what: str) -> Finding:
+def found(what: str) -> DoctorFinding:
     [finding] = [finding for finding in examine() if finding.what == what]
     return finding
 
@@ -133,4 +133,4 @@ def test_packages_that_can_be_imported_are_ok(monkeypatch):
 
 def test_a_finding_as_json():
     expected = {"what": "a", "found": "b", "is_fine": False, "is_tried": True}
-    assert Finding("a", "b", is_fine=False).as_dict() == expected
+    assert DoctorFinding("a", "b", is_fine=False).as_dict() == expected

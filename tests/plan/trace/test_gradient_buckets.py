@@ -43,7 +43,7 @@ def test_the_buffers_are_those_that_training_makes(monkeypatch, adapter):
             parameters.append(nn.Parameter(torch.zeros(life.num_bytes // width, dtype=dtype)))
             parameters[-1].grad = torch.zeros_like(parameters[-1])
     processes = trained.ProcessGroup()
-    processes.num = 2
+    processes.world_size = 2
     memory = LiveMemory()
     for parameter in parameters:
         memory.settle(parameter, MemoryKind.ADAPTER)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qlora_cli.plan.trace.layer_repetition import Pattern, find_pattern, repeated, short_length
+from qlora_cli.plan.trace.layer_repetition import Pattern, extrapolate_layers, find_pattern, short_length
 from qlora_cli.plan.trace.live_memory import MemoryKind, Phase, Stage
 from qlora_cli.plan.trace.step import fake_step
 from qlora_cli.plan.trace.timeline import Allocation, MemoryTrace
@@ -21,7 +21,7 @@ def heights(trace):
 @pytest.mark.parametrize("name", ["gpt2", "mixtral"])
 def test_every_phase_of_every_layer_is_as_full(name):
     short, long = (fake_step(request_for(config_of(name, layers), AMPERE)) for layers in (5, 6))
-    assert heights(repeated(short, Pattern(0, 1), 6)) == heights(long)
+    assert heights(extrapolate_layers(short, Pattern(0, 1), 6)) == heights(long)
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_every_phase_of_every_layer_is_as_full(name):
 )
 def test_it_is_so_whatever_the_recipe_says(settings):
     short, long = (fake_step(request_for(config_of("llama", layers), AMPERE, **settings)) for layers in (5, 6))
-    made = repeated(short, Pattern(0, 1), 6)
+    made = extrapolate_layers(short, Pattern(0, 1), 6)
     assert heights(made) == heights(long)
     assert made.peak.by_kind == long.peak.by_kind
     assert made.highest[-1][1] == pytest.approx(long.highest[-1][1], rel=1e-3)
@@ -47,7 +47,7 @@ def test_layers_of_two_kinds_repeat_in_pairs():
     for config in configs:
         config.layer_types = ["sliding_attention", "full_attention"] * (config.num_hidden_layers // 2)
     short, long = (fake_step(request_for(config, AMPERE)) for config in configs)
-    assert heights(repeated(short, Pattern(0, 2), 12)) == heights(long)
+    assert heights(extrapolate_layers(short, Pattern(0, 2), 12)) == heights(long)
 
 
 def test_a_trace_without_layers_is_refused():
@@ -55,7 +55,7 @@ def test_a_trace_without_layers_is_refused():
         (Allocation(4, MemoryKind.TEMPORARY, 1, 2),), (Phase(Stage.SETUP, None, 0), Phase(Stage.LOSS, None, 0)), 3
     )
     with pytest.raises(ValueError, match="up and down once"):
-        repeated(trace, Pattern(0, 1), 5)
+        extrapolate_layers(trace, Pattern(0, 1), 5)
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ with monitor.main_process_first():
 
 @pytest.mark.parametrize("rank", [0, 1, 2])
 def test_an_error_in_one_is_said_once_and_ends_all_with_its_code(tmp_path, rank):
-    what = f"if rank == {rank}: raise DataError('bad row')\nwatch.broadcast_object(lambda: time.sleep(60))"
+    what = f"if rank == {rank}: raise DataError('bad row')\nmonitor.broadcast_object(lambda: time.sleep(60))"
     exit_codes, outputs = together(what, name=str(tmp_path))
     assert exit_codes == [2, 2, 2]
     assert outputs == ["error: bad row\n" if one == rank else "" for one in range(3)]

@@ -3,7 +3,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from qlora_cli.deploy.fold import fold_adapter
+from qlora_cli.deploy.merge_weights import merge_adapter
 from qlora_cli.errors import ArgumentError
 from tests.deploy.models import load_base, logits, with_adapter
 
@@ -17,7 +17,7 @@ def reloaded(plain, folder):
 @pytest.mark.parametrize("quantization", ["none", "nf4", "fp4"])
 def test_folded_llama_computes_what_base_and_adapter_compute(llama_folder, tmp_path, quantization, settings):
     tuned = with_adapter(load_base(llama_folder, quantization), **settings)
-    plain = reloaded(fold_adapter(tuned, torch.float32), tmp_path)
+    plain = reloaded(merge_adapter(tuned, torch.float32), tmp_path)
     assert (logits(tuned) - logits(plain)).abs().max() < 1e-4
 
 
@@ -25,7 +25,7 @@ def test_folded_llama_computes_what_base_and_adapter_compute(llama_folder, tmp_p
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 def test_folded_gpt2_computes_what_base_and_adapter_compute(gpt2_folder, tmp_path, quantization, settings):
     tuned = with_adapter(load_base(gpt2_folder, quantization), **settings)
-    plain = reloaded(fold_adapter(tuned, torch.float32), tmp_path)
+    plain = reloaded(merge_adapter(tuned, torch.float32), tmp_path)
     assert isinstance(plain.transformer.h[0].attn.c_proj, Conv1D)
     assert (logits(tuned) - logits(plain)).abs().max() < 1e-4
 
@@ -33,35 +33,35 @@ def test_folded_gpt2_computes_what_base_and_adapter_compute(gpt2_folder, tmp_pat
 def test_folded_int8_differs_only_by_the_rounding_of_activations(llama_folder, tmp_path):
     tuned = with_adapter(load_base(llama_folder, "int8"))
     expected = logits(tuned)
-    plain = reloaded(fold_adapter(tuned, torch.float32), tmp_path)
+    plain = reloaded(merge_adapter(tuned, torch.float32), tmp_path)
     assert (expected - logits(plain)).norm() < 0.05 * expected.norm()
 
 
 def test_fold_after_a_forward_pass_is_the_fold_before_it(llama_folder):
     for quantization in ("nf4", "int8"):
         tuned = with_adapter(load_base(llama_folder, quantization))
-        before = fold_adapter(tuned, torch.float32).state_dict()
+        before = merge_adapter(tuned, torch.float32).state_dict()
         logits(tuned)
-        after = fold_adapter(tuned, torch.float32).state_dict()
+        after = merge_adapter(tuned, torch.float32).state_dict()
         assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_fold_leaves_the_tuned_model_as_it_was(llama_folder):
     tuned = with_adapter(load_base(llama_folder, "nf4"))
     before = logits(tuned)
-    fold_adapter(tuned, torch.bfloat16)
+    merge_adapter(tuned, torch.bfloat16)
     assert torch.equal(before, logits(tuned))
 
 
 def test_every_weight_gets_the_asked_dtype_and_nothing_stays_quantized(llama_folder):
-    plain = fold_adapter(with_adapter(load_base(llama_folder, "nf4")), torch.bfloat16)
+    plain = merge_adapter(with_adapter(load_base(llama_folder, "nf4")), torch.bfloat16)
     assert {parameter.dtype for parameter in plain.parameters()} == {torch.bfloat16}
     assert not hasattr(plain.config, "quantization_config")
     assert all("Linear4bit" not in type(module).__name__ for module in plain.modules())
 
 
 def test_tied_embeddings_stay_one_tensor(tied_llama_folder, tmp_path):
-    plain = reloaded(fold_adapter(with_adapter(load_base(tied_llama_folder, "nf4")), torch.float32), tmp_path)
+    plain = reloaded(merge_adapter(with_adapter(load_base(tied_llama_folder, "nf4")), torch.float32), tmp_path)
     assert plain.get_input_embeddings().weight is plain.get_output_embeddings().weight
 
 
@@ -77,14 +77,14 @@ def test_tied_embeddings_stay_one_tensor(tied_llama_folder, tmp_path):
 )
 def test_a_tie_that_training_broke_is_given_up(tied_llama_folder, tmp_path, settings):
     tuned = with_adapter(load_base(tied_llama_folder, "nf4"), **settings)
-    plain = reloaded(fold_adapter(tuned, torch.float32), tmp_path)
+    plain = reloaded(merge_adapter(tuned, torch.float32), tmp_path)
     assert (logits(tuned) - logits(plain)).abs().max() < 1e-4
 
 
 def test_trained_copies_take_the_place_of_modules_to_save(llama_folder):
     tuned = with_adapter(load_base(llama_folder, "nf4"), modules_to_save=["lm_head"])
     trained = tuned.base_model.model.lm_head.modules_to_save["default"].weight
-    assert torch.equal(fold_adapter(tuned, torch.float32).lm_head.weight, trained)
+    assert torch.equal(merge_adapter(tuned, torch.float32).lm_head.weight, trained)
 
 
 @pytest.mark.parametrize(
@@ -93,4 +93,4 @@ def test_trained_copies_take_the_place_of_modules_to_save(llama_folder):
 def test_parts_that_are_no_weight_update_are_refused(gpt2_folder, settings):
     tuned = with_adapter(load_base(gpt2_folder), **settings)
     with pytest.raises(ArgumentError, match="cannot be folded into a weight matrix"):
-        fold_adapter(tuned, torch.float32)
+        merge_adapter(tuned, torch.float32)

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from qlora_cli.data.causes import Cause, Rejection
 from qlora_cli.data.example import Place
-from qlora_cli.data.observations import Observation
-from qlora_cli.data.pipeline import Outcome
+from qlora_cli.data.pipeline import BatchResult
 from qlora_cli.data.problems import RowProblems
+from qlora_cli.data.rejection import Rejection, RejectionReason
 from qlora_cli.data.report import Finding, Lengths, Verdict, measure_lengths
+from qlora_cli.data.row_warnings import RowWarning
 from qlora_cli.data.token_row import Unprinted
 from qlora_cli.data.unread import Mentions
 from qlora_cli.errors import Problem
@@ -20,20 +20,20 @@ from qlora_cli.recipe.data_schema import DataSection
 
 CLEANING = frozenset(
     {
-        Cause.LEFT_OUT,
-        Cause.REQUIRED,
-        Cause.TOO_SHORT,
-        Cause.TOO_MANY_CHARS,
-        Cause.EXACT_DUPLICATE,
-        Cause.NEAR_DUPLICATE,
-        Cause.HELD_OUT_COPY,
+        RejectionReason.LEFT_OUT,
+        RejectionReason.REQUIRED,
+        RejectionReason.TOO_SHORT,
+        RejectionReason.TOO_MANY_CHARS,
+        RejectionReason.EXACT_DUPLICATE,
+        RejectionReason.NEAR_DUPLICATE,
+        RejectionReason.HELD_OUT_COPY,
     }
 )
 """Causes of what the recipe asked for with `leave_out`, `data.clean` and `data.eval_fraction`."""
 
 
 @dataclass
-class Tally:
+class DataStatistics:
     """Running counts over all sources of a recipe."""
 
     data: DataSection
@@ -41,11 +41,11 @@ class Tally:
     ends_a_turn: bool = False
     """Whether a token that ends a turn is trained in any row."""
 
-    _causes: Counter[Cause] = field(default_factory=Counter)
-    _first: dict[Cause, Rejection] = field(default_factory=dict)
+    _causes: Counter[RejectionReason] = field(default_factory=Counter)
+    _first: dict[RejectionReason, Rejection] = field(default_factory=dict)
     _refused: RowProblems = field(default_factory=RowProblems)
-    _observed: Counter[Observation] = field(default_factory=Counter)
-    _first_observed: dict[Observation, Place] = field(default_factory=dict)
+    _observed: Counter[RowWarning] = field(default_factory=Counter)
+    _first_observed: dict[RowWarning, Place] = field(default_factory=dict)
     _unprinted: Counter[Unprinted] = field(default_factory=Counter)
     _first_unprinted: dict[Unprinted, Place] = field(default_factory=dict)
     _lengths: list[np.ndarray] = field(default_factory=list)
@@ -56,7 +56,7 @@ class Tally:
     mentions: Mentions = field(default_factory=Mentions)
     """What of the kept rows has no effect."""
 
-    def add(self, outcome: Outcome) -> None:
+    def add(self, outcome: BatchResult) -> None:
         """Count a batch."""
         self.num_read += outcome.num_read
         self.ends_a_turn |= outcome.ends_a_turn
@@ -81,12 +81,12 @@ class Tally:
         """Count a row that is not trained on."""
         self._causes[rejection.cause] += 1
         self._first.setdefault(rejection.cause, rejection)
-        if self.verdict(rejection.cause) == "refused" and rejection.cause != Cause.TOO_LONG:
+        if self.verdict(rejection.cause) == "refused" and rejection.cause != RejectionReason.TOO_LONG:
             self._refused.add(rejection.text, rejection.place, rejection.hint)
 
-    def verdict(self, cause: Cause) -> Verdict:
+    def verdict(self, cause: RejectionReason) -> Verdict:
         """What a row of this cause means for training."""
-        if cause in CLEANING or (cause == Cause.TOO_LONG and self.data.truncation not in ("refuse", "split")):
+        if cause in CLEANING or (cause == RejectionReason.TOO_LONG and self.data.truncation not in ("refuse", "split")):
             return "left out"
         return "refused"
 
@@ -97,7 +97,7 @@ class Tally:
 
     def causes_in_words(self) -> str:
         """Why rows are not trained on, e.g. "of 5 rows read, 3 longer than max_length"."""
-        counts = (f"{self._causes[cause]:,} {cause.value}" for cause in Cause if self._causes[cause])
+        counts = (f"{self._causes[cause]:,} {cause.value}" for cause in RejectionReason if self._causes[cause])
         return f"of {self.num_read:,} rows read, {', '.join(counts)}"
 
     @property
@@ -108,35 +108,39 @@ class Tally:
     def problems(self) -> list[Problem]:
         """What keeps training from starting: the first rows that are refused, and the lengths that do not fit."""
         problems = self._refused.problems()
-        if Cause.TOO_LONG in self._first and self.verdict(Cause.TOO_LONG) == "refused":
+        if RejectionReason.TOO_LONG in self._first and self.verdict(RejectionReason.TOO_LONG) == "refused":
             problems.append(self._too_long())
         return problems
 
     def findings(self) -> list[Finding]:
         """Everything that was seen, the gravest first."""
         findings = []
-        for cause in Cause:
+        for cause in RejectionReason:
             if cause not in self._first:
                 continue
             rejection = self._first[cause]
             verdict = self.verdict(cause)
             problem = rejection.problem
-            if cause == Cause.TOO_LONG:
+            if cause == RejectionReason.TOO_LONG:
                 problem = self._too_long() if verdict == "refused" else replace(problem, hint=self._split_hint())
             count = self._causes[cause]
             findings.append(Finding(cause.value, verdict, count, str(rejection.place), problem.text, problem.hint))
         findings.sort(key=lambda finding: finding.verdict != "refused")
         if self._first_cut is not None:
             findings.append(
-                Finding(Cause.TOO_LONG.value, "cut", self._num_cut, str(self._first_cut), self._cut_in_words())
+                Finding(
+                    RejectionReason.TOO_LONG.value, "cut", self._num_cut, str(self._first_cut), self._cut_in_words()
+                )
             )
-        for observation in Observation:
+        for observation in RowWarning:
             if observation in self._first_observed:
                 place = str(self._first_observed[observation])
                 findings.append(Finding(observation.value, "noted", self._observed[observation], place, ""))
         for unprinted, count in self._unprinted.items():
             place = str(self._first_unprinted[unprinted])
-            findings.append(Finding(Cause.UNPRINTED.value, "noted", count, place, unprinted.what, unprinted.hint))
+            findings.append(
+                Finding(RejectionReason.UNPRINTED.value, "noted", count, place, unprinted.what, unprinted.hint)
+            )
         return findings + self.mentions.findings()
 
     def _cut_in_words(self) -> str:
@@ -160,12 +164,12 @@ class Tally:
         lengths = self.lengths
         assert lengths is not None  # a row was too long, so rows were measured
         num_rows = sum(map(len, self._lengths))
-        num_long = self._causes[Cause.TOO_LONG]
+        num_long = self._causes[RejectionReason.TOO_LONG]
         return Problem(
             f"{num_long:,} of {num_rows:,} rows are longer than max_length "
             f"{self.data.max_length:,} (longest {lengths.longest:,} tokens, 99 % have at most {lengths.p99:,}, "
             f"95 % at most {lengths.p95:,}); this is the first",
-            str(self._first[Cause.TOO_LONG].place),
+            str(self._first[RejectionReason.TOO_LONG].place),
             self._way_on(lengths.longest, num_long),
         )
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from qlora_cli.model.quantized import dequantized_weight, is_quantized, no_outlier_columns
+from qlora_cli.model.dequantize import dequantized_weight, is_quantized, no_outlier_columns
 from tests.deploy.models import load_base, save_llama
 
 

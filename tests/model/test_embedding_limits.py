@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from qlora_cli.errors import RecipeError
-from qlora_cli.model.tables import check_length, check_tokens, has_position_table, num_positions
+from qlora_cli.model.embedding_limits import check_length, check_tokens, has_position_table, num_positions
 from tests.conftest import byte_tokenizer
 from tests.plan.bases import config_of
 

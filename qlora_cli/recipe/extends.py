@@ -12,7 +12,7 @@ from typing import Any
 from qlora_cli.recipe.mapping import tree_of
 from qlora_cli.recipe.secret_values import without_secrets
 from qlora_cli.recipe.shipped import close_shipped, shipped_root
-from qlora_cli.recipe.tree import Node, Place, PlacedProblem, Unreadable, merge, problem_at
+from qlora_cli.recipe.tree import Node, PlacedProblem, RecipePlace, Unreadable, merge, problem_at
 from qlora_cli.recipe.yaml_text import MAX_TEXT_BYTES, parse_yaml
 
 MAPPING_PATH = Path("recipe")
@@ -52,7 +52,7 @@ class Layers:
                 ahead += self._parts.get(file, [])
         return list(found)
 
-    def load(self, path: Path, chain: tuple[Path, ...] = (), named_at: Place | None = None) -> Node:
+    def load(self, path: Path, chain: tuple[Path, ...] = (), named_at: RecipePlace | None = None) -> Node:
         """The tree of `path` laid over those of its `extends`; an empty one where the file cannot be used.
 
         Args:
@@ -65,19 +65,21 @@ class Layers:
             if identity in [os.path.realpath(outer) for outer in chain]:
                 circle = " -> ".join(str(file) for file in (*chain, path))
                 text = f"'extends' goes in a circle: {circle}"
-                raise _UnusableFileError(problem_at(named_at or Place(str(path), 1), text, "take one of them out"))
+                raise _UnusableFileError(
+                    problem_at(named_at or RecipePlace(str(path), 1), text, "take one of them out")
+                )
             if len(chain) > MAX_CHAIN:
                 text = f"'extends' leads from file to file more than {MAX_CHAIN} times"
-                raise _UnusableFileError(problem_at(named_at or Place(str(path), 1), text, "join some of them"))
+                raise _UnusableFileError(problem_at(named_at or RecipePlace(str(path), 1), text, "join some of them"))
             if identity not in self._read:
                 self._read[identity] = self._load_new(path, chain, named_at)
             return self._read[identity]
         except _UnusableFileError as unusable:
             self.problems += unusable.problems
             self.is_whole = False
-            return Node({}, Place(str(path), 1))
+            return Node({}, RecipePlace(str(path), 1))
 
-    def _load_new(self, path: Path, chain: tuple[Path, ...], named_at: Place | None) -> Node:
+    def _load_new(self, path: Path, chain: tuple[Path, ...], named_at: RecipePlace | None) -> Node:
         parsed = parse_yaml(_read_text(path, named_at), str(path))
         root, secrets = without_secrets(parsed.root) if parsed.root else (None, [])
         problems = parsed.problems + secrets
@@ -85,18 +87,18 @@ class Layers:
         if not isinstance(keys, dict):
             raise _UnusableFileError(*(problems or [_not_a_recipe(path, root)]))
         self.problems += problems
-        return self._with_parts(keys, path, chain, Place(str(path), 1))
+        return self._with_parts(keys, path, chain, RecipePlace(str(path), 1))
 
     def load_mapping(self, recipe: Mapping[str, Any]) -> Node:
         """The tree of a mapping laid over those of its `extends`, whose paths start at the working directory."""
-        place = Place(str(MAPPING_PATH), 0)
+        place = RecipePlace(str(MAPPING_PATH), 0)
         tree, problems = tree_of(recipe, place)
         root, secrets = without_secrets(tree)
         self.problems += problems + secrets
         assert isinstance(root.value, dict)  # made from a mapping
         return self._with_parts(root.value, MAPPING_PATH, (), place)
 
-    def _with_parts(self, keys: dict[str, Node], path: Path, chain: tuple[Path, ...], place: Place) -> Node:
+    def _with_parts(self, keys: dict[str, Node], path: Path, chain: tuple[Path, ...], place: RecipePlace) -> Node:
         tree = Node({}, place)
         for target in self._targets(keys.get("extends")):
             part = self.load(_locate(path, str(target.value)), (*chain, path), target.place)
@@ -123,9 +125,9 @@ class Layers:
         return targets
 
 
-def _read_text(path: Path, named_at: Place | None) -> str:
+def _read_text(path: Path, named_at: RecipePlace | None) -> str:
     """The text of a recipe file; faults of the file itself stand where `extends` names it."""
-    place = named_at or Place(str(path), 0)
+    place = named_at or RecipePlace(str(path), 0)
     name = f"'{path}' in 'extends'" if named_at else "this recipe"
     if named_at and path.exists() and not path.is_file() and not path.is_dir():
         text = f"{name} is not a file, but a pipe or a device"  # which might be read for ever
@@ -150,12 +152,12 @@ def _read_text(path: Path, named_at: Place | None) -> str:
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         text = f"byte 0x{raw[error.start]:02x} is not UTF-8 text"
-        raise _UnusableFileError(problem_at(Place(str(path), line), text, "save the file as UTF-8")) from None
+        raise _UnusableFileError(problem_at(RecipePlace(str(path), line), text, "save the file as UTF-8")) from None
 
 
 def _not_a_recipe(path: Path, root: Node | None) -> PlacedProblem:
     if root is None:
-        return problem_at(Place(str(path), 1), "the file is empty", "start from `qlora init`")
+        return problem_at(RecipePlace(str(path), 1), "the file is empty", "start from `qlora init`")
     seen = "a list" if isinstance(root.value, list) else f"'{root.value}'"
     text = f"a recipe must be a mapping of sections, not {seen}"
     return problem_at(root.place, text, "write `model:`, `data:` and so on at the start of their lines")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from qlora_cli.data.causes import Cause, RowError
 from qlora_cli.data.example import Place
+from qlora_cli.data.rejection import RejectionReason, RowError
 from qlora_cli.secrets import redacted
 
 MAX_CHARS = 60
@@ -53,7 +53,7 @@ def names_of(columns: Collection[str]) -> str:
     return ", ".join(names) or "none"
 
 
-def row_error(text: str, place: Place, hint: str = "", cause: Cause = Cause.FORMAT) -> RowError:
+def row_error(text: str, place: Place, hint: str = "", cause: RejectionReason = RejectionReason.FORMAT) -> RowError:
     """The error for a row that does not fit its format."""
     return RowError(cause, text, place=str(place), hint=hint)
 

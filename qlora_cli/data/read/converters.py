@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from qlora_cli.data.causes import Cause
 from qlora_cli.data.example import Conversation, Example, Message, Place, PlainText
 from qlora_cli.data.read.content import read_content, read_json_text
+from qlora_cli.data.read.error_text import holds_something, kind_of, row_error, shown
 from qlora_cli.data.read.messages import OTHER_ROLES, ROLES, check_message, check_messages, check_turns, read_tools
-from qlora_cli.data.read.values import holds_something, kind_of, row_error, shown
+from qlora_cli.data.rejection import RejectionReason
 
 Fields = Mapping[str, Any]
 """Format field -> value of this row; optional fields that the row lacks are absent."""
@@ -23,7 +23,14 @@ SHAREGPT_ROLES = (*OTHER_ROLES, *ROLES)
 """Who may speak in a ShareGPT turn."""
 
 
-def _text(fields: Fields, name: str, place: Place, *, may_be_empty: bool = False, cause: Cause = Cause.FORMAT) -> str:
+def _text(
+    fields: Fields,
+    name: str,
+    place: Place,
+    *,
+    may_be_empty: bool = False,
+    cause: RejectionReason = RejectionReason.FORMAT,
+) -> str:
     value = fields.get(name)
     if value is None and may_be_empty:
         return ""
@@ -74,7 +81,7 @@ def from_alpaca(fields: Fields, place: Place) -> Conversation:
     user: Message = {"role": "user", "content": instruction}
     if given.strip():
         user = {"role": "user", "content": f"{instruction}\n\n{given}", "instruction": instruction, "input": given}
-    answer = {"role": "assistant", "content": _text(fields, "output", place, cause=Cause.EMPTY_ANSWER)}
+    answer = {"role": "assistant", "content": _text(fields, "output", place, cause=RejectionReason.EMPTY_ANSWER)}
     earlier = _earlier_turns(fields.get("history"), place)
     return Conversation([*_with_system(fields, earlier, place), user, answer], None, place)
 
@@ -160,7 +167,7 @@ def from_prompt_completion(fields: Fields, place: Place) -> Example:
                 f"write the prompt as a list of messages, or leave the column out with `ignore: [{name}]`",
             )
     before = _text(fields, "prompt", place, may_be_empty=prompt == "")
-    return PlainText(before, _text(fields, "completion", place, cause=Cause.EMPTY_ANSWER), place)
+    return PlainText(before, _text(fields, "completion", place, cause=RejectionReason.EMPTY_ANSWER), place)
 
 
 def _conversation(messages: list[Message], fields: Fields, place: Place) -> Conversation:
@@ -197,7 +204,7 @@ def _as_context(message: Message) -> Message:
 
 def from_text(fields: Fields, place: Place) -> PlainText:
     """Running text, trained in full."""
-    return PlainText("", _text(fields, "text", place, cause=Cause.EMPTY_ANSWER), place)
+    return PlainText("", _text(fields, "text", place, cause=RejectionReason.EMPTY_ANSWER), place)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ NUM_CLOSING_TOKENS = 4
 more behind it."""
 
 
-class Observation(StrEnum):
+class RowWarning(StrEnum):
     """Notes that do not keep training from starting; the value is what tables call it."""
 
     ROLE_ORDER = "roles out of order"
@@ -38,7 +38,7 @@ FOLLOWERS: dict[str, frozenset[str]] = {
 """Turn -> those that may come next; `call` is an assistant's turn that calls tools."""
 
 
-class Observer:
+class RowWarner:
     """Looks at rows as they are trained."""
 
     def __init__(self, renderer: Renderer) -> None:
@@ -49,19 +49,19 @@ class Observer:
         self._end_of_turn_ids = renderer.end_of_turn_ids
         self._two_bos = [renderer.bos_token_id] * 2
 
-    def observe(self, example: Example, row: TokenRow) -> list[Observation]:
+    def observe(self, example: Example, row: TokenRow) -> list[RowWarning]:
         """What stands out in a row; most have nothing."""
         found = []
         if isinstance(example, Conversation) and not is_in_order(example.messages):
-            found.append(Observation.ROLE_ORDER)
+            found.append(RowWarning.ROLE_ORDER)
         if len(answer_of(example).strip()) < MIN_ANSWER_CHARS:
-            found.append(Observation.SHORT_ANSWER)
+            found.append(RowWarning.SHORT_ANSWER)
         if row.has_special_text:
-            found.append(Observation.SPECIAL_TEXT)
+            found.append(RowWarning.SPECIAL_TEXT)
         if row.input_ids[:2] == self._two_bos:
-            found.append(Observation.DOUBLE_BOS)
+            found.append(RowWarning.DOUBLE_BOS)
         if not self._is_ended(row.labels):
-            found.append(Observation.UNENDED)
+            found.append(RowWarning.UNENDED)
         return found
 
     def _is_ended(self, labels: list[int]) -> bool:

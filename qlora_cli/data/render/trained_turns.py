@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from qlora_cli.data.causes import Cause, RowError
 from qlora_cli.data.example import Message
-from qlora_cli.data.render.mask import Answer
+from qlora_cli.data.rejection import RejectionReason, RowError
+from qlora_cli.data.render.mask import AnswerSpan
 
 TrainOn = Literal["assistant", "last_turn", "all"]
 
@@ -51,23 +51,25 @@ def _is_trained(message: Message, number: int) -> bool | None:
     """What a message says of itself; None where it says nothing."""
     train, weight = message.get("train"), message.get("weight")
     if train is not None and not isinstance(train, bool):
-        raise RowError(Cause.FORMAT, f"`train` of message {number} is {train!r}", hint="write true or false")
+        raise RowError(RejectionReason.FORMAT, f"`train` of message {number} is {train!r}", hint="write true or false")
     if weight is not None and (isinstance(weight, bool) or weight not in (0, 1)):
-        raise RowError(Cause.FORMAT, f"`weight` of message {number} is {weight!r}, not 0 or 1", hint=_WEIGHT_HINT)
+        raise RowError(
+            RejectionReason.FORMAT, f"`weight` of message {number} is {weight!r}, not 0 or 1", hint=_WEIGHT_HINT
+        )
     if train is not None and weight is not None and train != bool(weight):
         text = f"message {number} has `train: {str(train).lower()}` and `weight: {weight}`, which disagree"
-        raise RowError(Cause.FORMAT, text, hint="keep one of the two")
+        raise RowError(RejectionReason.FORMAT, text, hint="keep one of the two")
     says = train if train is not None else None if weight is None else bool(weight)
     if says and message["role"] != "assistant":
         raise RowError(
-            Cause.FORMAT,
+            RejectionReason.FORMAT,
             f"message {number} is from '{message['role']}' and asks to be trained",
             hint="only the assistant's turns are; `data.train_on: all` trains every token",
         )
     return says
 
 
-def choose(answers: Sequence[Answer], untrained: frozenset[int], train_on: TrainOn) -> list[bool]:
+def choose(answers: Sequence[AnswerSpan], untrained: frozenset[int], train_on: TrainOn) -> list[bool]:
     """Whether each answer is trained.
 
     Raises:
@@ -75,7 +77,7 @@ def choose(answers: Sequence[Answer], untrained: frozenset[int], train_on: Train
     """
     if (untrained or train_on == "last_turn") and any(answer.turn is None for answer in answers):
         raise RowError(
-            Cause.TEMPLATE,
+            RejectionReason.TEMPLATE,
             "the chat template does not show which message its {% generation %} blocks belong to, "
             "so single turns cannot be left out",
             hint="put the blocks inside the loop over the messages, or train every turn",

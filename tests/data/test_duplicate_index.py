@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from qlora_cli.data.causes import Cause
+from qlora_cli.data.duplicate_index import DuplicateIndex
 from qlora_cli.data.duplicates import MinHasher
 from qlora_cli.data.example import Place, PlainText
-from qlora_cli.data.seen import Seen
+from qlora_cli.data.rejection import RejectionReason
 
 TEXT = "the quick brown fox jumps over the lazy dog and runs through the green field until the sun goes down again "
 
@@ -26,23 +26,23 @@ def find(seen, in_train, in_eval):
 
 
 def test_the_first_of_equal_rows_is_the_one_repeated():
-    seen = Seen("exact")
+    seen = DuplicateIndex("exact")
     place = Place("a.jsonl", 1, 1)
     assert seen.see(b"one", None) is None
     seen.keep(b"one", place, None)
-    assert seen.see(b"one", None) == (Cause.EXACT_DUPLICATE, 0)
+    assert seen.see(b"one", None) == (RejectionReason.EXACT_DUPLICATE, 0)
     assert seen.place(0) == place
 
 
 def test_a_row_that_is_not_kept_is_not_repeated():
-    seen = Seen("exact")
+    seen = DuplicateIndex("exact")
     see(seen, "one", "two")
-    assert seen.see(b"one", None) == (Cause.EXACT_DUPLICATE, 0)
+    assert seen.see(b"one", None) == (RejectionReason.EXACT_DUPLICATE, 0)
     assert seen.see(b"three", None) is None
 
 
 def test_near_rows_are_told_from_equal_ones():
-    seen = Seen("near")
+    seen = DuplicateIndex("near")
     see(seen, TEXT * 3, TEXT * 3 + "tomorrow", TEXT * 3, "something else entirely, with other words in it")
     assert find(seen, [1, 1, 1, 1], [0, 0, 0, 0]) == [
         ("exact duplicates in train", 1, "a.jsonl:3"),
@@ -51,7 +51,7 @@ def test_near_rows_are_told_from_equal_ones():
 
 
 def test_what_stands_on_both_sides_is_told_of_the_held_out_rows():
-    seen = Seen("near")
+    seen = DuplicateIndex("near")
     see(seen, TEXT * 3, TEXT * 3, TEXT * 3 + "tomorrow", "other")
     assert find(seen, [1, 0, 0, 1], [0, 1, 1, 0]) == [
         ("held-out rows with an exact duplicate in train", 1, "a.jsonl:2"),
@@ -60,6 +60,6 @@ def test_what_stands_on_both_sides_is_told_of_the_held_out_rows():
 
 
 def test_rows_that_are_used_nowhere_repeat_nothing():
-    seen = Seen("exact")
+    seen = DuplicateIndex("exact")
     see(seen, "one", "one")
     assert find(seen, [1, 0], [0, 0]) == []

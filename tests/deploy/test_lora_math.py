@@ -4,7 +4,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from qlora_cli.deploy.weights import LowRankUpdate, merged_experts, merged_weight
+from qlora_cli.deploy.lora_math import LowRankUpdate, merged_experts, merged_weight
 
 
 def peft_layer(linear, **settings):

@@ -9,7 +9,7 @@ from qlora_cli.data.example import Place, Row
 from qlora_cli.errors import DataError, Problem
 
 
-class Cause(StrEnum):
+class RejectionReason(StrEnum):
     """What is wrong with a row; the value is what tables and `rejected.jsonl` call it."""
 
     MALFORMED = "not readable"
@@ -33,7 +33,7 @@ class Cause(StrEnum):
 class RowError(DataError):
     """A fault of one row, with the cause that it counts under."""
 
-    def __init__(self, cause: Cause, text: str, *, place: str = "", hint: str = "") -> None:
+    def __init__(self, cause: RejectionReason, text: str, *, place: str = "", hint: str = "") -> None:
         super().__init__(text, place=place, hint=hint)
         self.cause = cause
 
@@ -43,7 +43,7 @@ class Rejection:
     """A row that is not trained on, and why."""
 
     place: Place
-    cause: Cause
+    cause: RejectionReason
     text: str
     """What is wrong with this row, with the value seen."""
 

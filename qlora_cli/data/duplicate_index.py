@@ -7,45 +7,45 @@ from typing import Literal
 
 import numpy as np
 
-from qlora_cli.data.causes import Cause
 from qlora_cli.data.duplicates import NearDuplicates
 from qlora_cli.data.example import Place
+from qlora_cli.data.rejection import RejectionReason
 from qlora_cli.data.report import Finding
 
-Kind = Literal["exact", "near"]
+DedupeMode = Literal["exact", "near"]
 
 
-class Seen:
+class DuplicateIndex:
     """Every kept row so far, by its text; finds the first row that a new one repeats.
 
     About 180 bytes a row, and those of the index of near duplicates.
     """
 
-    def __init__(self, kind: Kind | None) -> None:
+    def __init__(self, kind: DedupeMode | None) -> None:
         self._numbers: dict[bytes, int] = {}
         self._near = NearDuplicates() if kind == "near" else None
         self._roots = {"exact": array("q"), "near": array("q")}
         self._files: dict[str, int] = {}
         self._places = array("q")  # number of the file, line (0 for none) and row, of each kept row
 
-    def see(self, digest: bytes, signature: bytes | None) -> tuple[Cause, int] | None:
+    def see(self, digest: bytes, signature: bytes | None) -> tuple[RejectionReason, int] | None:
         """The kept row that the next one repeats, and how; a row that repeats none is remembered."""
         next_number = len(self._roots["exact"])
         number = self._numbers.get(digest)
         if number is not None:
-            return Cause.EXACT_DUPLICATE, number
+            return RejectionReason.EXACT_DUPLICATE, number
         similar = self._near.add(signature, next_number) if self._near and signature is not None else None
         if similar is not None:
-            return Cause.NEAR_DUPLICATE, similar
+            return RejectionReason.NEAR_DUPLICATE, similar
         self._numbers[digest] = next_number
         return None
 
-    def keep(self, digest: bytes, place: Place, repeated: tuple[Cause, int] | None) -> None:
+    def keep(self, digest: bytes, place: Place, repeated: tuple[RejectionReason, int] | None) -> None:
         """Count the row that `see` has just looked at among those kept."""
         number = len(self._roots["exact"])
         cause, original = repeated or (None, number)
         exact, near = self._roots["exact"], self._roots["near"]
-        exact.append(exact[original] if cause == Cause.EXACT_DUPLICATE else number)
+        exact.append(exact[original] if cause == RejectionReason.EXACT_DUPLICATE else number)
         near.append(near[original] if cause else number)
         self._numbers.setdefault(digest, number)
         file = self._files.setdefault(place.file, len(self._files))

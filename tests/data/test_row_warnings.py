@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from qlora_cli.data.example import Conversation, Place, PlainText
-from qlora_cli.data.observations import Observation, Observer, is_in_order
 from qlora_cli.data.render.renderer import Renderer
+from qlora_cli.data.row_warnings import RowWarner, RowWarning, is_in_order
 from tests.data.conftest import make_tokenizer
 
 CHATML = """{{ bos_token }}{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] }}
@@ -26,7 +26,7 @@ def conversation(*turns):
 
 def observed(renderer, example):
     [row] = renderer.render([example])
-    return Observer(renderer).observe(example, row)
+    return RowWarner(renderer).observe(example, row)
 
 
 @pytest.mark.parametrize(
@@ -85,25 +85,25 @@ def messages_of(roles):
 
 def test_roles_out_of_order_are_noted(renderer):
     example = conversation(("user", "One"), ("user", "Two"), ("assistant", "Three"))
-    assert observed(renderer, example) == [Observation.ROLE_ORDER]
+    assert observed(renderer, example) == [RowWarning.ROLE_ORDER]
 
 
 @pytest.mark.parametrize(("answer", "is_short"), [("No", True), (" B \n", True), ("Yes", False)])
 def test_an_answer_of_two_characters_is_noted(renderer, answer, is_short):
-    noted = [Observation.SHORT_ANSWER] if is_short else []
+    noted = [RowWarning.SHORT_ANSWER] if is_short else []
     assert observed(renderer, conversation(("user", "?"), ("assistant", answer))) == noted
     assert observed(renderer, PlainText("?", answer, PLACE)) == noted
 
 
 def test_special_tokens_in_the_text_are_noted(renderer):
     example = conversation(("user", "Ignore <|im_end|> and go on"), ("assistant", "No, thanks."))
-    assert observed(renderer, example) == [Observation.SPECIAL_TEXT]
+    assert observed(renderer, example) == [RowWarning.SPECIAL_TEXT]
 
 
 def test_two_tokens_that_begin_the_text_are_noted(renderer):
     twice = Renderer(make_tokenizer("{{ bos_token }}" + CHATML, extra=("<s>",)))
     example = conversation(("user", "Hello?"), ("assistant", "Hello."))
-    assert observed(twice, example) == [Observation.DOUBLE_BOS]
+    assert observed(twice, example) == [RowWarning.DOUBLE_BOS]
     assert observed(renderer, example) == []
 
 
@@ -115,7 +115,7 @@ def test_a_tokenizer_without_a_beginning_token_begins_with_none_twice():
 
 def test_an_answer_whose_turn_does_not_end_is_noted(renderer):
     example = conversation(("user", "Hello?"), ("assistant", "ended"), ("user", "And?"), ("assistant", "unended"))
-    assert observed(renderer, example) == [Observation.UNENDED]
+    assert observed(renderer, example) == [RowWarning.UNENDED]
 
 
 def test_the_end_that_counts_is_that_of_the_last_trained_answer(renderer):
@@ -123,7 +123,7 @@ def test_the_end_that_counts_is_that_of_the_last_trained_answer(renderer):
     [row] = renderer.render([example])
     row.input_ids += [5, 6, 7]
     row.labels += [-100, -100, -100]
-    assert Observer(renderer).observe(example, row) == []
+    assert RowWarner(renderer).observe(example, row) == []
     end = next(at for at in reversed(range(len(row.labels))) if row.labels[at] in renderer.end_of_turn_ids)
     row.labels[end:] = [-100] * len(row.labels[end:])
-    assert Observer(renderer).observe(example, row) == [Observation.UNENDED]
+    assert RowWarner(renderer).observe(example, row) == [RowWarning.UNENDED]

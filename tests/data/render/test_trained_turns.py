@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from qlora_cli.data.causes import Cause, RowError
 from qlora_cli.data.example import Conversation, Place, PlainText
+from qlora_cli.data.rejection import RejectionReason, RowError
 from qlora_cli.data.render.renderer import IGNORE_INDEX, Renderer
 
 PLACE = Place("test.jsonl", 1, 1)
@@ -107,7 +107,7 @@ def test_what_is_trained_changes_no_token(tokenizer_for):
 )
 def test_a_choice_that_is_none_is_a_fault_of_the_row(marks, text, tokenizer_for):
     fault = trained(tokenizer_for, **marks)
-    assert fault.cause is Cause.FORMAT
+    assert fault.cause is RejectionReason.FORMAT
     [problem] = fault.problems
     assert (problem.text, problem.place) == (text, "test.jsonl:1")
     assert problem.hint
@@ -116,5 +116,5 @@ def test_a_choice_that_is_none_is_a_fault_of_the_row(marks, text, tokenizer_for)
 def test_blocks_outside_of_the_messages_cannot_be_told_apart(tokenizer_for):
     template = "{% generation %}{% for m in messages %}{{ m.content }}{% endfor %}{% endgeneration %}"
     fault = trained(tokenizer_for, template="Chat: " + template, train=False)
-    assert fault.cause is Cause.TEMPLATE
+    assert fault.cause is RejectionReason.TEMPLATE
     assert "which message" in str(fault)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qlora_cli.data.gather import Gathered
+from qlora_cli.data.collect_rows import CollectedRows
 from qlora_cli.data.mixing import hold_out, mix
 from qlora_cli.errors import DataError
 from qlora_cli.recipe.data_schema import DataSection
@@ -18,7 +18,7 @@ NO_ROWS = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True)
-class Part:
+class Split:
     """Training or evaluation rows of one epoch."""
 
     by_source: dict[int, Numbers]
@@ -33,7 +33,7 @@ class Part:
         return np.concatenate([*self.by_source.values(), self.held_out])
 
 
-def select(data: DataSection, gathered: Gathered, seed: int) -> tuple[Part, Part, Numbers]:
+def select(data: DataSection, gathered: CollectedRows, seed: int) -> tuple[Split, Split, Numbers]:
     """The rows to train on, those to evaluate on, and training rows that equal a held-out one and are in neither.
 
     Raises:
@@ -52,10 +52,10 @@ def select(data: DataSection, gathered: Gathered, seed: int) -> tuple[Part, Part
     train = _mixed(gathered, train, seed, data)
     if not sum(map(len, train.values())):
         raise DataError("no training row is left", hint="raise the `weight` of a source")
-    return Part(train, NO_ROWS), Part(_mixed(gathered, _rows(gathered, "eval"), seed, None), held_out), copies
+    return Split(train, NO_ROWS), Split(_mixed(gathered, _rows(gathered, "eval"), seed, None), held_out), copies
 
 
-def _conversations(gathered: Gathered, rows: dict[int, Numbers]) -> np.ndarray:
+def _conversations(gathered: CollectedRows, rows: dict[int, Numbers]) -> np.ndarray:
     """Number of the conversation that each row comes from."""
     table = gathered.spool.rows[np.concatenate([*rows.values()])]
     places = np.stack([table["file"].astype(np.int64), table["line"], table["row"]], axis=1)
@@ -63,13 +63,15 @@ def _conversations(gathered: Gathered, rows: dict[int, Numbers]) -> np.ndarray:
     return numbers
 
 
-def _rows(gathered: Gathered, part: str) -> dict[int, Numbers]:
+def _rows(gathered: CollectedRows, part: str) -> dict[int, Numbers]:
     """All rows of each source of a part."""
     sources = enumerate(gathered.sources)
     return {at: np.arange(source.rows.start, source.rows.stop) for at, source in sources if source.part == part}
 
 
-def _mixed(gathered: Gathered, rows: dict[int, Numbers], seed: int, data: DataSection | None) -> dict[int, Numbers]:
+def _mixed(
+    gathered: CollectedRows, rows: dict[int, Numbers], seed: int, data: DataSection | None
+) -> dict[int, Numbers]:
     """Each source's rows as often as its weight says; shares are for training, held-out rows only repeat."""
     num_tokens = [gathered.spool.rows["num_tokens"][numbers] for numbers in rows.values()]
     weights = [gathered.sources[at].source.weight for at in rows]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from qlora_cli.data.causes import Cause
-from qlora_cli.data.pipeline import Passage, RowPipeline
+from qlora_cli.data.pipeline import RowPipeline, RowResult
 from qlora_cli.data.read.column_mapping import Where
+from qlora_cli.data.rejection import RejectionReason
 from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.data.show.preview import ShownRow
 from qlora_cli.errors import DataError
@@ -54,7 +54,7 @@ def _sources(data: DataSection, *, is_eval: bool) -> tuple[SourceSection, ...]:
     return data.eval
 
 
-def _shown(passage: Passage, data: DataSection, renderer: Renderer) -> ShownRow:
+def _shown(passage: RowResult, data: DataSection, renderer: Renderer) -> ShownRow:
     place, rejection = passage.raw.place, passage.rejection
     if rejection is None:
         mark = ""
@@ -64,7 +64,7 @@ def _shown(passage: Passage, data: DataSection, renderer: Renderer) -> ShownRow:
         elif passage.is_cut:
             mark = f"cut from {passage.num_tokens:,} tokens to max_length {data.max_length:,}"
         return ShownRow(place, passage.row, mark=mark)
-    if rejection.cause is not Cause.TOO_LONG or passage.example is None:
+    if rejection.cause is not RejectionReason.TOO_LONG or passage.example is None:
         return ShownRow(place, None, rejection, mark=f"not trained on: {rejection.cause}")
     [row] = renderer.render([passage.example])
     fate = "refused" if data.truncation in ("refuse", "split") else "left out"

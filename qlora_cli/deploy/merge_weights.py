@@ -17,9 +17,9 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from qlora_cli.deploy.weights import LowRankUpdate, merged_experts, merged_weight
+from qlora_cli.deploy.lora_math import LowRankUpdate, merged_experts, merged_weight
 from qlora_cli.errors import ArgumentError
-from qlora_cli.model.quantized import dequantized_weight, is_quantized
+from qlora_cli.model.dequantize import dequantized_weight, is_quantized
 from qlora_cli.progress import progress
 
 ADAPTER = "default"
@@ -28,7 +28,7 @@ ADAPTER = "default"
 NamedTensors = Iterator[tuple[str, torch.Tensor]]
 
 
-def fold_adapter(tuned: PeftModel, dtype: torch.dtype) -> PreTrainedModel:
+def merge_adapter(tuned: PeftModel, dtype: torch.dtype) -> PreTrainedModel:
     """The plain model that computes what `tuned` computes: on the CPU, without adapter and quantization.
 
     Quantized weights are dequantized whether or not they carry an adapter, and every weight is rounded to `dtype`

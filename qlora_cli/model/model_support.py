@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from qlora_cli.errors import RecipeError
 
 
-def check_takes_positions(base: PreTrainedModel) -> None:
+def require_position_ids(base: PreTrainedModel) -> None:
     """Refuse a model that cannot be told where a document starts.
 
     Raises:
@@ -22,7 +22,7 @@ def check_takes_positions(base: PreTrainedModel) -> None:
         )
 
 
-def check_recomputes(base: PreTrainedModel) -> None:
+def require_gradient_checkpointing(base: PreTrainedModel) -> None:
     """Refuse a model whose activations cannot be computed again in backward.
 
     Raises:

@@ -5,7 +5,7 @@ import torch
 
 from qlora_cli.data.collator import Collator
 from qlora_cli.model.base import load_base
-from qlora_cli.model.scoring import Score, score_rows
+from qlora_cli.model.eval_loss import Score, score_rows
 from qlora_cli.recipe.schema import ModelSection
 
 
@@ -35,7 +35,7 @@ def test_the_loss_is_the_mean_over_tokens_whatever_the_batches(base):
 
 def test_slicing_a_batch_changes_nothing(base, monkeypatch):
     whole = score_rows(base, batches(5))
-    monkeypatch.setattr("qlora_cli.model.scoring.MAX_LOGITS", 1)
+    monkeypatch.setattr("qlora_cli.model.eval_loss.MAX_LOGITS", 1)
     assert score_rows(base, batches(5)).loss == pytest.approx(whole.loss, rel=1e-6)
 
 

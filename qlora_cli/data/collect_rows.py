@@ -12,28 +12,28 @@ from typing import IO, Literal
 
 import numpy as np
 
-from qlora_cli.data.causes import Cause, Rejection
+from qlora_cli.data.data_statistics import DataStatistics
+from qlora_cli.data.duplicate_index import DedupeMode, DuplicateIndex
 from qlora_cli.data.example import Place
-from qlora_cli.data.pipeline import Outcome, RowPipeline, as_read
+from qlora_cli.data.pipeline import BatchResult, RowPipeline, as_read
 from qlora_cli.data.raw_batches import RawBatch, raw_batches
+from qlora_cli.data.rejection import Rejection, RejectionReason
 from qlora_cli.data.render.renderer import Renderer
-from qlora_cli.data.seen import Kind, Seen
 from qlora_cli.data.spool import Spool
-from qlora_cli.data.tally import Tally
 from qlora_cli.data.workers import map_in_order
 from qlora_cli.progress import progress
 from qlora_cli.recipe.data_schema import DataSection, SourceSection
 
 REJECTED_FILE = "rejected.jsonl"
 
-Part = Literal["train", "eval"]
+SplitName = Literal["train", "eval"]
 
 
 @dataclass
 class GatheredSource:
     """One source of the recipe and its rows on the spool."""
 
-    part: Part
+    part: SplitName
     source: SourceSection
     num_read: int = 0
     num_kept: int = 0
@@ -51,13 +51,13 @@ class GatheredSource:
 
 
 @dataclass
-class Gathered:
+class CollectedRows:
     """Every row that can be trained on, and what happened to the others."""
 
     spool: Spool
-    tally: Tally
+    tally: DataStatistics
     sources: list[GatheredSource]
-    seen: Seen | None
+    seen: DuplicateIndex | None
     """None where no duplicates are looked for."""
 
     files: dict[str, int] = field(default_factory=dict)
@@ -69,7 +69,7 @@ class Gathered:
         return Place(list(self.files)[row["file"]], int(row["line"]) or None, int(row["row"]))
 
 
-def gather_rows(data: DataSection, renderer: Renderer, folder: Path, look_for: Kind | None) -> Gathered:
+def gather_rows(data: DataSection, renderer: Renderer, folder: Path, look_for: DedupeMode | None) -> CollectedRows:
     """Read and render every source; held-out ones first, so that what repeats their rows is found in training.
 
     Args:
@@ -83,10 +83,10 @@ def gather_rows(data: DataSection, renderer: Renderer, folder: Path, look_for: K
     """
     dedupe = data.clean.dedupe if data.clean else None
     kinds = {dedupe, look_for}
-    kind: Kind | None = "near" if "near" in kinds else "exact" if "exact" in kinds else None
+    kind: DedupeMode | None = "near" if "near" in kinds else "exact" if "exact" in kinds else None
     sources = [GatheredSource("eval", source) for source in data.eval or ()]
     sources += [GatheredSource("train", source) for source in data.train]
-    gathered = Gathered(Spool(folder), Tally(data), sources, Seen(kind) if kind else None)
+    gathered = CollectedRows(Spool(folder), DataStatistics(data), sources, DuplicateIndex(kind) if kind else None)
     pipeline = RowPipeline(data, renderer, duplicates=kind)
     num_of_part = Counter(item.part for item in sources)
     batches = chain.from_iterable(
@@ -106,7 +106,9 @@ def gather_rows(data: DataSection, renderer: Renderer, folder: Path, look_for: K
     return gathered
 
 
-def _without_repeats(gathered: Gathered, batch: RawBatch, outcome: Outcome, dedupe: Kind | None) -> np.ndarray:
+def _without_repeats(
+    gathered: CollectedRows, batch: RawBatch, outcome: BatchResult, dedupe: DedupeMode | None
+) -> np.ndarray:
     """Which of the kept rows stay; the others become rejections of the outcome."""
     stays = np.ones(len(outcome.kept), bool)
     if gathered.seen is None:
@@ -117,7 +119,7 @@ def _without_repeats(gathered: Gathered, batch: RawBatch, outcome: Outcome, dedu
             stays[at] = False  # another answer of the conversation that was just taken out
             continue
         repeated = gathered.seen.see(digest, signature)
-        if repeated and (dedupe == "near" or (dedupe and repeated[0] == Cause.EXACT_DUPLICATE)):
+        if repeated and (dedupe == "near" or (dedupe and repeated[0] == RejectionReason.EXACT_DUPLICATE)):
             raw = batch.rows[outcome.kept[at]]
             text = f"repeats {gathered.seen.place(repeated[1])}"
             outcome.rejections.append(Rejection(raw.place, repeated[0], text, "", as_read(raw)))
@@ -127,7 +129,7 @@ def _without_repeats(gathered: Gathered, batch: RawBatch, outcome: Outcome, dedu
     return stays
 
 
-def _take(gathered: Gathered, batch: RawBatch, outcome: Outcome, chosen: np.ndarray) -> None:
+def _take(gathered: CollectedRows, batch: RawBatch, outcome: BatchResult, chosen: np.ndarray) -> None:
     """Put the chosen rows on the spool, and count."""
     for name in outcome.files:
         gathered.files.setdefault(name, len(gathered.files))
@@ -140,8 +142,8 @@ def _take(gathered: Gathered, batch: RawBatch, outcome: Outcome, chosen: np.ndar
     source.num_read += outcome.num_read
     source.num_kept += int(chosen.sum())
     causes = Counter(rejection.cause for rejection in outcome.rejections)
-    source.num_without_required += causes[Cause.REQUIRED]
-    source.num_left_out += causes[Cause.LEFT_OUT]
+    source.num_without_required += causes[RejectionReason.REQUIRED]
+    source.num_left_out += causes[RejectionReason.LEFT_OUT]
     gathered.tally.add(outcome)
 
 
