@@ -11,10 +11,10 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from dataclasses import dataclass, field
 
+from qlora_cli.constants import MIB
 from qlora_cli.plan.timeline import Trace
 from qlora_cli.plan.trace import Kind
 
-MIB = 2**20
 ROUNDING = 512
 SMALL = 1 * MIB
 SMALL_SEGMENT = 2 * MIB

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from qlora_cli.plan.allocator import MIB, allocate_trace
+from qlora_cli.constants import MIB
+from qlora_cli.plan.allocator import allocate_trace
 from qlora_cli.plan.device import Device
 from qlora_cli.plan.facts import ModelFacts
 from qlora_cli.plan.shape import PlanRequest

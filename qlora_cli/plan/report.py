@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from qlora_cli.constants import GIB
 from qlora_cli.errors import ArgumentError
 from qlora_cli.plan.automatic import with_rows_that_fit
 from qlora_cli.plan.bill import Bill
@@ -20,8 +21,6 @@ from qlora_cli.plan.shape import PlanRequest
 from qlora_cli.plan.trace import Kind
 from qlora_cli.plan.workload import Workload, find_workload
 from qlora_cli.recipe.schema import Recipe
-
-GIB = 2**30
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from qlora_cli import console
+from qlora_cli.constants import GIB
 from qlora_cli.errors import RecipeError, ResourceError
 from qlora_cli.model.base import read_config
 from qlora_cli.model.device import pick_device
@@ -21,8 +22,6 @@ from qlora_cli.plan.shape import PlanRequest
 from qlora_cli.plan.tracer import Tracer
 from qlora_cli.recipe.schema import Recipe
 from qlora_cli.train.memory import settings_that_save
-
-GIB = 2**30
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from qlora_cli.constants import AMPERE
 from qlora_cli.errors import ArgumentError
 from qlora_cli.plan.cards import Card, all_cards, find_card
-from qlora_cli.plan.device import BFLOAT16_CAPABILITY
 
 FACTS = ("memory_mib", "bandwidth_gb_s", "dense_tflops", "compute_capability", "num_multiprocessors")
 
@@ -69,11 +69,8 @@ def test_facts_are_of_possible_size_and_have_a_source(card: Card):
 
 
 def test_cards_before_ampere_have_no_bfloat16():
-    assert {card.name for card in all_cards().values() if card.device.capability < BFLOAT16_CAPABILITY} == {
-        "T4",
-        "V100 16GB",
-        "V100 32GB",
-    }
+    older = {card.name for card in all_cards().values() if card.device.capability < AMPERE}
+    assert older == {"T4", "V100 16GB", "V100 32GB"}
 
 
 def test_a_process_can_have_less_than_the_maker_says():

@@ -9,7 +9,8 @@ import pytest
 from qlora_cli.plan import tracer
 from qlora_cli.plan.bill import device_needs
 from qlora_cli.plan.planner import trace_step
-from qlora_cli.plan.tracer import PACKAGE, Tracer, code_fingerprint, plans_root
+from qlora_cli.plan.tracer import Tracer, code_fingerprint, plans_root
+from qlora_cli.recipe.shipped import PACKAGE
 from tests.plan.bases import AMPERE, CPU, config_of, request_for
 
 
