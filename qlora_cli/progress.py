@@ -28,6 +28,9 @@ TICK_SECONDS = 0.2
 STARTING = "loading the libraries"
 """Name of the phase in which a command imports what is heavy."""
 
+EIGHTHS = " ▏▎▍▌▋▊▉"
+"""Nothing and one to seven eighths of a character."""
+
 WIDEST_BAR = 32
 NARROWEST_BAR = 6
 
@@ -242,3 +245,13 @@ def progress(name: str, total: int | None = None, *, is_lasting: bool = False, t
         yield phase
     finally:
         _screen.leave(phase)
+
+
+def drawn_bar(share: float, width: int) -> str:
+    """A bar of `share` times `width` characters, in eighths; anything above nothing is seen.
+
+    >>> drawn_bar(0.5, 3), drawn_bar(0.0001, 3), drawn_bar(0, 3), drawn_bar(1, 3)
+    ('█▌', '▏', '', '███')
+    """
+    eighths = round(share * width * 8) or (share > 0)
+    return "█" * (eighths // 8) + EIGHTHS[eighths % 8].strip()

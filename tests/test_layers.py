@@ -14,6 +14,8 @@ PACKAGE = "qlora_cli"
 FLOORS = {
     "errors": 0,
     "choices": 0,
+    "constants": 0,
+    "cache_folder": 0,
     "hub": 0,
     "console": 0,
     "compat": 0,

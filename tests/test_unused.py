@@ -81,3 +81,14 @@ def test_every_method_and_field_is_used_by_the_package():
                     if reads[name] == 0 and not name.startswith("__") and name not in READ_BY_OTHERS:
                         unused.append(f"{path.relative_to(ROOT)}:{node.lineno} {owner.name}.{name}")
     assert unused == []
+
+
+def test_a_constant_has_one_home():
+    homes: dict[tuple[str, str], list[str]] = {}
+    for path, tree in TREES.items():
+        for node in tree.body:
+            if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+                for name in names_of(node):
+                    if name.isupper():
+                        homes.setdefault((name, ast.unparse(node.value)), []).append(str(path.relative_to(ROOT)))
+    assert {name: found for name, found in homes.items() if len(found) > 1} == {}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qlora_cli import console
+from qlora_cli.cli.options import AsJson, Overrides
 from qlora_cli.console import size_in_words
 from qlora_cli.hub import start_asking
 from qlora_cli.progress import STARTING, progress
@@ -20,11 +21,6 @@ if TYPE_CHECKING:
     from qlora_cli.recipe.schema import Recipe
 
 RecipePath = Annotated[Path, typer.Argument(help="Recipe file.", show_default=False)]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override one key, e.g. data.max_length=1024."),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def show(

@@ -12,17 +12,13 @@ import typer
 
 from qlora_cli import api, console
 from qlora_cli.choices import EXPORT_FORMATS, ExportFormat, MergedDtype, Onto
+from qlora_cli.cli.options import AsJson, Run
 from qlora_cli.interruption import Interruption, keyboard_interrupts
 
-Run = Annotated[
-    Path | None,
-    typer.Argument(help="Run directory or PEFT adapter folder.", show_default="the latest run"),
-]
 Model = Annotated[
     Path | None,
     typer.Argument(help="Run directory, PEFT adapter folder or model folder.", show_default="the latest run"),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Format = Annotated[
     ExportFormat, typer.Option(help="; ".join(f"{name}: {what}" for name, what in EXPORT_FORMATS.items()) + ".")
 ]

@@ -9,11 +9,9 @@ import typer
 
 from qlora_cli import api, console
 from qlora_cli.choices import MetricName
+from qlora_cli.cli.options import Run
 from qlora_cli.progress import STARTING, progress
 
-Run = Annotated[
-    Path | None, typer.Argument(help="Run directory or PEFT adapter folder.", show_default="the latest run")
-]
 Data = Annotated[
     Path | None, typer.Option(help="Rows to measure loss and perplexity on.", show_default="the recipe's eval rows")
 ]

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import typer
 
 from qlora_cli import console
+from qlora_cli.cli.options import AsJson
 from qlora_cli.progress import STARTING, progress
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def runs(as_json: AsJson = False) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qlora_cli import console
+from qlora_cli.cli.options import AsJson, Overrides
 from qlora_cli.errors import ArgumentError
 from qlora_cli.hub import start_asking
 from qlora_cli.progress import STARTING, progress
@@ -37,15 +38,11 @@ Calibrate = Annotated[
     bool, typer.Option("--calibrate", help="First measure this machine's GPU, for this plan and later ones.")
 ]
 Timeline = Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with the memory over the step.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override one key, e.g. data.max_length=1024."),
-]
 
 
 def plan(
     recipe: Annotated[Path | None, typer.Argument(help="The recipe: a YAML file.", show_default=False)] = None,
-    gpu: Annotated[str | None, typer.Option(help="Card that it is to run on, e.g. 4090 or a100-80.")] = None,
+    gpu: Annotated[str | None, typer.Option(help="Gpu that it is to run on, e.g. 4090 or a100-80.")] = None,
     memory_gb: MemoryGb = None,
     num_gpus: NumGpus = 1,
     calibrate: Calibrate = False,
@@ -55,7 +52,7 @@ def plan(
     hidden: Annotated[int | None, typer.Option(help="Width of the sketch, e.g. 4096.")] = None,
     layers: Annotated[int | None, typer.Option(help="Layers of the sketch, e.g. 32.")] = None,
     overrides: Overrides = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Say what memory, time and disk a recipe needs; needs no GPU and no weights. Exit code 5: it does not fit."""
     sketch = (params, hidden, layers)

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from qlora_cli.cli.options import AsJson
 from qlora_cli.progress import STARTING, progress
 
 if TYPE_CHECKING:
     from qlora_cli.recipe.starter import StarterValues
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def register(app: typer.Typer) -> None:

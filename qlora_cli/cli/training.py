@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qlora_cli import api, console
+from qlora_cli.constants import GIB
 
 if TYPE_CHECKING:
     from qlora_cli.train.result import TrainingResult
@@ -63,7 +64,7 @@ def _show(result: TrainingResult, *, as_json: bool) -> None:
     )
     console.result(
         f"{steps}, {result.num_steps} of {result.max_steps} are done: {', '.join(losses)}, "
-        f"peak memory {result.peak_memory_bytes / 2**30:.1f} GiB{_planned(result)}"
+        f"peak memory {result.peak_memory_bytes / GIB:.1f} GiB{_planned(result)}"
     )
     if result.early_stop is not None:
         console.result(str(result.early_stop))
@@ -80,7 +81,7 @@ def _planned(result: TrainingResult) -> str:
     """What was predicted of the GPU's memory; what a CPU's process takes holds more than what is planned."""
     predicted, measured = result.memory["predicted_bytes"], result.memory["measured_bytes"]
     is_comparable = "allocated" in predicted and "allocated" in measured
-    return f" ({predicted['allocated'] / 2**30:.1f} GiB were planned)" if is_comparable else ""
+    return f" ({predicted['allocated'] / GIB:.1f} GiB were planned)" if is_comparable else ""
 
 
 def register(app: typer.Typer) -> None:

@@ -20,7 +20,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import IO
 
-from qlora_cli import compat
+from qlora_cli import compat, constants
+from qlora_cli.cache_folder import cache_folder
 from qlora_cli.data.read.sources import source_files
 from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.recipe.data_schema import DataSection, SourceSection
@@ -56,14 +57,9 @@ class CacheEntry:
     sources: tuple[str, ...]
 
 
-CACHE_ELSEWHERE = "or name another folder for the cache: QLORA_CACHE=FOLDER"
-"""What to do where the cache cannot be written."""
-
-
 def cache_root() -> Path:
-    """`$QLORA_CACHE/data`, by default `~/.cache/qlora/data`."""
-    base = os.environ.get("QLORA_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qlora"
-    return Path(base).expanduser() / "data"
+    """The folder of prepared data, which has one folder for each entry."""
+    return cache_folder("data")
 
 
 def cache_key(data: DataSection, renderer: Renderer, seed: int) -> str | None:
@@ -106,9 +102,13 @@ def _code_fingerprint() -> str:
 
 
 def code_files() -> list[Path]:
-    """Files of this room that make rows, and the work-arounds, one of which changes messages."""
+    """Files of this room that make rows, the work-arounds, one of which changes messages, and constants."""
     own = [path for path in Path(__file__).parent.rglob("*") if path.suffix in (".py", ".jinja")]
-    return [Path(compat.__file__), *sorted(path for path in own if path.parent.name != "show")]
+    return [
+        Path(compat.__file__),
+        Path(constants.__file__),
+        *sorted(path for path in own if path.parent.name != "show"),
+    ]
 
 
 @contextmanager

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
-from qlora_cli.data.cache import CACHE_ELSEWHERE, SCRATCH, cache_key, cache_root, locked, touch
+from qlora_cli.cache_folder import CACHE_ELSEWHERE
+from qlora_cli.data.cache import SCRATCH, cache_key, cache_root, locked, touch
 from qlora_cli.data.parity import compare_prompts
 from qlora_cli.data.prepare import build_into
 from qlora_cli.data.render.renderer import Renderer

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from qlora_cli.data.token_row import IGNORE_INDEX
+from qlora_cli.constants import IGNORE_INDEX
 
 
 def restarting_positions(seq_lengths: Sequence[int]) -> list[int]:

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qlora_cli.data.token_row import IGNORE_INDEX, TokenRow
+from qlora_cli.constants import IGNORE_INDEX
+from qlora_cli.data.token_row import TokenRow
 
 WINDOW = 65_536
 """Documents that are packed together; keeps memory flat, at the cost of a few half-empty rows a window."""

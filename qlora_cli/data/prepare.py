@@ -8,8 +8,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from qlora_cli.cache_folder import CACHE_ELSEWHERE
 from qlora_cli.data.build import EVAL_FILE, TRAIN_FILE, Built, build_data
-from qlora_cli.data.cache import CACHE_ELSEWHERE, FACTS_FILE, cache_key, cache_root, locked, touch
+from qlora_cli.data.cache import FACTS_FILE, cache_key, cache_root, locked, touch
 from qlora_cli.data.collect_rows import REJECTED_FILE
 from qlora_cli.data.duplicate_index import DedupeMode
 from qlora_cli.data.packed_rows import PackedRows

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from qlora_cli.constants import IGNORE_INDEX
 from qlora_cli.data.clean import answer_of
 from qlora_cli.data.example import Conversation, Example, Message
 from qlora_cli.data.render.renderer import Renderer
-from qlora_cli.data.token_row import IGNORE_INDEX, TokenRow
+from qlora_cli.data.token_row import TokenRow
 
 MIN_ANSWER_CHARS = 3
 

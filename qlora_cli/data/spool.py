@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from qlora_cli.data.token_row import IGNORE_INDEX, TokenRow
+from qlora_cli.constants import IGNORE_INDEX
+from qlora_cli.data.token_row import TokenRow
 
 TOKEN = np.dtype(np.int32)
 ROW = np.dtype(

@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from qlora_cli.constants import IGNORE_INDEX
 from qlora_cli.data.example import Place
-
-IGNORE_INDEX = -100
-"""Label of a token that is not trained, as in `torch.nn.functional.cross_entropy`."""
 
 
 class Unprinted(NamedTuple):

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import get_args
 
 from qlora_cli.choices import ExchangeFormat
+from qlora_cli.constants import IGNORE_INDEX
 from qlora_cli.data.example import Conversation, Example, PlainText
 from qlora_cli.data.read.column_mapping import Where
 from qlora_cli.data.read.examples import read_examples
-from qlora_cli.data.render.renderer import IGNORE_INDEX, Renderer
+from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.errors import DataError
 from qlora_cli.evaluate.metrics import METRICS
 from qlora_cli.recipe.data_schema import SourceSection

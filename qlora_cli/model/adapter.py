@@ -25,7 +25,7 @@ MAGNITUDE_KEY = "lora_magnitude_vector"
 def attach_adapter(base: PreTrainedModel, lora: LoraSection) -> PeftModel:
     """Put a new adapter on `base`; only the adapter (and `modules_to_save`) can be trained.
 
-    The adapter starts as PEFT's default or Gaussian init says; `initial_values` does LoftQ and PiSSA.
+    The adapter starts as PEFT's default or Gaussian init says; `model/initialization.py` does LoftQ and PiSSA.
 
     Raises:
         RecipeError: if a target matches no linear module, a module to save does not exist, or PEFT refuses the base.

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from qlora_cli.constants import AMPERE
 from qlora_cli.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def _computes_in_bfloat16(device: torch.device) -> bool:
-    return torch.cuda.get_device_capability(device) >= (8, 0)
+    return torch.cuda.get_device_capability(device) >= AMPERE
 
 
 def precision_of(model: PeftModel | PreTrainedModel) -> str:

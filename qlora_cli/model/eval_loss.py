@@ -14,7 +14,7 @@ from peft import PeftModel
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-IGNORE_INDEX = -100
+from qlora_cli.constants import IGNORE_INDEX
 
 MAX_LOGITS = 2**26
 """Logits held at once, in elements: 256 MiB in fp32. Large vocabularies would otherwise fill the memory."""

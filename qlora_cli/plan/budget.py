@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from qlora_cli.constants import MIB
 from qlora_cli.plan.machine.device import Device
 from qlora_cli.plan.parameter_counts import ParameterCounts, parameter_counts
-from qlora_cli.plan.trace.allocator import MIB, allocate_trace
+from qlora_cli.plan.trace.allocator import allocate_trace
 from qlora_cli.plan.trace.live_memory import MemoryKind
 from qlora_cli.plan.trace.request import PlanRequest
 from qlora_cli.plan.trace.timeline import MemoryTrace, Moment

@@ -22,6 +22,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig
 
+from qlora_cli.constants import GIB
 from qlora_cli.errors import ArgumentError, ResourceError
 from qlora_cli.plan.machine.calibration import Overheads, driver_version
 from qlora_cli.plan.machine.device import Device
@@ -32,8 +33,6 @@ from qlora_cli.plan.trace.fake_model import meta_model
 from qlora_cli.plan.trace.optimizers import make_optimizer
 from qlora_cli.plan.trace.request import PlanRequest
 from qlora_cli.recipe.schema import Recipe
-
-GIB = 2**30
 
 CONFIG = {
     "vocab_size": 32_000,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import floor, log10
 
-GIB, MIB, KIB = 2**30, 2**20, 2**10
+from qlora_cli.constants import GIB, KIB, MIB
 
 SMALL_GIB = 0.1
 """Below it a size is told in MiB: with two decimals of a GiB it would lose its figures, or be zero."""

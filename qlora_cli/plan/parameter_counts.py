@@ -7,12 +7,11 @@ from dataclasses import dataclass, replace
 import bitsandbytes as bnb
 from peft import PeftModel
 
+from qlora_cli.constants import GIB
 from qlora_cli.model.embedding_limits import has_position_table, num_positions
 from qlora_cli.plan.disk import TrainedTensor
 from qlora_cli.plan.trace.fake_model import meta_model
 from qlora_cli.plan.trace.request import PlanRequest
-
-GIB = 2**30
 
 
 @dataclass(frozen=True)

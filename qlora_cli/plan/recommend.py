@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
+from qlora_cli.constants import GIB
 from qlora_cli.errors import RecipeError, ResourceError
 from qlora_cli.model.embedding_limits import num_positions
 from qlora_cli.plan.likeness import config_or_sketch
@@ -32,8 +33,6 @@ LENGTHS = (2048, 1024, 512)
 
 FILLED = 0.95
 """Share of a card's memory that a first recipe may fill: what CUDA takes is an estimate, and rows differ."""
-
-GIB = 2**30
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from qlora_cli.constants import GIB
 from qlora_cli.errors import ArgumentError
 from qlora_cli.plan.auto_batch_size import with_auto_batch_size
 from qlora_cli.plan.budget import MemoryBudget, plan
@@ -19,8 +20,6 @@ from qlora_cli.plan.throughput import Throughput, estimate_pace
 from qlora_cli.plan.trace.live_memory import MemoryKind
 from qlora_cli.plan.trace.request import PlanRequest
 from qlora_cli.recipe.schema import Recipe
-
-GIB = 2**30
 
 
 @dataclass(frozen=True)

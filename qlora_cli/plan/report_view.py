@@ -11,13 +11,14 @@ from rich.text import Text
 
 from qlora_cli import console
 from qlora_cli.console import size_in_words
-from qlora_cli.data.show.report_view import bar
-from qlora_cli.plan.figures import GIB, MIB, duration, in_gib, in_mib, size, two_digits
+from qlora_cli.constants import GIB, MIB
+from qlora_cli.plan.figures import duration, in_gib, in_mib, size, two_digits
 from qlora_cli.plan.fit import UNITS, Fit
 from qlora_cli.plan.machine.calibration import Overheads
 from qlora_cli.plan.report import PlanReport
 from qlora_cli.plan.savings import MemorySaving
 from qlora_cli.plan.trace.live_memory import MemoryKind
+from qlora_cli.progress import drawn_bar
 from qlora_cli.recipe.summary import summarize
 
 BAR_WIDTH = 32
@@ -102,7 +103,7 @@ def _bill_rows(report: PlanReport, unit: str) -> list[tuple[str, str, str]]:
 
 def _bar(share: float) -> str:
     """A bar; one that is longer than there is room ends in dots."""
-    return bar(min(1.0, share), BAR_WIDTH) + ("…" if share > 1 else "")
+    return drawn_bar(min(1.0, share), BAR_WIDTH) + ("…" if share > 1 else "")
 
 
 def _facts(report: PlanReport) -> dict[str, str]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from qlora_cli.constants import AMPERE
 from qlora_cli.model.base import is_linear
 from qlora_cli.plan.trace.fake_model import skeleton
 from qlora_cli.plan.trace.request import PlanRequest
@@ -95,7 +96,7 @@ def changes(request: PlanRequest) -> Iterator[tuple[str, dict[str, Any]]]:
         )
     if recipe.data.max_length >= 2 * SMALLEST_LENGTH:
         yield "shorter rows; what is longer must be cut or left out", {"data.max_length": recipe.data.max_length // 2}
-    on_ampere = request.device.kind == "cuda" and request.device.capability >= (8, 0)
+    on_ampere = request.device.kind == "cuda" and request.device.capability >= AMPERE
     if recipe.model.attn_implementation != "flash_attention_2" and request.has_mask and on_ampere:
         what = "attention by document bounds instead of a dense mask; needs the package flash-attn"
         yield what, {"model.attn_implementation": "flash_attention_2"}

@@ -9,8 +9,9 @@ from itertools import groupby
 from math import ceil
 from pathlib import Path
 
+from qlora_cli.constants import GIB, MIB
 from qlora_cli.errors import ArgumentError
-from qlora_cli.plan.figures import GIB, MIB, in_gib, in_mib, size
+from qlora_cli.plan.figures import in_gib, in_mib, size
 from qlora_cli.plan.report import PlanReport
 from qlora_cli.plan.report_view import verdict
 from qlora_cli.plan.trace.live_memory import MemoryKind, Stage

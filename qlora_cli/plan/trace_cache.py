@@ -11,21 +11,19 @@ import json
 from functools import cache
 from pathlib import Path
 
-import qlora_cli
-from qlora_cli.data.cache import cache_root
+from qlora_cli.cache_folder import cache_folder
 from qlora_cli.errors import IdentityError
 from qlora_cli.plan.budget import DeviceMemory, device_memory
 from qlora_cli.plan.trace.request import PlanRequest
 from qlora_cli.plan.trace.trace_step import trace_step
+from qlora_cli.recipe.shipped import PACKAGE
 from qlora_cli.run.files import read_json_object, write_json
 from qlora_cli.run.manifest import library_versions
-
-PACKAGE = Path(qlora_cli.__file__).parent
 
 
 def plans_root() -> Path:
     """Where traced needs are kept."""
-    return cache_root().with_name("plans")
+    return cache_folder("plans")
 
 
 class Tracer:

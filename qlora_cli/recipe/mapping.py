@@ -8,9 +8,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from qlora_cli.recipe.tree import UNREADABLE, Node, PathPart, PlacedProblem, RecipePlace, path_text, problem_at
-
-MAX_DEPTH = 50
-"""A mapping that holds itself has no end; no recipe is nested more than six times."""
+from qlora_cli.recipe.yaml_text import MAX_DEPTH
 
 
 def plain_scalar(value: Any) -> str | int | float | bool | None:

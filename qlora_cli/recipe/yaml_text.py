@@ -15,7 +15,7 @@ from qlora_cli.recipe.tree import UNREADABLE, Node, PlacedProblem, RecipePlace, 
 
 MAX_TEXT_BYTES = 1024 * 1024
 MAX_VALUES = 20_000  # a recipe holds about a hundred; an alias bomb holds billions
-MAX_DEPTH = 50
+MAX_DEPTH = 50  # no recipe is nested more than six times; a mapping that holds itself has no end
 MAX_DIGITS = 18  # whole numbers of more digits do not fit 64 bits
 
 _TAG = "tag:yaml.org,2002:"

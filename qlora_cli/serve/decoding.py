@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from transformers import PreTrainedTokenizerBase
 
-REPLACEMENT = "\ufffd"
-"""What a tokenizer prints for bytes that are no whole UTF-8 character (yet)."""
+from qlora_cli.constants import REPLACEMENT
 
 
 class StreamDecoder:

@@ -7,10 +7,11 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from qlora_cli.constants import IGNORE_INDEX
 from qlora_cli.data.collator import Collator
 from qlora_cli.data.example import Place
 from qlora_cli.data.packing import unpacked
-from qlora_cli.data.token_row import IGNORE_INDEX, TokenRow
+from qlora_cli.data.token_row import TokenRow
 from tests.data.packed import pack
 
 NUM_TOKENS = 64

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qlora_cli.constants import IGNORE_INDEX
 from qlora_cli.data.example import Place
 from qlora_cli.data.packing import WINDOW, plan_packing, unpacked
-from qlora_cli.data.token_row import IGNORE_INDEX, TokenRow
+from qlora_cli.data.token_row import TokenRow
 
 LENGTHS = st.lists(st.integers(1, 64), max_size=80)
 

@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qlora_cli.constants import IGNORE_INDEX
 from qlora_cli.data.check import check_data
 from qlora_cli.data.pieces import Pieces, cut_lengths
 from qlora_cli.data.prepare import prepare_data
 from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.data.spool import Spool, batch_of
-from qlora_cli.data.token_row import IGNORE_INDEX, TokenRow
+from qlora_cli.data.token_row import TokenRow
 from qlora_cli.errors import DataError
 from qlora_cli.recipe.data_schema import DataSection, SourceSection
 from tests.data.conftest import make_tokenizer

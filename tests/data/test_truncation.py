@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
+from qlora_cli.constants import IGNORE_INDEX
 from qlora_cli.data.example import Conversation, Place, PlainText
 from qlora_cli.data.read.formats import to_example
 from qlora_cli.data.render.renderer import Renderer
-from qlora_cli.data.token_row import IGNORE_INDEX
 from qlora_cli.data.truncation import MARK, MAX_RENDERINGS, NUM_KEPT_CHARS, Cutter
 from tests.data.conftest import make_tokenizer
 

@@ -40,10 +40,10 @@ def test_a_task_is_read_so_too(file_with):
 
 
 def test_of_several_sources_the_one_whose_columns_are_there_is_followed_and_held_out_ones_first(file_with):
-    source = file_with(q="Hi", a="Hello", question="Hi", answer="Hello")
+    source = file_with(ask="Hi", say="Hello", question="Hi", answer="Hello")
     train = [{"path": "x", "columns": {"messages": "chat"}}, {"path": "y", "columns": ASKED}]
     assert read_like_the_run(source, recipe_with(train=train)).columns == ASKED
-    held_out = {"path": "z", "columns": {"instruction": "q", "output": "a"}}
+    held_out = {"path": "z", "columns": {"instruction": "ask", "output": "say"}}
     assert read_like_the_run(source, recipe_with(train=train, eval=held_out)).columns == held_out["columns"]
 
 

@@ -2,8 +2,9 @@ import json
 
 import pytest
 
+from qlora_cli.constants import IGNORE_INDEX
 from qlora_cli.data.example import Conversation, Place, PlainText
-from qlora_cli.data.render.renderer import IGNORE_INDEX, Renderer
+from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.errors import ArgumentError, DataError
 from qlora_cli.evaluate.request import EvalRequest, prepare_evaluation, task_sections
 from qlora_cli.evaluate.tasks import Question, Task, load_task, score_answers, to_question

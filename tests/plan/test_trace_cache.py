@@ -9,7 +9,8 @@ import pytest
 from qlora_cli.plan import trace_cache
 from qlora_cli.plan.budget import device_memory
 from qlora_cli.plan.trace.trace_step import trace_step
-from qlora_cli.plan.trace_cache import PACKAGE, Tracer, code_fingerprint, plans_root
+from qlora_cli.plan.trace_cache import Tracer, code_fingerprint, plans_root
+from qlora_cli.recipe.shipped import PACKAGE
 from tests.plan.bases import AMPERE, CPU, config_of, request_for
 
 

@@ -8,7 +8,6 @@ name lines) and `columnar`; `hub` reads what is not here.
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -23,7 +22,7 @@ from qlora_cli.data.read.json_array import read_json
 from qlora_cli.data.read.jsonl import parse_line, read_jsonl
 from qlora_cli.data.rejection import RejectionReason, RowError
 from qlora_cli.errors import DataError
-from qlora_cli.hub import HUB_FILES
+from qlora_cli.hub import HUB_FILES, is_hub_id
 from qlora_cli.recipe.data_schema import SourceSection
 
 TEXT_SUFFIXES = (".json", ".jsonl", ".csv")
@@ -35,8 +34,6 @@ FILE_READERS: dict[str, Callable[[Path], Iterator[RawRow]]] = {
     ".arrow": read_arrow,
 }
 """Suffix -> reader. The text kinds may also end in .gz."""
-
-_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
 
 
 def read_raw(source: SourceSection) -> Iterator[RawRow]:
@@ -132,7 +129,7 @@ def _is_on_hub(name: str, path: Path) -> bool:
 
 
 def _is_hub_id(path: str) -> bool:
-    return _HUB_ID.fullmatch(path) is not None and _file_suffix(Path(path)) not in FILE_READERS
+    return is_hub_id(path) and _file_suffix(Path(path)) not in FILE_READERS
 
 
 def _refuse_keys(source: SourceSection, *keys: str) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from qlora_cli.constants import IGNORE_INDEX
 from qlora_cli.data.example import Example, Message, PlainText
 from qlora_cli.data.problems import RowProblems
 from qlora_cli.data.rejection import RejectionReason, RowError
@@ -20,10 +21,10 @@ from qlora_cli.data.render.generation_prompt import STAND_IN, Tools
 from qlora_cli.data.render.special_text import Originals
 from qlora_cli.data.render.traced_template import Span
 from qlora_cli.data.render.trained_turns import TrainOn, choose, untrained_turns
-from qlora_cli.data.token_row import IGNORE_INDEX, TokenRow, Unprinted, mask_labels
+from qlora_cli.data.token_row import TokenRow, Unprinted, mask_labels
 from qlora_cli.errors import DataError
 
-__all__ = ["IGNORE_INDEX", "Renderer", "TokenRow"]
+__all__ = ["Renderer", "TokenRow"]
 
 ALPACA_TEMPLATE = Path(__file__).parent / "templates" / "alpaca.jinja"
 

@@ -11,9 +11,7 @@ from rich.text import Text
 from qlora_cli import console
 from qlora_cli.data.report import DataReport, Finding, Lengths, SourceReport
 from qlora_cli.data.show.token_pieces import visible
-
-BLOCKS = " ▏▎▍▌▋▊▉"
-"""Nothing and one to seven eighths of a character."""
+from qlora_cli.progress import drawn_bar
 
 BAR_WIDTH = 48
 SHORTEST_PATH, LONGEST_PATH = 16, 40
@@ -90,23 +88,13 @@ def histogram(lengths: Lengths, max_length: int, *, width: int = BAR_WIDTH) -> I
             yield f"  {limit}"
             is_limit_drawn = True
         yield (
-            f"  {first:>{number_width},} - {end - 1:>{number_width},}  {bar(count / most, width):<{width}}  "
+            f"  {first:>{number_width},} - {end - 1:>{number_width},}  {drawn_bar(count / most, width):<{width}}  "
             f"{count:>{count_width},}"
         )
     yield (
         f"  half have at most {lengths.p50:,}, 95% {lengths.p95:,}, 99% {lengths.p99:,}; "
         f"the longest {lengths.longest:,} ({visible(lengths.longest_place)})"
     )
-
-
-def bar(share: float, width: int) -> str:
-    """A bar of `share` times `width` characters, in eighths; anything above nothing is seen.
-
-    >>> bar(0.5, 3), bar(0.0001, 3), bar(0, 3), bar(1, 3)
-    ('█▌', '▏', '', '███')
-    """
-    eighths = round(share * width * 8) or (share > 0)
-    return "█" * (eighths // 8) + BLOCKS[eighths % 8].strip()
 
 
 def rows_in_words(number: int) -> str:

@@ -9,10 +9,10 @@ from itertools import groupby
 
 from transformers import PreTrainedTokenizerBase
 
-from qlora_cli.data.token_row import IGNORE_INDEX, TokenRow
+from qlora_cli.constants import IGNORE_INDEX, REPLACEMENT
+from qlora_cli.data.token_row import TokenRow
 
 LINE_END = "↵"
-REPLACEMENT = "\ufffd"
 MAX_TOKENS_OF_A_CHARACTER = 8
 """UTF-8 takes at most 4 bytes; past this many tokens the bytes are shown as they decode."""
 

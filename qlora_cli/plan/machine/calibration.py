@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from qlora_cli import console
-from qlora_cli.data.cache import CACHE_ELSEWHERE, cache_root
+from qlora_cli.cache_folder import CACHE_ELSEWHERE, cache_folder
 from qlora_cli.errors import IdentityError
 from qlora_cli.run.disk_errors import naming
 from qlora_cli.run.files import read_json_object, write_json
@@ -57,7 +57,7 @@ class Overheads:
 
 def overheads_root() -> Path:
     """`$QLORA_CACHE/calibration`, by default `~/.cache/qlora/calibration`."""
-    return cache_root().with_name("calibration")
+    return cache_folder("calibration")
 
 
 def driver_version() -> str:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from qlora_cli.constants import AMPERE
+
 if TYPE_CHECKING:
     from qlora_cli.plan.machine.calibration import Overheads
-
-BFLOAT16_CAPABILITY = (8, 0)
-"""First compute capability that computes in bfloat16 (NVIDIA Ampere)."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +17,7 @@ class Device:
 
     kind: Literal["cuda", "cpu"] = "cuda"
 
-    capability: tuple[int, int] = (8, 0)
+    capability: tuple[int, int] = AMPERE
     """CUDA compute capability; it decides the kernels and, under `model.dtype: auto`, the precision."""
 
     num_multiprocessors: int = 108

@@ -15,6 +15,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from qlora_cli import console
+from qlora_cli.constants import GIB
 from qlora_cli.plan.machine.extras import EXTRAS, IMPORT_FAULTS, missing_packages, one_line, try_package
 from qlora_cli.plan.machine.finding import DoctorFinding
 from qlora_cli.run.manifest import DISTRIBUTION, LIBRARIES
@@ -128,7 +129,7 @@ def try_disk(folder: Path) -> DoctorFinding:
     except OSError as fault:
         return DoctorFinding(what, f"nothing can be written to {folder.absolute()}: {fault.strerror}", is_fine=False)
     return DoctorFinding(
-        what, f"{usage.free / 2**30:.0f} GiB of {usage.total / 2**30:.0f} GiB are free; a file was written"
+        what, f"{usage.free / GIB:.0f} GiB of {usage.total / GIB:.0f} GiB are free; a file was written"
     )
 
 

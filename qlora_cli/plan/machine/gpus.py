@@ -8,13 +8,13 @@ from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 
+from qlora_cli.constants import MIB
 from qlora_cli.errors import ArgumentError
 from qlora_cli.plan.machine.device import Device
 from qlora_cli.recipe.yaml_text import parse_yaml
 
 GPUS_FILE = Path(__file__).with_name("gpus.yaml")
 
-MIB = 2**20
 USABLE = 0.98
 """Share of `nvidia-smi`'s total that a process is counted on to have: the driver keeps a few hundred MiB for itself.
 A cautious figure; `torch.cuda.mem_get_info` shows a machine's own."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import bitsandbytes as bnb
 import torch
 
+from qlora_cli.constants import GIB
 from qlora_cli.model.device import dtype_name, pick_dtype
 from qlora_cli.plan.machine.extras import one_line
 from qlora_cli.plan.machine.finding import DoctorFinding
@@ -28,7 +29,7 @@ def _describe(device: torch.device) -> str:
     if device.type == "cpu":
         return f"CPU, {torch.get_num_threads()} threads; no CUDA GPU is visible to torch"
     properties = torch.cuda.get_device_properties(device)
-    memory = f"{properties.total_memory / 2**30:.1f} GiB"
+    memory = f"{properties.total_memory / GIB:.1f} GiB"
     return f"{properties.name}, {memory}, compute capability {properties.major}.{properties.minor}"
 
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from dataclasses import dataclass, field
 
+from qlora_cli.constants import MIB
 from qlora_cli.plan.trace.live_memory import MemoryKind
 from qlora_cli.plan.trace.timeline import MemoryTrace
 
-MIB = 2**20
 ROUNDING = 512
 SMALL = 1 * MIB
 SMALL_SEGMENT = 2 * MIB

@@ -19,6 +19,7 @@ from torch.nn.functional import pad
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from qlora_cli.constants import AMPERE
 from qlora_cli.plan.trace.live_memory import MemoryKind, Workspace
 from qlora_cli.plan.trace.request import PlanRequest
 
@@ -27,7 +28,6 @@ aten = torch.ops.aten
 WITHOUT_MASK = "sdpa_without_mask"
 """A name that transformers knows no mask for, so it makes none; the attention itself is SDPA's."""
 
-FLASH_CAPABILITY = (8, 0)
 CUDNN_FIRST = (9, 10)
 """Major compute capabilities on which torch prefers cuDNN's attention, Hopper and Blackwell for data centres, where its
 cuDNN is newer than 9.15.1. An older one leaves the choice between the others, which take about the same."""
@@ -84,7 +84,7 @@ def _kernel(query: torch.Tensor, has_mask: bool, has_shared_heads: bool, capabil
     is_16bit = query.dtype in (torch.float16, torch.bfloat16)
     if is_16bit and capability[0] in CUDNN_FIRST and width % 8 == 0 and width <= MAX_CUDNN_WIDTH:
         return "cudnn"
-    if is_16bit and capability >= FLASH_CAPABILITY and not has_mask and width <= MAX_FLASH_WIDTH:
+    if is_16bit and capability >= AMPERE and not has_mask and width <= MAX_FLASH_WIDTH:
         return "flash"
     if width % (8 if is_16bit else 4) == 0 and not has_shared_heads:
         return "efficient"

@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from qlora_cli.constants import IGNORE_INDEX
+
 TILE_TOKENS = 4096
 TILE_COLUMNS = 32_768
 NUM_RUNNING_SUMS = 7
@@ -42,7 +44,7 @@ def fused_loss(
         has_softcap: whether the scores are capped.
     """
     shifted_BLH, shifted_BL = hidden_BLH[:, :-1], labels_BL[:, 1:]
-    mask_BL = shifted_BL != -100
+    mask_BL = shifted_BL != IGNORE_INDEX
     if on_cuda:
         row_N, column_N = (torch.zeros(shifted_BL.numel(), dtype=torch.int64) for _ in range(2))
         hidden_NH, targets_N = shifted_BLH[row_N, column_N], shifted_BL[row_N, column_N]

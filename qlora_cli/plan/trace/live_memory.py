@@ -2,7 +2,7 @@
 
 `LiveMemory` is a dispatch mode: it sees every tensor that an operator returns, counts its storage once, and notices
 when the storage dies. Views and in-place results cost nothing. It sees nothing of what a kernel allocates inside; such
-workspaces come from rules (`plan/workspaces.py`), by operator.
+workspaces come from rules (`plan/trace/cuda_kernels.py`), by operator.
 
 Bytes are those of the storages, as `untyped_storage().nbytes()` gives them; what an allocator rounds them up to is
 `plan/trace/allocator.py`'s matter.

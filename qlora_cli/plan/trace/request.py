@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
+from qlora_cli.constants import AMPERE
 from qlora_cli.model.device import DTYPES
-from qlora_cli.plan.machine.device import BFLOAT16_CAPABILITY, Device
+from qlora_cli.plan.machine.device import Device
 from qlora_cli.recipe.schema import Recipe
 from qlora_cli.recipe.section import Section
 
@@ -38,7 +39,7 @@ class PlanRequest:
             return DTYPES[name]
         if self.device.kind == "cpu":
             return torch.float32
-        return torch.bfloat16 if self.device.capability >= BFLOAT16_CAPABILITY else torch.float16
+        return torch.bfloat16 if self.device.capability >= AMPERE else torch.float16
 
     @property
     def autocast_dtype(self) -> torch.dtype | None:

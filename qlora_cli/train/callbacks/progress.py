@@ -12,6 +12,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from qlora_cli import console
+from qlora_cli.constants import GIB
 from qlora_cli.progress import Phase, progress
 from qlora_cli.run.metrics import append_metrics
 from qlora_cli.train.callbacks.peak_memory import peak_memory_bytes
@@ -100,7 +101,7 @@ class ProgressCallback(TrainerCallback):
             return
         shown = (
             f"loss {values['loss']:.4f}  {values['tokens_per_second']:,.0f} tokens/s  "
-            f"{values['peak_memory_bytes'] / 2**30:.1f} GiB"
+            f"{values['peak_memory_bytes'] / GIB:.1f} GiB"
         )
         if self._bar is not None:
             self._bar.update(state.global_step, shown)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from qlora_cli import console
+from qlora_cli.constants import GIB
 from qlora_cli.errors import RecipeError, ResourceError
 from qlora_cli.model.base import read_config
 from qlora_cli.model.device import pick_device
@@ -20,8 +21,6 @@ from qlora_cli.plan.report import this_gpu
 from qlora_cli.plan.trace.request import PlanRequest
 from qlora_cli.plan.trace_cache import Tracer
 from qlora_cli.recipe.schema import Recipe
-
-GIB = 2**30
 
 
 @dataclass(frozen=True)

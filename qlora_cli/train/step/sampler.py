@@ -9,7 +9,7 @@ from accelerate.data_loader import SeedableRandomSampler
 from torch import Generator
 from torch.utils.data import Dataset, Sampler
 
-from qlora_cli.data.token_row import IGNORE_INDEX
+from qlora_cli.constants import IGNORE_INDEX
 from qlora_cli.train.step.row_ids import ROW_IDS
 
 PADDING_ROW = -1

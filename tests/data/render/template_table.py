@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 
 import jinja2
 
+from qlora_cli.constants import IGNORE_INDEX
 from qlora_cli.data.example import Conversation, Place
 from qlora_cli.data.parity import differing_prompts
 from qlora_cli.data.rejection import RejectionReason, RowError
-from qlora_cli.data.render.renderer import IGNORE_INDEX, Renderer
+from qlora_cli.data.render.renderer import Renderer
 from tests.data.render.content_kinds import KINDS, POSITIONS, TOOL, Case, make_case
 
 PLACE = Place("test.jsonl", 1, 1)

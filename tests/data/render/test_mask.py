@@ -8,9 +8,10 @@ import jinja2
 import pytest
 import trl
 
+from qlora_cli.constants import IGNORE_INDEX
 from qlora_cli.data.example import Conversation, Place
 from qlora_cli.data.render.mask import ChatMask, common_prompt
-from qlora_cli.data.render.renderer import IGNORE_INDEX, Renderer
+from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.errors import DataError
 from tests.data.render.conversations import CALL, CONVERSATIONS, SUNNY, WEATHER, assistant, user
 

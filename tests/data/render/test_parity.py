@@ -10,8 +10,9 @@ import trl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qlora_cli.constants import IGNORE_INDEX
 from qlora_cli.data.example import Conversation, Place
-from qlora_cli.data.render.renderer import IGNORE_INDEX, Renderer
+from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.errors import DataError
 from tests.data.render.conversations import CALL, CONVERSATIONS, SUNNY, WEATHER, assistant, system, user
 

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from qlora_cli.constants import IGNORE_INDEX
 from qlora_cli.data.example import Conversation, Place, PlainText
 from qlora_cli.data.rejection import RejectionReason, RowError
-from qlora_cli.data.render.renderer import IGNORE_INDEX, Renderer
+from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.errors import DataError
 
 PLACE = Place("test.jsonl", 1, 1)

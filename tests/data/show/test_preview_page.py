@@ -6,11 +6,12 @@ from html.parser import HTMLParser
 
 import pytest
 
+from qlora_cli.constants import IGNORE_INDEX
 from qlora_cli.data.example import Place
 from qlora_cli.data.rejection import Rejection, RejectionReason
 from qlora_cli.data.show.preview import ShownRow
 from qlora_cli.data.show.preview_page import NUM_TOKENS_DRAWN, NUM_TOKENS_OPEN, page, write_page
-from qlora_cli.data.token_row import IGNORE_INDEX, TokenRow
+from qlora_cli.data.token_row import TokenRow
 from qlora_cli.errors import ArgumentError
 from tests.conftest import byte_tokenizer
 

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
+from qlora_cli.constants import IGNORE_INDEX
 from qlora_cli.data.example import Place
 from qlora_cli.data.show.token_pieces import REPLACEMENT, pieces_of, runs_of, visible
-from qlora_cli.data.token_row import IGNORE_INDEX, TokenRow
+from qlora_cli.data.token_row import TokenRow
 from tests.conftest import byte_tokenizer
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from qlora_cli.data.cache import CACHE_ELSEWHERE
+from qlora_cli.cache_folder import CACHE_ELSEWHERE
 from qlora_cli.errors import IdentityError
 from qlora_cli.plan.budget import plan
 from qlora_cli.plan.machine import calibration as module
