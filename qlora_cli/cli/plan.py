@@ -42,7 +42,7 @@ Timeline = Annotated[Path | None, typer.Option(metavar="FILE", help="Write a pag
 
 def plan(
     recipe: Annotated[Path | None, typer.Argument(help="The recipe: a YAML file.", show_default=False)] = None,
-    gpu: Annotated[str | None, typer.Option(help="Gpu that it is to run on, e.g. 4090 or a100-80.")] = None,
+    gpu: Annotated[str | None, typer.Option(help="Card that it is to run on, e.g. 4090 or a100-80.")] = None,
     memory_gb: MemoryGb = None,
     num_gpus: NumGpus = 1,
     calibrate: Calibrate = False,
