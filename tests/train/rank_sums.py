@@ -9,7 +9,7 @@ from qlora_cli.errors import IdentityError
 from qlora_cli.train.launch import take_launch
 from qlora_cli.train.ranks import Ranks
 from qlora_cli.train.watch import joined
-from tests.reliability.rank_runs import set_place
+from tests.reliability.harness.rank_runs import set_place
 
 
 def check(rank: int, num: int, port: int, arguments: list[str]) -> int:

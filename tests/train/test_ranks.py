@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from qlora_cli.run.checkpoints import list_checkpoints
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.manifest import read_manifest
-from tests.reliability.rank_runs import Ranks, content, metrics, serving, write_recipe
+from tests.reliability.harness.rank_runs import Ranks, content, metrics, serving, write_recipe
 
 TRAINING_STEP = "qlora_cli.train.trainer:QloraTrainer.training_step"
 FOUR_BIT = {"quantization": {"quant_type": "nf4"}}
