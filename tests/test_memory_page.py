@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from qlora_cli.plan.parameter_counts import model_facts
+from qlora_cli.plan.parameter_counts import parameter_counts
 from qlora_cli.plan.trace.request import PlanRequest
 from qlora_cli.recipe.schema import Recipe
 
@@ -61,7 +61,7 @@ def test_parameters_by_arithmetic_are_those_of_the_model(scripts):
     _, bases = scripts
     for name in ("qwen2.5-0.5b", "llama-3.2-1b"):
         config = bases.BASES[name]()
-        facts = model_facts(PlanRequest(Recipe.model_validate({"name": name, **bases.RECIPE}), config))
+        facts = parameter_counts(PlanRequest(Recipe.model_validate({"name": name, **bases.RECIPE}), config))
         assert bases.counts(config) == (facts.num_quantized, facts.num_base - facts.num_quantized)
 
 

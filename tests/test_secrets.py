@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from qlora_cli.secrets import MIN_VALUE_CHARS, SHAPES, find_secret, known_values, redacted, redacted_values
-from tests.reliability.leaks import SECRETS, body, told, written
+from tests.reliability.harness.leaks import SECRETS, body, told, written
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.reliability.hostile import Place, a_copy_of, furnish
+from tests.reliability.harness.hostile import Place, a_copy_of, furnish
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

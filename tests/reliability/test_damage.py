@@ -13,8 +13,8 @@ import pytest
 
 from qlora_cli.run.checkpoints import SEAL_NAME, list_checkpoints, newest_whole
 from qlora_cli.run.directory import RunDirectory
-from tests.reliability import saves
 from tests.reliability.conftest import num_cases
+from tests.reliability.harness import saves
 
 ROUNDS = 10
 """Times that each kind of damage is done, each time to other files and bytes."""

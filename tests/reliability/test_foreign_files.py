@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.reliability.conftest import num_cases
-from tests.reliability.foreign import COMMANDS, call_in_a_child, contents, scatter, train
+from tests.reliability.harness.foreign import COMMANDS, call_in_a_child, contents, scatter, train
 
 UNDISTURBED = (0, 2, 3, 5)
 """Exit codes of a command that nobody kills: done, or refused in a line that says why."""

@@ -18,7 +18,7 @@ from qlora_cli.recipe.reader import dump_recipe
 from qlora_cli.run.checkpoints import newest_whole
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.train.session import TrainOptions, train_recipe
-from tests.reliability.small_run import small_recipe
+from tests.reliability.harness.small_run import small_recipe
 
 KILOBYTES = 1400
 """Room for some checkpoints of 200 kB, and not for those of the whole run."""

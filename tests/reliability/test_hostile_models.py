@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.reliability.hostile import REFUSED, Bomb, Place, change_json, code, nested, state_with_a_bomb
+from tests.reliability.harness.hostile import REFUSED, Bomb, Place, change_json, code, nested, state_with_a_bomb
 
 
 def only_pickles(place: Place) -> None:

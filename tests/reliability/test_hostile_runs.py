@@ -13,7 +13,7 @@ from qlora_cli.run.checkpoints import SEAL_NAME, _seal_sha256
 from qlora_cli.run.files import sha256_file
 from qlora_cli.run.inventory import write_list
 from qlora_cli.run.own_files import run_files
-from tests.reliability.hostile import REFUSED, Bomb, Place, nested, state_with_a_bomb
+from tests.reliability.harness.hostile import REFUSED, Bomb, Place, nested, state_with_a_bomb
 
 STEPS = {"training": {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}}
 

@@ -22,8 +22,8 @@ from qlora_cli.train.session import TrainOptions, train_recipe
 from qlora_cli.train.step.microbatch import is_out_of_memory
 from qlora_cli.train.trainer import QloraTrainer
 from tests.reliability.conftest import num_cases
-from tests.reliability.short_memory import Gradients, ShortMemory, largest_difference
-from tests.reliability.small_run import BASES, small_recipe, train_with
+from tests.reliability.harness.short_memory import Gradients, ShortMemory, largest_difference
+from tests.reliability.harness.small_run import BASES, small_recipe, train_with
 
 ACCUMULATION = 2
 ROWS = 4

@@ -20,7 +20,8 @@ from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.manifest import read_manifest
 from qlora_cli.train.session import TrainOptions, train_recipe
 from qlora_cli.train.step.finite import MAX_OVERFLOWS
-from tests.reliability.broken_numbers import (
+from tests.reliability.conftest import num_cases
+from tests.reliability.harness.broken_numbers import (
     POISON,
     Fault,
     Outcome,
@@ -30,8 +31,7 @@ from tests.reliability.broken_numbers import (
     poison_row,
     run_into,
 )
-from tests.reliability.conftest import num_cases
-from tests.reliability.small_run import BASES, small_recipe, train_with
+from tests.reliability.harness.small_run import BASES, small_recipe, train_with
 
 ACCUMULATION = 3
 AT = {"first": 0, "middle": 1, "last": 2}

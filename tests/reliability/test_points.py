@@ -6,11 +6,11 @@ from pkgutil import resolve_name
 
 import pytest
 
-from tests.reliability import test_ranks
-from tests.reliability.signalled_runs import PHASES
+from tests.reliability import test_killed_ranks
+from tests.reliability.harness.signalled_runs import PHASES
 
 POINTS = {
-    *(where for where, _ in (test_ranks.POINTS | test_ranks.POINTS_OF_FIRST).values()),
+    *(where for where, _ in (test_killed_ranks.POINTS | test_killed_ranks.POINTS_OF_FIRST).values()),
     *(where for phase in PHASES.values() for where, _ in phase.points),
 }
 

@@ -11,8 +11,8 @@ from queue import SimpleQueue
 import pytest
 
 from tests.reliability.conftest import num_cases
-from tests.reliability.forkserver import ForkServer
-from tests.reliability.killed_runs import (
+from tests.reliability.harness.forkserver import ForkServer
+from tests.reliability.harness.killed_runs import (
     KINDS,
     Case,
     Field,
@@ -43,7 +43,7 @@ def field(tiny_base, chat_data, tmp_path) -> Field:
 @pytest.fixture(scope="module")
 def forked() -> Iterator[list[Start]]:
     """A fork server for each lane."""
-    modules = ("qlora_cli.train.session", "qlora_cli.cli.app", "tests.reliability.killed_runs")
+    modules = ("qlora_cli.train.session", "qlora_cli.cli.app", "tests.reliability.harness.killed_runs")
     with ExitStack() as stack:
         servers = [ForkServer(*modules) for _ in range(NUM_LANES)]
         yield [forked_from(stack.enter_context(server)) for server in servers]

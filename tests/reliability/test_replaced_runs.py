@@ -12,11 +12,11 @@ import pytest
 
 from qlora_cli.run.claim import claimed
 from qlora_cli.run.directory import RunDirectory
-from tests.reliability.forkserver import ForkServer
-from tests.reliability.replaced_runs import EARLIER, NEW, OTHERS, content_of, lay
-from tests.reliability.strace import Fault, need_strace, run_with_fault, trace_calls
+from tests.reliability.harness.forkserver import ForkServer
+from tests.reliability.harness.replaced_runs import EARLIER, NEW, OTHERS, content_of, lay
+from tests.reliability.harness.strace import Fault, need_strace, run_with_fault, trace_calls
 
-REPLACE = "tests.reliability.replaced_runs:replace"
+REPLACE = "tests.reliability.harness.replaced_runs:replace"
 BAD_DATA, REFUSED = 2, 5
 ENDS = {True: 0, False: BAD_DATA}
 """Whether the new run can start -> the exit code where nothing disturbs it."""
@@ -56,7 +56,7 @@ class Field:
 @pytest.fixture(scope="module")
 def field(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Field]:
     need_strace()
-    with ForkServer("tests.reliability.replaced_runs") as server:
+    with ForkServer("tests.reliability.harness.replaced_runs") as server:
         yield Field(server, tmp_path_factory.mktemp("replaced"))
 
 

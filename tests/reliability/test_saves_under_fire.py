@@ -17,12 +17,12 @@ from qlora_cli.run.checkpoints import list_checkpoints, newest_whole
 from qlora_cli.run.claim import mark
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.files import certify
-from tests.reliability import saves
 from tests.reliability.conftest import num_cases
-from tests.reliability.forkserver import ForkServer
-from tests.reliability.strace import STORING_CALLS, Call, Fault, need_strace, run_with_fault, trace_calls
+from tests.reliability.harness import saves
+from tests.reliability.harness.forkserver import ForkServer
+from tests.reliability.harness.strace import STORING_CALLS, Call, Fault, need_strace, run_with_fault, trace_calls
 
-SAVE = "tests.reliability.saves:save"
+SAVE = "tests.reliability.harness.saves:save"
 KILL = "signal=SIGKILL"
 ERRORS = ("ENOSPC", "EIO", "EDQUOT", "EACCES", "EINTR", "EMFILE")
 REFUSED = 5
@@ -116,7 +116,7 @@ class Field:
 @pytest.fixture(scope="module")
 def field(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Field]:
     need_strace()
-    with ForkServer("tests.reliability.saves") as server:
+    with ForkServer("tests.reliability.harness.saves") as server:
         yield Field(server, tmp_path_factory.mktemp("saves"))
 
 

@@ -16,8 +16,8 @@ import pytest
 
 from qlora_cli import console
 from qlora_cli.secrets import known_values
-from tests.reliability.hostile import Ended, Place, change_json
-from tests.reliability.leaks import SECRETS, body, files_that_tell, told, written
+from tests.reliability.harness.hostile import Ended, Place, change_json
+from tests.reliability.harness.leaks import SECRETS, body, files_that_tell, told, written
 
 HEX = body(40, "0123456789abcdef")
 """An older key of W&B: nothing but the variable's name says what it is."""

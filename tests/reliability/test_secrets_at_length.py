@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from qlora_cli.secrets import known_values
-from tests.reliability.hostile import Place, change_json
-from tests.reliability.leaks import SECRETS, files_that_tell, told, written
+from tests.reliability.harness.hostile import Place, change_json
+from tests.reliability.harness.leaks import SECRETS, files_that_tell, told, written
 
 pytestmark = [pytest.mark.torture, pytest.mark.filterwarnings("always")]
 

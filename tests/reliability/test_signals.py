@@ -12,14 +12,14 @@ import pytest
 
 from qlora_cli.interruption import STOP_SIGNALS
 from tests.reliability.conftest import num_cases
-from tests.reliability.forkserver import ForkServer
-from tests.reliability.killed_runs import write_recipes
-from tests.reliability.signalled_runs import PHASES, Case, Scene, draw_cases, draw_outside, single_and_double
+from tests.reliability.harness.forkserver import ForkServer
+from tests.reliability.harness.killed_runs import write_recipes
+from tests.reliability.harness.signalled_runs import PHASES, Case, Scene, draw_cases, draw_outside, single_and_double
 
 NUM_LANES = 2
 MODULES = (
     *("qlora_cli.train.session", "qlora_cli.cli.app", "qlora_cli.deploy.export", "qlora_cli.evaluate.request"),
-    "tests.reliability.signalled_runs",
+    "tests.reliability.harness.signalled_runs",
 )
 
 

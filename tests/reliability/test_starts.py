@@ -29,7 +29,7 @@ def starts(arguments, *, at=(), name=None, after=()):
     """How the command ends with a signal at each of these calls, and after each of these times in seconds."""
     case = {"arguments": arguments, "signal": signal.SIGINT, "at": None, "name": name, "after": None}
     cases = [case | {"at": number} for number in at] + [case | {"after": seconds} for seconds in after]
-    program = ROOT / "tests" / "reliability" / "signalled_start.py"
+    program = ROOT / "tests" / "reliability" / "harness" / "signalled_start.py"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, program], input=json.dumps(cases), capture_output=True, text=True, env=environment, check=True

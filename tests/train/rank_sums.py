@@ -9,7 +9,7 @@ from qlora_cli.errors import IdentityError
 from qlora_cli.train.processes.collectives import ProcessGroup
 from qlora_cli.train.processes.launch import take_launch
 from qlora_cli.train.processes.monitor import monitored
-from tests.reliability.rank_runs import set_place
+from tests.reliability.harness.rank_runs import set_place
 
 
 def check(rank: int, num: int, port: int, arguments: list[str]) -> int:

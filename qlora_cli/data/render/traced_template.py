@@ -236,7 +236,7 @@ def _read_marks(marked: str, marks: Sequence[_Mark]) -> RenderTrace:
     >>> marks = [(0, 0), (0, 1), (0, -1)]  # the first loop is at message 0, then at message 1, then at its end
     >>> a, b, end = (f"{_EDGE}m{number}{_EDGE}" for number in range(3))
     >>> _read_marks(f"<s>{a}Hi{b}Hello{end}.", marks)
-    Trace(text='<s>HiHello.', turns={0: (3, 5), 1: (5, 10)}, generated=[], ends_constantly=False)
+    RenderTrace(text='<s>HiHello.', turns={0: (3, 5), 1: (5, 10)}, generated=[], ends_constantly=False)
     """
     pieces = marked.split(_EDGE)  # text, name, text, name, ..., text
     parts, names = pieces[::2], pieces[1::2]

@@ -9,7 +9,7 @@ import pytest
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.train.checkpoint.training_state import PROCESSES_NAME, load_process
 from qlora_cli.train.session import TrainOptions, train_recipe
-from tests.reliability.rank_runs import metrics
+from tests.reliability.harness.rank_runs import metrics
 
 
 @pytest.mark.parametrize("logging_steps", [1, 3])

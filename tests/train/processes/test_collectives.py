@@ -12,7 +12,7 @@ from qlora_cli.run.checkpoints import list_checkpoints
 from qlora_cli.run.claim import claimed
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.manifest import read_manifest
-from tests.reliability.rank_runs import ProcessGroup, content, metrics, serving, write_recipe
+from tests.reliability.harness.rank_runs import Ranks, content, metrics, serving, write_recipe
 
 TRAINING_STEP = "qlora_cli.train.trainer:QloraTrainer.training_step"
 FOUR_BIT = {"quantization": {"quant_type": "nf4"}}
@@ -38,7 +38,7 @@ def straight(ranks, recipe, tmp_path_factory):
     return run, outcome
 
 
-def train(group: ProcessGroup, recipe, run, *more: str, options=None, num: int = 2):
+def train(ranks: Ranks, recipe, run, *more: str, options=None, num: int = 2):
     return ranks.run(["train", str(recipe), "--run-dir", str(run), *more], options=options, num=num)
 
 

@@ -1,7 +1,7 @@
 """Processes that start in milliseconds: a server loads the libraries once and forks for each case.
 
     with ForkServer("qlora_cli.train.session") as server:
-        child = server.start("tests.reliability.saves:save", {"run": "runs/a", "step": 6}, log=path)
+        child = server.start("tests.reliability.harness.saves:save", {"run": "runs/a", "step": 6}, log=path)
         os.kill(child.pid, signal.SIGKILL)
         assert child.wait() == -signal.SIGKILL
 
@@ -23,7 +23,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 """Variables that leave the other cores to other processes."""

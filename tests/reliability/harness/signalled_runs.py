@@ -16,9 +16,9 @@ from qlora_cli.interruption import STOP_SIGNALS
 from qlora_cli.run.checkpoints import list_checkpoints, newest_whole
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.inventory import INVENTORY_NAME, write_inventory
-from tests.reliability import killed_runs
-from tests.reliability.forkserver import Child, ForkServer
-from tests.reliability.killed_runs import differences, leftovers
+from tests.reliability.harness import killed_runs
+from tests.reliability.harness.forkserver import Child, ForkServer
+from tests.reliability.harness.killed_runs import differences, leftovers
 
 SECONDS_OF_LIFE = 2.5
 """About what the longest command takes."""

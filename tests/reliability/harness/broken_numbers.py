@@ -17,7 +17,7 @@ from qlora_cli.recipe.schema import Recipe
 from qlora_cli.run.checkpoints import list_checkpoints
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.train.trainer import QloraTrainer
-from tests.reliability.small_run import train_with
+from tests.reliability.harness.small_run import train_with
 
 POISON = "^"
 """A character that no other row has; in the poisoned base its embedding is NaN."""

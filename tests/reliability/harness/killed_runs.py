@@ -21,9 +21,9 @@ from typing import Any, Protocol
 from qlora_cli.run.checkpoints import list_checkpoints
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.inventory import INVENTORY_NAME
-from tests.reliability import rank_runs
-from tests.reliability.forkserver import ONE_THREAD, ROOT, ForkServer
-from tests.reliability.rank_runs import content, metrics, write_recipe
+from tests.reliability.harness import rank_runs
+from tests.reliability.harness.forkserver import ONE_THREAD, ROOT, ForkServer
+from tests.reliability.harness.rank_runs import content, metrics, write_recipe
 
 MANY_ROWS = 2_100
 """More than four batches of 512, so that processes are forked to prepare them."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.reliability.forkserver import Child, ForkServer
+from tests.reliability.harness.forkserver import Child, ForkServer
 
 STORING_CALLS = (
     *("write", "pwrite64", "writev", "fsync", "fdatasync", "rename", "renameat", "renameat2"),

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.gpu.support import NEEDS_GPU
-from tests.reliability.rank_runs import content, free_port, metrics, write_recipe
+from tests.reliability.harness.rank_runs import content, free_port, metrics, write_recipe
 
 pytestmark = [
     *NEEDS_GPU,

@@ -17,8 +17,8 @@ import pytest
 from qlora_cli.run.checkpoints import newest_whole
 from qlora_cli.run.directory import RunDirectory
 from tests.reliability.conftest import num_cases
-from tests.reliability.killed_runs import leftovers
-from tests.reliability.rank_runs import Ranks, content, free_port, has_ended, metrics, serving, write_recipe
+from tests.reliability.harness.killed_runs import leftovers
+from tests.reliability.harness.rank_runs import Ranks, content, free_port, has_ended, metrics, serving, write_recipe
 
 SECONDS_TO_END = 30
 

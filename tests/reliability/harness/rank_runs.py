@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 from safetensors.torch import save_file
 
-from tests.reliability.forkserver import ForkServer
+from tests.reliability.harness.forkserver import ForkServer
 
 NUM_RANKS = 2
 OUT_OF_PATIENCE_SECONDS = 90
