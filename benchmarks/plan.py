@@ -127,10 +127,11 @@ def measure(case: Case, workdir: Path) -> dict[str, Any]:
     import torch
     from random_rows import trainer_on_random_rows
 
+    from qlora_cli.model.base import read_config
     from qlora_cli.model.device import pick_device
     from qlora_cli.plan.machine.device import Device
     from qlora_cli.plan.report import choose_target
-    from qlora_cli.plan.trace.request import PlanRequest, read_config
+    from qlora_cli.plan.trace.request import PlanRequest
     from qlora_cli.run.directory import RunDirectory
     from qlora_cli.train.setup import setup_model
 
@@ -158,11 +159,11 @@ def measure(case: Case, workdir: Path) -> dict[str, Any]:
 def predict(request: PlanRequest) -> dict[str, int]:
     """Bytes by what they are compared with; `step` is what comes and goes within a step."""
     from qlora_cli.plan.budget import plan
-    from qlora_cli.plan.trace.live_memory import Kind
+    from qlora_cli.plan.trace.live_memory import MemoryKind
 
     bill = plan(request)
     # With accumulation a trace begins with gradients, being the last of a step's passes; a step begins without.
-    steady = sum(life.num_bytes for life in bill.trace.lives if not life.born and life.kind is not Kind.GRADIENTS)
+    steady = sum(life.num_bytes for life in bill.trace.lives if not life.born and life.kind is not MemoryKind.GRADIENTS)
     needs = bill.needs
     return {
         "allocated": needs.allocated_bytes,

@@ -10,9 +10,8 @@ from typing import Any
 
 from transformers import LlamaConfig, MixtralConfig, PreTrainedConfig, Qwen2Config, Qwen3MoeConfig
 
-from qlora_cli.plan.budget import MemoryBudget
+from qlora_cli.plan.budget import MemoryBudget, plan
 from qlora_cli.plan.trace.request import PlanRequest
-from qlora_cli.plan.trace.trace_step import plan
 from qlora_cli.recipe.schema import Recipe
 
 

@@ -17,15 +17,15 @@ from memory_bases import BASES, counts, traced, write_bases
 
 from qlora_cli.plan.budget import MemoryBudget
 from qlora_cli.plan.machine.gpus import find_card
-from qlora_cli.plan.trace.live_memory import Kind
+from qlora_cli.plan.trace.live_memory import MemoryKind
 
 PAGE = Path(__file__).with_name("memory.md")
 GIB, GB = 2**30, 10**9
 
 Rows = list[tuple[str, ...]]
 
-WEIGHTS = (Kind.BASE_QUANTIZED, Kind.QUANTIZATION_CONSTANTS, Kind.BASE_16BIT)
-STATE = (Kind.ADAPTER, Kind.GRADIENTS, Kind.OPTIMIZER)
+WEIGHTS = (MemoryKind.BASE_QUANTIZED, MemoryKind.QUANTIZATION_CONSTANTS, MemoryKind.BASE_16BIT)
+STATE = (MemoryKind.ADAPTER, MemoryKind.GRADIENTS, MemoryKind.OPTIMIZER)
 
 
 def parts(bill: MemoryBudget) -> tuple[str, ...]:
@@ -111,7 +111,9 @@ def activations() -> str:
     rows = []
     for step, num_tokens in tokens.items():
         inputs = num_tokens * config.num_hidden_layers * config.hidden_size * 2
-        kept = [traced("llama-2-7b", *STEPS[step], *settings).peak.by_kind[Kind.ACTIVATIONS] for settings in KEEPING]
+        kept = [
+            traced("llama-2-7b", *STEPS[step], *settings).peak.by_kind[MemoryKind.ACTIVATIONS] for settings in KEEPING
+        ]
         rows.append((step, gib(inputs), *map(gib, kept), f"{kept[-1] / num_tokens / 2**20:.1f}"))
     head = (
         "rows",
@@ -192,7 +194,7 @@ def logits() -> str:
     for base, vocabulary in (("llama-2-7b", 32_000), ("llama-3.1-8b", 128_256)):
         for step, num_tokens, more in (("1 x 2,048", 2048, ()), ("4 x 2,048", 8192, STEPS["4 x 2,048"])):
             whole = num_tokens * vocabulary * (2 + 4 + 4)
-            rows.append((base, step, gib(whole), gib(traced(base, *more).trace.largest[Kind.LOSS])))
+            rows.append((base, step, gib(whole), gib(traced(base, *more).trace.largest[MemoryKind.LOSS])))
     return table(("base", "tokens", "all logits at once, GiB", "tile by tile, GiB"), rows)
 
 
