@@ -1,7 +1,7 @@
 """The demo's terminal output as docs/demo.svg, from a real run.
 
     .venv/bin/python docs/record_demo.py            run recipes/demo.sh (minutes), keep its output, draw it
-    .venv/bin/python docs/record_demo.py --redraw   draw the output of the last recording anew
+    .venv/bin/python docs/record_demo.py --redraw   draw the output of the last recording again
 
 The output is kept as it came, colours and all, in runs/demo.ansi. Drawn is every line of it, but for those that only
 say that a command is still at it, and for lines in a row that differ in their figures only: of these the first and the

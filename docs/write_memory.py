@@ -1,6 +1,6 @@
 """The tables of docs/memory.md, from arithmetic and from traces of the training step. Three minutes on two cores.
 
-    .venv/bin/python docs/write_memory.py                    write the page's tables anew
+    .venv/bin/python docs/write_memory.py                    write the page's tables again
     .venv/bin/python docs/write_memory.py --bases FOLDER     write FOLDER/<base>/config.json and recipe.yaml, with which
                                                              the commands of the page run without the Hub
 
@@ -254,7 +254,7 @@ BY_TRACING = (methods, activations, savings, large, logits, experts)
 
 
 def rewritten(page: str, *makers: Callable[[], str]) -> str:
-    """The page with these tables made anew, each between two comments that name its function.
+    """The page with these tables made again, each between two comments that name its function.
 
     Raises:
         ValueError: if the page does not hold each of them once.

@@ -57,7 +57,7 @@ def note(text: str) -> None:
 
 
 def next_command(*words: str) -> None:
-    """What to type next, as a shell takes it, to stderr."""
+    """The next command to type, as a shell takes it, to stderr."""
     note(f"next: {shlex.join(words)}")
 
 
@@ -152,7 +152,7 @@ class CleanStream:
 
     @contextmanager
     def _named(self) -> Iterator[None]:
-        """What the system says of this stream names it: it may be a file on a full disk."""
+        """An error of the system about this stream names it: it may be a file on a full disk."""
         try:
             yield
         except OSError as fault:
@@ -216,7 +216,7 @@ def flushed() -> Iterator[None]:
 
 @contextmanager
 def _content() -> Iterator[None]:
-    """What is written to stdout meanwhile is the user's data or a model's answer."""
+    """In the block, output to stdout is the user's data or a model's answer."""
     stream = sys.stdout
     if not isinstance(stream, CleanStream):
         yield

@@ -152,7 +152,7 @@ def validate(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check a recipe and what it names on this machine, and report every problem at once."""
+    """Check a recipe and what it names on this machine, and report every problem."""
     from dataclasses import asdict
 
     from qlora_cli import console

@@ -1,4 +1,4 @@
-"""Which rows repeat others, over all sources of a recipe, in the order in which they come."""
+"""Rows that repeat others, over all sources of a recipe, in the order in which they are read."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ from qlora_cli.recipe.data_schema import DataSection, SourceSection
 
 @dataclass(slots=True)
 class RowResult:
-    """What became of one row."""
+    """Result of one row: kept, cut or rejected."""
 
     raw: RawRow
     number: int
@@ -56,12 +56,12 @@ class RowResult:
     """Too long, and of the kind that `truncation: split` cuts into pieces."""
 
     unread: list[Mention] = field(default_factory=list)
-    """What of the row has no effect."""
+    """Parts of the row without effect."""
 
 
 @dataclass
 class BatchResult:
-    """What became of a batch."""
+    """Result of a batch of rows."""
 
     tokens: TokenBatch
     """The rows that are kept; `file` is their number in `files`."""
@@ -124,7 +124,7 @@ class RowPipeline:
     def preview(
         self, source: SourceSection, first: int, num_rows: int, *, where: Where = "train", alone: bool = True
     ) -> Iterator[RowResult]:
-        """What becomes of some rows of a source, counted from 0; `where` and `alone` as in `raw_batches`.
+        """Results of some rows of a source, counted from 0; `where` and `alone` as in `raw_batches`.
 
         Raises:
             DataError: if the source cannot be read, or no format fits.

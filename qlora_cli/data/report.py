@@ -1,4 +1,4 @@
-"""What the data of a recipe is: what was read, what is trained, what was taken out and why."""
+"""Report on the data of a recipe: rows read, rows trained, rows taken out and why."""
 
 from __future__ import annotations
 

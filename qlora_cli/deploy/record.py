@@ -1,4 +1,4 @@
-"""What a merge says of itself: the line on the screen and the record in the folder."""
+"""Record of a merge: the line on the screen and the file in the folder."""
 
 from __future__ import annotations
 

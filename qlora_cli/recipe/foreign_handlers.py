@@ -155,7 +155,7 @@ COMMON: dict[str, Handler] = {
     "preprocessing_num_workers": SPEED,
     "dataset_processes": SPEED,
     "dataset_num_proc": SPEED,
-    "ddp_timeout": needless("a process that ends is seen at once"),
+    "ddp_timeout": needless("a process that ends is noticed immediately"),
     "ddp_find_unused_parameters": needless("gradients are added up once a step, whichever there are"),
     "save_safetensors": needless("nothing is ever pickled"),
     "low_cpu_mem_usage": needless("weights are always loaded so"),

@@ -33,7 +33,7 @@ FOREIGN_KEYS: dict[str, dict[str, str]] = {
         "micro_batch_size": "training.per_device_train_batch_size",
         "eval_batch_size": "eval.per_device_eval_batch_size",
         "num_epochs": "training.num_train_epochs",
-        "lora_model_dir": "runs start from a new adapter; a stopped run goes on with `qlora train --resume`",
+        "lora_model_dir": "runs start from a new adapter; a stopped run continues with `qlora train --resume`",
         "lora_target_linear": "write 'lora.target_modules: all-linear'",
         "lora_modules_to_save": "lora.modules_to_save",
         "peft_use_dora": "lora.use_dora",
@@ -65,7 +65,7 @@ FOREIGN_KEYS: dict[str, dict[str, str]] = {
     "LLaMA-Factory": {
         "model_name_or_path": "model.base_model",
         "model_revision": "model.revision",
-        "adapter_name_or_path": "runs start from a new adapter; a stopped run goes on with `qlora train --resume`",
+        "adapter_name_or_path": "runs start from a new adapter; a stopped run continues with `qlora train --resume`",
         "stage": "there is no counterpart: every run is supervised fine-tuning",
         "do_train": "`qlora train` trains; there is no key for it",
         "do_eval": "`qlora eval` evaluates; while training, 'eval.eval_strategy' does",

@@ -40,7 +40,7 @@ class RunDirectory:
 
     @property
     def log_path(self) -> Path:
-        """What the libraries said."""
+        """Messages of the libraries."""
         return self.path / "log.txt"
 
     @property
@@ -85,7 +85,7 @@ class RunDirectory:
 
     @property
     def resume_command(self) -> str:
-        """What to type to go on with the run."""
+        """The command that continues the run."""
         return f"{self.launcher} train {quote(str(self.recipe_path))} --run-dir {quote(str(self.path))} --resume"
 
     @property

@@ -108,5 +108,5 @@ def what_is_there(name: str) -> list[str]:
     if run.is_finished:
         return [f"{run.path} holds a finished run: train into another --run-dir, or replace it with --overwrite"]
     if run.is_started:
-        return [f"{run.path} holds an unfinished run: `{run.resume_command}` goes on with it"]
+        return [f"{run.path} holds an unfinished run: `{run.resume_command}` continues it"]
     return []

@@ -260,7 +260,7 @@ class _Session:
 
     @contextmanager
     def _out_of_resources(self) -> Iterator[None]:
-        """Say what to do when memory or disk runs out; the last whole checkpoint stays.
+        """Say what to do when memory or disk runs out; the last intact checkpoint stays.
 
         Raises:
             ResourceError: in place of torch's and the system's own errors.

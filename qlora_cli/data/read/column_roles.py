@@ -1,4 +1,4 @@
-"""Which columns may be the prompt, the answer, the conversation or the text: by their names, then by what they hold."""
+"""Columns that may be the prompt, the answer, the conversation or the text: by their names, then by their contents."""
 
 from __future__ import annotations
 

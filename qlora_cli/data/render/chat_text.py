@@ -88,7 +88,7 @@ class ChatTexts:
         """The text of a conversation that ends with an answer, the first ones compared with transformers' own.
 
         Raises:
-            DataError: what the template refuses, or what it would drop without a word.
+            DataError: what the template refuses, or what it would drop silently.
         """
         if not self._is_proven:
             self.mask.prompts.takes_whole = must_take_whole(self.mask, self.as_template_reads)
@@ -106,7 +106,7 @@ class ChatTexts:
         return self._render(messages, tools, is_compared=False, add_generation_prompt=True)
 
     def check(self, rendered: ChatText, trained: Collection[int | None]) -> list[Unprinted]:
-        """What the template leaves out of a conversation by design.
+        """Texts of a conversation that the template leaves out by design.
 
         Args:
             rendered: what `render` gave.

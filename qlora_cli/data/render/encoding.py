@@ -108,7 +108,7 @@ class Encoder:
         return encoded
 
     def _pieces(self, text: str, spans: Sequence[Span]) -> list[str]:
-        """What lies before a span and the span, in turn, then what remains; nothing where that would change a token."""
+        """The text before each span and the span, in turn, then the rest; nothing where that would change a token."""
         pieces = []
         at = 0
         for start, end in spans:

@@ -143,7 +143,7 @@ class Renderer:
         return self._encode([_Text(rendered.text, spans, [], rendered.originals)])[0].input_ids
 
     def text_of(self, input_ids: Sequence[int]) -> str:
-        """What tokens spell, special ones with their names."""
+        """Text of tokens, special ones with their names."""
         return str(self._tokenizer.decode(list(input_ids)))
 
     @property
@@ -154,7 +154,7 @@ class Renderer:
 
     @property
     def printed_date(self) -> datetime.date | None:
-        """Today, as the template is told; None where it does not ask."""
+        """Today, as given to the template; None where it does not ask."""
         return (self._date or datetime.date.today()) if self._texts.mask.reads_clock else None
 
     @cached_property

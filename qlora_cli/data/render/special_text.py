@@ -1,6 +1,6 @@
 """Special tokens that the text of a message spells, such as `<|im_end|>` or `</s>`: they stay text.
 
-A user who types `<|im_end|>` must not end the turn. Each such token in a message is put out of sight of the template
+A user who types `<|im_end|>` must not end the turn. Each such token in a message is hidden from the template
 and the tokenizer by one private-use character, and its letters come back where the text is cut into tokens:
 
     content           What does <|im_end|> do?

@@ -185,10 +185,10 @@ def _counts_gradient(memory: LiveMemory) -> Callable[[torch.Tensor], None]:
 
 @contextmanager
 def gc_disabled() -> Iterator[None]:
-    """Nobody looks for garbage in the block.
+    """Python's garbage collector is off in the block.
 
-    Storages then die when the last reference goes, not when the collector happens to run; and looking over and over,
-    which finds next to none, takes a quarter of the time of one plan.
+    Storages then die when the last reference goes, not when the collector happens to run; and the collector, which
+    finds next to nothing, would take a quarter of the time of one plan.
     """
     was_on = gc.isenabled()
     gc.disable()
