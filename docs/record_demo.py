@@ -30,7 +30,7 @@ CURSOR = re.compile(r"\x1b\[\?25[hl]")
 """Hide and show the cursor: nothing that could be drawn."""
 
 WAITING = re.compile(r".* \.\.\.|.*, \d+(:\d+)* (s )?so far|[\w :]+ \d+/\d+")
-"""What stands for a progress bar where there is no terminal to draw one in; how often depends on the machine."""
+"""Lines in place of a progress bar where there is no terminal; their number depends on the machine."""
 
 TERMINAL = {"FORCE_COLOR": "1", "TTY_INTERACTIVE": "0", "COLUMNS": str(WIDTH), "TERM": "xterm-256color"}
 """Colours as in a terminal. Not interactive: of a progress bar only its last state is printed."""

@@ -105,7 +105,7 @@ KEEPING = (
 
 
 def activations() -> str:
-    """What a QLoRA step of Llama 2 7B keeps on the GPU, by what is done about it."""
+    """Memory that a QLoRA step of Llama 2 7B keeps on the GPU, by what is done about it."""
     config = BASES["llama-2-7b"]()
     tokens = {"1 x 512": 512, "1 x 2,048": 2048, "4 x 2,048": 8192}
     rows = []
@@ -125,7 +125,7 @@ def activations() -> str:
 
 
 def savings() -> str:
-    """What QLoRA saves against LoRA on 16 bit, by what is counted."""
+    """Savings of QLoRA against LoRA on 16 bit, by what is counted."""
     rows = []
     linear, rest = counts(BASES["llama-2-7b"]())
     quantized = nf4_bytes(linear) + 2 * rest

@@ -100,7 +100,7 @@ def _translate(source: Path, out: Path, given: dict[str, Any], *, force: bool) -
     from qlora_cli.recipe.starter import refuse_name
 
     if "gpu" in given:
-        hint = f"leave --gpu out; what fits is said by `qlora plan {out} --gpu {given['gpu']}`"
+        hint = f"leave --gpu out; `qlora plan {out} --gpu {given['gpu']}` says what fits"
         raise ArgumentError("--from and --gpu exclude each other", hint=hint)
     refuse_name(out, overwrite=force)
     settings = {

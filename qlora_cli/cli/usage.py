@@ -24,7 +24,7 @@ OTHER_NAMES = {
     "evaluate": "eval", "finetune": "train", "fine-tune": "train", "sft": "train", "inference": "generate",
     "predict": "generate", "list": "runs", "ls": "runs", "preprocess": "data", "new": "init",
 }  # fmt: skip
-"""What other tools call it -> our command."""
+"""Name of a command in other tools -> our command."""
 
 RECIPE_SECTION = re.compile(r"^(?:model|extends)\s*:", re.MULTILINE)
 MOST_BYTES = 1 << 20

@@ -57,7 +57,7 @@ class CacheEntry:
 
 
 CACHE_ELSEWHERE = "or name another folder for the cache: QLORA_CACHE=FOLDER"
-"""What to do where the cache cannot be written."""
+"""Hint where the cache cannot be written."""
 
 
 def cache_root() -> Path:

@@ -54,7 +54,7 @@ class DataStatistics:
     _first_cut: Place | None = None
     _num_splittable: int = 0
     mentions: Mentions = field(default_factory=Mentions)
-    """What of the kept rows has no effect."""
+    """Parts of the kept rows without effect."""
 
     def add(self, outcome: BatchResult) -> None:
         """Count a batch."""

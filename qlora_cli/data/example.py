@@ -37,7 +37,7 @@ class UnreadableRow(NamedTuple):
     """A row that its reader could not parse, though it could read those after it."""
 
     text: str
-    """What is wrong with it."""
+    """The fault."""
 
     hint: str
     content: str

@@ -68,7 +68,7 @@ class BatchResult:
 
     files: list[str]
     kept: list[int]
-    """Which rows of the batch these are."""
+    """Numbers of these rows in the batch."""
 
     rejections: list[Rejection]
     num_read: int
@@ -86,7 +86,7 @@ class BatchResult:
     observed: Counter[RowWarning] = field(default_factory=Counter)
     first_observed: dict[RowWarning, Place] = field(default_factory=dict)
     mentions: Mentions = field(default_factory=Mentions)
-    """What of the kept rows has no effect."""
+    """Parts of the kept rows without effect."""
 
     unprinted: Counter[Unprinted] = field(default_factory=Counter)
     first_unprinted: dict[Unprinted, Place] = field(default_factory=dict)
@@ -135,7 +135,7 @@ class RowPipeline:
             yield from self._passages(replace(batch, rows=[raw]))
 
     def __call__(self, batch: RawBatch) -> BatchResult:
-        """The rows of a batch that can be trained on, and what is to be said about the others."""
+        """The rows of a batch that can be trained on, and the rejections of the others."""
         passages = self._passages(batch)
         kept = [passage for passage in passages if passage.row is not None]
         rows = [passage.row for passage in kept if passage.row is not None]

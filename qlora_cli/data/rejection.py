@@ -45,7 +45,7 @@ class Rejection:
     place: Place
     cause: RejectionReason
     text: str
-    """What is wrong with this row, with the value seen."""
+    """The fault of this row, with the value seen."""
 
     hint: str
     row: Row | str

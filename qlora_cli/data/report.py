@@ -27,7 +27,7 @@ class Finding:
     """Place of the first such row; empty where it concerns no single row."""
 
     text: str
-    """What was found about that row."""
+    """The finding about that row."""
 
     hint: str = ""
 

@@ -42,7 +42,7 @@ MAX_RENDERINGS = 12
 
 Cut = tuple[Example, TokenRow]
 Spot = tuple[int, str]
-"""Where a text stands in a row: index of the message and key, or (0, "prompt")."""
+"""Place of a text in a row: index of the message and key, or (0, "prompt")."""
 
 
 def is_splittable(example: Example) -> bool:

@@ -44,7 +44,7 @@ class UnreadKind(StrEnum):
 
 
 Mention = tuple[UnreadKind, str]
-"""What was found in a row, and its name."""
+"""Kind of a part without effect, and its name."""
 
 
 @dataclass

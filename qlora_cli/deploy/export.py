@@ -1,6 +1,6 @@
 """`qlora export`: one folder to hand on, and the proof that tools without this project can use it.
 
-What the folder holds is said in `deploy/export_formats.py`.
+`deploy/export_formats.py` says what the folder holds.
 """
 
 from __future__ import annotations

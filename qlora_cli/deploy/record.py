@@ -35,15 +35,15 @@ class Merged:
     path: Path
     onto: Onto
     onto_in_words: str
-    """What the update was added to, and why."""
+    """The weights that the update was added to, and why."""
 
     dtype: MergedDtype
     num_parameters: int
     effect: Agreement
-    """What the adapter does: adapter on against adapter off."""
+    """Effect of the adapter: adapter on against adapter off."""
 
     agreement: Agreement
-    """What the merge costs: adapter on against the merged model."""
+    """Error of the merge: adapter on against the merged model."""
 
     compared_in: Precisions
 

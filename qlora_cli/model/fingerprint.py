@@ -93,7 +93,7 @@ def _shards(index: Path) -> list[str]:
 def fingerprint_base(model: ModelSection) -> str:
     """SHA-256 over the base's weights: every file's name, size and 4 KiB out of each MiB.
 
-    Two fine-tunes of one model differ in almost every weight, so a sample tells them apart; a 16 GB base takes
+    Two fine-tunes of one model differ in almost every weight, so a sample distinguishes them; a 16 GB base takes
     about 64 MB of reading. Copying or moving the folder does not change it.
 
     Raises:

@@ -60,7 +60,7 @@ class TinyOptions:
 
 @dataclass(frozen=True)
 class TinySummary:
-    """What was made."""
+    """Sizes and losses of the model that was made."""
 
     path: Path
     num_parameters: int

@@ -1,4 +1,4 @@
-"""What steps need of their device, each traced once: in this process, and on this machine.
+"""Memory needs of steps, each traced once: in this process, and on this machine.
 
 A trace takes seconds, and its result follows from the recipe, the base's configuration, the device and the code. So it
 is kept under `$QLORA_CACHE/plans`, one small JSON file for each step, under a hash of all of these.
@@ -24,7 +24,7 @@ PACKAGE = Path(qlora_cli.__file__).parent
 
 
 def plans_root() -> Path:
-    """Where traced needs are kept."""
+    """Folder of the traced needs."""
     return cache_root().with_name("plans")
 
 
@@ -35,7 +35,7 @@ class Tracer:
         self._known: dict[str, DeviceMemory] = {}
 
     def needs(self, request: PlanRequest) -> DeviceMemory:
-        """What the step takes of its device.
+        """Memory that the step takes of its device.
 
         Raises:
             RecipeError: if the base cannot be built or its step cannot be traced.
@@ -75,7 +75,7 @@ def code_fingerprint(package: Path = PACKAGE) -> str:
 
 
 def _kept(key: str) -> DeviceMemory | None:
-    """What an earlier process traced; a file that is damaged is traced anew."""
+    """Needs that an earlier process traced; None where there are none or the file is damaged."""
     path = plans_root() / f"{key}.json"
     if not path.is_file():
         return None

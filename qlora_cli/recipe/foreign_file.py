@@ -28,7 +28,7 @@ COMMAND_LINE = "the command line"
 
 @dataclass
 class Translation:
-    """What came of a file."""
+    """A translated file."""
 
     tool: Tool
     settings: dict[str, Any] = field(default_factory=dict)
@@ -175,7 +175,7 @@ def _refuse_full_training(tool: Tool, config: Config) -> None:
 
 
 def _fill_in(translation: Translation, config: Config) -> None:
-    """What the tool takes where the file is silent."""
+    """Fill in the tool's defaults where the file is silent."""
     settings, tool = translation.settings, translation.tool
     defaults = dict(tool.defaults)
     if tool.name == "LLaMA-Factory":

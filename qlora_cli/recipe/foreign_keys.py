@@ -76,7 +76,7 @@ FOREIGN_KEYS: dict[str, dict[str, str]] = {
         "pissa_init": "write 'lora.init_lora_weights: pissa'",
         "cutoff_len": "data.max_length",
         "dataset": "data.train",
-        "dataset_dir": "write the whole path in 'data.train'",
+        "dataset_dir": "write the full path in 'data.train'",
         "eval_dataset": "data.eval",
         "val_size": "data.eval_fraction",
         "max_samples": "there is no counterpart; 'data.train.weight' below 1 takes a random part of a source",
@@ -189,7 +189,7 @@ def counterpart(key: str, tool: str = "") -> str:
 
 
 def foreign_hint(key: str) -> str:
-    """What to write here for another tool's `key`; empty where no tool is known to use it.
+    """Hint on what to write here for another tool's `key`; empty where no tool is known to use it.
 
     >>> foreign_hint("lora_rank")
     "'lora_rank' of LLaMA-Factory is written 'lora.r' here"

@@ -249,7 +249,7 @@ class EvalSection(Section):
 
 
 class TrackingSection(Section):
-    """Where metrics go beside metrics.jsonl."""
+    """Experiment trackers that get the metrics beside metrics.jsonl."""
 
     report_to: Annotated[
         tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...], BeforeValidator(as_tuple)

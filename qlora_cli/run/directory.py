@@ -17,7 +17,7 @@ class RunDirectory:
 
     path: Path
     launcher: str = "qlora"
-    """What starts the program that writes here, in as many processes as it needs."""
+    """The command that starts the program that writes here, in as many processes as it needs."""
 
     def __fspath__(self) -> str:
         """The folder's path, so that a run can be named wherever its folder can."""

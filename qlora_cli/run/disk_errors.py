@@ -36,10 +36,10 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 """Errors that only a write can get: whatever a library makes of one, the disk is the cause."""
 
 NUMBER = re.compile(r"\(os error (\d+)\)|Os \{ code: (\d+)")
-"""How Rust's libraries, such as safetensors and tokenizers, write the system's number."""
+"""The system's error number as Rust's libraries write it, such as safetensors and tokenizers."""
 
 COPY_NUMBER = re.compile(r"\[Errno (\d+)\]")
-"""How shutil writes it in its list of what could not be copied."""
+"""The same as shutil writes it in its list of what could not be copied."""
 
 STAGED = re.compile(r"/\.([^/]+?)\.(?:staging|staged|retired|new)-[0-9a-f]+")
 """A name under which something is written before it gets its own."""

@@ -28,7 +28,7 @@ OnText = Callable[[str], None]
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How the next token is chosen."""
+    """Settings of sampling."""
 
     temperature: float = 0.0
     """0 takes the most likely token; 1 samples from the model's own distribution."""
@@ -42,7 +42,7 @@ class SamplingOptions:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model said."""
+    """Answer of the model."""
 
     text: str
     num_prompt_tokens: int
@@ -56,7 +56,7 @@ class Answer:
 
 
 def why_cut(answer: Answer, max_new_tokens: int) -> str:
-    """What ended an answer that did not end by itself, and what lets it continue.
+    """Reason why an answer was cut, and the option that lets it continue.
 
     >>> why_cut(Answer("", 5, 64, 1.0, "length", "float32 on cpu"), max_new_tokens=64)
     'cut after 64 tokens; `--max-new-tokens 128` lets it continue'

@@ -25,7 +25,7 @@ from qlora_cli.recipe.data_schema import SourceSection
 from qlora_cli.recipe.one_line import one_line
 
 NUM_ROWS = 50
-"""Rows that are looked at: enough to tell ids and categories from text."""
+"""Rows that are looked at: enough to distinguish ids and categories from text."""
 
 _PLACE = Place("", None, 1)
 
@@ -33,7 +33,7 @@ MAX_TRIED = 200
 """Mappings that are tried on the rows before it is given up."""
 
 Where = Literal["train", "eval", "tasks", "option"]
-"""Where the mapping is to be written: under a key of the recipe, or as options of `qlora eval`."""
+"""Place to write the mapping: under a key of the recipe, or as options of `qlora eval`."""
 
 
 @dataclass(frozen=True)

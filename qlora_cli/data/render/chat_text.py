@@ -46,7 +46,7 @@ class _Fitted:
     """Whether more is compared than in other rows."""
 
     places: Places | None = None
-    """Where its texts are printed; None while that is not looked for."""
+    """Places where its texts are printed; None while they are not looked for."""
 
 
 @dataclass(slots=True)
@@ -59,7 +59,7 @@ class ChatText:
     """Special tokens that the messages spell, by the characters that stand for them in `text`."""
 
     fitted: _Fitted | None = None
-    """How it was rendered; of the messages with those characters."""
+    """The rendering; of the messages with those characters."""
 
 
 class ChatTexts:

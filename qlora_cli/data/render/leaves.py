@@ -58,7 +58,7 @@ class Leaf(NamedTuple):
 
     kind: LeafKind
     name: str
-    """What it is, e.g. "`reasoning_content`" or "argument `city` of the call `weather`"."""
+    """Description, e.g. "`reasoning_content`" or "argument `city` of the call `weather`"."""
 
     text: str
     """As it is looked for: without spaces around it, numbers as they are printed."""

@@ -142,7 +142,7 @@ class ChatMask:
         """Texts that the model is to produce, in order: each assistant turn, or each `{% generation %}` block.
 
         Raises:
-            DataError: if the assistant's words cannot be told from the rest.
+            DataError: if the assistant's words cannot be separated from the rest.
         """
         if self.has_generation_blocks:
             return self._blocks(trace, messages, tools)

@@ -37,7 +37,7 @@ class _Text:
 
     text: str
     spans: list[Span]
-    """What the assistant says, or the completion; the text is cut there."""
+    """Text of the assistant, or the completion; the text is cut there."""
 
     is_trained: list[bool]
     """Of each span."""
@@ -46,7 +46,7 @@ class _Text:
     """Special tokens that messages spell, by their stand-ins in `text`."""
 
     unprinted: tuple[Unprinted, ...] = ()
-    """What the template left out by design."""
+    """Texts that the template left out by design."""
 
 
 class Renderer:

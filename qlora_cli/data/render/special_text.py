@@ -6,7 +6,7 @@ and the tokenizer by one private-use character, and its letters come back where 
     content           What does <|im_end|> do?
     rendered          <|im_start|>user\\nWhat does \\U000f0000 do?<|im_end|>\\n
     plain stretch                  [------------------------]
-    tokens            the stretch's letters, with the tokenizer told to take special tokens for text
+    tokens            the stretch's letters, with the tokenizer set to take special tokens for text
 
 Only tokens that the tokenizer calls special are meant; `<think>` or `<tool_call>`, where they are merely added, stay
 what the template makes of them. So do, in an answer, special tokens that the template itself looks for there, as many

@@ -40,7 +40,7 @@ FLOAT32_ON_CUDA = frozenset(
         functional.log_softmax,
     }
 )
-"""What autocast computes in float32 on CUDA and not on CPU (torch's autocast op reference), as far as models use it."""
+"""Operators in float32 under CUDA's autocast but not the CPU's (torch's autocast op reference), if models use them."""
 
 
 class AsOnCuda(TorchFunctionMode):
@@ -167,7 +167,7 @@ def _dequantized_on_cuda(args: Sequence[Any]) -> list[tuple[MemoryKind, int]]:
     """As on the CPU, with the constants held twice: before and after their offset is added.
 
     For less than about 1,536 tokens bitsandbytes has a fused kernel for some shapes, which needs none of this; the
-    backward pass dequantizes all the same.
+    backward pass dequantizes anyway.
     """
     constants, weight = _dequantized_on_cpu(args)
     return [constants, constants, weight]

@@ -33,7 +33,7 @@ from qlora_cli.plan.trace.stages import checkpoint_contexts, record_stages
 from qlora_cli.plan.trace.timeline import MemoryTrace, finished_trace
 
 TRACE_FAULTS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-"""How the code of a base fails on tensors that hold no values, or on a configuration that contradicts itself."""
+"""Errors of a base's code on tensors that hold no values, or on a configuration that contradicts itself."""
 
 Loss = Callable[[PeftModel, dict[str, torch.Tensor]], torch.Tensor]
 """From the model and a batch to the loss; it calls the model's backbone itself."""

@@ -1,4 +1,4 @@
-"""What a step will take of this machine's memory, before the model is loaded; and what it has taken in the end."""
+"""Memory of a step on this machine, predicted before the model is loaded, and the record of what it took."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class MemoryForecast:
 
     micro_batch_size: int
     needs: DeviceMemory | None = None
-    """What each process takes; None where the step was not traced."""
+    """Memory that each process takes; None where the step was not traced."""
 
     @classmethod
     def unknown(cls, recipe: Recipe) -> MemoryForecast:

@@ -21,7 +21,7 @@ from qlora_cli.plan.trace.gradient_buckets import MAX_ELEMENTS
 from qlora_cli.train.processes.monitor import SINGLE_PROCESS, ProcessMonitor
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
-"""How long a collective operation waits for a process that is alive but does not join; a dead one is noticed sooner."""
+"""Time that a collective operation waits for a live process that does not join; a dead one is noticed sooner."""
 
 
 class ProcessGroup:
@@ -120,7 +120,7 @@ class ProcessGroup:
                 distributed.broadcast(parameter.data, src=0)
 
     def all_gather_bytes(self, content: bytes) -> list[bytes]:
-        """What each process has, in the order of their ranks, in every process."""
+        """The content of each process, by rank, in every process."""
         if self.world_size == 1:
             return [content]
         length = self.all_reduce_max(len(content))

@@ -29,7 +29,7 @@ from qlora_cli.train.processes.rendezvous import Peer, rendezvous
 Value = TypeVar("Value")
 
 GRACE_SECONDS = 10.0
-"""How long a process may take to exit cleanly when another has failed; a stuck one is ended after that."""
+"""Time that a process may take to exit cleanly when another has failed; a stuck one is ended after that."""
 
 ANSWER_SECONDS = 5.0
 CRASHED = 1
@@ -38,7 +38,7 @@ CRASHED = 1
 
 @dataclass(frozen=True)
 class Failure:
-    """How the run ends for all processes."""
+    """End of the run for all processes."""
 
     exit_code: int
     reporting_rank: int

@@ -18,13 +18,13 @@ from qlora_cli.errors import ArgumentError, QloraError
 from qlora_cli.train.processes.launch import Launch
 
 TIMEOUT_SECONDS = 25.0
-"""How long the others may take to start; they need a fifth of a second, since nothing heavy is imported before."""
+"""Time that the others may take to start; they need a fifth of a second, since nothing heavy is imported before."""
 
 TIMEOUT_SECONDS_WITH_AGENT = 300.0
 """The same where a launcher ends all processes when one of them dies."""
 
 POLL_SECONDS = 0.05
-"""How long one poll for another process takes."""
+"""Time of one poll for another process."""
 
 
 class Deadline:

@@ -18,7 +18,7 @@ from qlora_cli import console
 Batch = dict[str, Any]
 
 ALLOCATOR_FAULTS = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "DefaultCPUAllocator: can't allocate")
-"""What libraries say of memory that they did not get, where torch has no error of its own for it."""
+"""Errors of libraries that got no memory, where torch has no error of its own for it."""
 
 
 def is_out_of_memory(fault: RuntimeError) -> bool:
@@ -66,7 +66,7 @@ class _Step:
     number: int
     generators: list[torch.Tensor]
     metrics: dict[str, int]
-    """How many values each metric had."""
+    """Number of values that each metric had."""
 
     done: list[torch.Tensor] = field(default_factory=list)
 
