@@ -1,4 +1,4 @@
-"""What saving costs: a run that writes a checkpoint every so many steps, beside one that writes only the last.
+"""Cost of saving: a run that writes a checkpoint every few steps, beside one that writes only the last.
 
 Both train the same adapter on the same packed rows, in turns, each in a process of its own. A clock around every part
 of a save says where its time goes. The random base is as small as a base gets, its steps are short, and so the cost

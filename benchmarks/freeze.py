@@ -260,7 +260,7 @@ def losses_of(path: Path, name: str) -> Iterator[tuple[str, str]]:
 
 
 def errors_of_recipes(folder: Path) -> Iterator[tuple[str, str]]:
-    """What each malformed recipe of the tests is told, in one process."""
+    """Errors of each malformed recipe of the tests, in one process."""
     program = (
         "import json, pathlib, sys\n"
         "from qlora_cli.errors import QloraError\n"

@@ -1,4 +1,4 @@
-"""What `qlora plan` predicts against what a training step takes: bytes allocated and bytes reserved.
+"""Prediction of `qlora plan` against a training step: bytes allocated and bytes reserved.
 
 Twelve recipes on random bases of published sizes, on the road that `qlora train` takes. A base is written to disk, the
 recipes on it are trained for a few steps, each in a process of its own, and the base is deleted: one at a time, up to

@@ -18,7 +18,7 @@ NUM_END_TOKENS = 1
 
 
 def write_random_rows(path: Path, num_documents: int, num_tokens: int) -> None:
-    """JSON Lines of texts, each of so many tokens under the tokenizer of `random_base`, which has one for each byte."""
+    """JSON Lines of texts of `num_tokens` tokens each under the tokenizer of `random_base`, one token a byte."""
     generator = random.Random(0)
     with path.open("w", encoding="utf-8") as file:
         for _ in range(num_documents):

@@ -1,4 +1,4 @@
-"""What docs/memory.md is about: published bases by their sizes, one recipe, and the bill of a step."""
+"""Subjects of docs/memory.md: published bases by their sizes, one recipe, and the memory budget of a step."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ RECIPE: dict[str, Any] = {
 
 @cache
 def traced(base: str, *overrides: str) -> MemoryBudget:
-    """The bill of one step.
+    """The memory budget of one step.
 
     Args:
         base: a key of `BASES`.

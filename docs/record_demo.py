@@ -1,7 +1,7 @@
 """The demo's terminal output as docs/demo.svg, from a real run.
 
     .venv/bin/python docs/record_demo.py            run recipes/demo.sh (minutes), keep its output, draw it
-    .venv/bin/python docs/record_demo.py --redraw   draw the output of the last recording anew
+    .venv/bin/python docs/record_demo.py --redraw   draw the output of the last recording again
 
 The output is kept as it came, colours and all, in runs/demo.ansi. Drawn is every line of it, but for those that only
 say that a command is still at it, and for lines in a row that differ in their figures only: of these the first and the
@@ -30,7 +30,7 @@ CURSOR = re.compile(r"\x1b\[\?25[hl]")
 """Hide and show the cursor: nothing that could be drawn."""
 
 WAITING = re.compile(r".* \.\.\.|.*, \d+(:\d+)* (s )?so far|[\w :]+ \d+/\d+")
-"""What stands for a progress bar where there is no terminal to draw one in; how often depends on the machine."""
+"""Lines in place of a progress bar where there is no terminal; their number depends on the machine."""
 
 TERMINAL = {"FORCE_COLOR": "1", "TTY_INTERACTIVE": "0", "COLUMNS": str(WIDTH), "TERM": "xterm-256color"}
 """Colours as in a terminal. Not interactive: of a progress bar only its last state is printed."""

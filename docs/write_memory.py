@@ -1,6 +1,6 @@
 """The tables of docs/memory.md, from arithmetic and from traces of the training step. Three minutes on two cores.
 
-    .venv/bin/python docs/write_memory.py                    write the page's tables anew
+    .venv/bin/python docs/write_memory.py                    write the page's tables again
     .venv/bin/python docs/write_memory.py --bases FOLDER     write FOLDER/<base>/config.json and recipe.yaml, with which
                                                              the commands of the page run without the Hub
 
@@ -105,7 +105,7 @@ KEEPING = (
 
 
 def activations() -> str:
-    """What a QLoRA step of Llama 2 7B keeps on the GPU, by what is done about it."""
+    """Memory that a QLoRA step of Llama 2 7B keeps on the GPU, by what is done about it."""
     config = BASES["llama-2-7b"]()
     tokens = {"1 x 512": 512, "1 x 2,048": 2048, "4 x 2,048": 8192}
     rows = []
@@ -127,7 +127,7 @@ def activations() -> str:
 
 
 def savings() -> str:
-    """What QLoRA saves against LoRA on 16 bit, by what is counted."""
+    """Savings of QLoRA against LoRA on 16 bit, by what is counted."""
     rows = []
     linear, rest = counts(BASES["llama-2-7b"]())
     quantized = nf4_bytes(linear) + 2 * rest
@@ -256,7 +256,7 @@ BY_TRACING = (methods, activations, savings, large, logits, experts)
 
 
 def rewritten(page: str, *makers: Callable[[], str]) -> str:
-    """The page with these tables made anew, each between two comments that name its function.
+    """The page with these tables made again, each between two comments that name its function.
 
     Raises:
         ValueError: if the page does not hold each of them once.

@@ -63,7 +63,7 @@ def _table(key: str, keys: dict[str, JsonSchema]) -> Iterator[str]:
 
 
 def _section_sentence(key: str) -> str:
-    """What the section is, or what one item is where it is a list."""
+    """Description of the section, or of one item where it is a list."""
     shared = [other for other, section in SAME_AS.items() if section == key]
     return str(_section(key)["description"]) + "".join(f" `{other}` has the same keys." for other in shared)
 

@@ -26,7 +26,7 @@ TABLE = re.compile(r"(?<=<!-- table -->\n).*?(?=<!-- end of table -->)", re.DOTA
 
 
 def groups() -> Iterator[tuple[str, dict[str, str]]]:
-    """What the templates of a group have in common, and they by name."""
+    """Common behaviour of the templates of a group, and their names."""
     yield from GROUPS.items()
     yield f"those that ship inside trl {trl.__version__}", OF_TRL
 

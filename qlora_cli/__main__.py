@@ -1,4 +1,4 @@
-"""Where the command starts: `qlora`, and `python -m qlora_cli`, which is how torchrun and accelerate launch a program.
+"""Entry point of the command: `qlora`, and `python -m qlora_cli`, which torchrun and accelerate launch.
 
 Signals are heeded from here on, before the first of the imports that take time.
 """

@@ -49,13 +49,13 @@ def train(
         run_dir: where the run is written; `runs/<name of the recipe>` when None, `runs/recipe` for a mapping without
             a name.
         overrides: `{"training.max_steps": 10}`, or texts as `--set` takes them; laid over the recipe.
-        resume: go on from the newest whole checkpoint.
+        resume: continue from the newest intact checkpoint.
         overwrite: start over; the run that is there is deleted when the new one is started.
-        stop_after: do so many steps, save a checkpoint and return.
-        force: train where memory or disk are expected not to be enough.
+        stop_after: return after this many steps, with a checkpoint saved.
+        force: train even if memory or disk space looks insufficient.
 
     Raises:
-        QloraError: if the run cannot start or go on, with what to do about it.
+        QloraError: if the run cannot start or continue, with what to do about it.
         KeyboardInterrupt: after Ctrl-C or a notebook's stop button, once the step is done and a checkpoint is saved.
     """
     _check_range("stop_after", stop_after, 1)
@@ -102,9 +102,9 @@ def evaluate(
         metrics: for those files, of those that `qlora eval --help` lists; exact_match when there are none.
         columns: `{"instruction": "question"}`, or texts as `--columns` takes them: how `data` and `tasks` are read; as
             the run's own rows when there are none.
-        batch_size: rows or prompts at once; the recipe's, or 8, when None.
+        batch_size: rows or prompts in a batch; the recipe's, or 8, when None.
         max_new_tokens: longest answer; the recipe's, or 256, when None.
-        limit: only the first so many questions of each task.
+        limit: questions of each task, the first ones.
 
     Raises:
         QloraError: if there is nothing to measure, or on.

@@ -1,4 +1,4 @@
-"""What a program that calls a function of ours may expect: nothing of its own is changed afterwards."""
+"""Calls from another program: its signals, streams and environment are afterwards as they were."""
 
 from __future__ import annotations
 

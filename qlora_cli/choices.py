@@ -1,7 +1,7 @@
-"""Words of which one is chosen, in a recipe or on the command line, and which a room above acts on.
+"""Words of which one is chosen, in a recipe or on the command line, and which a package above acts on.
 
-They stand below all rooms because recipe and command line check them without the libraries that act on them. What
-acts on a word stands in one dict of its room; `tests/test_choices.py` holds words and dicts together.
+They stand below all packages because recipe and command line check them without the libraries that act on them. What
+acts on a word stands in one dict of its package; `tests/test_choices.py` holds words and dicts together.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ DataFormat = Literal[ExchangeFormat, "text"]
 """Layouts of a row; FORMATS in `data/read/converters.py`."""
 
 MetricName = Literal["exact_match", "number_match", "contains", "rouge_l"]
-"""How an answer is scored; METRICS in `evaluate/metrics.py`."""
+"""Scores of an answer; METRICS in `evaluate/metrics.py`."""
 
 ExportFormat = Literal["hf"]
-"""What `qlora export` writes; FORMATS in `deploy/export_formats.py`."""
+"""Formats that `qlora export` writes; FORMATS in `deploy/export_formats.py`."""
 
 EXPORT_FORMATS: dict[ExportFormat, str] = {"hf": "a folder that plain `transformers` loads"}
 """Export format -> what it is, for the help of the command."""
 
 Onto = Literal["dequantized", "original"]
-"""What an adapter is merged onto: the weights that training saw, or the base before quantization."""
+"""Base of a merge: the weights that training saw, or the base before quantization."""
 
 MergedDtype = Literal["bfloat16", "float32"]
 """Precision of merged weights."""

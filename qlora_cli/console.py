@@ -23,7 +23,7 @@ from qlora_cli.errors import QloraError
 from qlora_cli.secrets import redacted
 
 NUMBER = re.compile(r"[<+-]?[\d.,]*%?|-")
-"""What stands right in a table: a number or what it is below, a percentage, a dash or nothing."""
+"""Cells that a table aligns right: a number or its upper bound, a percentage, a dash or nothing."""
 
 
 class PlainConsole(Console):
@@ -47,7 +47,7 @@ err = PlainConsole(stderr=True)
 
 
 def has_colour(screen: Console) -> bool:
-    """Whether what is told by colour can be seen there; under NO_COLOR, on a dumb terminal and in a pipe it cannot."""
+    """Whether colours are shown there; under NO_COLOR, on a dumb terminal and in a pipe it cannot."""
     return screen.color_system is not None and not screen.no_color
 
 
@@ -57,7 +57,7 @@ def note(text: str) -> None:
 
 
 def next_command(*words: str) -> None:
-    """What to type next, as a shell takes it, to stderr."""
+    """The next command to type, as a shell takes it, to stderr."""
     note(f"next: {shlex.join(words)}")
 
 
@@ -85,7 +85,7 @@ def result(text: str | Text) -> None:
 
 
 def piece(text: str) -> None:
-    """Part of an answer, at once and exactly as it is (rich would expand tabs), to stdout."""
+    """Part of an answer, immediately and exactly as it is (rich would expand tabs), to stdout."""
     with _content():
         out.file.write(text)
         out.file.flush()
@@ -152,7 +152,7 @@ class CleanStream:
 
     @contextmanager
     def _named(self) -> Iterator[None]:
-        """What the system says of this stream names it: it may be a file on a full disk."""
+        """An error of the system about this stream names it: it may be a file on a full disk."""
         try:
             yield
         except OSError as fault:
@@ -216,7 +216,7 @@ def flushed() -> Iterator[None]:
 
 @contextmanager
 def _content() -> Iterator[None]:
-    """What is written to stdout meanwhile is the user's data or a model's answer."""
+    """In the block, output to stdout is the user's data or a model's answer."""
     stream = sys.stdout
     if not isinstance(stream, CleanStream):
         yield

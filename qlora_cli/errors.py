@@ -12,13 +12,13 @@ class Problem:
     """One thing that is wrong: where, what, and the next step; secrets in it are taken out when it is made."""
 
     text: str
-    """What is wrong, with the value that was seen."""
+    """The fault, with the value that was seen."""
 
     place: str = ""
     """`file:line`, a run directory, or a key; empty where there is no place."""
 
     hint: str = ""
-    """What to type or change; empty where the text already says it."""
+    """Next step, to type or to change; empty where the text already says it."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -83,7 +83,7 @@ class RunInUseError(QloraError):
     exit_code = 6
 
 
-class StoppedBySignal(QloraError):  # noqa: N818 - not a fault: the run did what it was told
+class StoppedBySignal(QloraError):  # noqa: N818 - not a fault: the run did what the signal asked
     """A signal stopped the run after its checkpoint was saved. Exit code 128 + signal number."""
 
     def __init__(self, problem: str, *, signal_number: int, hint: str = "") -> None:

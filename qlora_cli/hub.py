@@ -1,6 +1,6 @@
 """Whether the Hugging Face Hub answers: asked once, for a few seconds, before any library tries for minutes.
 
-Where it does not, the libraries are told that they are offline: they then take what is in the cache, or say at once
+Where it does not, the libraries are set to offline mode: they then use the cache, or say immediately
 that it is not there.
 """
 

@@ -1,7 +1,7 @@
-"""Leaving in good order when a signal says so: Ctrl-C, `kill`, a closed terminal, the notice of a scheduler.
+"""A clean exit on a signal: Ctrl-C, `kill`, a closed terminal, the notice of a scheduler.
 
 The first signal raises `Interruption` in the main thread, wherever that is, so that whatever was begun is tidied up on
-the way out. A second one ends the process at once, as if nobody had listened.
+the way out. A second one ends the process immediately, as if there were no handler.
 
 What Python or a library makes of the interruption on its way does not count: once a signal has come, whatever ends the
 block is the interruption. Python 3.11 wraps it in a RuntimeError where a class is being made, extension modules in an
@@ -195,9 +195,9 @@ def is_in_main_thread() -> bool:
 def handed_on() -> Iterator[None]:
     """The block is a function of ours that somebody's program calls, such as a cell of a notebook.
 
-    The first stop signal ends the block in good order and then goes to the program's own handler, as if it had come
-    after the block: Ctrl-C becomes a `KeyboardInterrupt` that says how to go on, SIGTERM ends the program. A second
-    one goes there at once. Threads other than the main one get no signals.
+    The first stop signal ends the block cleanly and then goes to the program's own handler, as if it had come
+    after the block: Ctrl-C becomes a `KeyboardInterrupt` that says how to continue, SIGTERM ends the program. A second
+    one goes there immediately. Threads other than the main one get no signals.
 
     Raises:
         KeyboardInterrupt: after Ctrl-C, where the program has no handler of its own.
@@ -234,7 +234,7 @@ def _told(stop: StoppedBySignal | Interruption) -> str:
 
 @contextmanager
 def postponed() -> Iterator[None]:
-    """Stop signals that come in the block are heeded after it: a message is printed whole or not at all."""
+    """Stop signals that come in the block are heeded after it: a message is printed completely or not at all."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
@@ -262,7 +262,7 @@ def heeded_signals() -> list[signal.Signals]:
 
 
 def leave_at_once(number: int) -> None:
-    """Do as if nobody had listened: the program that called decides, or the process ends."""
+    """Act as if there were no handler: the program that called decides, or the process ends."""
     handler = _handlers_of_caller.get(number, signal.SIG_DFL)
     signal.signal(number, handler)
     signal.raise_signal(number)

@@ -1,7 +1,7 @@
-"""What takes long says so: a bar in a terminal, elsewhere a calm line now and then.
+"""Progress of long work: a bar in a terminal, elsewhere a calm line now and then.
 
 Phases may lie in one another, an evaluation in a training for instance; each has a line of its own in a terminal.
-Elsewhere the outermost speaks that has lines at all. What is done within a second or two shows nothing.
+Elsewhere the outermost one prints that has lines at all. Work of a second or two shows nothing.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Phase:
     Args:
         name: what is done, as in "evaluating".
         total: how much there is to do; None where it is not known.
-        is_lasting: the bar is shown at once, and stays on the screen at the end; there are no lines, since whoever
+        is_lasting: the bar is shown immediately, and stays on the screen at the end; there are no lines, since whoever
             does it has better ones.
     """
 
@@ -69,7 +69,7 @@ class Phase:
             _screen.show()
 
     def begin_at(self, done: int) -> None:
-        """So much was done before; it tells nothing about the speed."""
+        """Work that was done before; it says nothing about the speed."""
         self.done = self._first_done = done
 
     @property
@@ -91,7 +91,7 @@ class Phase:
         return True
 
     def line(self) -> str:
-        """Where it is.
+        """The progress so far, as a line.
 
         >>> Phase("loading the base").line()
         'loading the base ...'
@@ -124,7 +124,7 @@ class Phase:
         return f"{self.done:,}/{self.total:,}" if self.total else f"{self.done:,}"
 
     def _time(self) -> str:
-        """What is left where that can be told, else what it has taken."""
+        """The time that is left where it can be estimated, else the time taken."""
         gained = self.done - self._first_done
         if self.total and gained > 0 and self.done < self.total:
             return f"{in_time(self.seconds / gained * (self.total - self.done))} left"

@@ -28,7 +28,7 @@ MIN_VALUE_CHARS = 16
 
 @dataclass(frozen=True)
 class Shape:
-    """What the secrets of one issuer look like."""
+    """Form of the secrets of one issuer."""
 
     kind: str
     marks: tuple[str, ...]
@@ -171,7 +171,7 @@ def _says_secret(name: str) -> bool:
 
 
 def _logged_in() -> list[str]:
-    """What `hf auth login` and `wandb login` have stored; a file that cannot be read holds nothing."""
+    """Secrets that `hf auth login` and `wandb login` have stored; a file that cannot be read holds none."""
     home = os.path.expanduser("~")
     cache_home = os.environ.get("XDG_CACHE_HOME") or f"{home}/.cache"
     hf_home = os.environ.get("HF_HOME") or f"{cache_home}/huggingface"

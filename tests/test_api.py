@@ -176,7 +176,7 @@ def test_a_stop_saves_a_checkpoint_and_the_run_goes_on_to_the_same_end(recipe):
     watcher = threading.Thread(target=interrupt_once_there, args=(Path("stopped/metrics.jsonl"),))
     watcher.start()
     with pytest.raises(
-        KeyboardInterrupt, match=r"stopped at step \d+ of 12; the checkpoint is saved\nhint: go on with"
+        KeyboardInterrupt, match=r"stopped at step \d+ of 12; the checkpoint is saved\nhint: continue with"
     ):
         train(recipe, run_dir="stopped", overrides={"training.max_steps": 12})
     watcher.join()

@@ -23,7 +23,7 @@ Format = Annotated[
     ExportFormat, typer.Option(help="; ".join(f"{name}: {what}" for name, what in EXPORT_FORMATS.items()) + ".")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace a model folder that is there.")]
-Base = Annotated[bool, typer.Option("--base", help="Speak with the base model, without the adapter.")]
+Base = Annotated[bool, typer.Option("--base", help="Use the base model without the adapter.")]
 System = Annotated[str, typer.Option(help="System prompt.", show_default="none")]
 TopP = Annotated[float, typer.Option(min=0.0, max=1.0, help="Sample from the tokens that make up this probability.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")]

@@ -32,7 +32,7 @@ Columns = Annotated[
     ),
 ]
 BatchSize = Annotated[
-    int | None, typer.Option(min=1, help="Rows or prompts at once.", show_default="the recipe's, or 8")
+    int | None, typer.Option(min=1, help="Rows or prompts in a batch.", show_default="the recipe's, or 8")
 ]
 MaxNewTokens = Annotated[int | None, typer.Option(min=1, help="Longest answer.", show_default="the recipe's, or 256")]
 
@@ -78,7 +78,9 @@ def evaluate(
     columns: Columns = None,
     batch_size: BatchSize = None,
     max_new_tokens: MaxNewTokens = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many questions of each task.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Only the first N questions of each task.", metavar="N")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the measures as JSON.")] = False,
 ) -> None:
     """Measure a tuned model beside its base."""

@@ -99,7 +99,7 @@ def _translate(source: Path, out: Path, given: dict[str, Any], *, force: bool) -
     from qlora_cli.recipe.starter import refuse_name
 
     if "gpu" in given:
-        hint = f"leave --gpu out; what fits is said by `qlora plan {out} --gpu {given['gpu']}`"
+        hint = f"leave --gpu out; `qlora plan {out} --gpu {given['gpu']}` says what fits"
         raise ArgumentError("--from and --gpu exclude each other", hint=hint)
     refuse_name(out, overwrite=force)
     settings = {
@@ -151,7 +151,7 @@ def validate(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check a recipe and what it names on this machine, and report every problem at once."""
+    """Check a recipe and what it names on this machine, and report every problem."""
     from dataclasses import asdict
 
     from qlora_cli import console

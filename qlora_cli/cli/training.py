@@ -23,16 +23,16 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override one key, e.g. training.max_steps=10."),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest whole checkpoint.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest intact checkpoint.")] = False,
     overwrite: Annotated[
         bool,
         typer.Option("--overwrite", help="Start over; the run that is there is deleted when the new one is started."),
     ] = False,
     stop_after: Annotated[
-        int | None, typer.Option(min=1, metavar="STEPS", help="Do so many steps, save a checkpoint and end.")
+        int | None, typer.Option(min=1, metavar="STEPS", help="Stop after this many steps and save a checkpoint.")
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Train where memory or disk are expected not to be enough.")
+        bool, typer.Option("--force", help="Train even if memory or disk space looks insufficient.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -59,12 +59,12 @@ def _show(result: TrainingResult, *, as_json: bool) -> None:
         for name, value in (("loss", result.loss), ("eval loss", result.eval_loss))
         if value is not None
     ]
-    steps = (
-        f"{result.num_steps_now} steps in {result.seconds:.0f} s" if result.num_steps_now else "nothing was left to do"
-    )
+    steps = f"already finished ({result.num_steps} of {result.max_steps} steps)"
+    if result.num_steps_now:
+        new_steps = f"{result.num_steps_now} steps in {result.seconds:.0f} s"
+        steps = f"{new_steps}, {result.num_steps} of {result.max_steps} are done"
     console.result(
-        f"{steps}, {result.num_steps} of {result.max_steps} are done: {', '.join(losses)}, "
-        f"peak memory {result.peak_memory_bytes / GIB:.1f} GiB{_planned(result)}"
+        f"{steps}: {', '.join(losses)}, peak memory {result.peak_memory_bytes / GIB:.1f} GiB{_planned(result)}"
     )
     if result.early_stop is not None:
         console.result(str(result.early_stop))
@@ -74,11 +74,11 @@ def _show(result: TrainingResult, *, as_json: bool) -> None:
         has_measures = result.eval_loss is not None
         console.next_command("qlora", "eval" if has_measures else "chat", str(result.run.path))
     else:
-        console.result(f"go on with: {result.run.resume_command}")
+        console.result(f"continue with: {result.run.resume_command}")
 
 
 def _planned(result: TrainingResult) -> str:
-    """What was predicted of the GPU's memory; what a CPU's process takes holds more than what is planned."""
+    """The predicted GPU memory; empty on a CPU, where a process holds more than what is planned."""
     predicted, measured = result.memory["predicted_bytes"], result.memory["measured_bytes"]
     is_comparable = "allocated" in predicted and "allocated" in measured
     return f" ({predicted['allocated'] / GIB:.1f} GiB were planned)" if is_comparable else ""

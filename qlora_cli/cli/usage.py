@@ -24,7 +24,7 @@ OTHER_NAMES = {
     "evaluate": "eval", "finetune": "train", "fine-tune": "train", "sft": "train", "inference": "generate",
     "predict": "generate", "list": "runs", "ls": "runs", "preprocess": "data", "new": "init",
 }  # fmt: skip
-"""What other tools call it -> our command."""
+"""Name of a command in other tools -> our command."""
 
 RECIPE_SECTION = re.compile(r"^(?:model|extends)\s*:", re.MULTILINE)
 MOST_BYTES = 1 << 20
@@ -132,7 +132,7 @@ def _argument_error(fault: Any, ctx: Any) -> ArgumentError:
 
 
 def _with_value(fault: Any) -> str:
-    """What is wrong with a value; pydantic, which some versions of typer check with, leaves the value out."""
+    """The fault of a value; pydantic, which some versions of typer check with, leaves the value out."""
     message = _calm(fault.message.removeprefix("Value error, ").partition(", unable to parse")[0])
     errors: list[dict[str, Any]] = getattr(fault.__cause__, "errors", list)()
     value = str(errors[0].get("input", "")) if errors else ""
@@ -172,7 +172,7 @@ def _missing(fault: Any, path: str) -> ArgumentError:
 
 
 def _no_recipe(path: str) -> ArgumentError:
-    """What was looked for in the current directory, and the command with what was found; nothing starts unasked."""
+    """Error that names the recipes of the current directory in a command to type; nothing starts unasked."""
     found = [file.name for file in sorted(Path.cwd().iterdir()) if _is_recipe(file)]
     problem = f"`{path}` needs a recipe"
     if len(found) == 1:

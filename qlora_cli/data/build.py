@@ -28,7 +28,7 @@ TRAIN_FILE, EVAL_FILE = "train.arrow", "eval.arrow"
 
 @dataclass(frozen=True)
 class Built:
-    """What was written, and what there is to say about it."""
+    """The written rows, and the report about them."""
 
     report: DataReport
     problems: list[Problem]
@@ -91,7 +91,7 @@ def build_data(
 
 
 def _dated(data: DataSection, renderer: Renderer, num_rows: int) -> list[Finding]:
-    """That the rows hold today's date, where the recipe does not say which."""
+    """Finding that the rows hold today's date, where the recipe sets none."""
     date = renderer.printed_date
     if date is None or data.date is not None:
         return []
@@ -110,7 +110,7 @@ def _leave_out(copies: Numbers, gathered: CollectedRows, folder: Path) -> None:
 
 
 def _problems_of_the_whole(gathered: CollectedRows) -> list[Problem]:
-    """What no single row shows."""
+    """Problems that no single row shows."""
     tally = gathered.tally
     for source in gathered.sources:
         if source.num_without_required == source.num_read:
@@ -144,7 +144,7 @@ def _repeats(gathered: CollectedRows, train: Split, evaluation: Split) -> list[F
 
 
 def _without_effect(source: GatheredSource) -> Finding:
-    """What to say of a `leave_out` that takes no row out: a name or value of it is misspelt, perhaps."""
+    """Finding for a `leave_out` that matches no row: perhaps a name or value in it is misspelt."""
     given = ", ".join(source.source.leave_out)
     text = f"no row of {source.source.path} holds such a value in: {given}"
     return Finding("leave_out that matches no row", "noted", 0, source.source.path, text, "correct it or take it out")
@@ -160,7 +160,7 @@ class _Rows:
         self.written = Pieces(spool, data.max_length) if longest > data.max_length else spool
 
     def numbers(self, documents: Numbers) -> Numbers:
-        """What is written for some documents: the numbers of their pieces, or their own."""
+        """Numbers of the written rows of some documents: those of their pieces, or their own."""
         return self.written.of(documents) if isinstance(self.written, Pieces) else documents
 
     def pack(self, part: Split) -> tuple[Numbers, np.ndarray]:

@@ -1,7 +1,7 @@
 """Prepared data on disk, found again by everything that shapes it.
 
-An entry is a folder named by its key. It appears whole, in one rename; while it is made or opened its lock is held,
-so of many processes that start at once one does the work and the others wait for it.
+An entry is a folder named by its key. It appears complete, in one rename; while it is made or opened its lock is held,
+so of many processes that start together one does the work and the others wait for it.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def _code_fingerprint() -> str:
 
 
 def code_files() -> list[Path]:
-    """Files of this room that make rows, the work-arounds, one of which changes messages, and constants."""
+    """Files of this package that make rows, the work-arounds, one of which changes messages, and constants."""
     own = [path for path in Path(__file__).parent.rglob("*") if path.suffix in (".py", ".jinja")]
     return [
         Path(compat.__file__),

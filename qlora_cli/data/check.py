@@ -1,4 +1,4 @@
-"""Everything that can be said about a recipe's data before it is trained on."""
+"""Report on a recipe's data before it is trained on."""
 
 from __future__ import annotations
 

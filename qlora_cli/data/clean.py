@@ -1,4 +1,4 @@
-"""What `data.clean` asks of one row: columns that hold something, answers of some length, no spaces around text."""
+"""Rules of `data.clean` for one row: columns that hold something, answers of some length, no spaces around text."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def _stripped_message(message: Message) -> Message:
 
 
 def text_keys(message: Message) -> tuple[str, ...]:
-    """Where the text of a message stands: of an Alpaca row's question in two parts, which its `content` joins."""
+    """Keys that hold a message's text: of an Alpaca row's question the two parts that its `content` joins."""
     if "input" in message and message.get("content") == joined(message):
         return ("instruction", "input")
     return ("content",)

@@ -64,7 +64,7 @@ class CollectedRows:
     """Name -> number on the spool."""
 
     def place(self, number: int) -> Place:
-        """Where a row of the closed spool comes from."""
+        """Origin of a row of the closed spool."""
         row = self.spool.rows[number]
         return Place(list(self.files)[row["file"]], int(row["line"]) or None, int(row["row"]))
 
@@ -109,7 +109,7 @@ def gather_rows(data: DataSection, renderer: Renderer, folder: Path, look_for: D
 def _without_repeats(
     gathered: CollectedRows, batch: RawBatch, outcome: BatchResult, dedupe: DedupeMode | None
 ) -> np.ndarray:
-    """Which of the kept rows stay; the others become rejections of the outcome."""
+    """The kept rows that stay; the others become rejections of the outcome."""
     stays = np.ones(len(outcome.kept), bool)
     if gathered.seen is None:
         return stays

@@ -54,7 +54,7 @@ class DataStatistics:
     _first_cut: Place | None = None
     _num_splittable: int = 0
     mentions: Mentions = field(default_factory=Mentions)
-    """What of the kept rows has no effect."""
+    """Parts of the kept rows without effect."""
 
     def add(self, outcome: BatchResult) -> None:
         """Count a batch."""
@@ -85,7 +85,7 @@ class DataStatistics:
             self._refused.add(rejection.text, rejection.place, rejection.hint)
 
     def verdict(self, cause: RejectionReason) -> Verdict:
-        """What a row of this cause means for training."""
+        """Consequence of a row of this cause for training."""
         if cause in CLEANING or (cause == RejectionReason.TOO_LONG and self.data.truncation not in ("refuse", "split")):
             return "left out"
         return "refused"
@@ -106,7 +106,7 @@ class DataStatistics:
         return measure_lengths(np.concatenate(self._lengths), self._longest[1]) if self._lengths else None
 
     def problems(self) -> list[Problem]:
-        """What keeps training from starting: the first rows that are refused, and the lengths that do not fit."""
+        """Problems that stop training: the first rows that are refused, and the lengths that do not fit."""
         problems = self._refused.problems()
         if RejectionReason.TOO_LONG in self._first and self.verdict(RejectionReason.TOO_LONG) == "refused":
             problems.append(self._too_long())
@@ -155,7 +155,7 @@ class DataStatistics:
         return f"{how[self.data.truncation]} taken out to fit {limit}"
 
     def _split_hint(self) -> str:
-        """What keeps long running text whole; empty where none was met."""
+        """Hint to split long running text; empty where there was none."""
         if not self._num_splittable:
             return ""
         return f"`data.truncation: split` cuts {self._num_splittable:,} of them into pieces, with nothing lost"
@@ -174,7 +174,7 @@ class DataStatistics:
         )
 
     def _way_on(self, longest: int, num_long: int) -> str:
-        """What to do about rows that are too long: running text is split, a prompt is cut."""
+        """Remedies for rows that are too long: running text is split, a prompt is cut."""
         keep = f"set `data.max_length: {longest}` to keep all"
         drop = "`data.truncation: drop` to leave the long rows out"
         if self.data.truncation == "split":

@@ -1,4 +1,4 @@
-"""Which rows repeat others, over all sources of a recipe, in the order in which they come."""
+"""Rows that repeat others, over all sources of a recipe, in the order in which they are read."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class DuplicateIndex:
         for name, roots, others in (("exact", exact, None), ("near", near, exact)):
             within = _beyond_first(roots, in_train)
             across = in_eval & np.isin(roots, roots[in_train])
-            if others is not None:  # what is equal was said already
+            if others is not None:  # equal rows were reported already
                 within &= ~_beyond_first(others, in_train)
                 across &= ~np.isin(others, others[in_train])
             for rows, what in (

@@ -81,7 +81,7 @@ _CONTEXT_ROLES = frozenset({"system", "developer"})
 def exact_digest(example: Example) -> bytes:
     """16 bytes that are the same for rows of the same turns and tools, wherever they stand.
 
-    Numbers that only tell one row from another, such as the `id` of a message or of a tool call, do not count.
+    Numbers that only identify a row, such as the `id` of a message or of a tool call, do not count.
     """
     if isinstance(example, PlainText):
         parts: list[object] = [example.prompt, example.completion]

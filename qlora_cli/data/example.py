@@ -1,4 +1,4 @@
-"""What a row of data becomes before it is tokens: a conversation or plain text, with the place it came from."""
+"""A row of data before it is tokens: a conversation or plain text, with the place it came from."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Message = dict[str, Any]
 
 
 class Place(NamedTuple):
-    """Where a row stands, as errors and previews name it.
+    """Place of a row, as errors and previews name it.
 
     >>> str(Place("train.jsonl", line=3, row=3)), str(Place("train.parquet", line=None, row=7))
     ('train.jsonl:3', 'train.parquet#row 7')
@@ -34,10 +34,10 @@ Row = dict[str, Any]
 
 
 class UnreadableRow(NamedTuple):
-    """A row that its reader could not take apart, though it could go on behind it."""
+    """A row that its reader could not parse, though it could read those after it."""
 
     text: str
-    """What is wrong with it."""
+    """The fault."""
 
     hint: str
     content: str

@@ -1,4 +1,4 @@
-"""Which rows of which source are seen in an epoch, and which are held out; all of it follows from the seed.
+"""Choice of the rows of each source that an epoch sees, and of those held out; all of it follows from the seed.
 
 Without `mix_by` a weight says how often each row is seen. With it, a weight is the source's share of the rows or
 tokens, relative to the other weights; the total is then the largest in which no row comes twice (first_exhausted), or
@@ -34,7 +34,7 @@ MAX_REPEATS = 1000
 
 @dataclass(frozen=True)
 class Share:
-    """What one source is of the rows seen in an epoch."""
+    """Share of one source in the rows seen in an epoch."""
 
     rows: int
     tokens: int
@@ -194,7 +194,7 @@ def _kept_together(first_copy: np.ndarray, conversations: np.ndarray) -> np.ndar
 
 
 def shares(num_tokens: Sequence[np.ndarray], chosen: Sequence[Numbers]) -> list[Share]:
-    """What each source is of the rows seen in an epoch.
+    """Share of each source in the rows seen in an epoch.
 
     Args:
         num_tokens: of each row of each source.

@@ -120,7 +120,7 @@ class PackedRows(Sequence[PackedRow]):
         return PackedRow(row["input_ids"], row["labels"], row["seq_lengths"])
 
     def places(self, number: int) -> list[Place]:
-        """Where each document of a packed row comes from."""
+        """Origin of each document of a packed row."""
         row = self.dataset[number]
         return [
             Place(self._files[file], line or None, source_row)

@@ -2,7 +2,7 @@
 
 Best-fit decreasing (Johnson 1973): the longest document first, each into the fullest row that still has room for it.
 Documents of equal length are placed together. The fullest row with room for one of them stays the fullest until none
-fits any more, so a row takes as many as it can at once, and all rows with the same room take the same number:
+fits any more, so a row takes as many as it can in one go, and all rows with the same room take the same number:
 
     room left    rows         6 documents of 3
     7            a, b    ->   a: 2, b: 2           (both have 1 left)
@@ -37,7 +37,7 @@ class PackedRow:
 
 
 def plan_packing(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which documents go into which packed row.
+    """Assignment of documents to packed rows.
 
     Args:
         lengths: tokens of each document, from 1 to `capacity`.
@@ -80,7 +80,7 @@ def _pack_window(lengths: np.ndarray, capacity: int) -> np.ndarray:
 
 
 class _Rows:
-    """Rows while they fill up. They are told apart by number and found by the room that they have left."""
+    """Rows while they fill up. They are distinguished by number and found by the room that they have left."""
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity

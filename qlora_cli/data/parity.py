@@ -26,9 +26,9 @@ EARLIER_PROMPT_DIFFERS = "prompt of an earlier answer differs from the one at in
 NUM_TOKENS_SHOWN = 8
 
 _HINTS = {
-    PROMPT_DIFFERS: "the chat template prints an answer otherwise than its generation prompt begins it, often by a "
+    PROMPT_DIFFERS: "the chat template begins an answer differently from its generation prompt, often by a "
     "`<think>`: give the answers their reasoning, or name a corrected copy of the template in `model.chat_template`",
-    EARLIER_PROMPT_DIFFERS: f"the chat template prints turns otherwise once others follow: {PER_ANSWER}",
+    EARLIER_PROMPT_DIFFERS: f"the chat template prints turns differently once others follow: {PER_ANSWER}",
 }
 
 
@@ -42,7 +42,7 @@ class _Difference:
 
 
 def differing_prompts(example: Example, renderer: Renderer, *, only_last: bool = False) -> dict[str, str]:
-    """Which prompts are not what the row begins with, each with the two texts where they part.
+    """Prompts that the row does not begin with, each with the two texts where they part.
 
     Tried are the first trained answer, one in the middle, and the last.
 
@@ -74,12 +74,12 @@ def differing_prompts(example: Example, renderer: Renderer, *, only_last: bool =
         if at is not None:
             what = PROMPT_DIFFERS if index == len(example.messages) - 1 else EARLIER_PROMPT_DIFFERS
             seen, sent = (renderer.text_of(ids[at : at + NUM_TOKENS_SHOWN]) for ids in (row.input_ids, prompt))
-            differing.setdefault(what, f"the row goes on with {seen!r} where they send {sent!r}")
+            differing.setdefault(what, f"the row continues with {seen!r} where they send {sent!r}")
     return differing
 
 
 def compare_prompts(source: SourceSection, data: DataSection, renderer: Renderer) -> list[Finding]:
-    """A finding if any of the source's first rows begins otherwise than its prompt; faulty rows are passed over."""
+    """A finding if any of the source's first rows begins differently from its prompt; faulty rows are passed over."""
     try:
         examples = read_examples(source, NUM_ROWS_TRIED)
     except DataError:

@@ -32,7 +32,7 @@ from qlora_cli.recipe.data_schema import DataSection, SourceSection
 
 @dataclass(slots=True)
 class RowResult:
-    """What became of one row."""
+    """Result of one row: kept, cut or rejected."""
 
     raw: RawRow
     number: int
@@ -56,19 +56,19 @@ class RowResult:
     """Too long, and of the kind that `truncation: split` cuts into pieces."""
 
     unread: list[Mention] = field(default_factory=list)
-    """What of the row has no effect."""
+    """Parts of the row without effect."""
 
 
 @dataclass
 class BatchResult:
-    """What became of a batch."""
+    """Result of a batch of rows."""
 
     tokens: TokenBatch
     """The rows that are kept; `file` is their number in `files`."""
 
     files: list[str]
     kept: list[int]
-    """Which rows of the batch these are."""
+    """Numbers of these rows in the batch."""
 
     rejections: list[Rejection]
     num_read: int
@@ -86,7 +86,7 @@ class BatchResult:
     observed: Counter[RowWarning] = field(default_factory=Counter)
     first_observed: dict[RowWarning, Place] = field(default_factory=dict)
     mentions: Mentions = field(default_factory=Mentions)
-    """What of the kept rows has no effect."""
+    """Parts of the kept rows without effect."""
 
     unprinted: Counter[Unprinted] = field(default_factory=Counter)
     first_unprinted: dict[Unprinted, Place] = field(default_factory=dict)
@@ -124,7 +124,7 @@ class RowPipeline:
     def preview(
         self, source: SourceSection, first: int, num_rows: int, *, where: Where = "train", alone: bool = True
     ) -> Iterator[RowResult]:
-        """What becomes of some rows of a source, counted from 0; `where` and `alone` as in `raw_batches`.
+        """Results of some rows of a source, counted from 0; `where` and `alone` as in `raw_batches`.
 
         Raises:
             DataError: if the source cannot be read, or no format fits.
@@ -135,7 +135,7 @@ class RowPipeline:
             yield from self._passages(replace(batch, rows=[raw]))
 
     def __call__(self, batch: RawBatch) -> BatchResult:
-        """The rows of a batch that can be trained on, and what is to be said about the others."""
+        """The rows of a batch that can be trained on, and the rejections of the others."""
         passages = self._passages(batch)
         kept = [passage for passage in passages if passage.row is not None]
         rows = [passage.row for passage in kept if passage.row is not None]

@@ -25,7 +25,7 @@ from qlora_cli.run.folders import replaced_folder
 
 @dataclass(frozen=True)
 class PreparedData:
-    """What a run trains and evaluates on."""
+    """The rows that a run trains and evaluates on."""
 
     train: PackedRows
     eval: PackedRows

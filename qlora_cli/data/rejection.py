@@ -10,7 +10,7 @@ from qlora_cli.errors import DataError, Problem
 
 
 class RejectionReason(StrEnum):
-    """What is wrong with a row; the value is what tables and `rejected.jsonl` call it."""
+    """Reason why a row is rejected; the value is its name in tables and `rejected.jsonl`."""
 
     MALFORMED = "not readable"
     FORMAT = "does not fit its format"
@@ -45,11 +45,11 @@ class Rejection:
     place: Place
     cause: RejectionReason
     text: str
-    """What is wrong with this row, with the value seen."""
+    """The fault of this row, with the value seen."""
 
     hint: str
     row: Row | str
-    """As it was read; its text where it could not be parsed; empty where it is no longer at hand."""
+    """As it was read; its text where it could not be parsed; empty where it is no longer available."""
 
     @property
     def problem(self) -> Problem:

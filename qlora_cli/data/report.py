@@ -1,4 +1,4 @@
-"""What the data of a recipe is: what was read, what is trained, what was taken out and why."""
+"""Report on the data of a recipe: rows read, rows trained, rows taken out and why."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Finding:
     """Place of the first such row; empty where it concerns no single row."""
 
     text: str
-    """What was found about that row."""
+    """The finding about that row."""
 
     hint: str = ""
 

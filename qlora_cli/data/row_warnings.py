@@ -1,4 +1,4 @@
-"""What is worth a look in a row that can be trained on."""
+"""Oddities of a row that can be trained on."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class RowWarner:
         self._two_bos = [renderer.bos_token_id] * 2
 
     def observe(self, example: Example, row: TokenRow) -> list[RowWarning]:
-        """What stands out in a row; most have nothing."""
+        """Oddities of a row; most have none."""
         found = []
         if isinstance(example, Conversation) and not is_in_order(example.messages):
             found.append(RowWarning.ROLE_ORDER)

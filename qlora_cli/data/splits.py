@@ -1,4 +1,4 @@
-"""Which of the gathered rows are trained on in an epoch, and which are evaluated on."""
+"""The collected rows that are trained on in an epoch, and those that are evaluated on."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class TokenRow:
 
     place: Place
     unprinted: tuple[Unprinted, ...] = ()
-    """What the chat template left out."""
+    """Texts that the chat template left out."""
 
     has_special_text: bool = False
     """Whether the conversation spells a special token, such as `</s>`; it is tokenized as text."""

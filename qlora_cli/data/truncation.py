@@ -42,7 +42,7 @@ MAX_RENDERINGS = 12
 
 Cut = tuple[Example, TokenRow]
 Spot = tuple[int, str]
-"""Where a text stands in a row: index of the message and key, or (0, "prompt")."""
+"""Place of a text in a row: index of the message and key, or (0, "prompt")."""
 
 
 def is_splittable(example: Example) -> bool:
@@ -113,7 +113,7 @@ class Cutter:
             return None
 
         def without(number: int) -> Cut | None:
-            """The row without so many exchanges: those after the first, and with the greatest number the first too."""
+            """The row less this many exchanges: those after the first, and with the greatest number the first too."""
             first = starts[0] if number == len(starts) - 1 else starts[1]
             last = starts[min(number + 1, len(starts) - 1)]
             return self._rendered(replace(example, messages=example.messages[:first] + example.messages[last:]))

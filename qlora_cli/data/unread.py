@@ -1,4 +1,4 @@
-"""What of a row has no effect on what is trained: columns, keys of messages, and nulls that were taken out."""
+"""Parts of a row that training never sees: columns, keys of messages, and nulls that were taken out."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ TURNS = ("messages", "conversations", "prompt", "completion", "history")
 READ_KEYS = frozenset({"role", "content", "tool_calls", *OWN_FLAGS, *REASONING_FIELDS})
 RESULT_KEYS = READ_KEYS | {"name", "tool_call_id"}
 """Keys of a message, and of a tool's result, that are read here or held against the rendering. A result's name and
-number say which call it belongs to, and templates tell that by its place."""
+number say which call it belongs to, and templates know that by its place."""
 
 _CALL_KEYS = frozenset({"type", "function", *AROUND_A_CALL})
 _PART_KEYS = frozenset({"type", *AROUND_A_CALL, "name", "function", *ARGUMENT_KEYS, *CALL_PARTS, *VALUE_KEYS})
 
 
 class UnreadKind(StrEnum):
-    """What was without effect; the value is what tables call it."""
+    """Kind of a part without effect; the value is its name in tables."""
 
     COLUMNS = "columns that are not read"
     KEYS = "keys of messages that nothing reads"
@@ -44,7 +44,7 @@ class UnreadKind(StrEnum):
 
 
 Mention = tuple[UnreadKind, str]
-"""What was found in a row, and its name."""
+"""Kind of a part without effect, and its name."""
 
 
 @dataclass
@@ -97,7 +97,7 @@ class Mentions:
 
 
 def unread_in_row(row: Row, format: str, columns: Mapping[str, str]) -> list[Mention]:
-    """What of a row never reaches a chat template.
+    """Parts of a row that never reach a chat template.
 
     Args:
         row: without the columns that are to have no effect.

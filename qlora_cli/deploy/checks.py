@@ -13,7 +13,7 @@ from qlora_cli.model.tuned import TunedSource
 from qlora_cli.run.files import read_json_object
 
 MERGE_RECORD = "qlora_merge.json"
-"""What a merged model folder says of its making."""
+"""Record of the merge in a merged model folder."""
 
 
 def refuse_no_adapter(source: TunedSource) -> None:

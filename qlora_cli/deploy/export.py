@@ -1,6 +1,6 @@
 """`qlora export`: one folder to hand on, and the proof that tools without this project can use it.
 
-What the folder holds is said in `deploy/export_formats.py`.
+`deploy/export_formats.py` says what the folder holds.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def _tuned_logits(source: TunedSource, prompt: str, ids: list[int]) -> tuple[lis
 
 
 def _add_to_record(folder: Path, exported: Exported) -> None:
-    """What came of loading the folder stands beside what the merge measured."""
+    """Add the result of loading the folder to the figures of the merge."""
     proof = {
         "format": exported.format,
         "agreement": asdict(exported.agreement),

@@ -12,7 +12,7 @@ import torch
 
 @dataclass(frozen=True)
 class LowRankUpdate:
-    """What an adapter adds to one weight matrix."""
+    """The update that an adapter adds to one weight matrix."""
 
     A_RI: torch.Tensor
     """Down projection."""

@@ -49,7 +49,7 @@ ROOM_FOR_ACTIVATIONS = 1.2
 
 @dataclass(frozen=True)
 class MergeOptions:
-    """How to merge."""
+    """Options of a merge."""
 
     onto: Onto = "dequantized"
     """dequantized: the weights that training saw. original: the base as it was before quantization."""
@@ -64,7 +64,7 @@ class MergeOptions:
 
 @dataclass(frozen=True)
 class _Reference:
-    """What the tuned model said before it was folded."""
+    """Logits of the tuned model before the merge."""
 
     rows: list[list[int]]
     logits: list[torch.Tensor]
@@ -75,7 +75,7 @@ class _Reference:
 
 
 def merge_run(path: Path | None, out: Path | None, options: MergeOptions) -> Merged:
-    """Merge the run or adapter at `path` into `out`, verified; `out` appears whole or not at all.
+    """Merge the run or adapter at `path` into `out`, verified; `out` appears complete or not at all.
 
     Args:
         path: run directory or PEFT adapter folder; the latest run when None.
@@ -170,7 +170,7 @@ def adapter_identity(source: TunedSource) -> str:
 
 
 def _write_merged(source: TunedSource, options: MergeOptions, stage: Path) -> _Reference:
-    """Record what the tuned model says, fold it, save it; every model is let go on return."""
+    """Record the tuned model's logits, merge it, save it; every model is released on return."""
     tuned = load_tuned(source)
     refuse_zero_adapter(tuned.model, source)
     renderer = Renderer(tuned.tokenizer)

@@ -1,4 +1,4 @@
-"""What a merge says of itself: the line on the screen and the record in the folder."""
+"""Record of a merge: the line on the screen and the file in the folder."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ class Merged:
     path: Path
     onto: Onto
     onto_in_words: str
-    """What the update was added to, and why."""
+    """The weights that the update was added to, and why."""
 
     dtype: MergedDtype
     num_parameters: int
     effect: Agreement
-    """What the adapter does: adapter on against adapter off."""
+    """Effect of the adapter: adapter on against adapter off."""
 
     agreement: Agreement
-    """What the merge costs: adapter on against the merged model."""
+    """Error of the merge: adapter on against the merged model."""
 
     compared_in: Precisions
 

@@ -24,7 +24,7 @@ FIXED_QUESTIONS = (
 def probe_rows(recipe: Recipe | None, renderer: Renderer) -> list[list[int]]:
     """Rows of the run's held-out data (of its training data where none is held out), else the fixed questions.
 
-    Rows with their answers are better probes than prompts alone: the answers are where the adapter speaks.
+    Rows with their answers are better probes than prompts alone: the answers are where the adapter acts.
     """
     if recipe is not None:
         try:

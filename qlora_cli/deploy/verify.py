@@ -39,7 +39,7 @@ NUM_LAST_POSITIONS = 64
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far one model is from another on the same tokens."""
+    """Distance of one model from another on the same tokens."""
 
     num_positions: int
     max_logit_difference: float
@@ -60,7 +60,7 @@ class Agreement:
 
 @torch.no_grad()
 def record_logits(model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-    """What the model says at the last positions of each row: float32 tensors [L, V] on the CPU.
+    """The model's logits at the last positions of each row: float32 tensors [L, V] on the CPU.
 
     Rows run one by one, so no padding and no other row can touch a figure.
     """

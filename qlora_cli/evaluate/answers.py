@@ -15,7 +15,7 @@ from qlora_cli.model.generation_settings import generation_settings, only_these_
 
 @dataclass(frozen=True)
 class AnswerOptions:
-    """How answers are generated."""
+    """Settings of generation."""
 
     end_of_turn_ids: Collection[int]
     """Tokens that end an answer; the ending one is not part of its text."""
@@ -40,7 +40,7 @@ def generate_answers(
         model: a causal language model in eval mode.
         tokenizer: its tokenizer; only `pad_token_id` and decoding are used.
         prompts: token ids of each prompt.
-        options: when an answer ends, and how many go at once.
+        options: when an answer ends, and how many are generated together.
         on_answers: called after each batch with the number of its prompts.
     """
     by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))

@@ -34,7 +34,7 @@ MOVE_RESULTS = "move it away, then measure again"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What to measure on."""
+    """Data and tasks to measure on."""
 
     rows: list[TokenRow]
     """Held-out rows for loss and perplexity; empty to leave these out."""
@@ -64,7 +64,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one of the two models did."""
+    """Results of one of the two models."""
 
     score: Score | None
     """None where there are no rows."""

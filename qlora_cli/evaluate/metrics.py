@@ -1,4 +1,4 @@
-"""How an answer is scored against its reference: each metric gives 0 to 1, and a task reports the mean."""
+"""Scores of an answer against its reference: each metric gives 0 to 1, and a task reports the mean."""
 
 from __future__ import annotations
 

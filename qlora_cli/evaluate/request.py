@@ -46,7 +46,7 @@ class EvalRequest:
     batch_size: int | None = None
     max_new_tokens: int | None = None
     limit: int | None = None
-    """Only the first so many questions of each task."""
+    """Use only the first `limit` questions of each task."""
 
     columns: Mapping[str, str] = field(default_factory=dict)
     """Format field -> column of `data`; where it is empty, as the run's own rows were read."""
@@ -135,7 +135,7 @@ def _held_out_rows(tuned: Tuned, request: EvalRequest, renderer: Renderer) -> li
 
 @contextmanager
 def _hinting(option: str) -> Iterator[None]:
-    """Where the run's own data cannot be read any more, say that others can be named."""
+    """Say, where the run's own data can no longer be read, that others can be named."""
     try:
         yield
     except DataError as error:

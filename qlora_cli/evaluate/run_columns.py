@@ -1,4 +1,4 @@
-"""Which columns are read of a file that `qlora eval` is given: those that are named, or those that the run has."""
+"""Columns that `qlora eval` reads of a given file: those that are named, or those of the run."""
 
 from __future__ import annotations
 

@@ -24,10 +24,10 @@ class Question:
     """One prompt of a task and the answer it should get."""
 
     prompt: str
-    """What the user reads: the last turn before the answer."""
+    """Text for the user: the last turn before the answer."""
 
     prompt_ids: list[int]
-    """What the model reads: the exact prefix of a training row."""
+    """Text for the model: the exact prefix of a training row."""
 
     reference: str
 

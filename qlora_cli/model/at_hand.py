@@ -44,7 +44,7 @@ def look_for_base(name: str, revision: str | None = None) -> None:
 
 
 def way_to_the_hub(reason: str) -> str:
-    """What to do so that the Hub can be asked.
+    """Hint on how to reach the Hub.
 
     Args:
         reason: as `why_offline` gives it.

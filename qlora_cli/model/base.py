@@ -29,7 +29,7 @@ READ_FAULTS = (
     *(OSError, ValueError, ImportError, TypeError, LookupError, AttributeError, RuntimeError),
     *(SafetensorError, StrictDataclassError, pickle.UnpicklingError),
 )
-"""What libraries raise on files that are missing, damaged or made to do harm."""
+"""Errors of libraries on files that are missing, damaged or made to do harm."""
 
 
 class reading:  # noqa: N801 - reads like a function: `with reading(name):`
@@ -127,7 +127,7 @@ def load_base(
 
 
 def where_from(name: str) -> str:
-    """Where the small files of a base are read, as a phase."""
+    """Source of a base's small files, as the name of a phase."""
     return f"reading {shown_name(name)}" if Path(name).exists() else f"asking the Hub for {name}"
 
 

@@ -1,6 +1,6 @@
-"""What a base looks tokens and positions up in, held against what it is to be given.
+"""Tables in which a base looks up tokens and positions, checked against what it is to be given.
 
-An index beyond a table is an error deep in the model on a CPU, and on a GPU one that ends the process without a word of
+An index beyond a table is an error deep in the model on a CPU, and on a GPU one that ends the process without saying
 where it came from.
 """
 

@@ -17,12 +17,12 @@ from transformers import PreTrainedModel
 from qlora_cli.constants import IGNORE_INDEX
 
 MAX_LOGITS = 2**26
-"""Logits held at once, in elements: 256 MiB in fp32. Large vocabularies would otherwise fill the memory."""
+"""Logits held together, in elements: 256 MiB in fp32. Large vocabularies would otherwise fill the memory."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """How well a model predicts the labelled tokens of a data set."""
+    """Loss of a model on the labelled tokens of a data set."""
 
     loss: float
     """Mean cross-entropy over all labelled tokens, in nats."""
@@ -49,7 +49,7 @@ def score_rows(model: PreTrainedModel | PeftModel, batches: Iterable[Mapping[str
     Args:
         model: a causal language model that takes `input_ids` and `position_ids`.
         batches: `input_ids`, `labels` and `position_ids` of shape (B, L), as the data collator makes them, without
-            an attention mask: the positions tell documents apart. A flattened batch (B = 1) may hold more.
+            an attention mask: the positions separate the documents. A flattened batch (B = 1) may hold more.
 
     Raises:
         ValueError: if no token has a label.

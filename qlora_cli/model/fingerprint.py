@@ -27,7 +27,7 @@ def base_folder(model: ModelSection) -> Path:
     """The local folder with the base's files: itself, or the Hub cache's snapshot, fetched where it is not there yet.
 
     Raises:
-        IdentityError: if it is neither on this machine nor to be had.
+        IdentityError: if it is not on this machine and cannot be downloaded.
     """
     local = Path(model.base_model)
     if local.is_dir():
@@ -93,11 +93,11 @@ def _shards(index: Path) -> list[str]:
 def fingerprint_base(model: ModelSection) -> str:
     """SHA-256 over the base's weights: every file's name, size and 4 KiB out of each MiB.
 
-    Two fine-tunes of one model differ in almost every weight, so a sample tells them apart; a 16 GB base takes
+    Two fine-tunes of one model differ in almost every weight, so a sample distinguishes them; a 16 GB base takes
     about 64 MB of reading. Copying or moving the folder does not change it.
 
     Raises:
-        IdentityError: if the weights are not to be had.
+        IdentityError: if the weights cannot be found or downloaded.
     """
     files = {path: path.stat().st_size for path in weight_files(base_folder(model), allow_pickle=model.allow_pickle)}
     num_samples = sum(ceil(size / SAMPLE_STRIDE) for size in files.values())

@@ -1,4 +1,4 @@
-"""How a model picks its next token: what the caller says, and nothing that the base brought along."""
+"""Settings of generation: the caller's only, without those that the base ships."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a base must be able to do to be trained here, as its class says."""
+"""Abilities that a base needs to be trained here, read from its class."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from qlora_cli.errors import RecipeError
 
 
 def require_position_ids(base: PreTrainedModel) -> None:
-    """Refuse a model that cannot be told where a document starts.
+    """Refuse a model that cannot be given the starts of documents.
 
     Raises:
         RecipeError: if its forward pass takes no `position_ids`.

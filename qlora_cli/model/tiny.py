@@ -60,7 +60,7 @@ class TinyOptions:
 
 @dataclass(frozen=True)
 class TinySummary:
-    """What was made."""
+    """Sizes and losses of the model that was made."""
 
     path: Path
     num_parameters: int
@@ -196,7 +196,7 @@ def _check(options: TinyOptions) -> None:
         )
     if options.hidden_size % (2 * options.num_heads):
         raise ArgumentError(
-            f"--heads is {options.num_heads}: --hidden {options.hidden_size} does not split into so many even parts",
+            f"--heads is {options.num_heads}: --hidden {options.hidden_size} does not split into that many even parts",
             hint=f"try --heads {options.hidden_size // NF4_BLOCK}",
         )
     if options.vocab_size < SMALLEST_VOCAB:

@@ -24,10 +24,10 @@ from qlora_cli.run.origin import located
 
 @dataclass(frozen=True)
 class TunedSource:
-    """Where a tuned model lies and what it stands on, before anything heavy is loaded."""
+    """Folder and base of a tuned model, before anything heavy is loaded."""
 
     folder: Path
-    """What the user named: a run directory, an adapter folder or a model folder."""
+    """The folder that the user named: a run directory, an adapter folder or a model folder."""
 
     model: ModelSection
     """The base model, or the merged model itself."""
@@ -53,7 +53,7 @@ class Tuned:
 
 
 def find_tuned(path: Path | None) -> TunedSource:
-    """What `path` holds: a run directory (the latest run when None), a PEFT adapter or a model folder.
+    """The tuned model at `path`: a run directory (the latest run when None), a PEFT adapter or a model folder.
 
     Raises:
         ArgumentError: if it is none of them, or a run that is not finished.

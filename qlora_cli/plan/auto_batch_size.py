@@ -1,4 +1,4 @@
-"""A number in place of `per_device_train_batch_size: auto`: as many of a step's rows at once as fit."""
+"""A number in place of `per_device_train_batch_size: auto`: as many of a step's rows in a pass as fit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def with_auto_batch_size(request: PlanRequest, memory_bytes: int | None, tracer:
 
     Args:
         request: the step.
-        memory_bytes: what the device has; None where it is not known, and all rows are taken at once.
+        memory_bytes: what the device has; None where it is not known, and all rows are taken in one pass.
         tracer: what has been traced already.
 
     Raises:
@@ -27,7 +27,7 @@ def with_auto_batch_size(request: PlanRequest, memory_bytes: int | None, tracer:
     if memory_bytes is not None:
         tracer = tracer or Tracer()
         found = search(lambda rows: tracer.device_bytes(_with_rows(request, rows)), memory_bytes, num_rows)
-        most = found or 1  # what does not fit with a single row is told with a single row
+        most = found or 1  # if not even one row fits, report the need of one row
     return _with_rows(request, even_split(num_rows, most))
 
 

@@ -1,4 +1,4 @@
-"""The bill of a step: what its memory is spent on at the peak, what CUDA adds, and what is worth saying beside it."""
+"""Memory budget of a step: its memory at the peak by kind, what CUDA adds, and notes."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from qlora_cli.plan.trace.trace_step import trace_step
 
 CONTEXT = "CUDA context"
 CONTEXT_BYTES = 550 * MIB
-"""What a process takes of a GPU before it allocates anything: the driver's context and the kernels that torch, cuBLAS
-and bitsandbytes load. `nvidia-smi` less `torch.cuda.memory_reserved` shows a machine's own."""
+"""Memory that a process takes of a GPU before it allocates anything: the driver's context and the kernels that torch,
+cuBLAS and bitsandbytes load. `nvidia-smi` less `torch.cuda.memory_reserved` shows a machine's own."""
 
 CUBLAS_WORKSPACE_BYTES = 4096 * 1024 * 2 + 16 * 1024 * 8
 CUBLAS_WORKSPACE_BYTES_FROM_HOPPER = 32 * MIB
@@ -34,12 +34,12 @@ class Overhead:
     name: str
     num_bytes: int
     source: str
-    """Where the figure comes from."""
+    """Source of the figure."""
 
 
 @dataclass(frozen=True)
 class DeviceMemory:
-    """What a step takes of its device."""
+    """Memory that a step takes of its device."""
 
     allocated_bytes: int
     """Predicted `torch.cuda.max_memory_allocated`."""
@@ -48,7 +48,7 @@ class DeviceMemory:
     """Predicted `torch.cuda.max_memory_reserved`."""
 
     overheads: tuple[Overhead, ...]
-    """What the device's libraries add to the tensors; nothing on a CPU."""
+    """Memory that the device's libraries add to the tensors; nothing on a CPU."""
 
     @property
     def device_bytes(self) -> int:
@@ -61,7 +61,7 @@ class DeviceMemory:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> DeviceMemory:
-        """What `as_dict` gave.
+        """The needs that `as_dict` gave.
 
         Raises:
             KeyError, TypeError: if it is something else.
@@ -72,7 +72,7 @@ class DeviceMemory:
 
 @dataclass(frozen=True)
 class MemoryBudget:
-    """What one training step needs."""
+    """Memory that one training step needs."""
 
     peak: Moment
     """The fullest moment of the step, with when it is and its bytes of tensors by kind."""
@@ -85,11 +85,11 @@ class MemoryBudget:
     facts: ParameterCounts
     trace: MemoryTrace
     notes: tuple[str, ...]
-    """What is worth saying beside the figures."""
+    """Remarks on the figures, one sentence each."""
 
 
 def plan(request: PlanRequest) -> MemoryBudget:
-    """What one training step of the recipe needs.
+    """Memory that one training step of the recipe needs.
 
     Raises:
         RecipeError: if the base cannot be built from its configuration or run, or the recipe names modules that it does
@@ -100,7 +100,7 @@ def plan(request: PlanRequest) -> MemoryBudget:
 
 
 def memory_budget(request: PlanRequest, trace: MemoryTrace, facts: ParameterCounts) -> MemoryBudget:
-    """The bill for a traced step."""
+    """The memory budget of a traced step."""
     needs = device_memory(request, trace)
     return MemoryBudget(
         peak=trace.peak,
@@ -113,7 +113,7 @@ def memory_budget(request: PlanRequest, trace: MemoryTrace, facts: ParameterCoun
 
 
 def device_memory(request: PlanRequest, trace: MemoryTrace) -> DeviceMemory:
-    """What the device must have for a traced step."""
+    """Memory that the device must have for a traced step."""
     tensors = trace.peak.num_bytes
     if request.device.kind == "cpu":
         return DeviceMemory(tensors, tensors, ())

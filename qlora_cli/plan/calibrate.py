@@ -91,10 +91,10 @@ def calibrate() -> Overheads:
 
 
 def _context_bytes(device: torch.device) -> tuple[int, int]:
-    """What the driver counts as used and torch has not reserved, and all memory of the GPU.
+    """Bytes that the driver counts as used and torch has not reserved, and all memory of the GPU.
 
     Raises:
-        ResourceError: if it is so much that others must have it.
+        ResourceError: if there are so many that other processes must hold them.
     """
     torch.cuda.synchronize(device)
     free, memory = torch.cuda.mem_get_info(device)
@@ -108,7 +108,7 @@ def _context_bytes(device: torch.device) -> tuple[int, int]:
 
 
 def _cublas_bytes(device: torch.device) -> int:
-    """What torch gives back when it clears cuBLAS's workspaces, of the forward pass's thread and autograd's."""
+    """Bytes of cuBLAS's workspaces, of the forward pass's thread and autograd's, measured by clearing them."""
     torch.cuda.synchronize(device)
     before = torch.cuda.memory_allocated(device)
     torch._C._cuda_clearCublasWorkspaces()
@@ -205,7 +205,7 @@ def timed(step: Callable[[], None], wait: Callable[[], None]) -> float:
 
     Args:
         step: does the step.
-        wait: returns when the device has done all that it was told.
+        wait: returns when the device has finished all its work.
     """
     seconds = []
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""How much there is to train on: rows, tokens and steps, from the data where it is at hand."""
+"""Size of the training: rows, tokens and steps, from the data where it is on this machine."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class TrainingSize:
 
 
 def find_workload(recipe: Recipe, num_gpus: int = 1) -> tuple[TrainingSize | None, str]:
-    """What the recipe's data comes to for so many GPUs, or None and why it is not known."""
+    """Rows, tokens and steps of the recipe's data on this many GPUs, or None and why they are not known."""
     try:
         files = [file for source in recipe.data.train for file in source_files(source)]
         if not all(source_files(source) for source in recipe.data.train):

@@ -1,4 +1,4 @@
-"""What a run writes, by arithmetic to the byte but for its small files."""
+"""Disk space of a run, computed to the byte except for its small files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STEP_BYTES = 4
 
 @dataclass(frozen=True)
 class TrainedTensor:
-    """What the size of a trained tensor's files follows from."""
+    """Facts of a trained tensor that decide the size of its files."""
 
     num_elements: int
     element_bytes: int
@@ -38,19 +38,19 @@ class Disk:
     """Of one checkpoint."""
 
     num_checkpoints: int
-    """That lie there at once: those that are kept and the one that is being written."""
+    """Largest number at a time: those that are kept and the one that is being written."""
 
     merged_bytes: int
     """Of the merged model in 16 bit."""
 
     @property
     def checkpoints_bytes(self) -> int:
-        """Of all checkpoints that lie there at once."""
+        """Of all checkpoints that are on disk together."""
         return self.num_checkpoints * self.checkpoint_bytes
 
 
 def disk_of(recipe: Recipe, trained: Iterable[TrainedTensor], num_base: int) -> Disk:
-    """What a run of the recipe writes.
+    """Disk space of a run of the recipe.
 
     Args:
         recipe: how often it saves, and with which optimizer.
@@ -77,7 +77,7 @@ def state_bytes(optim: str, num_elements: int) -> int:
 
 
 def num_checkpoints(training: TrainingSection) -> int:
-    """Checkpoints that lie there at once.
+    """Checkpoints that are on disk together.
 
     >>> num_checkpoints(TrainingSection(save_strategy="steps", save_steps=10, max_steps=100, save_total_limit=3))
     4

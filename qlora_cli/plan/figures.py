@@ -7,7 +7,7 @@ from math import floor, log10
 from qlora_cli.constants import GIB, KIB, MIB
 
 SMALL_GIB = 0.1
-"""Below it a size is told in MiB: with two decimals of a GiB it would lose its figures, or be zero."""
+"""Below it a size is given in MiB: with two decimals of a GiB it would lose its figures, or be zero."""
 
 
 def in_gib(num_bytes: float) -> str:

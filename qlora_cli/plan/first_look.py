@@ -26,7 +26,7 @@ NUM_ROWS = 1000
 """Rows that are looked at: the first ones, which takes a second or two."""
 
 CHARS_PER_TOKEN = 4
-"""Of English text under the tokenizers of today's models, roughly; only where the base's own is not at hand."""
+"""Of English text under the tokenizers of today's models, roughly; only where the base's own is not available."""
 
 LONGEST = 8192
 """Tokens up to which `max_length` follows the longest row."""
@@ -34,7 +34,7 @@ LONGEST = 8192
 
 @dataclass(frozen=True)
 class FirstLook:
-    """What was found."""
+    """Facts about the data."""
 
     path: str
     suggestion: Suggestion
@@ -54,7 +54,7 @@ class FirstLook:
 
     @property
     def notes(self) -> list[str]:
-        """What a person wants to know of it, one line each."""
+        """The facts for a person, one line each."""
         columns = f", by {one_line(self.suggestion.columns)}" if self.suggestion.columns else ""
         unread = f"; not read: {names_of(self.suggestion.unread)}" if self.suggestion.unread else ""
         lines = [f"{self.path}: {self.format} rows{columns}{unread}"]

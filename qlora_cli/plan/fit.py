@@ -1,7 +1,7 @@
 """The largest setting that fits a memory, found by a search over traces.
 
 Bytes grow with batch, length and rank nearly in a line, so each guess lies where the line through the nearest traced
-points meets the memory. No guess is believed: the answer is a traced value that fits, and the next larger one was
+points crosses the memory. No guess is believed: the answer is a traced value that fits, and the next larger one was
 traced and does not fit, or is not allowed.
 """
 
@@ -28,14 +28,14 @@ NUM_GUESSES = 8
 
 @dataclass(frozen=True)
 class Fit:
-    """What a search found."""
+    """Result of a search."""
 
     key: str
     value: int | None
     """The largest value that fits; None where not even the smallest does."""
 
     num_bytes: int
-    """What the step needs at `value`, or at the smallest value where none fits."""
+    """Bytes of the step at `value`, or at the smallest value where none fits."""
 
     tried: dict[int, int]
     """Value -> bytes, for every value that was traced."""
@@ -45,7 +45,7 @@ class Fit:
 
     @property
     def override(self) -> str:
-        """What to add to a command line.
+        """The options to add to a command line.
 
         >>> Fit("lora.r", 64, 0, {}, most=512).override
         '--set lora.r=64'
@@ -114,7 +114,7 @@ def search(needed: Callable[[int], int], limit: int, most: int) -> int | None:
 
 
 def _guess(known: dict[int, int], fits: int, too_large: int, limit: int) -> int:
-    """Where the line through the two known points nearest to the answer meets the limit, between what is settled.
+    """Value at which the line through the two known points nearest to the answer crosses the limit, between the bounds.
 
     >>> _guess({1: 107}, 1, 1001, 150)
     2

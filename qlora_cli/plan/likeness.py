@@ -32,9 +32,9 @@ def config_or_sketch(model: ModelSection) -> tuple[PreTrainedConfig, str]:
         config = _sketch(model.base_model)
         if config is None:
             [problem, *_] = error.problems
-            hint = f"{problem.hint}; without --gpu a recipe is written for it all the same"
+            hint = f"{problem.hint}; without --gpu a recipe is written for it anyway"
             raise type(error)(problem.text, hint=hint, place=problem.place) from error
-        return config, "a Llama of the size in its name (its config.json is not at hand)"
+        return config, "a Llama of the size in its name (its config.json is not available)"
 
 
 def config_to_plan(model: ModelSection) -> tuple[PreTrainedConfig, str]:

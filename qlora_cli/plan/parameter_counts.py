@@ -1,4 +1,4 @@
-"""What a model is made of: parameters by how they are stored, counted on the meta device."""
+"""Parameters of a model by how they are stored, counted on the meta device."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ParameterCounts:
     """In weights of three dimensions, one slice an expert, which are not quantized."""
 
     notes: tuple[str, ...]
-    """Sentences that the user should read beside the bill."""
+    """Sentences that the user should read beside the budget."""
 
     trained: tuple[TrainedTensor, ...] = ()
 

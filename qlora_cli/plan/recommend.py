@@ -26,8 +26,8 @@ SUBSTITUTES = (
     {"lora.lora_dropout": 0.0},
     {"model.attn_implementation": "eager", "lora.lora_dropout": 0.0},
 )
-"""What to try with bases that the defaults do not fit: `transformers` runs Gemma 2 without torch's fused attention, and
-PEFT's adapters on the fused experts of a mixture take no dropout."""
+"""Settings to try with bases that the defaults do not fit: `transformers` runs Gemma 2 without torch's fused attention,
+and PEFT's adapters on the fused experts of a mixture take no dropout."""
 
 LENGTHS = (2048, 1024, 512)
 
@@ -37,7 +37,7 @@ FILLED = 0.95
 
 @dataclass(frozen=True)
 class Size:
-    """What is chosen by the number of parameters."""
+    """Settings that are chosen by the number of parameters."""
 
     r: int
     batch_size: int

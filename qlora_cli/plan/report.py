@@ -1,4 +1,4 @@
-"""A plan as a whole: the bill against a memory, the time, the disk, the data."""
+"""A complete plan: the memory budget against a memory, the time, the disk, the data."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from qlora_cli.recipe.schema import Recipe
 
 @dataclass(frozen=True)
 class Target:
-    """What the plan is held against."""
+    """The device and memory that the plan is compared with."""
 
     name: str
     device: Device
@@ -40,7 +40,7 @@ class PlanReport:
 
     asked: Recipe
     request: PlanRequest
-    """What was planned: in place of `per_device_train_batch_size: auto` it has the rows that fit."""
+    """The planned request: in place of `per_device_train_batch_size: auto` it has the rows that fit."""
 
     bill: MemoryBudget
     target: Target
@@ -62,7 +62,7 @@ class PlanReport:
 
     @property
     def lines(self) -> list[tuple[str, int]]:
-        """The bill: what takes memory at the peak, in bytes. They add up to `device_bytes`."""
+        """The budget: what takes memory at the peak, in bytes. They add up to `device_bytes`."""
         tensors = [
             (str(kind), size) for kind, size in self.bill.peak.by_kind.items() if kind is not MemoryKind.PAGED_OPTIMIZER
         ]

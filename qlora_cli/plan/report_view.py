@@ -1,4 +1,4 @@
-"""A plan as a person reads it: the verdict, the bill with bars, then time, disk and data."""
+"""A plan as a person reads it: the result, the budget with bars, then time, disk and data."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ BAR_WIDTH = 32
 """With the names of the lines and the figures it fits into 80 columns."""
 
 NARROW = 0.05
-"""Share of the memory below which what is left is no more than the estimates in the bill may be wrong by."""
+"""Share of the memory below which what is left is no more than the estimates in the budget may be wrong by."""
 
 SMALL = 0.005
-"""Units below which a line of the bill is added to others; they would all be zeros."""
+"""Units below which a line of the budget is added to others; they would all be zeros."""
 
 
 def show_plan(report: PlanReport) -> None:
@@ -55,7 +55,7 @@ def show_plan(report: PlanReport) -> None:
 def _rows(report: PlanReport) -> str:
     training, asked = report.request.recipe.training, report.asked.training
     num_gpus = report.request.device.num_gpus
-    text = f"{training.rows_at_once} of {report.asked.data.max_length:,} tokens at once, "
+    text = f"{training.rows_at_once} of {report.asked.data.max_length:,} tokens in a pass, "
     if asked.per_device_train_batch_size == "auto":
         passes = "1 pass" if training.num_passes == 1 else f"{training.num_passes} passes"
         text += f"the {asked.rows_per_step} of a step in {passes} (auto)"
@@ -132,12 +132,12 @@ def _facts(report: PlanReport) -> dict[str, str]:
 
 
 def _gpus(report: PlanReport) -> str:
-    """What several GPUs share and what they do not."""
+    """Effects of several GPUs on the memory of each."""
     sums = report.bill.trace.largest.get(MemoryKind.GRADIENT_SUMS, 0)
     is_at_peak = MemoryKind.GRADIENT_SUMS in report.bill.peak.by_kind
     return (
         f"each holds the whole model; gradients are summed in {size(sums)} more after the backward pass, "
-        f"{'where the peak falls' if is_at_peak else 'below the peak'}; what NCCL takes is not in the bill"
+        f"{'where the peak falls' if is_at_peak else 'below the peak'}; what NCCL takes is not in the budget"
     )
 
 

@@ -1,4 +1,4 @@
-"""What to turn when a step does not fit: each setting with the bytes that it saves, largest first."""
+"""Savings for a step that does not fit: each setting with the bytes that it saves, largest first."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class MemorySaving:
 
     @property
     def override(self) -> str:
-        """What to add to a command line.
+        """The options to add to a command line.
 
         >>> MemorySaving("", {"lora.r": 8, "lora.target_modules": ("q_proj", "v_proj")}, 0).override
         "--set lora.r=8 --set 'lora.target_modules=[q_proj,v_proj]'"
@@ -88,7 +88,7 @@ def changes(request: PlanRequest) -> Iterator[tuple[str, dict[str, Any]]]:
     if batch > 1:
         factor = batch if batch % 2 else 2
         yield (
-            "fewer rows at once, the same rows a step",
+            "fewer rows a pass, the same rows a step",
             {
                 "training.per_device_train_batch_size": batch // factor,
                 "training.gradient_accumulation_steps": accumulation * factor,

@@ -47,7 +47,7 @@ class Operations:
 
 @dataclass(frozen=True)
 class Throughput:
-    """How fast a card may train, or several together."""
+    """Training speed of a GPU, or of several together."""
 
     tokens_per_second: float
     seconds_per_step: float
@@ -58,7 +58,7 @@ class Throughput:
 
 
 def operations_per_token(request: PlanRequest, facts: ParameterCounts, length: int) -> Operations:
-    """What a token of a row of `length` tokens takes.
+    """Operations for a token of a row of `length` tokens.
 
     Args:
         request: the step.
@@ -103,7 +103,7 @@ def _expert_share(text: object) -> float:
 def estimate_pace(
     request: PlanRequest, facts: ParameterCounts, card: Gpu, length: int | None = None
 ) -> Throughput | None:
-    """How fast `card` may train; None in float32, for which no rate is known.
+    """Training speed of `card`; None in float32, for which no rate is known.
 
     Args:
         request: the step.
@@ -128,6 +128,6 @@ def estimate_pace(
 
 
 def moved_bytes(request: PlanRequest, facts: ParameterCounts) -> float:
-    """What dequantization reads and writes in one micro-batch."""
+    """Bytes that dequantization reads and writes in one micro-batch."""
     num_passes = 3 if request.recipe.training.gradient_checkpointing else 2
     return facts.num_quantized * num_passes * (PACKED_BYTES + WRITTEN_BYTES)

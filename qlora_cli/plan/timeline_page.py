@@ -127,12 +127,12 @@ class Scale:
 
     @property
     def is_in_gib(self) -> bool:
-        """Whether sizes are told in GiB, not in MiB."""
+        """Whether sizes are given in GiB, not in MiB."""
         return self.highest >= GIB
 
     @property
     def floor(self) -> int:
-        """Where nothing is held."""
+        """Height at which nothing is held."""
         return self.canvas.height - BOTTOM
 
 

@@ -1,4 +1,4 @@
-"""What steps need of their device, each traced once: in this process, and on this machine.
+"""Memory needs of steps, each traced once: in this process, and on this machine.
 
 A trace takes seconds, and its result follows from the recipe, the base's configuration, the device and the code. So it
 is kept under `$QLORA_CACHE/plans`, one small JSON file for each step, under a hash of all of these.
@@ -22,7 +22,7 @@ from qlora_cli.run.manifest import library_versions
 
 
 def plans_root() -> Path:
-    """Where traced needs are kept."""
+    """Folder of the traced needs."""
     return cache_folder("plans")
 
 
@@ -33,7 +33,7 @@ class Tracer:
         self._known: dict[str, DeviceMemory] = {}
 
     def needs(self, request: PlanRequest) -> DeviceMemory:
-        """What the step takes of its device.
+        """Memory that the step takes of its device.
 
         Raises:
             RecipeError: if the base cannot be built or its step cannot be traced.
@@ -73,7 +73,7 @@ def code_fingerprint(package: Path = PACKAGE) -> str:
 
 
 def _kept(key: str) -> DeviceMemory | None:
-    """What an earlier process traced; a file that is damaged is traced anew."""
+    """Needs that an earlier process traced; None where there are none or the file is damaged."""
     path = plans_root() / f"{key}.json"
     if not path.is_file():
         return None

@@ -1,4 +1,4 @@
-"""What a recipe's base folder holds, as far as it shows without torch: configuration, positions, tokenizer, weights."""
+"""Checks of a recipe's base folder that need no torch: configuration, positions, tokenizer, weights."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CONFIG_HINT = "name the folder that holds config.json and the weights, or a Hub 
 
 
 def check_base(written: RawRecipe) -> Iterator[Conflict]:
-    """What is wrong with a base that is on this machine, and with settings that do not suit it."""
+    """Conflicts of a base that is on this machine, and of settings that do not suit it."""
     name = at(written, KEY)
     if not isinstance(name, str) or not name:
         return
@@ -132,7 +132,7 @@ def _check_folder(folder: Path, written: RawRecipe) -> Iterator[Conflict]:
 
 
 def _weights_fault(folder: Path, *, allow_pickle: bool) -> tuple[str, str] | None:
-    """What is wrong with the weights, and what to do."""
+    """The fault of the weights, and the remedy."""
     again = "download the model again"
     for name in ("model.safetensors", "pytorch_model.bin") if allow_pickle else ("model.safetensors",):
         index = folder / f"{name}.index.json"
@@ -181,7 +181,7 @@ def _check_stored(stored: Mapping[str, Any], written: RawRecipe) -> Iterator[Con
 
 
 def stored_kind(stored: Mapping[str, Any]) -> str:
-    """What a config.json says that its weights are stored in, in the recipe's words for bitsandbytes.
+    """Storage of the weights according to config.json, in the recipe's words for bitsandbytes.
 
     >>> stored_kind({"quant_method": "gptq", "bits": 4}), stored_kind({"load_in_4bit": True})
     ('gptq', 'fp4')

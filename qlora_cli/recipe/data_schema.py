@@ -107,7 +107,7 @@ class DataSection(Section):
     example without their thinking; tokens grow with the square of the exchanges."""
 
     date: Day | None = None
-    """Day, as 2026-11-28, that chat templates which print today's date are told; the day on which the run is started
+    """Day, as 2026-11-28, that is given to chat templates which print today's date; the day on which the run is started
     when not given. The run keeps it when it is resumed."""
 
     mix_by: Literal["rows", "tokens"] | None = None

@@ -1,4 +1,4 @@
-"""What pydantic found wrong with a recipe, in this project's words and with places."""
+"""Pydantic's errors about a recipe, in this project's words and with places."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def _explain_one(path: Path, error: Mapping[str, Any], root: Node) -> PlacedProb
 
 
 def unknown_key_hint(path: Path) -> str:
-    """What was probably meant by a key that the schema does not have."""
+    """Hint on what was probably meant by a key that the schema does not have."""
     *section, key = path
     prefix = _dotted(section)
     if key == "extends":
@@ -102,7 +102,7 @@ def unknown_key_hint(path: Path) -> str:
 
 
 def describe(field: JsonSchema) -> str:
-    """What a field may hold, in words.
+    """Values that a field may hold, in words.
 
     >>> describe({"type": "number", "exclusiveMinimum": 0, "maximum": 1})
     'a number above 0 and at most 1'

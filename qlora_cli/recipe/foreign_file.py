@@ -28,7 +28,7 @@ COMMAND_LINE = "the command line"
 
 @dataclass
 class Translation:
-    """What came of a file."""
+    """A translated file."""
 
     tool: Tool
     settings: dict[str, Any] = field(default_factory=dict)
@@ -101,7 +101,7 @@ def read_config(path: Path) -> Config:
         raise ArgumentError(f"'{path}' cannot be read: {fault.strerror}", hint="name a YAML or JSON file") from None
     except (yaml.YAMLError, ValueError, RecursionError) as fault:
         reason = " ".join(str(getattr(fault, "problem", None) or fault).split())[:200]
-        raise ArgumentError(f"'{path}' is no YAML: {reason}", hint="mend the file, or name another one") from None
+        raise ArgumentError(f"'{path}' is no YAML: {reason}", hint="fix the file, or name another one") from None
     if not isinstance(config, dict) or not config:
         raise ArgumentError(f"'{path}' holds no keys", hint="name a training config of axolotl, LLaMA-Factory or TRL")
     return {str(key): value for key, value in config.items()}
@@ -119,7 +119,7 @@ def tool_of(config: Config, path: Path) -> Tool:
             hint = f"it looks like a recipe already: `qlora validate {path}`"
         else:
             hint = "name a training config of axolotl, LLaMA-Factory or TRL"
-        raise ArgumentError(f"'{path}' has no key by which a tool can be told", hint=hint)
+        raise ArgumentError(f"'{path}' has no key that shows which tool it is of", hint=hint)
     return best
 
 
@@ -175,7 +175,7 @@ def _refuse_full_training(tool: Tool, config: Config) -> None:
 
 
 def _fill_in(translation: Translation, config: Config) -> None:
-    """What the tool takes where the file is silent."""
+    """Fill in the tool's defaults where the file is silent."""
     settings, tool = translation.settings, translation.tool
     defaults = dict(tool.defaults)
     if tool.name == "LLaMA-Factory":

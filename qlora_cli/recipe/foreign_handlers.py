@@ -1,4 +1,4 @@
-"""Which handler reads which key of axolotl, LLaMA-Factory and TRL."""
+"""The handler of each key of axolotl, LLaMA-Factory and TRL."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def quantization_bit(key: str, value: Any, config: Config) -> Iterator[Outcome]:
 
 
 def axolotl_adapter(key: str, value: Any, config: Config) -> Iterator[Outcome]:
-    """`qlora` stands for a base in 4 bits, whatever else is said."""
+    """`qlora` stands for a base in 4 bits, whatever the other keys are."""
     if str(value) not in ("lora", "qlora"):
         raise refuse(key, value, "is no LoRA")
     if value == "qlora" and not is_on(config.get("load_in_8bit")):
@@ -155,7 +155,7 @@ COMMON: dict[str, Handler] = {
     "preprocessing_num_workers": SPEED,
     "dataset_processes": SPEED,
     "dataset_num_proc": SPEED,
-    "ddp_timeout": needless("a process that ends is seen at once"),
+    "ddp_timeout": needless("a process that ends is noticed immediately"),
     "ddp_find_unused_parameters": needless("gradients are added up once a step, whichever there are"),
     "save_safetensors": needless("nothing is ever pickled"),
     "low_cpu_mem_usage": needless("weights are always loaded so"),

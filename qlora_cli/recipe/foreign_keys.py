@@ -33,7 +33,7 @@ FOREIGN_KEYS: dict[str, dict[str, str]] = {
         "micro_batch_size": "training.per_device_train_batch_size",
         "eval_batch_size": "eval.per_device_eval_batch_size",
         "num_epochs": "training.num_train_epochs",
-        "lora_model_dir": "runs start from a new adapter; a stopped run goes on with `qlora train --resume`",
+        "lora_model_dir": "runs start from a new adapter; a stopped run continues with `qlora train --resume`",
         "lora_target_linear": "write 'lora.target_modules: all-linear'",
         "lora_modules_to_save": "lora.modules_to_save",
         "peft_use_dora": "lora.use_dora",
@@ -65,7 +65,7 @@ FOREIGN_KEYS: dict[str, dict[str, str]] = {
     "LLaMA-Factory": {
         "model_name_or_path": "model.base_model",
         "model_revision": "model.revision",
-        "adapter_name_or_path": "runs start from a new adapter; a stopped run goes on with `qlora train --resume`",
+        "adapter_name_or_path": "runs start from a new adapter; a stopped run continues with `qlora train --resume`",
         "stage": "there is no counterpart: every run is supervised fine-tuning",
         "do_train": "`qlora train` trains; there is no key for it",
         "do_eval": "`qlora eval` evaluates; while training, 'eval.eval_strategy' does",
@@ -76,7 +76,7 @@ FOREIGN_KEYS: dict[str, dict[str, str]] = {
         "pissa_init": "write 'lora.init_lora_weights: pissa'",
         "cutoff_len": "data.max_length",
         "dataset": "data.train",
-        "dataset_dir": "write the whole path in 'data.train'",
+        "dataset_dir": "write the full path in 'data.train'",
         "eval_dataset": "data.eval",
         "val_size": "data.eval_fraction",
         "max_samples": "there is no counterpart; 'data.train.weight' below 1 takes a random part of a source",
@@ -189,7 +189,7 @@ def counterpart(key: str, tool: str = "") -> str:
 
 
 def foreign_hint(key: str) -> str:
-    """What to write here for another tool's `key`; empty where no tool is known to use it.
+    """Hint on what to write here for another tool's `key`; empty where no tool is known to use it.
 
     >>> foreign_hint("lora_rank")
     "'lora_rank' of LLaMA-Factory is written 'lora.r' here"

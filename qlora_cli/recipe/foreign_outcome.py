@@ -1,4 +1,4 @@
-"""What one key of another tool comes to here, and its value in our types."""
+"""Translation of one key of another tool, and its value in our types."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Config = dict[str, Any]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one key."""
+    """Translation of one key."""
 
     key: str
     """As the other tool calls it; inside a list or section with the way there, `datasets[0].type`."""

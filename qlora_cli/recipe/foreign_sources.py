@@ -19,7 +19,7 @@ FORMATS = {
     "input_output": None,
     "openai": "messages",
 }
-"""The first word of axolotl's `type`, or LLaMA-Factory's `formatting` -> our format; None where columns tell."""
+"""The first word of axolotl's `type`, or LLaMA-Factory's `formatting` -> our format; None where columns show it."""
 
 COLUMNS = {
     "field_instruction": "instruction",

@@ -19,7 +19,7 @@ from qlora_cli.recipe.starter import write_recipe
 from qlora_cli.secrets import find_secret, redacted
 
 COLUMN = 46
-"""Where comments begin."""
+"""Column at which comments begin."""
 
 WIDTH = 116
 
@@ -93,7 +93,7 @@ def _list(head: str, outcomes: list[Outcome]) -> Iterator[str]:
 
 
 def told(outcome: Outcome) -> str:
-    """A key with its value, and what is said of it, on one line."""
+    """A key with its value and the remark on it, on one line."""
     value = "" if outcome.value is None else f" {_short(outcome.value)}"
     return redacted(one_line(f"{outcome.key}:{value} - {outcome.why}"))
 

@@ -1,4 +1,4 @@
-"""Three tools: how their files are told apart, and what they take where a key is left out."""
+"""Three tools: how to recognize their files, and their defaults where a key is left out."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ FAMILIES = (
     ("experts_implementation", KERNEL),
     ("plugins", "kernels and hooks of axolotl"),
     ("eot_tokens", "the chat template says where a turn ends"),
-    ("loss_watchdog_", "a loss that has left its level is said; NaN stops the run"),
+    ("loss_watchdog_", "a loss that has left its level gives a warning; NaN stops the run"),
     ("quantize_moe_experts", "which weights are quantized is up to the base's class; `qlora plan` counts them"),
     ("lora_target_parameters", "name modules in 'lora.target_modules'"),
     ("chat_template", "the template comes with the tokenizer; a Jinja file in 'model.chat_template' replaces it"),

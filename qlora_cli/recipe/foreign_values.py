@@ -1,4 +1,4 @@
-"""What a key of another tool, with its value, comes to here.
+"""Translation of another tool's keys whose values must be read.
 
 A handler takes a key, its value and the whole file, and yields outcomes: settings of ours, or why there are none. To
 add a key whose value is ours too, a line in `foreign_keys.py` is enough; one whose value must be read gets a handler.
@@ -14,7 +14,7 @@ from qlora_cli.recipe.foreign_outcome import Config, Handler, Outcome, coerced, 
 from qlora_cli.recipe.json_schema import all_keys, field_at, options_of
 
 SECTIONS = ("model", "quantization", "lora", "training", "eval")
-"""Where a key of the same name means the same; names in `data` and `tracking` are too common for that."""
+"""Sections where a key of the same name means the same; names in `data` and `tracking` are too common for that."""
 
 UNKNOWN = "not known to qlora"
 

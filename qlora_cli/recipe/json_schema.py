@@ -84,7 +84,7 @@ def _accept_short_source(field: JsonSchema) -> None:
 
 
 def options_of(field: JsonSchema) -> list[JsonSchema]:
-    """What a field may be, references followed and null left out."""
+    """Alternatives of a field, references followed and null left out."""
     if "$ref" in field:
         return [recipe_json_schema()["$defs"][field["$ref"].rsplit("/", 1)[-1]]]
     if "anyOf" in field and "properties" not in field:

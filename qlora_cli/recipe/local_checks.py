@@ -1,4 +1,4 @@
-"""What a recipe names on this machine, looked at without loading it; and what only the Hub could tell."""
+"""Checks of what a recipe names on this machine, without loading it; and a list of what only the Hub knows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from qlora_cli.recipe.written import Conflict, RawRecipe, at, conflict
 DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".arrow", ".json.gz", ".jsonl.gz", ".csv.gz")
 
 MAX_FOLDERS = 1000
-"""That are looked through for a data file."""
+"""Number of files that are looked through for a data file."""
 
 DATA_KEYS = ("data.train", "data.eval", "eval.tasks")
 
@@ -38,7 +38,7 @@ def unchecked(recipe: Recipe) -> list[str]:
 
 
 def default_notes(recipe: Recipe, *, is_length_written: bool) -> list[str]:
-    """What is worth knowing of values that nobody wrote."""
+    """Remarks on values that nobody wrote."""
     positions = default_beyond(recipe.model.base_model, recipe.data.max_length)
     if is_length_written or positions is None:
         return []
@@ -84,7 +84,7 @@ def _is_on_hub(name: str) -> bool:
 
 
 def _fault_of(name: str) -> tuple[str, str] | None:
-    """What is wrong with a file or folder of data, and what to do; None where nothing is, or it is on the Hub."""
+    """The fault of a file or folder of data, and the remedy; None where it has none, or is on the Hub."""
     if "://" in name:
         return None
     path = Path(name).expanduser()

@@ -12,7 +12,7 @@ from qlora_cli.recipe.yaml_text import MAX_DEPTH
 
 
 def plain_scalar(value: Any) -> str | int | float | bool | None:
-    """What a YAML file would say: paths and enums of texts are text, numbers of NumPy are numbers.
+    """The value as a YAML file would hold it: paths and enums of texts as text, numbers of NumPy as numbers.
 
     Raises:
         TypeError: if it is none of them.

@@ -56,7 +56,7 @@ def _next(
 
 
 def _place(root: Node, path: Path, decided: dict[Path, RecipePlace]) -> RecipePlace | None:
-    """Where a setting was written, or what left it out was."""
+    """Place of a setting, or of what left it out."""
     node = root.at(path)
     return node.place if node else decided.get(path)
 

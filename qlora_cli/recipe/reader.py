@@ -1,4 +1,4 @@
-"""A recipe file to a `Recipe` and back: everything that is wrong is reported at once, each with its place."""
+"""A recipe file to a `Recipe` and back: all errors are reported together, each with its place."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def load_recipe(
     Args:
         source: the YAML file, the name of a recipe that comes with qlora, or the same keys in a mapping.
         overrides: texts such as `lora.r=32`; later ones win.
-        on_note: told of each setting that is left out, since one that excludes it was written over it.
+        on_note: called with each setting that is left out, since one that excludes it was written over it.
 
     Raises:
         RecipeError: with every problem found, sorted by file and line.
@@ -150,7 +150,7 @@ def _conflicts(root: Node, doubtful: set[str], check: Callable[[RawRecipe], list
 
 
 def _take_out(written: RawRecipe, key: str) -> None:
-    """Drop a dotted key from nested dicts; where it lies in a list, the whole list goes."""
+    """Drop a dotted key from nested dicts; where it is in a list, the list is dropped."""
     holder: Any = written
     *section, last = key.split(".")
     for part in section:

@@ -89,7 +89,7 @@ def _initial_weights(written: RawRecipe) -> Iterator[Conflict]:
     if init == "loftq" and not is_4bit:
         text = f"'{key}: loftq' needs a 4-bit 'quantization' section: it makes up for that error"
         yield conflict(key, ("quantization",), text, "write `quantization: {}` for NF4, or another init_lora_weights")
-    # DoRA takes its magnitudes from the weight at hand when the adapter is attached; both inits replace that weight.
+    # DoRA takes its magnitudes from the current weight when the adapter is attached; both inits replace that weight.
     if init in ("loftq", "pissa") and at(written, "lora.use_dora"):
         text = f"'lora.use_dora' cannot work with '{key}: {init}', which replaces the weight that DoRA measures"
         yield conflict("lora.use_dora", (key,), text, "keep one of the two", weaker=("lora.use_dora", key))

@@ -167,7 +167,7 @@ class TrainingSection(Section):
     """Optimizer steps between two checkpoints, with `save_strategy: steps`."""
 
     save_total_limit: int = Field(2, ge=1, le=100_000)
-    """Checkpoints kept; older ones are deleted after a newer one is whole."""
+    """Checkpoints kept; older ones are deleted after a newer one is complete."""
 
     early_stopping_patience: int | None = Field(None, ge=1, le=1_000_000)
     """End the run after this many evaluations in a row without a new lowest eval loss. Such a run is finished; its last
@@ -229,7 +229,7 @@ class TaskSection(Section):
     """Longest answer in tokens."""
 
     limit: int | None = Field(None, ge=1, le=1_000_000_000)
-    """Only the first so many examples."""
+    """Use only this many examples, the first ones."""
 
 
 class EvalSection(Section):
@@ -249,7 +249,7 @@ class EvalSection(Section):
 
 
 class TrackingSection(Section):
-    """Where metrics go beside metrics.jsonl."""
+    """Experiment trackers that get the metrics beside metrics.jsonl."""
 
     report_to: Annotated[
         tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...], BeforeValidator(as_tuple)

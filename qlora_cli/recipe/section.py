@@ -1,4 +1,4 @@
-"""What every section of a recipe is."""
+"""Base class of a recipe's sections."""
 
 from __future__ import annotations
 

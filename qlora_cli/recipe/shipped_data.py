@@ -10,10 +10,10 @@ from qlora_cli.recipe.shipped import shipped_root
 from qlora_cli.recipe.tree import Node
 
 FOLDER = Path("recipes", "data")
-"""Where they lie under `shipped_root()`, which is how the recipes name them."""
+"""Their folder under `shipped_root()`, as the recipes name it."""
 
 KEYS = (("data", "train"), ("data", "eval"), ("eval", "tasks"))
-"""Where a recipe names data: as a path, as a mapping with a `path`, or as a list of these."""
+"""Keys where a recipe names data: as a path, as a mapping with a `path`, or as a list of these."""
 
 
 def shipped_data(given: Path) -> Path | None:

@@ -56,7 +56,7 @@ tracking:
 """
 
 COLUMN = 31
-"""Where comments begin, as in the template."""
+"""Column at which comments begin, as in the template."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class StarterValues:
     """Only where rows are longer than `max_length`."""
 
     planned: str = ""
-    """What was planned with these values; the first comment says it."""
+    """The plan with these values; the first comment says it."""
 
 
 def write_starter(

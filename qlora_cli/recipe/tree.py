@@ -11,7 +11,7 @@ from qlora_cli.errors import Problem
 
 @dataclass(frozen=True, order=True)
 class RecipePlace:
-    """Where a value was written: a line of a file, or a command-line option (line 0)."""
+    """Place of a value: a line of a file, or a command-line option (line 0)."""
 
     file: str
     line: int
@@ -29,7 +29,7 @@ def problem_at(place: RecipePlace, text: str, hint: str = "") -> PlacedProblem:
 
 
 class Unreadable:
-    """Stands for a value whose fault is already reported, so that nothing further is said of it."""
+    """Stands for a value whose fault is already reported, so that nothing further is reported of it."""
 
     def __repr__(self) -> str:
         return "…"

@@ -34,7 +34,7 @@ SCALARS = {
 
 @dataclass(frozen=True)
 class Parsed:
-    """What one text holds: its root (None where the text cannot be used at all) and what is wrong with it."""
+    """A parsed text: its root (None where the text cannot be used at all) and its problems."""
 
     root: Node | None
     problems: list[PlacedProblem]

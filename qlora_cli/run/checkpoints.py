@@ -1,6 +1,6 @@
-"""Checkpoints that are whole or not there: staged, hashed, flushed, renamed.
+"""Checkpoints that are complete or absent: staged, hashed, flushed, renamed.
 
-A checkpoint is a folder `checkpoints/step-000050`. While it is written it has another name; its seal,
+A checkpoint is a folder `checkpoints/step-000050`. While it is written it has another name; its manifest,
 `checkpoint.json`, lists the SHA-256 of every other file, says what run it belongs to, and is written last; one rename
 makes it visible.
 """
@@ -39,7 +39,7 @@ class Checkpoint:
         """Why it cannot be trusted, in a few words; empty when every byte is as it was written.
 
         Args:
-            expected: facts that its seal must say; another value means that it belongs to another run.
+            expected: facts that its manifest must hold; another value means that it belongs to another run.
         """
         try:
             seal = read_json_object(self.path / SEAL_NAME, hint="")
@@ -75,7 +75,7 @@ class Checkpoint:
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies.
+    """Folder of the checkpoint of a step.
 
     >>> checkpoint_path(Path("checkpoints"), 50).name
     'step-000050'
@@ -93,7 +93,7 @@ def staged_checkpoint(folder: Path, step: int, facts: dict[str, Any]) -> Iterato
     Args:
         folder: the run's `checkpoints` folder.
         step: optimizer steps done.
-        facts: what else the seal should say, such as the data's fingerprint.
+        facts: what else the manifest should hold, such as the data's fingerprint.
 
     Raises:
         ResourceError: if the disk refuses; what was visible before is visible still.
@@ -105,7 +105,7 @@ def staged_checkpoint(folder: Path, step: int, facts: dict[str, Any]) -> Iterato
         hashes = {name: sha256_file(stage / name) for name in foreign_files(stage, set())}
         seal = {"step": step, **facts, "versions": library_versions(), "sha256": hashes}
         if out.is_dir() and (beside := foreign_files(out, checkpoint_files(out) | hashes.keys())):
-            seal["beside"] = beside  # it stays there, and makes the checkpoint no less whole
+            seal["beside"] = beside  # it stays there, and the checkpoint is intact anyway
         write_json(stage / SEAL_NAME, {**seal, "seal_sha256": _seal_sha256(seal)})
     with _no_reason_to_stop():
         for later in list_checkpoints(folder):
@@ -114,7 +114,7 @@ def staged_checkpoint(folder: Path, step: int, facts: dict[str, Any]) -> Iterato
 
 
 def _seal_sha256(seal: Mapping[str, Any]) -> str:
-    """SHA-256 of what a seal says, whatever its layout."""
+    """SHA-256 of a checkpoint manifest's values, whatever its layout."""
     said = {key: value for key, value in seal.items() if key != "seal_sha256"}
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
@@ -136,7 +136,7 @@ def newest_whole(
 
     Args:
         folder: the run's `checkpoints` folder.
-        expected: facts that the seal must say, such as the data's fingerprint.
+        expected: facts that the manifest must hold, such as the data's fingerprint.
     """
     skipped: list[tuple[Checkpoint, str]] = []
     for checkpoint in reversed(list_checkpoints(folder)):
@@ -150,7 +150,7 @@ def newest_whole(
 def rotate_checkpoints(folder: Path, *, keep: int, best_step: int | None = None) -> None:
     """Delete the files of all but the newest `keep` checkpoints and the best one, and what killed processes left.
 
-    What others put there stays. What cannot be deleted is said and stays: no run should end because it holds a
+    What others put there stays. What cannot be deleted gives a warning and stays: no run should end because it holds a
     checkpoint too many.
 
     Args:
@@ -169,7 +169,7 @@ def rotate_checkpoints(folder: Path, *, keep: int, best_step: int | None = None)
 
 @contextmanager
 def _no_reason_to_stop() -> Iterator[None]:
-    """Say that something could not be deleted, and go on."""
+    """Warn that something could not be deleted, and continue."""
     try:
         yield
     except OSError as fault:

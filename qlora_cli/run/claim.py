@@ -1,4 +1,4 @@
-"""Who may write to a run directory: one process at a time, in a folder that holds a run and nothing else."""
+"""Claim on a run directory: one process writes at a time, in a folder that holds a run and nothing else."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OWN_FOLDER = "--run-dir runs/new"
 NUM_LOOKS, LOOK_SECONDS = 5, 0.02
 
 SWEPT = "|".join(["adapter", "residual", *(re.escape(Path(name).name) for name in FILES)])
-"""What the holder of the directory writes; merges and evaluations are made by others."""
+"""Names that the holder of the directory writes; merges and evaluations are made by others."""
 
 LOCK_BYTES = 32
 """Longest content of a lock: a process id."""
@@ -36,7 +36,7 @@ LOCK_BYTES = 32
 def claimed(run: RunDirectory) -> Iterator[RunDirectory]:
     """Hold the directory for this process; a dead process holds nothing, and what it left half done is deleted.
 
-    A run that was put aside comes back when the directory is let go, unless the new one is started by then.
+    A run that was set aside comes back when the directory is released, unless the new one is started by then.
 
     Raises:
         RunInUseError: if another process holds it, with that process's id.
@@ -87,7 +87,7 @@ def refuse_place(run: RunDirectory) -> None:
 
 
 def foreign(run: RunDirectory) -> list[str]:
-    """What lies in the directory and is not part of the run, as `foreign_entries` names it."""
+    """Entries of the directory that are not part of the run, as `foreign_entries` names them."""
     own = {*run_files(run.path), run.lock_path.name}
     names = foreign_entries(run.path, own)
     return [name for name in names if name not in (f"{run.earlier_path.name}/", "data/", "checkpoints/")]
@@ -158,7 +158,7 @@ def _lock(run: RunDirectory, lock: int) -> None:
 
 
 def _delete_leftovers(run: RunDirectory) -> None:
-    """What a killed process was writing; checkpoints are swept when they are rotated."""
+    """Delete what a killed process was writing; checkpoints are swept when they are rotated."""
     for folder in (run.path, run.data_path):
         sweep(folder, SWEPT)
 

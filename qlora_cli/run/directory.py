@@ -17,7 +17,7 @@ class RunDirectory:
 
     path: Path
     launcher: str = "qlora"
-    """What starts the program that writes here, in as many processes as it needs."""
+    """The command that starts the program that writes here, in as many processes as it needs."""
 
     def __fspath__(self) -> str:
         """The folder's path, so that a run can be named wherever its folder can."""
@@ -40,7 +40,7 @@ class RunDirectory:
 
     @property
     def log_path(self) -> Path:
-        """What the libraries said."""
+        """Messages of the libraries."""
         return self.path / "log.txt"
 
     @property
@@ -85,7 +85,7 @@ class RunDirectory:
 
     @property
     def resume_command(self) -> str:
-        """What to type to go on with the run."""
+        """The command that continues the run."""
         return f"{self.launcher} train {quote(str(self.recipe_path))} --run-dir {quote(str(self.path))} --resume"
 
     @property

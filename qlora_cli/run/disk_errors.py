@@ -1,4 +1,4 @@
-"""What to do when the disk refuses: full, over its quota, broken, read-only, not ours.
+"""Errors of a disk that refuses, with what to do: full, over its quota, broken, read-only, not ours.
 
 Libraries report it each in their own way: safetensors and tokenizers as text with "(os error 28)" in it, shutil as a
 list of files, Python's files without a path. `naming` makes an OSError with number and path of all of them, where the
@@ -33,20 +33,20 @@ REASONS = {
 """errno -> what is wrong, what to do."""
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-"""Refusals that only a write can meet: whatever a library makes of one, the disk is what is wrong."""
+"""Errors that only a write can get: whatever a library makes of one, the disk is the cause."""
 
 NUMBER = re.compile(r"\(os error (\d+)\)|Os \{ code: (\d+)")
-"""How Rust's libraries, such as safetensors and tokenizers, write the system's number."""
+"""The system's error number as Rust's libraries write it, such as safetensors and tokenizers."""
 
 COPY_NUMBER = re.compile(r"\[Errno (\d+)\]")
-"""How shutil writes it in its list of what could not be copied."""
+"""The same as shutil writes it in its list of what could not be copied."""
 
 STAGED = re.compile(r"/\.([^/]+?)\.(?:staging|staged|retired|new)-[0-9a-f]+")
 """A name under which something is written before it gets its own."""
 
 
 class naming:  # noqa: N801 - reads like a function: `with naming(path):`
-    """What the system says while the block writes below `path` becomes an OSError with its number and a path.
+    """An error of the system while the block writes below `path` becomes an OSError with its number and a path.
 
     Args:
         path: named where the fault names none; None for no path.
@@ -75,7 +75,7 @@ class naming:  # noqa: N801 - reads like a function: `with naming(path):`
 
 @contextmanager
 def storage_faults(run: RunDirectory) -> Iterator[None]:
-    """Turn what the system says while files of `run` are written into an error that says how to go on.
+    """Turn what the system says while files of `run` are written into an error that says how to continue.
 
     Raises:
         ResourceError: in place of any OSError, and of other libraries' errors where a system call is behind them.
@@ -89,7 +89,7 @@ def storage_faults(run: RunDirectory) -> Iterator[None]:
 
 def resource_error(run: RunDirectory, fault: OSError) -> ResourceError:
     """The user's view of a fault of the disk that ends a run."""
-    reason, remedy = REASONS.get(fault.errno or 0, (f"a file cannot be written: {fault.strerror}", "mend that"))
+    reason, remedy = REASONS.get(fault.errno or 0, (f"a file cannot be written: {fault.strerror}", "fix that"))
     way_on = f"`{run.resume_command}`" if run.is_started else "start the run again"
     return ResourceError(reason, place=_place(fault) or str(run.path), hint=f"{remedy}, then {way_on}")
 

@@ -1,4 +1,4 @@
-"""Two names that change places at once."""
+"""Two names that change places atomically."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ AT_FDCWD = -100
 
 
 def exchange(one: Path, other: Path) -> bool:
-    """Swap two names at once, so that there is no moment without either; False where that is not to be had.
+    """Swap two names atomically, so that there is no moment without either; False where the system cannot do it.
 
     `renameat2` came with Linux 3.15 and glibc 2.28; NFS and some other file systems do not offer the exchange.
     """

@@ -21,10 +21,10 @@ GENERATOR = '<meta name="generator" content="qlora">'
 """In the head of each page that is written."""
 
 MAX_JSON_BYTES = 16 * 1024 * 1024
-"""What this project writes of that kind takes kilobytes."""
+"""Files of that kind that this project writes take kilobytes."""
 
 SETTINGS = ("*config.json", "*_state.json", "*_merge.json", "*.md")
-"""What lies in a model's folder beside weights, vocabulary and template."""
+"""Files in a model's folder beside weights, vocabulary and template."""
 
 
 def write_text(path: Path, text: str, *, is_content: bool = False) -> None:
@@ -108,7 +108,7 @@ def take_secrets_out(folder: Path) -> None:
 def certify(path: Path, name: str) -> Path:
     """Rename a file or folder that this process has just made to `name`, its inode number at the end.
 
-    Such a name tells later that it was made here: nothing else has it, and a copy of it has another inode.
+    Such a name shows later that it was made here: nothing else has it, and a copy of it has another inode.
     """
     certified = path.with_name(f"{name}-{path.lstat().st_ino}")
     uninterrupted(os.rename, path, certified)

@@ -1,7 +1,7 @@
-"""Folders that are whole or not there, and what others put into them stays.
+"""Folders that are complete or absent, and what others put into them stays.
 
 While a folder is written it has a name with its own inode number in it. Only a folder that this project made has such a
-name, a copy of it has not, so what a killed process left half written is told from everything else.
+name, a copy of it has not, so what a killed process left half written is distinguished from everything else.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def replaced_folder(out: Path, listing: Listing = listed_files) -> Iterator[Path
 
     Args:
         out: the folder to make or to replace.
-        listing: tells which files of `out` this project wrote. Without another one the new folder gets a list.
+        listing: gives the files of `out` that this project wrote. Without another one the new folder gets a list.
     """
     with naming(out):
         uninterrupted(out.parent.mkdir, parents=True, exist_ok=True)
@@ -241,7 +241,7 @@ def sweep(parent: Path, pattern: str, listing: Listing = listed_files) -> None:
 
     Args:
         pattern: regular expression of the names that were to be replaced.
-        listing: tells which files of such a folder this project wrote.
+        listing: gives the files of such a folder that this project wrote.
     """
     left = re.compile(rf"\.(?P<name>{pattern})\.(?:(?:staging|staged|retired)-[0-9]+|new-[0-9a-f]{{16}})")
     for entry in list(parent.iterdir()) if parent.is_dir() else ():
@@ -273,7 +273,7 @@ def is_leftover(file: Path) -> bool:
 
 
 def delete_folder(folder: Path, own: Set[str]) -> bool:
-    """Delete the files of `own` from a folder, all at once where nothing else is in it; whether it is gone.
+    """Delete the files of `own` from a folder, all together where nothing else is in it; whether it is gone.
 
     Args:
         own: relative to `folder`; each is a plain file.

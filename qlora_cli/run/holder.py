@@ -1,4 +1,4 @@
-"""Who writes to a run directory now. The lock says so: a process that died holds nothing."""
+"""Holder of a run directory, the process that writes to it, by the lock: a process that died holds nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ UNKNOWN = "unknown"
 def holder_of(run: RunDirectory) -> str | None:
     """Id of the process that writes there; None where nobody does.
 
-    The lock is asked for and given back at once; whoever claims the directory at that moment tries again.
+    The lock is asked for and given back immediately; whoever claims the directory at that moment tries again.
     """
     try:
         lock = os.open(run.lock_path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)

@@ -1,7 +1,7 @@
-"""Which files of a folder this project wrote: only those are ever deleted or replaced.
+"""Inventory of the files of a folder that this project wrote: only those are ever deleted or replaced.
 
 A folder that is put in place holds a list of its files, each with a fingerprint. A file that is not listed, or that has
-changed since, is somebody else's. Checkpoints have such a list in their seal.
+changed since, is somebody else's. Checkpoints have such a list in checkpoint.json.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from qlora_cli.run.files import fsync, uninterrupted, write_json
 
 INVENTORY_NAME = ".qlora_files.json"
 MARKER = {"written_by": "qlora"}
-"""In a JSON object that tells that a folder is this project's."""
+"""In a JSON object that marks a folder as this project's."""
 
 MAX_BYTES = 64 * 1024 * 1024
 """Longest list that is read: it has some 100 bytes a file."""
@@ -32,7 +32,7 @@ CHECKPOINT_FILES = re.compile(
     r"checkpoint\.json|adapter_(?:model\.safetensors|config\.json)|README\.md|processes\.json|trainer_state\.json"
     r"|(?:optimizer|scheduler|scaler|random(?:-[0-9]+)?)\.(?:safetensors|json)"
 )
-"""Names of files that checkpoints have; what is left of one whose seal is damaged is known by them."""
+"""Names of files that checkpoints have; what is left of one whose checkpoint.json is damaged is known by them."""
 
 Listing = Callable[[Path], Set[str]]
 """Gives the files of a folder that this project wrote, relative to it with forward slashes."""
@@ -47,7 +47,7 @@ def write_inventory(folder: Path) -> None:
 def fingerprint_file(path: Path) -> str:
     """SHA-256 over a file's size and content; of one above 4 MiB, over 64 evenly spaced blocks of 64 KiB.
 
-    Two trainings differ in almost every weight, so samples tell their files apart.
+    Two trainings differ in almost every weight, so samples distinguish their files.
     """
     size = path.stat().st_size
     digest = hashlib.sha256(f"{size}\n".encode())
@@ -92,7 +92,7 @@ def _compared(folder: Path) -> Iterator[tuple[str, bool]]:
 
 
 def checkpoint_files(folder: Path) -> set[str]:
-    """The files of a checkpoint: those that its seal lists and those that checkpoints have."""
+    """The files of a checkpoint: those that its checkpoint.json lists and those that checkpoints have."""
     seal = _read_object(folder / SEAL_NAME)
     hashes, beside = seal.get("sha256"), seal.get("beside")
     sealed = set(hashes) if isinstance(hashes, dict) else set()
@@ -117,7 +117,7 @@ def is_plain_file(folder: Path, name: str) -> bool:
 
 
 def foreign_entries(folder: Path, own: Set[str]) -> list[str]:
-    """What lies in a folder beside the files of `own`; a folder without any of them is named once, with a slash.
+    """Entries of a folder beside the files of `own`; a folder without any of them is named once, with a slash.
 
     >>> import tempfile; root = Path(tempfile.mkdtemp())
     >>> for name in ("adapter/weights", "adapter/notes.txt", "src/a.py"):

@@ -1,4 +1,4 @@
-"""manifest.json: what a run stands on, so that a later command can tell whether it still does."""
+"""manifest.json: identity of a run, so that a later command can check that base, tokenizer and data are the same."""
 
 from __future__ import annotations
 

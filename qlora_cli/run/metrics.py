@@ -1,4 +1,4 @@
-"""metrics.jsonl: one line a step, readable while the run goes on, without doubles after a resume."""
+"""metrics.jsonl: one line a step, readable during the run, without doubles after a resume."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a run was started: its recipe's relative paths are found from there too, and after the project has moved."""
+"""Directory in which a run was started: its recipe's relative paths are found from there too, even after a move."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SECTION = "started_in"
 
 
 def origin_of(run: RunDirectory) -> dict[str, dict[str, str]]:
-    """What the manifest keeps of the place in which the run is started."""
+    """Section of the manifest with the place in which the run is started."""
     return {SECTION: {"directory": str(Path.cwd()), "run": str(run.path.absolute())}}
 
 

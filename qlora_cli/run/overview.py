@@ -75,7 +75,7 @@ def _describe(run: RunDirectory) -> RunOverview:
 
 
 def _status(recorded: str, *, is_held: bool) -> str:
-    """What the manifest says, held against the lock: a process that was killed could not write that it ended.
+    """Status from the manifest, checked against the lock: a process that was killed could not write that it ended.
 
     >>> _status("started", is_held=True), _status("started", is_held=False), _status("finished", is_held=True)
     ('training', 'died', 'preparing')
@@ -86,7 +86,7 @@ def _status(recorded: str, *, is_held: bool) -> str:
 
 
 def _or_nothing(read: Callable[[], Result], nothing: Result) -> Result:
-    """What is read; a damaged file of one run must not hide the others."""
+    """The value that is read; a damaged file of one run must not hide the others."""
     try:
         return read()
     except IdentityError:
@@ -103,10 +103,10 @@ def _text(value: Any) -> str:
 
 
 def what_is_there(name: str) -> list[str]:
-    """What to know of the run directory that a recipe of that name would be trained into; nothing where it is free."""
+    """Notes on the run directory that a recipe of that name would be trained into; nothing where it is free."""
     run = RunDirectory(RUNS_FOLDER / name)
     if run.is_finished:
         return [f"{run.path} holds a finished run: train into another --run-dir, or replace it with --overwrite"]
     if run.is_started:
-        return [f"{run.path} holds an unfinished run: `{run.resume_command}` goes on with it"]
+        return [f"{run.path} holds an unfinished run: `{run.resume_command}` continues it"]
     return []

@@ -1,4 +1,4 @@
-"""The run that a new one replaces: put aside until the new one is started, brought back if it never is.
+"""The run that a new one replaces: set aside until the new one is started, brought back if it never is.
 
 Only files that a run consists of are moved or deleted, by a list that is written into `.earlier` first. The run's
 recipe is the last to leave and the first to come back, so whoever finds things as a killed process left them knows what

@@ -1,4 +1,4 @@
-"""An output folder that is whole or not there."""
+"""An output folder that is complete or absent."""
 
 from __future__ import annotations
 

@@ -8,11 +8,11 @@ from qlora_cli.constants import REPLACEMENT
 
 
 class StreamDecoder:
-    """Turns token ids into text that can be printed at once: never half a character.
+    """Turns token ids into text that can be printed immediately: never half a character.
 
     A character may take several tokens, and a tokenizer may print a token differently at the start of a text than
     inside it. So each token is decoded together with the ones before it, and what they add is the new text; the
-    window starts anew whenever the text is whole, which keeps the cost of a token constant.
+    window starts again whenever the text is complete, which keeps the cost of a token constant.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -30,7 +30,7 @@ class StreamDecoder:
         return text
 
     def finish(self) -> str:
-        """What is left when no token follows, without the bytes of a character that was never completed."""
+        """The rest when no token follows, without the bytes of a character that was never completed."""
         text = self._new_text().rstrip(REPLACEMENT)
         self._context, self._pending = [], []
         return text

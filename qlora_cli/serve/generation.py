@@ -28,7 +28,7 @@ OnText = Callable[[str], None]
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How the next token is chosen."""
+    """Settings of sampling."""
 
     temperature: float = 0.0
     """0 takes the most likely token; 1 samples from the model's own distribution."""
@@ -42,7 +42,7 @@ class SamplingOptions:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model said."""
+    """Answer of the model."""
 
     text: str
     num_prompt_tokens: int
@@ -56,17 +56,17 @@ class Answer:
 
 
 def why_cut(answer: Answer, max_new_tokens: int) -> str:
-    """What ended an answer that did not end by itself, and what lets it go on.
+    """Reason why an answer was cut, and the option that lets it continue.
 
     >>> why_cut(Answer("", 5, 64, 1.0, "length", "float32 on cpu"), max_new_tokens=64)
-    'cut after 64 tokens; `--max-new-tokens 128` lets it go on'
+    'cut after 64 tokens; `--max-new-tokens 128` lets it continue'
     >>> why_cut(Answer("", 500, 12, 1.0, "length", "float32 on cpu"), max_new_tokens=64)
     "cut after 12 tokens: the model's context of 512 is full"
     """
     if answer.num_new_tokens < max_new_tokens:
         context = answer.num_prompt_tokens + answer.num_new_tokens
         return f"cut after {answer.num_new_tokens} tokens: the model's context of {context} is full"
-    return f"cut after {max_new_tokens} tokens; `--max-new-tokens {2 * max_new_tokens}` lets it go on"
+    return f"cut after {max_new_tokens} tokens; `--max-new-tokens {2 * max_new_tokens}` lets it continue"
 
 
 class _AnswerStream(BaseStreamer):

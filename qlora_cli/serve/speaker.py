@@ -1,4 +1,4 @@
-"""The model that chat and generate speak with."""
+"""The model that answers in chat and generate."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from qlora_cli.model.tuned import Tuned, find_tuned, load_tuned
 
 
 def describe(speaker: Tuned) -> str:
-    """Which model answers.
+    """The model that answers.
 
     Returns:
         A sentence such as "adapter runs/chat/adapter on Qwen/Qwen3-8B".

@@ -76,7 +76,7 @@ def _optimization(training: TrainingSection, device: torch.device) -> dict[str, 
 
 
 def _eval_strategy(recipe: Recipe) -> str:
-    """What the recipe says; every epoch where it says nothing and holds rows out."""
+    """The recipe's strategy; every epoch where it names none and holds rows out."""
     has_eval = recipe.data.eval is not None or recipe.data.eval_fraction is not None
     return recipe.eval.eval_strategy or ("epoch" if has_eval else "no")
 

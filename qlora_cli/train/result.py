@@ -1,4 +1,4 @@
-"""How a session ends: what it did, and the finished adapter or the way on."""
+"""End of a session: its results, and the finished adapter or the command to continue."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from qlora_cli.train.trainer import QloraTrainer
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a session did."""
+    """Results of a session."""
 
     run: RunDirectory
     num_steps: int
@@ -69,7 +69,7 @@ class TrainingResult:
 
 
 def finalize_run(result: TrainingResult, trainer: QloraTrainer, request: StopRequest, group: ProcessGroup) -> None:
-    """Write the finished adapter, or say how to go on.
+    """Write the finished adapter, or say how to continue.
 
     Raises:
         StoppedBySignal: if a signal has ended the session before the run's end.
@@ -83,7 +83,7 @@ def finalize_run(result: TrainingResult, trainer: QloraTrainer, request: StopReq
         raise StoppedBySignal(
             f"stopped at step {result.num_steps} of {result.max_steps}; the checkpoint is saved",
             signal_number=signal_number,
-            hint=f"go on with `{run.resume_command}`",
+            hint=f"continue with `{run.resume_command}`",
         )
 
 
@@ -109,7 +109,7 @@ def _write_end(result: TrainingResult, trainer: QloraTrainer) -> None:
 def training_result(
     trainer: QloraTrainer, run: RunDirectory, first_step: int, seconds: float, memory: dict[str, Any]
 ) -> TrainingResult:
-    """What the session did that has just done its last step.
+    """Results of the session that has just done its last step.
 
     Args:
         first_step: steps that were done before it.

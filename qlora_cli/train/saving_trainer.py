@@ -1,4 +1,4 @@
-"""`SFTTrainer` with this project's checkpoints: whole or not there, and a resume that is exact."""
+"""`SFTTrainer` with this project's checkpoints: complete or absent, and a resume that is exact."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from qlora_cli.train.step.microbatch import MicrobatchRunner
 
 @dataclass(frozen=True)
 class Saving:
-    """Where checkpoints go, and which of them stay."""
+    """Destination of checkpoints, and which of them stay."""
 
     run: RunDirectory
     save_total_limit: int
-    """The newest so many stay."""
+    """Number of the newest that stay."""
 
     seal: dict[str, Any]
-    """Facts that every checkpoint's seal repeats, such as the data's fingerprint."""
+    """Facts in every checkpoint's manifest, such as the data's fingerprint."""
 
     watch: EarlyStoppingCallback
     """Knows the best step."""

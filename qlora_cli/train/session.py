@@ -64,7 +64,7 @@ from qlora_cli.train.trainer import QloraTrainer, TrainerParts
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """How this session differs from a plain run from start to end."""
+    """Differences of this session from a plain run from start to end."""
 
     resume: bool = False
     overwrite: bool = False
@@ -103,7 +103,7 @@ def train_recipe(
 
 @dataclass(frozen=True)
 class _Prepared:
-    """What does not need the model: tokenizer, token rows, and the identity of the run."""
+    """Parts that need no model: tokenizer, token rows, and the identity of the run."""
 
     tokenizer: PreTrainedTokenizerBase
     data: PreparedData
@@ -260,7 +260,7 @@ class _Session:
 
     @contextmanager
     def _out_of_resources(self) -> Iterator[None]:
-        """Say what to do when memory or disk runs out; the last whole checkpoint stays.
+        """Add a hint when memory or disk runs out; the last intact checkpoint stays.
 
         Raises:
             ResourceError: in place of torch's and the system's own errors.

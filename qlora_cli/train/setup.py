@@ -49,13 +49,13 @@ def setup_model(recipe: Recipe, run: RunDirectory, *, is_resumed: bool) -> PeftM
 
 
 def _beside(recipe: Recipe) -> str:
-    """What the figure leaves out."""
+    """Effects that the figure leaves out."""
     is_int8 = recipe.quantization is not None and recipe.quantization.quant_type == "int8"
     return ", beside int8's choice of outlier columns, which depends on the whole batch" if is_int8 else ""
 
 
 def make_collator(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Collator:
-    """What makes batches of packed rows, flat ones for a kernel that takes the documents' bounds."""
+    """Collator of packed rows, which makes flat batches for a kernel that takes the documents' bounds."""
     has_varlen_kernel = recipe.model.attn_implementation.startswith("flash_attention")
     return Collator(tokenizer.pad_token_id, flatten=has_varlen_kernel)
 

@@ -1,4 +1,4 @@
-"""Experiment trackers: refuse one that is not installed, tell each where the run belongs."""
+"""Experiment trackers: refuse one that is not installed, give each the run's name and place."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ One optimizer step, as it is called between two lines of metrics.jsonl (upper ca
       TRAINER.get_batch_samples
         _get_num_items_in_batch        labelled tokens of the step, summed over all processes
       training_step                    once for each micro-batch
-        MicrobatchRunner.run           whole, or in chunks where memory has run out
+        MicrobatchRunner.run           in one piece, or in chunks where memory has run out
           _one_pass -> SFTTRAINER.training_step -> compute_loss, BACKWARD
         is_finite(loss)                else NumericError names the rows, before the update
         _sum_gradients                 last micro-batch only: all-reduce over the processes

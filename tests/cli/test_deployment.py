@@ -85,7 +85,7 @@ def test_chat_names_the_model_at_the_start(app, run):
 
 def test_generate_says_on_stderr_that_an_answer_was_cut(app, run):
     cut = call(app, "generate", run.path, "--prompt", "hello", "--max-new-tokens", "1")
-    assert cut.stderr.endswith("cut after 1 tokens; `--max-new-tokens 2` lets it go on\n")
+    assert cut.stderr.endswith("cut after 1 tokens; `--max-new-tokens 2` lets it continue\n")
     assert "cut" not in cut.stdout
 
 

@@ -47,7 +47,7 @@ def test_with_json_there_is_no_such_line(call, recipe_file):
 
 def test_a_stopped_run_with_a_space_in_its_name_is_resumed_by_what_it_says(call, recipe_file, tmp_path):
     stopped = call("train", recipe_file, "--stop-after", 1, "--run-dir", "my run")
-    words = shlex.split(stopped.out.splitlines()[-1].removeprefix("go on with: qlora "))
+    words = shlex.split(stopped.out.splitlines()[-1].removeprefix("continue with: qlora "))
     assert call(*words).code == 0
     assert (tmp_path / "my run/adapter").is_dir()
 

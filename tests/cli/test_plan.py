@@ -114,7 +114,7 @@ def test_what_several_gpus_share_is_said(call, recipe_file):
     ran = call("plan", recipe_file, "--gpu", "t4", "--num-gpus", "2")
     assert "on each of 2 GPUs" in ran.out.splitlines()[0]
     assert "each holds the whole model" in ran.out
-    assert "what NCCL takes is not in the bill" in ran.out
+    assert "what NCCL takes is not in the budget" in ran.out
 
 
 def test_no_gpus_are_refused(call, recipe_file):

@@ -69,7 +69,7 @@ def test_a_stopped_run_says_what_to_type_and_that_finishes_it(call, recipe_file)
     ran = call("train", recipe_file, "--stop-after", 3)
     assert ran.code == 0
     assert "3 of 4 are done" in ran.out
-    command = ran.out.splitlines()[-1].removeprefix("go on with: qlora ")
+    command = ran.out.splitlines()[-1].removeprefix("continue with: qlora ")
     resumed = call(*command.split(), "--json")
     assert resumed.json["is_finished"] is True
     assert "resuming at step 3" in resumed.err
@@ -226,5 +226,5 @@ def test_a_plain_kill_saves_a_checkpoint_and_ends_with_143(start, recipe_file):
 def test_a_resume_with_nothing_left_says_so_and_repeats_what_was_reached(call, recipe_file):
     reached = call("train", recipe_file, "--json").json
     again = call("train", recipe_file, "--resume")
-    assert "nothing was left to do, 4 of 4 are done" in again.out
+    assert "already finished (4 of 4 steps): loss " in again.out
     assert f"eval loss {reached['eval_loss']:.4f}" in again.out

@@ -1,4 +1,4 @@
-"""Memory on CUDA: it really runs out and the run goes on, moved activations change nothing, and what a run has taken
+"""Memory on CUDA: it really runs out and the run continues, moved activations change nothing, and what a run has taken
 stands beside what was predicted.
 """
 
@@ -78,4 +78,4 @@ def test_predicted_and_measured_bytes_stand_in_the_manifest(gpu_recipe, tmp_path
 def test_automatic_batches_take_what_the_plan_says_fits(gpu_recipe, tmp_path, capsys):
     training = {"per_device_train_batch_size": "auto", "gradient_accumulation_steps": 12}
     train_recipe(gpu_recipe(training=training), RunDirectory(tmp_path), TrainOptions(check_memory=True))
-    assert "batch size: 12 of the 12 rows of a step at once" in capsys.readouterr().err
+    assert "batch size: 12 of the 12 rows of a step in one pass" in capsys.readouterr().err

@@ -273,7 +273,7 @@ def test_another_kind_of_training_is_refused(translated, tool, change, text):
         ("a: 1\na: 2\n", "stands twice"),
         ("[1, 2]", "holds no keys"),
         ("a: [", "is no YAML"),
-        ("model: {base_model: x}\ndata: {train: y}\n", "no key by which a tool can be told"),
+        ("model: {base_model: x}\ndata: {train: y}\n", "no key that shows which tool it is of"),
         ("- !!python/object/apply:os.system [ls]\n", "is no YAML"),
         ("sequence_len: " + "[" * 5000, "is no YAML"),
     ],

@@ -177,7 +177,7 @@ def test_what_the_plan_takes_for_too_much_is_not_tried(recipe, tmp_path):
 
 
 def with_rows_of(recipe: Recipe, rows: int) -> PlanRequest:
-    """The plan of its steps on this machine, so many rows at once."""
+    """The plan of its steps on this machine, so many rows a pass."""
     passes = -(-recipe.training.rows_per_step // rows)
     settings = {"training.per_device_train_batch_size": rows, "training.gradient_accumulation_steps": passes}
     return PlanRequest(recipe, read_config(recipe.model), Device("cpu")).changed(settings)
@@ -197,8 +197,8 @@ def test_a_resumed_run_of_automatic_batches_goes_on_to_the_bit(recipe, tmp_path)
 def test_it_is_said_once_for_each_halving(recipe, tmp_path, capsys):
     train_with(recipe(), RunDirectory(tmp_path / "run"), ShortMemory(1, first_step=1).install)
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("out of memory")]
-    assert [line.partition(", in more")[0] for line in said] == [
-        f"out of memory in step 2: from here on {rows} at once" for rows in ("2 rows", "1 row")
+    assert [line.partition(", with more")[0] for line in said] == [
+        f"out of memory in step 2: micro-batch size is now {rows}" for rows in (2, 1)
     ]
 
 
@@ -234,7 +234,7 @@ def test_an_evaluation_that_does_not_fit_goes_on_in_halves_with_the_same_loss(re
         losses.append([line["eval_loss"] for line in read_metrics(run.metrics_path) if "eval_loss" in line])
     assert losses[1] == pytest.approx(losses[0], rel=1e-6)
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("out of memory")]
-    assert said == [f"out of memory while evaluating: from here on {size} rows at once" for size in (4, 2)]
+    assert said == [f"out of memory while evaluating: batch size is now {size}" for size in (4, 2)]
 
 
 def test_what_the_cpu_says_when_it_has_no_memory_is_understood():

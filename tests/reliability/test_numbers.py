@@ -194,7 +194,7 @@ def test_a_base_without_a_finite_weight_is_refused_before_the_first_step(poisone
     recipe = small_recipe(tmp_path / "base", chat_data, data={"packing": True}, quantization={})
     with pytest.raises(NumericError, match=r"not finite before the first step: '.*' holds values") as caught:
         train_recipe(recipe, RunDirectory(tmp_path / "run"), TrainOptions())
-    assert "get the base model anew" in caught.value.problems[0].hint
+    assert "download the base model again" in caught.value.problems[0].hint
 
 
 def scale_losses(trainer: Any) -> None:

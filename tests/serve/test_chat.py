@@ -73,7 +73,7 @@ def test_help_names_every_command_and_is_not_sent_to_the_model(session, capsys):
 def test_an_answer_that_was_cut_says_how_it_goes_on(tuned, capsys):
     session = ChatSession(tuned, SamplingOptions(max_new_tokens=1))
     run_chat(session, "hello\n")
-    assert capsys.readouterr().err == "cut after 1 tokens; `--max-new-tokens 2` lets it go on\n"
+    assert capsys.readouterr().err == "cut after 1 tokens; `--max-new-tokens 2` lets it continue\n"
 
 
 def test_a_turn_that_is_refused_leaves_the_chat_going(session, capsys):

@@ -25,7 +25,7 @@ from qlora_cli.recipe.data_schema import SourceSection
 from qlora_cli.recipe.one_line import one_line
 
 NUM_ROWS = 50
-"""Rows that are looked at: enough to tell ids and categories from text."""
+"""Rows that are looked at: enough to distinguish ids and categories from text."""
 
 _PLACE = Place("", None, 1)
 
@@ -33,7 +33,7 @@ MAX_TRIED = 200
 """Mappings that are tried on the rows before it is given up."""
 
 Where = Literal["train", "eval", "tasks", "option"]
-"""Where the mapping is to be written: under a key of the recipe, or as options of `qlora eval`."""
+"""Place to write the mapping: under a key of the recipe, or as options of `qlora eval`."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def resolve_source(
 
 
 def mapping_hint(source: SourceSection, rows: Sequence[Row], where: Where = "train", *, alone: bool = True) -> str:
-    """What to type so that the rows are read; what stands in the way, where no column can be the answer."""
+    """Hint that maps the columns so that the rows are read, or says why no column can be the answer."""
     suggestion = suggested_columns(rows, source.format) or suggested_columns(rows)
     if suggestion is None:
         return _why_not(rows)
@@ -177,7 +177,7 @@ def _loads(row: Row, format: str, columns: Mapping[str, str]) -> bool:
 
 
 def _why_not(rows: Sequence[Row]) -> str:
-    """What the rows would need, named by what they hold."""
+    """Hint that lists the rows' columns with their kinds of value, and the columns of each format."""
     held = ", ".join(f"`{name}` holds {kind_of(value)}" for name, value in list(rows[0].items())[:6]) if rows else ""
     layouts = "; ".join(f"{name}: {', '.join(layout.required)}" for name, layout in FORMATS.items())
     return f"no column can be taken as it is ({held}): write the rows with the columns of a format ({layouts})"

@@ -1,4 +1,4 @@
-"""What the columns of a few rows hold: their kinds of value, and how much these tell."""
+"""Contents of the columns of a few rows: kinds of value, and how informative they are."""
 
 from __future__ import annotations
 

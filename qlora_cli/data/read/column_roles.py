@@ -1,4 +1,4 @@
-"""Which columns may be the prompt, the answer, the conversation or the text: by their names, then by what they hold."""
+"""Columns that may be the prompt, the answer, the conversation or the text: by their names, then by their contents."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TEXTS = ("text", "content", "body", "article", "document", "story", "raw_content
 """Names of running text."""
 
 VALUES = ("text", "value", "output", "content")
-"""What an answer that is an object calls its text."""
+"""Keys of the text in an answer that is an object."""
 
 HALVES = ("instruction", "question", "answer", "answers")
 """Names of one half of an exchange, beside which no column is taken for running text."""

@@ -23,7 +23,7 @@ BUFFER_BYTES = 1 << 20
 """Of each column while a Parquet file is read; without it whole column chunks are held."""
 
 READ_FAULTS = (pyarrow.ArrowException, OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError)
-"""What broken columnar data raises: Arrow's own errors, and Python's when broken metadata or values are converted."""
+"""Errors of broken columnar data: Arrow's own, and Python's when broken metadata or values are converted."""
 
 
 def read_parquet(path: Path) -> Iterator[RawRow]:

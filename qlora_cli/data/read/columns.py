@@ -1,4 +1,4 @@
-"""Which columns of a row are taken: decided here, once, for reading rows and for saying what is not read.
+"""Choice of a row's columns: made here, once, for reading rows and for reporting what is not read.
 
 A field of a format is read from the column that the recipe maps to it, else from the column of its own name or of a
 name that other tools give it. A column that the recipe maps is read there alone, never under its own name as well:
@@ -33,7 +33,7 @@ _PATH = re.compile(r"([^.\[\]]+)((?:\.[^.\[\]]+|\[\d+\])+)")
 
 @dataclass(frozen=True)
 class ColumnChoice:
-    """What is read of rows that have the same columns."""
+    """Columns that are read of rows that have the same columns."""
 
     taken: tuple[tuple[str, str], ...]
     """Format field, and the column or path that it is read from."""
@@ -59,7 +59,7 @@ def path_of(column: str, seen: Collection[str]) -> tuple[str | int, ...]:
 
 
 def value_at(row: Mapping[str, Any], column: str) -> Any:
-    """What a row holds in a column, or at a path such as `instances[0].output`; MISSING if it has none."""
+    """Value of a row in a column, or at a path such as `instances[0].output`; MISSING if it has none."""
     if column in row:
         return row[column]
     value: Any = row
@@ -77,7 +77,7 @@ def value_at(row: Mapping[str, Any], column: str) -> Any:
 def choose_columns(
     fields: tuple[str, ...], named: tuple[str, ...], columns: tuple[tuple[str, str], ...], seen: tuple[str, ...]
 ) -> ColumnChoice:
-    """Which column each field of a format is read from.
+    """The column from which each field of a format is read.
 
     Args:
         fields: of the format, all of them.

@@ -22,7 +22,7 @@ _ONLY_TEXT = 'only text is trained: {"type": "text", "text": "..."}'
 
 @dataclass
 class Content:
-    """What the content of one message holds."""
+    """Parts of the content of one message."""
 
     text: str = ""
     reasoning: str = ""

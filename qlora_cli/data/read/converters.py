@@ -20,7 +20,7 @@ Fields = Mapping[str, Any]
 """Format field -> value of this row; optional fields that the row lacks are absent."""
 
 SHAREGPT_ROLES = (*OTHER_ROLES, *ROLES)
-"""Who may speak in a ShareGPT turn."""
+"""Senders of a ShareGPT turn."""
 
 
 def _text(

@@ -19,7 +19,7 @@ from qlora_cli.recipe.data_schema import SourceSection
 def read_examples(
     source: SourceSection, limit: int | None = None, *, where: Where = "train", alone: bool = True
 ) -> list[Example]:
-    """The rows of a source, or its first so many, as examples.
+    """The rows of a source, or the first few of them, as examples.
 
     Args:
         source: of a recipe, or made of a command's options.

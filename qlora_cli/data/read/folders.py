@@ -1,4 +1,4 @@
-"""Which files of a folder or a pattern are read: one split of them, of one subset, and no file passed over.
+"""Files that are read of a folder or a pattern: one split of one subset, and no file passed over.
 
 Folders are laid out as dataset repositories on the Hub are: a file belongs to the split that its name or folder says
 (`train-00000-of-00002.parquet`, `test/part-0.jsonl`), a folder of another name is a subset, and `data` is neither.

@@ -1,4 +1,4 @@
-"""Which layout the rows of a source have, and the example that a row holds by it.
+"""Layout of a source's rows, and the example that a row holds by it.
 
 Preference pairs (columns `chosen` and `rejected`) are no layout: one answer is trained here, and which one the recipe
 says through `columns`. Where the chosen answer stands apart from what it answers, `columns: {completion: chosen}`
@@ -101,7 +101,7 @@ def resolve_format(name: str | None, columns: Mapping[str, str], seen: Collectio
 
 
 def _is_there(column: str, seen: Collection[str]) -> bool:
-    """Whether the first row has a mapped column; of a path in a row whose values are not at hand, its first step."""
+    """Whether the first row has a mapped column; of a path in a row whose values are not available, its first step."""
     if isinstance(seen, Mapping):
         return value_at(seen, column) is not MISSING
     return path_of(column, seen)[0] in seen
@@ -124,7 +124,7 @@ def _refuse_answer_beside_text(name: str, columns: Collection[str], place: Place
 
 
 def read_columns(row: Mapping[str, Any], format: str, columns: Mapping[str, str]) -> ColumnChoice:
-    """Which columns of the row are read for the fields of its format."""
+    """Columns of the row that are read for the fields of its format."""
     layout = FORMATS[format]
     return choose_columns(layout.fields, layout.unmapped, tuple(columns.items()), tuple(row))
 

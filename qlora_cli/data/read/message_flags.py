@@ -1,4 +1,4 @@
-"""What a message says about being trained, in the words of several tools, brought into the key `train`.
+"""Flags of a message that say whether it is trained, as several tools name them, turned into the key `train`.
 
 axolotl writes `train` or `training`, OpenAI `weight`, ms-swift `loss` and `loss_scale`, LLaMA-Factory `loss_weight`;
 other files say `masked: true`. A value that a mask of yes and no cannot follow, such as a weight of 0.5, is refused.
@@ -71,7 +71,7 @@ def read_flags(message: Message, name: str, place: Place) -> None:
 
 
 def _is_trained(key: str, value: Any, name: str, place: Place) -> bool | None:
-    """What one flag says; None where it says nothing."""
+    """Meaning of one flag; None where it has none."""
     if key in _PARTS_OF_A_TURN:
         text = f"{key} of {name} trains parts of a turn, and here a turn is trained whole or not at all"
         raise row_error(text, place, "split the turn, or say `train: true` or `train: false` instead")

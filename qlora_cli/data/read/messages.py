@@ -79,7 +79,7 @@ def check_messages(value: Any, name: str, place: Place) -> list[Message]:
 
 
 def check_turns(messages: Sequence[Message], place: Place) -> None:
-    """The assistant must speak, and speak last: a turn of someone else at the end teaches nothing.
+    """The assistant must answer, and answer last: a turn of another role at the end teaches nothing.
 
     Raises:
         RowError: no assistant turn, or another role in the last message.

@@ -20,7 +20,7 @@ def chosen_column(columns: Collection[str]) -> str | None:
 
 
 def preference_hint(row: Collection[str] | Mapping[str, Any], *, field: str = "") -> str:
-    """What to write in the recipe to train on the chosen answers, and what is not used then.
+    """Hint to train on the chosen answers, and which columns are not used then.
 
     Args:
         row: a row of the file, or the names of its columns.

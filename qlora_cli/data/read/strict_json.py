@@ -22,7 +22,7 @@ TOO_DEEP = f"nested too deeply (more than {MAX_DEPTH} levels)"
 
 
 class JsonError(ValueError):
-    """What is wrong with a JSON text, and where."""
+    """An error in a JSON text, with its position."""
 
     def __init__(self, text: str, position: int, hint: str = "") -> None:
         super().__init__(text)

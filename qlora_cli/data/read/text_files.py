@@ -46,7 +46,7 @@ def open_bytes(path: Path) -> Iterator[IO[bytes]]:
             yield file
     except GZIP_FAULTS as error:
         raise DataError(
-            f"not a whole gzip file ({error})",
+            f"not a complete gzip file ({error})",
             place=f"{path}:{_num_line_ends(path) + 1}",
             hint=f"check it with `gzip -t {path}`",
         ) from error
@@ -103,7 +103,7 @@ def _first_decoding_fault(path: Path) -> DataError:
 
 
 def decoding_problem(error: UnicodeDecodeError, place: str, name: str, offset: int) -> Problem:
-    """What to say of a line that is not UTF-8.
+    """The problem of a line that is not UTF-8.
 
     Args:
         error: from decoding the whole line.

@@ -9,7 +9,7 @@ from qlora_cli.data.read.content import CALL_PARTS, read_json_text
 from qlora_cli.data.read.error_text import kind_of, row_error, without_nulls
 
 ARGUMENT_KEYS = ("arguments", "parameters", "input")
-"""Where the arguments of a call stand: OpenAI and most others, Llama 3, Anthropic."""
+"""Keys of a call's arguments: OpenAI and most others, Llama 3, Anthropic."""
 
 AROUND_A_CALL = ("id", "index")
 """Keys of a call that say which one it is, and not what it does."""

@@ -46,7 +46,7 @@ class _Fitted:
     """Whether more is compared than in other rows."""
 
     places: Places | None = None
-    """Where its texts are printed; None while that is not looked for."""
+    """Places where its texts are printed; None while they are not looked for."""
 
 
 @dataclass(slots=True)
@@ -59,7 +59,7 @@ class ChatText:
     """Special tokens that the messages spell, by the characters that stand for them in `text`."""
 
     fitted: _Fitted | None = None
-    """How it was rendered; of the messages with those characters."""
+    """The rendering; of the messages with those characters."""
 
 
 class ChatTexts:
@@ -88,7 +88,7 @@ class ChatTexts:
         """The text of a conversation that ends with an answer, the first ones compared with transformers' own.
 
         Raises:
-            DataError: what the template refuses, or what it would drop without a word.
+            DataError: what the template refuses, or what it would drop silently.
         """
         if not self._is_proven:
             self.mask.prompts.takes_whole = must_take_whole(self.mask, self.as_template_reads)
@@ -106,7 +106,7 @@ class ChatTexts:
         return self._render(messages, tools, is_compared=False, add_generation_prompt=True)
 
     def check(self, rendered: ChatText, trained: Collection[int | None]) -> list[Unprinted]:
-        """What the template leaves out of a conversation by design.
+        """Texts of a conversation that the template leaves out by design.
 
         Args:
             rendered: what `render` gave.

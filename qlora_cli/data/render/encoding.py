@@ -7,7 +7,7 @@ piece, and no token's characters have to be looked up:
 
     <|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\n | Hello<|im_end|>\\n | <|im_start|>user\\nAnd?...
 
-Where the end of a span is no such place, character offsets tell its last token. Tokenizers that a cut would make begin
+Where the end of a span is no such place, character offsets show its last token. Tokenizers that a cut would make begin
 a new word (SentencePiece gives a text's first word a space) are asked for the whole text, and it is cut only where a
 token lies across the start of a span.
 """
@@ -51,14 +51,14 @@ class Encoder:
         """
         if not tokenizer.is_fast:
             raise DataError(
-                f"{type(tokenizer).__name__} gives no character offsets, so answers cannot be told from prompts",
+                f"{type(tokenizer).__name__} gives no character offsets, so answers cannot be separated from prompts",
                 hint="use a base model that ships a tokenizer.json (a fast tokenizer)",
             )
         self._backend = tokenizer.backend_tokenizer
         self._take_texts_whole()
         self._safe_cuts = SafeCuts(self._backend)
         self.prefix_ids = self._prefix_ids()
-        """What the tokenizer puts before plain text by itself: the beginning-of-sequence token, or nothing."""
+        """Tokens that the tokenizer puts before plain text by itself: the beginning-of-sequence token, or none."""
         newline, letter, both = (self._ids(text) for text in ("\n", "a", "\na"))
         self._newline_ids = newline
         self._ids_of_spaces: dict[str, list[int]] = {}
@@ -108,7 +108,7 @@ class Encoder:
         return encoded
 
     def _pieces(self, text: str, spans: Sequence[Span]) -> list[str]:
-        """What lies before a span and the span, in turn, then what remains; nothing where that would change a token."""
+        """The text before each span and the span, in turn, then the rest; nothing where that would change a token."""
         pieces = []
         at = 0
         for start, end in spans:

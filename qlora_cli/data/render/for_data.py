@@ -11,7 +11,7 @@ from qlora_cli.recipe.data_schema import DataSection
 
 
 def told_date(data: DataSection) -> datetime.date:
-    """The day that templates which print today's date are told: the recipe's, or that of the clock."""
+    """The day that is given to templates which print today's date: the recipe's, or that of the clock."""
     return datetime.date.fromisoformat(data.date) if data.date else datetime.date.today()
 
 

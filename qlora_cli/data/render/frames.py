@@ -1,6 +1,6 @@
-"""What a template prints around the content of a turn, remembered, so that most rows need no second rendering.
+"""Texts that a template prints around the content of a turn, cached, so that most rows are rendered once.
 
-A turn that is a known frame with the message's content in it holds that content whole:
+A turn that is a known frame with the message's content in it holds that content complete:
 
     <|im_start|>user\\n | What is 2 + 2? | <|im_end|>\\n
 
@@ -50,7 +50,7 @@ class Frames:
         return True
 
     def _place(self, text: str, turn: Span, role: str, content: str) -> int | None:
-        """Where the content stands in its turn, if that is a known frame with it."""
+        """Position of the content in its turn, if the turn is a known frame around it."""
         start, end = turn
         room = end - start - len(content)
         for head, tail in self._of_role.get(role, ()):

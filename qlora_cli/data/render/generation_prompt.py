@@ -1,9 +1,9 @@
-"""What a template prints to make the assistant speak (`add_generation_prompt=True`).
+"""Text that a template prints to make the assistant answer (`add_generation_prompt=True`).
 
 For most templates the tree shows that it is the same for every conversation (`template_tree.py`). In the others it
 follows from what stands right before the answer: system turn, tools, the last question, and what was called since. So
 a short conversation of these alone is rendered, not all that came before, which in a long conversation would be done
-anew for every answer. That the two agree is tried on probes for each template (`proof.py`), and on rows.
+again for every answer. That the two agree is tested on probes for each template (`proof.py`), and on rows.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class GenerationPrompts:
             return self._rendered(trace, messages[:index], index, tools)
 
     def _rendered(self, trace: RenderTrace, before: Sequence[Message], index: int, tools: Tools) -> str:
-        """What a template adds to `before`, which ends like the conversation does before message `index`."""
+        """Text that a template adds to `before`, which ends like the conversation does before message `index`."""
         asked = self._render(before, tools, add_generation_prompt=True)
         last = len(before) - 1
         if last in asked.turns and index - 1 in trace.turns:

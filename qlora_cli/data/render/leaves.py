@@ -40,7 +40,7 @@ _UNMARKED_KEYS = frozenset({"type", "$ref", "id"})  # of schemas: words that tem
 
 
 class LeafKind(StrEnum):
-    """What a text is; the value is how findings call it."""
+    """Kind of a text; the value is its name in findings."""
 
     CONTENT = "content"
     REASONING = "reasoning"
@@ -58,7 +58,7 @@ class Leaf(NamedTuple):
 
     kind: LeafKind
     name: str
-    """What it is, e.g. "`reasoning_content`" or "argument `city` of the call `weather`"."""
+    """Description, e.g. "`reasoning_content`" or "argument `city` of the call `weather`"."""
 
     text: str
     """As it is looked for: without spaces around it, numbers as they are printed."""
@@ -204,7 +204,7 @@ class Marker:
         return self._scalar(value, TOOLS, LeafKind.SCHEMA, name, None)
 
     def _value(self, value: Any, owner: int, name: str, key_mark: int | None) -> Any:
-        """What stands in a call's arguments, behind the key with that mark."""
+        """Value in a call's arguments, behind the key with that mark."""
         if isinstance(value, Mapping):
             marked = {}
             for key, item in value.items():
@@ -262,7 +262,7 @@ class Marker:
 
 
 def _call_names(calls: Sequence[dict[str, Any]]) -> list[str]:
-    """What errors name each call.
+    """Names of the calls in errors.
 
     >>> _call_names([{"function": {"name": "f"}}, {"name": "f"}])
     ['call 1 (`f`)', 'call 2 (`f`)']

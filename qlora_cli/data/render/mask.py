@@ -1,4 +1,4 @@
-"""Which characters of a rendered conversation are trained, for any chat template.
+"""Loss mask: the characters of a rendered conversation that are trained, for any chat template.
 
 Trained is what the model itself must produce: of each assistant turn, all text that the template prints for it after
 the generation prompt, with the end-of-turn token and a line end that the template closes the turn with. Templates
@@ -43,7 +43,7 @@ TEMPLATE_ERRORS = (
 def common_prompt(prompt: str, turn: str) -> int:
     """Number of characters of `turn` that the generation prompt already holds.
 
-    Where the two part in the middle of a word or token, the count goes back to the last space or closing bracket.
+    Where the two differ in the middle of a word or token, the count goes back to the last space or closing bracket.
 
     >>> common_prompt("<|im_start|>assistant\\n", "<|im_start|>assistant\\nHello<|im_end|>")
     22
@@ -62,7 +62,7 @@ def common_prompt(prompt: str, turn: str) -> int:
 
 
 class AnswerSpan(NamedTuple):
-    """What the model is to produce in one go."""
+    """Text that the model is to produce in one go."""
 
     start: int
     """First character."""
@@ -139,10 +139,10 @@ class ChatMask:
             raise _refusal(error, messages, None) from error
 
     def answers(self, trace: RenderTrace, messages: Sequence[Message], tools: Tools = None) -> list[AnswerSpan]:
-        """What the model is to produce, in order: each assistant turn, or each `{% generation %}` block.
+        """Texts that the model is to produce, in order: each assistant turn, or each `{% generation %}` block.
 
         Raises:
-            DataError: if the assistant's words cannot be told from the rest.
+            DataError: if the assistant's words cannot be separated from the rest.
         """
         if self.has_generation_blocks:
             return self._blocks(trace, messages, tools)
@@ -189,7 +189,7 @@ class ChatMask:
         return start, end
 
     def _after_prompt(self, trace: RenderTrace, messages: Sequence[Message], index: int, tools: Tools) -> int:
-        """Where the generation prompt of an assistant turn ends."""
+        """End of the generation prompt of an assistant turn."""
         start, end = trace.turns[index]
         turn = trace.text[start : end if index < len(messages) - 1 else len(trace.text)]
         prompt = self.prompts.before(trace, messages, index, tools)
@@ -200,10 +200,11 @@ class ChatMask:
     def _num_prompt_characters(
         self, prompt: str, turn: str, messages: Sequence[Message], index: int, tools: Tools
     ) -> int:
-        """How much of a turn the generation prompt holds where the turn does not begin with all of it.
+        """Number of a turn's characters that the generation prompt holds, where the turn does not begin with all of it.
 
         It begins e.g. without the "<think>" that the prompt opens, or with a default system turn. An answer that
-        happens to begin like the rest of the prompt must not count as prompt: it is put out.
+        happens to begin like the rest of the prompt must not count as prompt, so the answer is replaced by a
+        placeholder and rendered again.
         """
         if not messages[index].get("content"):
             return common_prompt(prompt, turn)
@@ -234,7 +235,7 @@ class ChatMask:
         return kept
 
     def _end_of_call(self, trace: RenderTrace, messages: Sequence[Message], answer: AnswerSpan, tools: Tools) -> int:
-        """Where the turn of a conversation ends that is cut after a tool call, in the text of the whole."""
+        """End of the turn, in the full text, of a conversation that is cut after a tool call."""
         assert answer.turn is not None  # answers of templates without generation blocks
         cut = [*what_matters(messages, answer.turn), messages[answer.turn]]
         try:
@@ -253,7 +254,7 @@ class ChatMask:
 
 
 def _refusal(error: Exception, messages: Sequence[Message], index: int | None) -> DataError:
-    """What the template raised, in words: its own, or where Jinja or Python failed inside of it."""
+    """Error of the template, as a sentence: its own, or where Jinja or Python failed inside it."""
     if type(error) in (jinja2.TemplateError, AmbiguousTraceError):
         return DataError(f"the chat template refuses the conversation: {error}")
     where = "before it comes to a message"

@@ -1,4 +1,4 @@
-"""Where in a rendered conversation each of its texts is printed, found with marks and checked against the rendering.
+"""Places where a rendered conversation prints each of its texts, found with marks and checked against the rendering.
 
 The marked copy of a conversation (`leaves.py`) is rendered like the conversation itself. With the marks cut out, and
 the numbers exchanged back, it must be the same text: then the template did the same with both, and where the marks
@@ -52,7 +52,7 @@ class Places:
 def find_places(
     text: str, messages: Sequence[Message], tools: Tools, render: Rendering, markup: re.Pattern[str] | None
 ) -> Places:
-    """Where `text`, the rendering of the conversation, holds each of its texts.
+    """Places of the conversation's texts in `text`, its rendering.
 
     Args:
         text: the conversation as the template prints it.
@@ -162,7 +162,7 @@ def _escaped(character: str) -> str:
 
 
 def holds(printed: str, leaf: Leaf) -> bool:
-    """Whether a text is whole where it is printed, with other escapes or other spaces at most.
+    """Whether a text is complete where it is printed, with other escapes or other spaces at most.
 
     >>> from qlora_cli.data.render.leaves import LeafKind
     >>> leaf = Leaf(0, LeafKind.CONTENT, "", 'a "b"\\nc', 0)

@@ -3,7 +3,7 @@ before the answers that follow from it.
 
 A text that is missing is looked for once more in the conversation as it was when its answer was the last one. Printed
 there, the template drops it by design once other turns follow, as many do with earlier thinking: that is noted. Printed
-nowhere, it would be lost without a word: the row is refused.
+nowhere, it would be lost silently: the row is refused.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Row(NamedTuple):
 
 
 def check_printed(row: Row, places: Places, find: Find) -> list[Unprinted]:
-    """What the template leaves out by design.
+    """Texts that the template leaves out by design.
 
     Raises:
         RowError: if it leaves out what is trained, or what a trained answer follows from.
@@ -179,7 +179,7 @@ def _in_prompt(
 
 
 def _kind_of(leaf: Leaf, role: str) -> str:
-    """What findings count."""
+    """Kind of text, as findings count it."""
     if leaf.kind == LeafKind.REASONING:
         return leaf.name
     if leaf.kind == LeafKind.CONTENT:
@@ -189,5 +189,5 @@ def _kind_of(leaf: Leaf, role: str) -> str:
 
 
 def _place_of(leaf: Leaf, role: str) -> str:
-    """What an error names."""
+    """Place of the text, as errors name it."""
     return leaf.name if leaf.owner == TOOLS else f"{leaf.name} of message {leaf.owner + 1} ('{role}')"

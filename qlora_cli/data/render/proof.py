@@ -1,7 +1,7 @@
 """The proof of a template's mask: trained text starts exactly where the generation prompt of the same turns ends.
 
 Tried on conversations that hold nothing but probes, before the first row, and on rows: the text that
-`add_generation_prompt=True` gives for the turns before an answer is rendered whole. Where the conversation begins with
+`add_generation_prompt=True` gives for the turns before an answer is rendered. Where the conversation begins with
 it, the answer must start right there.
 """
 
@@ -80,9 +80,9 @@ def check_starts(
 def wrong_start(
     mask: ChatMask, trace: RenderTrace, messages: Sequence[Message], tools: Tools, answer: AnswerSpan
 ) -> int | None:
-    """Where the generation prompt ends, if that is known and is not where the answer starts.
+    """End of the generation prompt, if that is known and is not where the answer starts.
 
-    Templates that print a turn otherwise than their generation prompt opens it leave it unknown; the rows of data that
+    Templates that begin a turn differently from their generation prompt leave it unknown; the rows of data that
     this concerns are noted (`parity.py`). Inside of `{% generation %}` blocks the template may leave out more.
     """
     if answer.turn is None or answer.turn == 0 or messages[answer.turn]["role"] != "assistant":

@@ -38,7 +38,7 @@ class _Text:
 
     text: str
     spans: list[Span]
-    """What the assistant says, or the completion; the text is cut there."""
+    """Text of the assistant, or the completion; the text is cut there."""
 
     is_trained: list[bool]
     """Of each span."""
@@ -47,7 +47,7 @@ class _Text:
     """Special tokens that messages spell, by their stand-ins in `text`."""
 
     unprinted: tuple[Unprinted, ...] = ()
-    """What the template left out by design."""
+    """Texts that the template left out by design."""
 
 
 class Renderer:
@@ -144,7 +144,7 @@ class Renderer:
         return self._encode([_Text(rendered.text, spans, [], rendered.originals)])[0].input_ids
 
     def text_of(self, input_ids: Sequence[int]) -> str:
-        """What tokens spell, special ones with their names."""
+        """Text of tokens, special ones with their names."""
         return str(self._tokenizer.decode(list(input_ids)))
 
     @property
@@ -155,7 +155,7 @@ class Renderer:
 
     @property
     def printed_date(self) -> datetime.date | None:
-        """Today, as the template is told; None where it does not ask."""
+        """Today, as given to the template; None where it does not ask."""
         return (self._date or datetime.date.today()) if self._texts.mask.reads_clock else None
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Where a text may be cut in two and no token of it changes: beside an added token such as `<|im_end|>`.
+"""Positions where a text may be cut in two without changing a token: beside an added token such as `<|im_end|>`.
 
 A tokenizer looks for its added tokens first and tokenizes what lies between them apart, so a cut there is one that it
 makes itself. Left out are added tokens that take in the spaces beside them, that count only as whole words, that

@@ -1,12 +1,12 @@
 """Special tokens that the text of a message spells, such as `<|im_end|>` or `</s>`: they stay text.
 
-A user who types `<|im_end|>` must not end the turn. Each such token in a message is put out of sight of the template
+A user who types `<|im_end|>` must not end the turn. Each such token in a message is hidden from the template
 and the tokenizer by one private-use character, and its letters come back where the text is cut into tokens:
 
     content           What does <|im_end|> do?
     rendered          <|im_start|>user\\nWhat does \\U000f0000 do?<|im_end|>\\n
     plain stretch                  [------------------------]
-    tokens            the stretch's letters, with the tokenizer told to take special tokens for text
+    tokens            the stretch's letters, with the tokenizer set to take special tokens for text
 
 Only tokens that the tokenizer calls special are meant; `<think>` or `<tool_call>`, where they are merely added, stay
 what the template makes of them. So do, in an answer, special tokens that the template itself looks for there, as many

@@ -1,4 +1,4 @@
-"""What a chat template's parsed tree tells before it is run."""
+"""Facts of a chat template that its parsed tree shows before it is run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which characters of a rendered chat each message made, found in the template itself.
+"""Characters of a rendered chat by the message that made them, found in the template itself.
 
 A chat template is a Jinja program that loops over the messages. Its parsed tree is changed in one way: every loop
 body begins with a call that prints a private mark when the loop stands at a message, and a mark follows the loop.
@@ -60,7 +60,7 @@ class RenderTrace:
 
     @property
     def end_of_turns(self) -> int:
-        """Where the text of the last message ends."""
+        """End of the last message's text."""
         return max((end for _, end in self.turns.values()), default=0)
 
 
@@ -105,14 +105,14 @@ def _print_filtered(line: int, variable: str, filter_name: str, number: int) -> 
 
 
 class TracedTemplate:
-    """A chat template that tells which characters each message made."""
+    """A chat template that records which characters each message made."""
 
     def __init__(self, source: str, special_tokens: Mapping[str, str], date: datetime.date | None = None) -> None:
         """
         Args:
             source: Jinja text of the template.
             special_tokens: names the template may print, such as `bos_token`.
-            date: the day, at midnight, that the template is told when it asks for the time; by default the clock's.
+            date: the day, at midnight, that the template gets when it asks for the time; by default the clock's.
 
         Raises:
             jinja2.TemplateSyntaxError: if `source` is not Jinja.

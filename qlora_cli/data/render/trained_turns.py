@@ -1,4 +1,4 @@
-"""Which assistant turns are trained: a message's own `train: false` or `weight: 0`, and `data.train_on`."""
+"""Choice of the trained assistant turns: a message's own `train: false` or `weight: 0`, and `data.train_on`."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def untrained_turns(messages: Sequence[Message]) -> frozenset[int]:
 
 
 def _is_trained(message: Message, number: int) -> bool | None:
-    """What a message says of itself; None where it says nothing."""
+    """A message's own flag; None where it has none."""
     train, weight = message.get("train"), message.get("weight")
     if train is not None and not isinstance(train, bool):
         raise RowError(RejectionReason.FORMAT, f"`train` of message {number} is {train!r}", hint="write true or false")

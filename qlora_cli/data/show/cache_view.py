@@ -38,7 +38,7 @@ def show_entries(entries: Sequence[CacheEntry], root: Path) -> None:
 
 
 def entries_as_dict(entries: Sequence[CacheEntry], root: Path) -> dict[str, Any]:
-    """What is there as JSON holds it."""
+    """The entries, as JSON holds them."""
     return {"path": str(root), "entries": [{**asdict(entry), "path": str(entry.path)} for entry in entries]}
 
 

@@ -32,7 +32,7 @@ class ShownRow:
 
     rejection: Rejection | None = None
     mark: str = ""
-    """What happens to the row, where it is not simply trained on."""
+    """Fate of the row, where it is not simply trained on."""
 
     @property
     def counts(self) -> str:

@@ -1,4 +1,4 @@
-"""The data report as a person reads it: the verdict, then the figures, then what to do."""
+"""The data report as a person reads it: the result, then the figures, then what to do."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def _facts(report: DataReport) -> dict[str, str]:
 
 
 def _show_finding(found: Finding) -> None:
-    """What it is about the first row, and what to do; nothing where the table says it all."""
+    """The problem of the first row, and the remedy; nothing where the table says it all."""
     if not (found.text or found.hint):
         return
     console.result("")

@@ -17,7 +17,7 @@ MAX_TOKENS_OF_A_CHARACTER = 8
 """UTF-8 takes at most 4 bytes; past this many tokens the bytes are shown as they decode."""
 
 CHANGES_DIRECTION = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-"""Characters that make text read otherwise than it is stored (Boucher and Anderson 2021, arXiv:2111.00169)."""
+"""Characters that make text read differently from how it is stored (Boucher and Anderson 2021, arXiv:2111.00169)."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def _runs(row: TokenRow, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[i
 
 
 def _text(input_ids: Sequence[int], before: int, start: int, stop: int, tokenizer: PreTrainedTokenizerBase) -> str:
-    """What the tokens print behind those from `before` on: SentencePiece takes a space off the first it decodes."""
+    """Text of the tokens after those from `before` on: SentencePiece takes a space off the first it decodes."""
     context = _decoded(input_ids[before:start], tokenizer)
     whole = _decoded(input_ids[before:stop], tokenizer)
     return whole[len(context) :] if whole.startswith(context) else _decoded(input_ids[start:stop], tokenizer)

@@ -1,4 +1,4 @@
-"""What a GPU of this machine was measured to take beside a step's tensors, and to reach: kept in a file, used by plans.
+"""Measured overheads and speed of a GPU of this machine, kept in a file and used by plans.
 
 `qlora plan --calibrate` (`plan/calibrate.py`) measures and writes the file. It is named by what the figures depend on:
 the GPU's name, the driver and torch; a plan uses it only where all three are still the same.
@@ -51,7 +51,7 @@ class Overheads:
 
     @property
     def source(self) -> str:
-        """Where the figures come from, as the bill says it."""
+        """Source of the figures, as the budget names it."""
         return f"measured here on {self.measured_on}"
 
 
@@ -79,9 +79,9 @@ def save_overheads(overheads: Overheads) -> Path:
 
 
 def find_overheads(is_wanted: Callable[[str], bool]) -> Overheads | None:
-    """What was measured under the driver and torch in use, of a GPU whose name is wanted; None where nothing was.
+    """Overheads measured under the driver and torch in use, of a GPU whose name is wanted; None where nothing was.
 
-    A damaged file is said in a warning and not used.
+    A damaged file gives a warning and is not used.
 
     Args:
         is_wanted: whether a GPU of that name, as the driver gives it, is the one that is planned for.

@@ -1,4 +1,4 @@
-"""The device that is planned for; without torch, so that a card is found by its name at once."""
+"""The device that is planned for; without torch, so that a GPU is found by its name without delay."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Device:
-    """What the plan must know of the device, which need not be there."""
+    """Facts of the device that is planned for, which need not be there."""
 
     kind: Literal["cuda", "cpu"] = "cuda"
 
@@ -27,4 +27,4 @@ class Device:
     """GPUs that train together, each in a process of its own with the whole model."""
 
     overheads: Overheads | None = None
-    """What was measured of this GPU on this machine; without it, what is generally true of CUDA."""
+    """Overheads measured on this machine's GPU; without them, those that hold for CUDA in general."""

@@ -1,4 +1,4 @@
-"""What works on this machine: everything that is called `ok` was tried just before."""
+"""Trials of this machine: everything that is called `ok` was tried just before."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def try_libraries() -> Iterator[DoctorFinding]:
 
 
 def _fault_of(requirement: Requirement) -> str:
-    """What is wrong with a library; empty where it can be imported and its version is in the range."""
+    """The fault of a library; empty where it can be imported and its version is in the range."""
     install = f"pip install '{requirement.name}{requirement.specifier}'"
     if (version := _version(requirement.name)) == MISSING:
         return f"is not installed: {install}"

@@ -7,7 +7,7 @@ from importlib import import_module
 from importlib.util import find_spec
 
 IMPORT_FAULTS = (ImportError, OSError, RuntimeError, AttributeError, TypeError, ValueError, LookupError, SyntaxError)
-"""What a broken package raises when it is imported."""
+"""Errors of a broken package when it is imported."""
 
 LONGEST_FAULT = 200
 """Characters."""
@@ -26,7 +26,7 @@ class Extra:
     purpose: str
 
     entry: str = ""
-    """What is imported of it in use, where that is not `module`."""
+    """The module that is imported in use, where that is not `module`."""
 
 
 EXTRAS = (

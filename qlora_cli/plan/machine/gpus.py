@@ -24,7 +24,7 @@ FORM_FACTORS = {"pcie", "sxm"}
 
 @dataclass(frozen=True)
 class Gpu:
-    """What a plan must know of a GPU; `gpus.yaml` says where each figure is from."""
+    """Facts of a GPU for a plan; `gpus.yaml` says where each figure is from."""
 
     name: str
     memory_mib: int
@@ -116,7 +116,7 @@ def _unknown(name: str, otherwise: str) -> ArgumentError:
 
 
 def _words(name: str) -> list[str]:
-    """The parts of a card's name that tell it from others.
+    """The parts of a GPU's name that distinguish it from others.
 
     >>> _words("NVIDIA GeForce RTX4060Ti 16 GB"), _words("V100-SXM2-16GB"), _words("H100 80GB HBM3")
     (['rtx', '4060', 'ti', '16'], ['v100', '16'], ['h100', '80', 'sxm'])

@@ -1,4 +1,4 @@
-"""What is left of the machine's own memory."""
+"""Free host memory of the machine."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ SECONDS = 2.0
 """The longest wait."""
 
 MODEL = "openai-community/gpt2"
-"""What is asked for; any public model would do."""
+"""Model that is asked for; any public one would do."""
 
 
 def try_hub() -> DoctorFinding:

@@ -1,4 +1,4 @@
-"""What PyTorch's caching allocator makes of a trace: bytes allocated with rounding, bytes reserved with fragmentation.
+"""PyTorch's caching allocator, run on a trace: bytes allocated with rounding, bytes reserved with fragmentation.
 
 The rules are those of c10/cuda/CUDACachingAllocator.cpp as it runs by default. Sizes are rounded up to 512 bytes. A
 request takes the smallest free block that fits, else a new segment: 2 MiB for requests up to 1 MiB, 20 MiB for those
@@ -52,7 +52,7 @@ class CachingAllocator:
     _free: dict[bool, list[tuple[int, int, AllocatorBlock]]] = field(default_factory=lambda: {True: [], False: []})
 
     def allocate(self, num_bytes: int) -> AllocatorBlock:
-        """A block of at least so many bytes."""
+        """A block of at least this many bytes."""
         size = max(ROUNDING, -(-num_bytes // ROUNDING) * ROUNDING)
         is_small = size <= SMALL
         block = self._take(size, is_small) or self._new_segment(size, is_small)

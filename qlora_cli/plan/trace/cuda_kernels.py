@@ -1,4 +1,4 @@
-"""What the CPU's operators do otherwise than CUDA's, put right for a trace that stands for a CUDA device.
+"""Makes CPU operators allocate what CUDA's would, so that a trace on CPU tensors predicts a CUDA step.
 
 A trace runs on fake CPU tensors: a torch built without CUDA cannot even slice fake CUDA ones. Four things would differ
 and are replaced: attention (`plan/trace/cuda_attention.py`); dropout, which on CUDA keeps one byte an element;
@@ -40,7 +40,7 @@ FLOAT32_ON_CUDA = frozenset(
         functional.log_softmax,
     }
 )
-"""What autocast computes in float32 on CUDA and not on CPU (torch's autocast op reference), as far as models use it."""
+"""Operators in float32 under CUDA's autocast but not the CPU's (torch's autocast op reference), if models use them."""
 
 
 class AsOnCuda(TorchFunctionMode):
@@ -137,7 +137,7 @@ def _int8_forward(module: Any) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 def workspaces(request: PlanRequest) -> Mapping[Any, Workspace]:
-    """What kernels allocate inside, by operator, on the request's device."""
+    """Memory that kernels allocate inside, by operator, on the request's device."""
     on_cuda = request.device.kind == "cuda"
     rules: dict[Any, Workspace] = {
         torch.ops.bitsandbytes.gemm_4bit.default: _dequantized_on_cuda if on_cuda else _dequantized_on_cpu
@@ -150,7 +150,7 @@ def workspaces(request: PlanRequest) -> Mapping[Any, Workspace]:
 
 
 def _square_roots(args: Sequence[Any]) -> list[tuple[MemoryKind, int]]:
-    """torch's AdamW goes over all parameters at once: the roots of all second moments are there together."""
+    """torch's AdamW updates all parameters together: the roots of all second moments are there together."""
     return [(MemoryKind.KERNEL_WORKSPACE, sum(parameter.untyped_storage().nbytes() for parameter in args[0]))]
 
 
@@ -167,7 +167,7 @@ def _dequantized_on_cuda(args: Sequence[Any]) -> list[tuple[MemoryKind, int]]:
     """As on the CPU, with the constants held twice: before and after their offset is added.
 
     For less than about 1,536 tokens bitsandbytes has a fused kernel for some shapes, which needs none of this; the
-    backward pass dequantizes all the same.
+    backward pass dequantizes anyway.
     """
     constants, weight = _dequantized_on_cpu(args)
     return [constants, constants, weight]

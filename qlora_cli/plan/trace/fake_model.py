@@ -120,7 +120,7 @@ def _from_config(request: PlanRequest, attention: str) -> PreTrainedModel:
 
 
 def _keep_in_float32(base: PreTrainedModel, dtype: torch.dtype) -> None:
-    """What `from_pretrained` loads in float32 whatever is asked for: parts that overflow or are counted in 16 bit."""
+    """Keep in float32 what `from_pretrained` loads so in any dtype: parts that overflow or are counted in 16 bit."""
     names: set[str] = set()
     if dtype in (torch.float16, torch.bfloat16):
         names |= set(base._keep_in_fp32_modules_strict or ())
@@ -132,7 +132,7 @@ def _keep_in_float32(base: PreTrainedModel, dtype: torch.dtype) -> None:
 
 
 def _swap_linear_layers(base: PreTrainedModel, quantization: QuantizationSection, dtype: torch.dtype) -> None:
-    """What `from_pretrained` does to the layers before it loads their weights."""
+    """Swap the layers as `from_pretrained` does before it loads their weights."""
     names = {name.split(".")[-1] for name, _ in base.named_modules()}
     for skipped in quantization.skip_modules:
         if skipped not in names:

@@ -24,7 +24,7 @@ NUM_RUNNING_SUMS = 7
 
 FORWARD_FOLD_BYTES = 13
 BACKWARD_FOLD_BYTES = 29
-"""Most bytes a tile's element that the operators of the fold hold at once where there is no Triton, the tile not
+"""Most bytes a tile's element that the operators of the fold hold together where there is no Triton, the tile not
 counted: scores, exponentials and their product in float32 and one mask; backward seven float32 tensors and one mask."""
 
 SOFTCAP_BYTES = 4

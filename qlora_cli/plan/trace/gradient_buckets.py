@@ -1,8 +1,8 @@
-"""What training in several processes adds to a step: the buffers in which gradients are summed.
+"""Memory that training in several processes adds to a step: the buffers in which gradients are summed.
 
 After the last backward pass `train/processes/collectives.py` joins gradients into flat float32 buffers, one bucket of
 parameters after the other, and sums each over all processes. A buffer lives until the next one is there. Gradients in
-16 bit are copied into float32 first, all those of a bucket at once.
+16 bit are copied into float32 first, all those of a bucket together.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _later(life: Allocation, start: int, num_ticks: int) -> Allocation:
 
 
 def _sums(groups: Sequence[Sequence[int]], start: int, end: int, *, is_copied: bool) -> Iterator[Allocation]:
-    """What is made for each bucket: its pieces, then the buffer, and only then the one before goes."""
+    """Allocations for each bucket: its pieces, then the buffer; only then is the one before freed."""
     for number, bucket in enumerate(groups):
         clock = start + TICKS * number
         # One element for each parameter says whether any process has a gradient for it.

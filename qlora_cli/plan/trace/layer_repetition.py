@@ -19,7 +19,7 @@ from qlora_cli.plan.trace.timeline import Allocation, MemoryTrace
 
 @dataclass(frozen=True)
 class Pattern:
-    """How a stack of layers repeats itself."""
+    """Repetition in a stack of layers."""
 
     lead: int
     """Layers before the repetition begins."""
@@ -119,7 +119,7 @@ def extrapolate_layers(trace: MemoryTrace, pattern: Pattern, num_layers: int) ->
 
 @dataclass(frozen=True)
 class _RepeatedRun:
-    """Which layer of the short model stands for which of the long one."""
+    """Assignment of the long model's layers to those of the short one that stand for them."""
 
     num_short: int
     num_long: int
@@ -201,7 +201,7 @@ def _check_order(segments: Sequence[_Segment], num_layers: int) -> None:
 def _by_birth(
     trace: MemoryTrace, segments: Sequence[_Segment]
 ) -> dict[tuple[str, int | None], list[tuple[Allocation, _Segment | None]]]:
-    """What is made in each stretch, with the stretch in which it dies; None for what outlives the step."""
+    """Allocations of each segment, with the segment in which they are freed; None for those that outlive the step."""
     found: dict[tuple[str, int | None], list[tuple[Allocation, _Segment | None]]] = defaultdict(list)
     for life in trace.lives:
         if life.allocated_at:
@@ -221,7 +221,7 @@ def _at(segments: Sequence[_Segment], clock: int) -> _Segment:
 
 
 def _steady_lives(trace: MemoryTrace, stretch: _RepeatedRun, end: int) -> list[Allocation]:
-    """What is there from the start: of no layer first, then layer by layer."""
+    """Allocations that exist from the start: of no layer first, then layer by layer."""
     by_layer: dict[int | None, list[Allocation]] = defaultdict(list)
     for life in trace.lives:
         if not life.allocated_at:
@@ -233,6 +233,6 @@ def _steady_lives(trace: MemoryTrace, stretch: _RepeatedRun, end: int) -> list[A
 
 
 def _optimizer_scale(trace: MemoryTrace, lives: Sequence[Allocation]) -> float:
-    """How many times the short model's adapter the long one's is; the optimizer's workspace grows with it."""
+    """Ratio of the long model's adapter to the short one's; the optimizer's workspace grows with it."""
     short = sum(life.num_bytes for life in trace.lives if life.kind is MemoryKind.ADAPTER)
     return sum(life.num_bytes for life in lives if life.kind is MemoryKind.ADAPTER) / short

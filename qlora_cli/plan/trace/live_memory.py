@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class MemoryKind(StrEnum):
-    """What a storage is there for; the lines of the bill, in its order."""
+    """Purpose of a storage; the lines of the budget, in its order."""
 
     BASE_QUANTIZED = "base weights, 4 or 8 bit"
     QUANTIZATION_CONSTANTS = "quantization constants"
@@ -97,7 +97,7 @@ _DEQUANTIZING = frozenset(
 )
 _DEVICE = torch.ops.prim.device.default
 _HANDED_ON = frozenset({torch.ops.aten.add.Tensor, torch.ops.aten._to_copy.default})
-"""What is computed by these from a dequantized tensor is part of the dequantization: the offset, the cast."""
+"""Their results from a dequantized tensor are part of the dequantization: the offset, the cast."""
 
 
 class LiveMemory(TorchDispatchMode):

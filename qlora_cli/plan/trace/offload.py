@@ -35,12 +35,12 @@ class OnHost:
 
 
 def _place(tensor: torch.Tensor) -> tuple[int, int, torch.dtype]:
-    """What tells tensors apart: their storage, where they begin in it, and their dtype."""
+    """Identity of a tensor: its storage, where it begins in it, and its dtype."""
     return tensor.untyped_storage()._cdata, int(tensor.storage_offset()), tensor.dtype
 
 
 class FakeOffload(saved_tensors_hooks):
-    """What autograd saves while it is entered leaves the device, and comes back in the backward pass."""
+    """Inside it, what autograd saves leaves the device, and comes back in the backward pass."""
 
     def __init__(self) -> None:
         self._number = 0

@@ -13,7 +13,7 @@ PAGED_FROM = 100_000
 """Elements from which bitsandbytes pages a parameter's state; smaller ones stay in plain GPU memory."""
 
 UNPAGED = {"paged_adamw_8bit": "adamw_8bit", "paged_adamw_32bit": "adamw_torch"}
-"""What runs where there is no GPU memory to page out of: the same update rule, the state in plain memory."""
+"""Optimizers where there is no GPU memory to page out of: the same update rule, the state in plain memory."""
 
 Parameters = Iterable[torch.nn.Parameter]
 

@@ -1,4 +1,4 @@
-"""What a model and its optimizer hold from the start of a step to its end, storage by storage, with its kind."""
+"""Storages that a model and its optimizer hold from the start of a step to its end, each with its kind."""
 
 from __future__ import annotations
 

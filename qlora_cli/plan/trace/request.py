@@ -1,4 +1,4 @@
-"""What is planned: a recipe, the base's configuration without its weights, and the device it is to run on."""
+"""Request for a plan: a recipe, the base's configuration without its weights, and the device it is to run on."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class PlanRequest:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the model computes in, as `pick_dtype` would choose it on the device."""
+        """Dtype in which the model computes, as `pick_dtype` would choose it on the device."""
         name = self.recipe.model.dtype
         if name != "auto":
             return DTYPES[name]
@@ -43,7 +43,7 @@ class PlanRequest:
 
     @property
     def autocast_dtype(self) -> torch.dtype | None:
-        """What float32 adapters compute in through autocast; None where nothing is cast, as in `trainer_arguments`."""
+        """Dtype of float32 adapters under autocast; None where nothing is cast, as in `trainer_arguments`."""
         is_cast = self.recipe.lora.autocast_adapter_dtype and self.dtype is not torch.float32
         return self.dtype if is_cast else None
 

@@ -1,4 +1,4 @@
-"""Which part of the step is running, told by hooks on the model's layers and by the checkpoints."""
+"""The running part of the step, found by hooks on the model's layers and by the checkpoints."""
 
 from __future__ import annotations
 

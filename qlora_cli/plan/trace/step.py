@@ -33,7 +33,7 @@ from qlora_cli.plan.trace.stages import checkpoint_contexts, record_stages
 from qlora_cli.plan.trace.timeline import MemoryTrace, finished_trace
 
 TRACE_FAULTS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-"""How the code of a base fails on tensors that hold no values, or on a configuration that contradicts itself."""
+"""Errors of a base's code on tensors that hold no values, or on a configuration that contradicts itself."""
 
 Loss = Callable[[PeftModel, dict[str, torch.Tensor]], torch.Tensor]
 """From the model and a batch to the loss; it calls the model's backbone itself."""
@@ -185,10 +185,10 @@ def _counts_gradient(memory: LiveMemory) -> Callable[[torch.Tensor], None]:
 
 @contextmanager
 def gc_disabled() -> Iterator[None]:
-    """Nobody looks for garbage in the block.
+    """Python's garbage collector is off in the block.
 
-    Storages then die when the last reference goes, not when the collector happens to run; and looking over and over,
-    which finds next to none, takes a quarter of the time of one plan.
+    Storages then die when the last reference goes, not when the collector happens to run; and the collector, which
+    finds next to nothing, would take a quarter of the time of one plan.
     """
     was_on = gc.isenabled()
     gc.disable()

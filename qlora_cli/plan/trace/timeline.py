@@ -25,7 +25,7 @@ class Allocation:
 
 @dataclass(frozen=True)
 class Moment:
-    """What is alive at one tick of the clock, in bytes."""
+    """Memory in use at one tick of the clock, in bytes."""
 
     clock: int
     phase: Phase
@@ -60,7 +60,7 @@ class MemoryTrace:
         return self.at(best_clock)
 
     def at(self, clock: int) -> Moment:
-        """What is alive at `clock`."""
+        """Memory in use at `clock`."""
         alive: Counter[MemoryKind] = Counter()
         for life in self.lives:
             if life.allocated_at <= clock < life.freed_at:
@@ -106,7 +106,7 @@ class MemoryTrace:
         return list(zip(self.phases, highest, strict=True))
 
     def timeline(self, num_points: int = 400) -> list[Moment]:
-        """The memory over the step in at most so many moments, each the fullest of its stretch of the clock.
+        """The memory over the step in at most this many moments, each the fullest of its stretch of the clock.
 
         Raises:
             ValueError: if no point is asked for.

@@ -17,7 +17,7 @@ from qlora_cli.plan.trace.timeline import MemoryTrace
 from qlora_cli.progress import progress
 
 WORTHWHILE = 0.6
-"""Share of the layers up to which tracing two short models is quicker than tracing the whole one."""
+"""Share of the layers up to which tracing two short models is quicker than tracing the full one."""
 
 OPTIMIZER_TOLERANCE = 0.01
 """Clipping and the optimizer go over parameters, not layers, so their few scalars are not repeated."""
@@ -54,7 +54,7 @@ def _trace_alone(request: PlanRequest) -> MemoryTrace:
 
 
 def layer_signatures(request: PlanRequest) -> list[object]:
-    """For each layer what tells it from others: its class, its parameters, and what the configuration lists for it."""
+    """The distinguishing facts of each layer: its class, its parameters, and what the configuration lists for it."""
     layers = decoder_layers(skeleton(request))
     lists = _per_layer_lists(request, len(layers))
     return [
@@ -85,7 +85,7 @@ def _shortened(request: PlanRequest, count: int, num_layers: int) -> PlanRequest
 
 
 def _names_a_layer(request: PlanRequest) -> bool:
-    """Whether the recipe treats one layer otherwise than another: only names with a path can."""
+    """Whether the recipe treats one layer differently from another: only names with a path can."""
     quantization = request.recipe.quantization
     lora = request.recipe.lora
     targets = () if isinstance(lora.target_modules, str) else lora.target_modules

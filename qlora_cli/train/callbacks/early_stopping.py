@@ -1,4 +1,4 @@
-"""What the eval loss decides: which step was the best, and whether the run should end early.
+"""Decisions by the eval loss: which step was the best, and whether the run should end early.
 
 The evaluations are those of metrics.jsonl. A resumed run forgets the lines after its checkpoint and measures them
 again, so what is decided by them is decided as in a run without a stop.
@@ -89,7 +89,7 @@ class EarlyStoppingCallback(TrainerCallback):
         return best_step(self.losses) if self._keeps_best else None
 
     def early_stop(self, step: int, max_steps: int) -> EarlyStop | None:
-        """Why a run at `step` ends there; None while it goes on, or where it has all its steps done."""
+        """Why a run at `step` ends there; None while it continues, or where it has all its steps done."""
         num = num_without_gain(self.losses, self._threshold)
         best = best_step(self.losses)
         if self._patience is None or best is None or num < self._patience or step >= max_steps:

@@ -1,4 +1,4 @@
-"""A warning when the loss has left its level for good: a run that no longer learns should not go on unseen."""
+"""A warning when the loss has left its level for good: a run that no longer learns should not continue unnoticed."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class DivergenceDetector:
 
     @property
     def bound(self) -> float:
-        """What a loss must pass to be far above."""
+        """Bound above which a loss counts as far too high."""
         return self.mean + max(NUM_DEVIATIONS * math.sqrt(self._variance), LEAST_RISE)
 
     def has_diverged(self, loss: float) -> bool:

@@ -1,4 +1,4 @@
-"""What a run shows while it goes on: a bar in a terminal, else a line now and then; every step in metrics.jsonl."""
+"""Display of a running training: a bar in a terminal, else a line now and then; every step in metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ProgressCallback(TrainerCallback):
     Args:
         metrics_path: the run's metrics.jsonl.
         tokens_per_epoch: tokens of all documents that one pass reads, padding left out.
-        on_begin: called with the steps of the whole run, once they are known.
+        on_begin: called with the steps of the full run, once they are known.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class ProgressCallback(TrainerCallback):
         **kwargs: object,
     ) -> None:
         values = {key: logs[key] for key in RECORDED if logs and key in logs}
-        if "loss" not in values and "eval_loss" not in values:  # the summary at the end, with what no line has told yet
+        if "loss" not in values and "eval_loss" not in values:  # the summary at the end, with what no line holds yet
             return
         if "loss" in values:
             values |= self._speed(state)

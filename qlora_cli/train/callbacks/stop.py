@@ -1,4 +1,4 @@
-"""Stopping on request: the first signal asks for a checkpoint and an end, the second leaves at once."""
+"""Stopping on request: the first signal asks for a checkpoint and an end, the second ends the process immediately."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def interruption_as_error(run: RunDirectory) -> Iterator[None]:
     """The block is the part of a session in which no step is under way.
 
     Raises:
-        StoppedBySignal: in place of an interruption: where the run stands, and how to go on.
+        StoppedBySignal: in place of an interruption: where the run stands, and how to continue.
     """
     try:
         yield
@@ -33,7 +33,7 @@ def interruption_as_error(run: RunDirectory) -> Iterator[None]:
         raise StoppedBySignal(
             f"stopped by {stop}; {done}",
             signal_number=stop.signal_number,
-            hint=f"go on with `{run.resume_command}`" if run.is_started else "start it again with the same command",
+            hint=f"continue with `{run.resume_command}`" if run.is_started else "start it again with the same command",
         ) from stop
 
 
@@ -79,7 +79,7 @@ class StopRequest:
         self.signal_number = number
         self._asked_at = time.monotonic()
         console.note(
-            f"{signal.Signals(number).name}: finishing this step and saving a checkpoint; again to leave at once"
+            f"{signal.Signals(number).name}: finishing this step and saving a checkpoint; again to exit immediately"
         )
 
 

@@ -30,7 +30,7 @@ MAY_CHANGE = (
     "training.early_stopping_threshold",
     "training.load_best_model_at_end",
 )
-"""Keys that do not touch what a step computes; a trailing dot stands for a whole section."""
+"""Keys that do not touch what a step computes; a trailing dot stands for all keys of a section."""
 
 MAY_GROW = ("training.max_steps", "training.num_train_epochs")
 """Keys that say when the run ends: a resumed run may end later."""
@@ -120,7 +120,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def checkpoint_identity(recipe: Recipe, facts: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """What the seal of every checkpoint repeats: the recipe's meaning, and what the run stands on.
+    """Facts in the manifest of every checkpoint: a hash of the recipe's training keys, and the run's identity.
 
     Args:
         recipe: as it is trained.

@@ -1,4 +1,4 @@
-"""What a resumed run must find unchanged, and where it goes on."""
+"""Conditions of a resume: what must be unchanged, and the checkpoint to continue from."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from qlora_cli.train.processes.launch import Launch
 
 
 def prepare_run_directory(run: RunDirectory, *, overwrite: bool) -> None:
-    """Make sure that a new run can be written here; an earlier one is put aside until the new one is started.
+    """Make sure that a new run can be written here; an earlier one is set aside until the new one is started.
 
     Raises:
         ArgumentError: if an earlier run is there and `overwrite` is not given, or something else would be lost.
@@ -38,7 +38,7 @@ def prepare_run_directory(run: RunDirectory, *, overwrite: bool) -> None:
         state = "a finished run" if run.is_finished else "an unfinished run"
         raise ArgumentError(
             f"run directory '{run.path}' already holds {state}",
-            hint="go on with --resume, start over with --overwrite, or choose another --run-dir",
+            hint="continue with --resume, start over with --overwrite, or choose another --run-dir",
         )
     refuse_place(run)
     if others := foreign(run):
@@ -58,7 +58,7 @@ def refuse_foreign_parts(run: RunDirectory) -> None:
 
 
 def find_checkpoint(run: RunDirectory, recipe: Recipe) -> Checkpoint | None:
-    """The newest whole checkpoint; None when the run stopped before its first one, or never began, and starts over.
+    """The newest intact checkpoint; None when the run stopped before its first one, or never began, and starts over.
 
     Raises:
         IdentityError: if the recipe now means another training.
@@ -85,7 +85,7 @@ def find_checkpoint(run: RunDirectory, recipe: Recipe) -> Checkpoint | None:
 
 
 def _expected_identity(run: RunDirectory, recipe: Recipe) -> dict[str, Any]:
-    """What the seal of a checkpoint of this run says, so that one of another run is not taken for it."""
+    """Facts that a checkpoint of this run must hold, so that one of another run is not taken for it."""
     if not run.manifest_path.exists():  # killed before it was written, and so before the first checkpoint
         return {}
     manifest = read_manifest(run)
@@ -107,7 +107,7 @@ def _tell_of_new_end(
 
 
 def check_same_number(run: RunDirectory, num_processes: int) -> None:
-    """Refuse to go on with more or fewer processes: each has its own rows and its own dropout.
+    """Refuse to continue with more or fewer processes: each has its own rows and its own dropout.
 
     Raises:
         IdentityError: naming both numbers.
@@ -115,7 +115,7 @@ def check_same_number(run: RunDirectory, num_processes: int) -> None:
     started_with = read_manifest(run).get("num_processes", 1)
     if started_with != num_processes:
         raise IdentityError(
-            f"the run was started with {_processes(started_with)} and cannot go on with {_processes(num_processes)}",
+            f"the run was started with {_processes(started_with)} and cannot continue with {_processes(num_processes)}",
             place=str(run.manifest_path),
             hint=f"`{replace(run, launcher=Launch(world_size=started_with).command).resume_command}`",
         )
@@ -126,10 +126,10 @@ def _processes(number: int) -> str:
 
 
 def check_same_identity(run: RunDirectory, facts: dict[str, dict[str, Any]]) -> None:
-    """Refuse to go on when the base, the tokenizer or the data are no longer what the run started on.
+    """Refuse to continue when the base, the tokenizer or the data are no longer what the run started on.
 
     Args:
-        run: the run to go on with.
+        run: the run to continue.
         facts: as written into the manifest: section -> values, of which `fingerprint` is compared.
 
     Raises:

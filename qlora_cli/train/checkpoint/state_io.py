@@ -55,7 +55,7 @@ def pack_state(state: dict[str, Any]) -> bytes:
 
 
 def unpack_state(packed: bytes) -> dict[str, Any]:
-    """What `pack_state` packed."""
+    """The state that `pack_state` packed."""
     tensors = load(packed)
     restored: dict[str, Any] = _with_tensors(json.loads(bytes(tensors[TREE_KEY].tolist())), tensors)
     return restored

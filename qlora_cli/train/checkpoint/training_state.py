@@ -1,4 +1,4 @@
-"""What a checkpoint holds beside its seal."""
+"""Contents of a checkpoint, without its manifest."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from qlora_cli.train.checkpoint.state_io import (
 
 PROCESSES_NAME = "processes.json"
 COLUMNS = ("rows_at_once", "unlogged")
-"""What that file holds of each process."""
+"""Columns of that file, a value for each process."""
 
 
 @dataclass(frozen=True)
 class ProcessState:
-    """What each of the processes that train together has of its own."""
+    """State that each of the processes that train together has of its own."""
 
     random: dict[str, Any]
     rows_at_once: int
     """Rows of a forward pass, fewer than the recipe says where memory has run out."""
 
     unlogged: dict[str, Any] = field(default_factory=dict)
-    """What was measured since the last line of metrics.jsonl, where not every step has one."""
+    """Measures since the last line of metrics.jsonl, where not every step has one."""
 
     @classmethod
     def of_this_process(cls, rows_at_once: int, unlogged: dict[str, Any]) -> ProcessState:
@@ -51,13 +51,13 @@ class ProcessState:
 
     @classmethod
     def from_bytes(cls, packed: bytes) -> ProcessState:
-        """What `packed` gave."""
+        """The state that `to_bytes` gave."""
         return cls(**unpack_state(packed))
 
 
 @dataclass(frozen=True)
 class TrainingState:
-    """What a run goes on from, to the bit."""
+    """State from which a run continues, to the bit."""
 
     model: PeftModel
     optimizer: torch.optim.Optimizer
@@ -83,7 +83,7 @@ class TrainingState:
 
 
 def load_process(folder: Path, rank: int, world_size: int) -> ProcessState:
-    """What one process had of its own when the checkpoint was written."""
+    """State that one process had of its own when the checkpoint was written."""
     columns = json.loads((folder / PROCESSES_NAME).read_text("utf-8"))
     values = {name: columns[name][rank] for name in COLUMNS if name in columns}
     return ProcessState(load_state(folder, _random_name(rank, world_size)), **values)

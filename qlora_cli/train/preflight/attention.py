@@ -21,13 +21,13 @@ TOLERANCE = 1e-3
 """Share of the largest logit that a change may reach; kernels that are not deterministic stay far below it."""
 
 ROUNDINGS = 8
-"""In 16 bit the tolerance is as many roundings of a logit, if that is more: with other tokens the experts of a mixture
-get other numbers of them, and matrix multiplications of other shapes round elsewhere."""
+"""In 16 bit the tolerance is 8 rounding steps of the largest logit, if that is more: other tokens reach other experts,
+so matrix shapes differ and round differently."""
 
 
 @dataclass(frozen=True)
 class PackedIsolation:
-    """What the proof measured."""
+    """Result of the proof."""
 
     max_change: float
     """Largest absolute change of a logit of the second document when the first one is replaced."""
@@ -102,7 +102,7 @@ def _logits(model: PeftModel, collator: Collator, documents: list[list[int]]) ->
         where = f": '{broken}' holds values that are not finite" if broken else ""
         raise NumericError(
             f"the base model's logits are not finite before the first step{where}",
-            hint="get the base model anew"
+            hint="download the base model again"
             if broken
             else "--set model.dtype=bfloat16, or float32: float16 overflows where they do not",
         )

@@ -1,4 +1,4 @@
-"""What a run says and keeps about its data, and whether its base can take them."""
+"""Data checks before a run: the summary that is printed and kept, and whether the base can take the data."""
 
 from __future__ import annotations
 

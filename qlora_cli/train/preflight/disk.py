@@ -14,11 +14,11 @@ from qlora_cli.recipe.schema import Recipe
 from qlora_cli.run.directory import RunDirectory
 
 SMALL_FILES_BYTES = 32 * 10**6
-"""Taken for what is not counted: the tokenizer beside the adapter, seals, random states, metrics, logs."""
+"""Allowance for what is not counted: tokenizer beside the adapter, checkpoint.json, random states, metrics, logs."""
 
 
 def required_disk(recipe: Recipe, model: PeftModel) -> Disk:
-    """What a run writes that trains `model`."""
+    """Disk space of a run that trains `model`."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     _, num_all = model.get_nb_trainable_parameters()
     num_base = num_all - sum(parameter.numel() for parameter in trained)
@@ -52,7 +52,7 @@ def check_disk_space(disk: Disk, run: RunDirectory, *, force: bool) -> None:
             + f": {three_digits(needed - free)} too little"
         )
         if not force:
-            hint = f"make room{_fewer(disk)}; --force trains all the same"
+            hint = f"make room{_fewer(disk)}; --force trains anyway"
             raise ResourceError(problem, place=str(run.path), hint=hint)
         console.warn(problem)
     elif needed + disk.merged_bytes > free:

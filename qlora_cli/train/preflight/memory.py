@@ -1,4 +1,4 @@
-"""What a step will take of this machine's memory, before the model is loaded; and what it has taken in the end."""
+"""Memory of a step on this machine, predicted before the model is loaded, and the record of what it took."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ class MemoryForecast:
 
     micro_batch_size: int
     needs: DeviceMemory | None = None
-    """What each process takes; None where the step was not traced."""
+    """Memory that each process takes; None where the step was not traced."""
 
     @classmethod
     def unknown(cls, recipe: Recipe) -> MemoryForecast:
-        """All rows of a pass at once, until memory runs out."""
+        """All rows of a pass together, until memory runs out."""
         return cls(recipe.training.rows_at_once)
 
 
 def forecast_memory(recipe: Recipe, *, num_processes: int = 1, force: bool = False) -> MemoryForecast:
     """Trace a step, and see whether it fits into the memory that is free now.
 
-    A base whose step cannot be traced is trained all the same: what is wrong with it, training says in its own words.
+    A base whose step cannot be traced is trained anyway; if something is wrong with it, training says so.
 
     Args:
         recipe: what is to be trained.
         num_processes: that share the host's memory where there is no GPU.
-        force: say that it does not fit, and go on.
+        force: only warn where it does not fit.
 
     Raises:
         RecipeError: if the base's configuration cannot be found or read.
@@ -65,7 +65,7 @@ def forecast_memory(recipe: Recipe, *, num_processes: int = 1, force: bool = Fal
         _refuse(recipe, needs.device_bytes, memory, force=force)
     if recipe.training.per_device_train_batch_size == "auto":
         console.note(
-            f"batch size: {request.batch_size} of the {recipe.training.rows_per_step} rows of a step at once, "
+            f"batch size: {request.batch_size} of the {recipe.training.rows_per_step} rows of a step in one pass, "
             f"planned to take {needs.device_bytes / GIB:.1f} GiB"
         )
     return MemoryForecast(request.batch_size, needs)
@@ -77,7 +77,7 @@ def _this_device(num_processes: int) -> Device:
 
 
 def _free_bytes(device: Device) -> int | None:
-    """What this process may take, what it holds of a GPU already included; None where it is not known."""
+    """Memory that this process may take, including what it holds of a GPU already; None where it is not known."""
     if device.kind == "cpu":
         available = available_bytes()
         return None if available is None else available // device.num_gpus
@@ -92,11 +92,11 @@ def _refuse(recipe: Recipe, needed: int, memory: int, *, force: bool) -> None:
         f"are free on {where}"
     )
     if force:
-        console.warn(f"{problem}; it is tried all the same")
+        console.warn(f"{problem}; it is tried anyway")
         return
     raise ResourceError(
         problem,
-        hint=f"{_automatic_batch(recipe)}{memory_saving_options(recipe)}; --force tries it all the same",
+        hint=f"{_automatic_batch(recipe)}{memory_saving_options(recipe)}; --force tries it anyway",
     )
 
 
@@ -115,12 +115,12 @@ def memory_record(needs: DeviceMemory | None, measured: Mapping[str, int]) -> di
 
 
 def out_of_memory_hint(recipe: Recipe) -> str:
-    """What to type where not even a single row fits."""
+    """Options to type where not even a single row fits."""
     return f"start over with another --run-dir and {memory_saving_options(recipe)}"
 
 
 def memory_saving_options(recipe: Recipe) -> str:
-    """Options that save memory, from what costs least to what changes the data, and who knows how much each saves."""
+    """Options that save memory, cheapest first; `qlora plan --fit` says how much each saves."""
     training = recipe.training
     changes = [
         (not training.gradient_checkpointing, "training.gradient_checkpointing=true"),

@@ -1,8 +1,9 @@
-"""What the processes of a run tell each other: sums of gradients and losses, and little else.
+"""Collective operations of a run's processes: sums of gradients and losses, and little else.
 
 Each process trains as if it were alone, on its share of every step's rows. Accelerate's own data parallelism is not
 used: it would add collective operations to every forward pass, so that a process which repeats a forward pass, after
-it ran out of memory, would speak out of turn. All collective operations stand in this file.
+it ran out of memory, would enter a collective operation that no other rank has reached, and hang. All collective
+operations are in this file.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from qlora_cli.plan.trace.gradient_buckets import MAX_ELEMENTS
 from qlora_cli.train.processes.monitor import SINGLE_PROCESS, ProcessMonitor
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
-"""How long a collective operation waits for a process that lives and does not come; a dead one is seen at once."""
+"""Time that a collective operation waits for a live process that does not join; a dead one is noticed sooner."""
 
 
 class ProcessGroup:
@@ -37,7 +38,7 @@ class ProcessGroup:
         return self.rank == 0
 
     def init(self, device: torch.device) -> None:
-        """Open the ways for collective operations: gloo between CPUs, NCCL between GPUs.
+        """Open the backends of collective operations: gloo between CPUs, NCCL between GPUs.
 
         Raises:
             ArgumentError: if MASTER_PORT is taken.
@@ -119,7 +120,7 @@ class ProcessGroup:
                 distributed.broadcast(parameter.data, src=0)
 
     def all_gather_bytes(self, content: bytes) -> list[bytes]:
-        """What each process has, in the order of their ranks, in every process."""
+        """The content of each process, by rank, in every process."""
         if self.world_size == 1:
             return [content]
         length = self.all_reduce_max(len(content))

@@ -1,4 +1,4 @@
-"""How this process was started: alone, or as one of several by torchrun or `accelerate launch`."""
+"""Launch of this process: alone, or as one of several by torchrun or `accelerate launch`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Launch:
 
     @property
     def command(self) -> str:
-        """What starts `qlora` in as many processes."""
+        """The command that starts `qlora` in as many processes."""
         return "qlora" if self.world_size == 1 else f"torchrun --nproc-per-node {self.world_size} -m qlora_cli"
 
 
@@ -56,7 +56,7 @@ def take_launch(environment: MutableMapping[str, str] = os.environ) -> Launch:
     if local_rank != rank or num_local_ranks != world_size:
         raise ArgumentError("the processes are spread over several machines; a run trains on one", hint=hint)
     if "MASTER_ADDR" not in environment or "MASTER_PORT" not in environment:
-        raise ArgumentError("MASTER_ADDR and MASTER_PORT are not set, so the processes cannot meet", hint=hint)
+        raise ArgumentError("MASTER_ADDR and MASTER_PORT are not set, so the processes cannot connect", hint=hint)
     visible = visible_gpu(environment.get("CUDA_VISIBLE_DEVICES"), rank, world_size)
     if visible is not None:
         environment["CUDA_VISIBLE_DEVICES"] = visible

@@ -1,10 +1,10 @@
-"""Processes of one run watch each other: when one ends by an error, all end, with one message and one exit code.
+"""Processes of one run monitor each other: when one ends by an error, all end, with one message and one exit code.
 
-Each process has a connection to rank 0, which passes news on. A connection that closes without a word tells at once
-that a process was killed, whatever the main thread is doing; nothing is asked and nothing times out. The first process
-that fails reports_failure for all; the others leave without a word and with its exit code.
+Each process has a connection to rank 0, which passes messages on. A connection that closes without a message shows
+immediately that a process was killed, whatever the main thread is doing; nothing is polled and nothing times out. The
+first process that fails prints the error; the others exit silently with its code.
 
-Nothing heavy is imported here, so that the processes watch each other before they import torch.
+Nothing heavy is imported here, so that the processes monitor each other before they import torch.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from qlora_cli.train.processes.rendezvous import Peer, rendezvous
 Value = TypeVar("Value")
 
 GRACE_SECONDS = 10.0
-"""How long a process may take to leave in good order when another has failed; a stuck one then ends at once."""
+"""Time that a process may take to exit cleanly when another has failed; a stuck one is ended after that."""
 
 ANSWER_SECONDS = 5.0
 CRASHED = 1
@@ -38,18 +38,18 @@ CRASHED = 1
 
 @dataclass(frozen=True)
 class Failure:
-    """How the run ends for all processes."""
+    """End of the run for all processes."""
 
     exit_code: int
     reporting_rank: int
-    """The process that says why."""
+    """The process that prints the error."""
 
     dead_rank: int | None
-    """The process that ended without a word."""
+    """The process that was killed."""
 
 
 class ProcessMonitor:
-    """This process's ties to the others of its launch; without others it does nothing."""
+    """This process's connections to the others of its launch; without others it does nothing."""
 
     def __init__(self, launch: Launch, peers: list[Peer]) -> None:
         self.launch = launch
@@ -68,7 +68,7 @@ class ProcessMonitor:
         return self.launch.rank == 0
 
     def broadcast_object(self, make: Callable[[], Value]) -> Value:
-        """What `make` returns in rank 0, in every process; the others wait for it as long as it takes.
+        """The value that `make` returns in rank 0, in every process; the others wait for it as long as it takes.
 
         Args:
             make: called in rank 0 alone; returns what JSON holds.
@@ -96,15 +96,15 @@ class ProcessMonitor:
         """To be called when talking to another process has failed; returns if none of them has ended.
 
         Raises:
-            ResourceError: if another process was killed and this one reports_failure.
-            SystemExit: if another process reports_failure.
+            ResourceError: if another process was killed and this one reports it.
+            SystemExit: if another process reports the failure.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._failure, ANSWER_SECONDS if self._peers else 0)
             self._raise_if_failed()
 
     def reports_failure(self, exit_code: int) -> bool:
-        """Whether this process, which ends by an error, is the one that says so; the others are told to leave."""
+        """Whether this process, which ends by an error, is the one that prints it; the others are made to exit."""
         with self._changed:
             self._has_left = True
             if self.is_main_process:
@@ -115,7 +115,7 @@ class ProcessMonitor:
             return self._failure is None or self._failure.reporting_rank == self.launch.rank
 
     def finish(self) -> None:
-        """Leave in good order; the others stay until rank 0 is through."""
+        """Exit without an error; the others stay until rank 0 has finished."""
         self._tell({"done": True})
         with self._changed:
             if not self.is_main_process:
@@ -126,7 +126,7 @@ class ProcessMonitor:
 
     @property
     def exit_code(self) -> int:
-        """With what this process leaves when another has spoken."""
+        """Exit code of this process when another has reported the failure."""
         return self._failure.exit_code if self._failure else CRASHED
 
     def _tell(self, message: dict[str, Any]) -> None:
@@ -157,7 +157,7 @@ class ProcessMonitor:
             self._changed.notify_all()
 
     def _record_failure(self, failure: Failure) -> None:
-        """The first failure holds; rank 0's word is the law."""
+        """The first failure counts; rank 0 decides which it was."""
         if self._failure is not None:
             return
         self._failure = failure

@@ -1,4 +1,4 @@
-"""Where the processes of one launch find each other: a socket of this machine that has no file and no port."""
+"""Rendezvous of the processes of one launch: a Unix socket that has no file and no port."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from qlora_cli.errors import ArgumentError, QloraError
 from qlora_cli.train.processes.launch import Launch
 
 TIMEOUT_SECONDS = 25.0
-"""How long the others may take to start; they need a fifth of a second, since nothing heavy is imported before."""
+"""Time that the others may take to start; they need a fifth of a second, since nothing heavy is imported before."""
 
 TIMEOUT_SECONDS_WITH_AGENT = 300.0
 """The same where a launcher ends all processes when one of them dies."""
 
 POLL_SECONDS = 0.05
-"""How long one look for another process takes."""
+"""Time of one poll for another process."""
 
 
 class Deadline:
-    """Time to wait, counted in looks: what passes while the system lets no process run counts as one of them."""
+    """Time to wait, counted in polls: time in which the system lets no process run counts as one of them."""
 
     def __init__(self, seconds: float) -> None:
         self._polls_left = math.ceil(seconds / POLL_SECONDS)
 
     def has_polls_left(self) -> bool:
-        """Whether there was another look left."""
+        """Whether there was another poll left."""
         self._polls_left -= 1
         return self._polls_left >= 0
 
     def wait_for_data(self, source: socket.socket) -> bool:
-        """Whether somebody has come, or something was said, before the time was over."""
+        """Whether a connection or data arrived before the time was over."""
         while self.has_polls_left():
             if select.select([source], [], [], POLL_SECONDS)[0]:
                 return True
@@ -54,7 +54,7 @@ class Peer:
     pid: int
     connection: socket.socket
     lines: BinaryIO
-    """What it says, one JSON object a line."""
+    """Its messages, one JSON object a line."""
 
     def send(self, message: dict[str, Any]) -> None:
         """Send a message; to a process that has ended, nothing is sent."""
@@ -66,11 +66,14 @@ def rendezvous(launch: Launch) -> list[Peer]:
     """Connections of rank 0 to each other process, or of another process to rank 0.
 
     Raises:
-        ArgumentError: if another process does not come, or another launch uses the same name.
+        ArgumentError: if another process does not connect in time, or another launch uses the same name.
     """
-    seconds = TIMEOUT_SECONDS_WITH_AGENT if launch.has_agent else TIMEOUT_SECONDS
-    deadline = Deadline(seconds)
+    deadline = Deadline(_timeout_seconds(launch))
     return _accept(launch, deadline) if launch.rank == 0 else [_connect(launch, deadline)]
+
+
+def _timeout_seconds(launch: Launch) -> float:
+    return TIMEOUT_SECONDS_WITH_AGENT if launch.has_agent else TIMEOUT_SECONDS
 
 
 def _address(launch: Launch) -> str:
@@ -147,8 +150,9 @@ def _peer_credentials(connection: socket.socket) -> tuple[int, int]:
 
 def _missing_ranks(ranks: list[int], launch: Launch) -> QloraError:
     missing = ", ".join(map(str, ranks))
-    noun = "process" if len(ranks) == 1 else "processes"
+    noun = "rank" if len(ranks) == 1 else "ranks"
+    seconds = _timeout_seconds(launch)
     return ArgumentError(
-        f"{noun} {missing} of {launch.world_size} did not come in time",
-        hint=f"start all of them at once: `{launch.command} train RECIPE`",
+        f"{noun} {missing} of {launch.world_size} did not connect within {seconds:.0f} s",
+        hint=f"start all of them together: `{launch.command} train RECIPE`",
     )

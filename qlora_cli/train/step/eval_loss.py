@@ -1,4 +1,4 @@
-"""The loss on held-out rows while training goes on."""
+"""The loss on held-out rows during training."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ class EvalLoss:
                 if not is_out_of_memory(fault) or self._rows_at_once == 1:
                     raise
             self._rows_at_once //= 2
-            console.note(f"out of memory while evaluating: from here on {self._rows_at_once} rows at once")
+            console.note(f"out of memory while evaluating: batch size is now {self._rows_at_once}")
             free_memory()
 
     @property
     def _starts(self) -> range:
-        """First rows of the batches in this process's share: every so many batches one."""
+        """First rows of the batches in this process's share: every n-th batch of n processes."""
         size = self._batch_size
         return range(size * self._group.rank, len(self._rows.dataset), size * self._group.world_size)
 

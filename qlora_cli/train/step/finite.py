@@ -1,4 +1,4 @@
-"""Numbers that are not finite: found before they spread, and said with the rows that brought them."""
+"""Numbers that are not finite: found before they spread, and reported with the rows that caused them."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from qlora_cli.train.step.row_ids import describe_places, documents_of
 
 MAX_OVERFLOWS = 20
 """Steps in a row that float16's loss scaler may skip. It starts at 2^16 and halves the scale at each
-(`torch.amp.GradScaler`), so that after 16 of them gradients are no longer scaled up; what still overflows then will
-not stop to."""
+(`torch.amp.GradScaler`), so that after 16 of them gradients are no longer scaled up; an overflow that remains after
+that will not go away."""
 
 RESTART_HINT = "--resume would come here again: start over with a lower training.learning_rate and another --run-dir"
 
@@ -29,7 +29,7 @@ RESTART_HINT = "--resume would come here again: start over with a lower training
 def largest_value(tensors: Iterable[torch.Tensor | None]) -> torch.Tensor:
     """The largest magnitude in all tensors, a scalar on their device; NaN or infinite where any value is.
 
-    Nothing is waited for: the device computes it while the caller goes on.
+    Nothing is waited for: the device computes it while the caller continues.
 
     >>> largest_value([torch.tensor([-3.0, 1.0]), None, torch.tensor([2.0])]).item()
     3.0
@@ -47,7 +47,7 @@ def first_nonfinite(tensors: Iterable[tuple[str, Any]]) -> str:
     """Name of the first tensor that holds NaN or infinity; empty where all are finite.
 
     Args:
-        tensors: names and values; what is no tensor of floating-point numbers counts as finite.
+        tensors: names and values; a value that is no tensor of floating-point numbers counts as finite.
     """
     named = [(name, value) for name, value in tensors if torch.is_tensor(value)]
     if is_finite(largest_value(value for _, value in named)):
@@ -56,7 +56,7 @@ def first_nonfinite(tensors: Iterable[tuple[str, Any]]) -> str:
 
 
 def flatten_state_dict(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """What a nested state dict holds, by dotted names.
+    """The values of a nested state dict, by dotted names.
 
     >>> list(flatten_state_dict({"state": {0: {"step": 3}}}))
     [('state.0.step', 3)]
@@ -109,7 +109,7 @@ class MicroBatch:
 
 @dataclass
 class StepGradients:
-    """What has gone into the gradients of the step at hand."""
+    """Passes that have gone into the gradients of the current step."""
 
     step: int = -1
     micro_batches: list[MicroBatch] = field(default_factory=list)
@@ -130,7 +130,7 @@ class StepGradients:
 
 @dataclass(frozen=True)
 class NonFiniteDiagnosis:
-    """Finds out what brings a number that is not finite, by computing the rows at hand again, one at a time."""
+    """Finds the cause of a number that is not finite, by computing the step's rows again, one at a time."""
 
     model: PeftModel
     collator: Collator
@@ -151,14 +151,14 @@ class NonFiniteDiagnosis:
         source = f"it comes from {describe_places(guilty)}" if guilty else f"its rows are {describe_places(documents)}"
         if broken:
             is_trained = any(name == broken and value.requires_grad for name, value in self.model.named_parameters())
-            mend = "get the base model anew, or choose another model.dtype, and start over with another --run-dir"
+            remedy = "download the base model again or choose another model.dtype; start over with another --run-dir"
             return NumericError(
                 f"{what}; {source}; the weight '{broken}' is not finite",
                 place=self.place,
-                hint="go on from the last checkpoint with --resume" if is_trained else mend,
+                hint="continue from the last checkpoint with --resume" if is_trained else remedy,
             )
-        mend = "look at these rows, mend them or take them out, and start over with another --run-dir"
-        return NumericError(f"{what}; {source}", place=self.place, hint=mend if guilty else RESTART_HINT)
+        remedy = "inspect these rows; fix or remove them, and start over with another --run-dir"
+        return NumericError(f"{what}; {source}", place=self.place, hint=remedy if guilty else RESTART_HINT)
 
     def _has_finite_loss(self, document: TokenRow) -> bool:
         row = {"input_ids": document.input_ids, "labels": document.labels, "seq_lengths": [len(document.input_ids)]}

@@ -18,7 +18,7 @@ from qlora_cli import console
 Batch = dict[str, Any]
 
 ALLOCATOR_FAULTS = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "DefaultCPUAllocator: can't allocate")
-"""What libraries say of memory that they did not get, where torch has no error of its own for it."""
+"""Errors of libraries that got no memory, where torch has no error of its own for it."""
 
 
 def is_out_of_memory(fault: RuntimeError) -> bool:
@@ -66,7 +66,7 @@ class _Step:
     number: int
     generators: list[torch.Tensor]
     metrics: dict[str, int]
-    """How many values each metric had."""
+    """Number of values that each metric had."""
 
     done: list[torch.Tensor] = field(default_factory=list)
 
@@ -96,7 +96,7 @@ class MicrobatchRunner:
         one_pass: Callable[[Batch, int], torch.Tensor],
         zero_grad: Callable[[], None],
     ) -> torch.Tensor:
-        """A pass, whole or in pieces; where memory runs out, half as many rows at once from here on.
+        """A pass, in one piece or several; where memory runs out, with half the rows a piece from then on.
 
         A backward pass that fails has added part of its gradients, so the step begins again: with the random numbers
         that it began with, and its earlier passes first.
@@ -146,10 +146,9 @@ class MicrobatchRunner:
         if micro_batch_size == 0:
             raise torch.OutOfMemoryError("a single row does not fit")
         self.micro_batch_size = micro_batch_size
-        rows = "1 row" if micro_batch_size == 1 else f"{micro_batch_size} rows"
         console.note(
-            f"out of memory in step {step + 1}: from here on {rows} at once, in more passes; "
-            "rows and gradients of each step stay the same"
+            f"out of memory in step {step + 1}: micro-batch size is now {micro_batch_size}, with more accumulation; "
+            "the step's rows and gradients are unchanged"
         )
 
     def _begin_again(self, step: _Step, zero_grad: Callable[[], None]) -> None:

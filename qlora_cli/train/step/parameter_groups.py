@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 B_MATRICES = ("lora_B", "lora_embedding_B")
-"""What PEFT calls the matrices that start at zero."""
+"""PEFT's names of the matrices that start at zero."""
 
 
 def parameter_groups(

@@ -1,4 +1,4 @@
-"""Which rows a batch is made of: their numbers travel with it, beside what the model reads."""
+"""Row numbers of a batch: they travel with it, beside what the model reads."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def documents_of(rows: PackedRows, numbers: Iterable[int]) -> Iterator[TokenRow]
 
 
 def describe_places(documents: Sequence[TokenRow]) -> str:
-    """Where documents come from, in one line; the rest is counted.
+    """Places of documents, in one line; the rest is counted.
 
     >>> from qlora_cli.data.example import Place
     >>> describe_places([TokenRow([1], [1], Place("a.jsonl", line, line)) for line in range(1, 11)])[-36:]

@@ -44,7 +44,7 @@ class ShardedSampler(Sampler[int]):
         self._order = SeedableRandomSampler(self._rows, generator=Generator(), data_seed=seed)
 
     def set_epoch(self, epoch: int) -> None:
-        """Which epoch's order comes next."""
+        """Set the epoch whose order comes next."""
         self._order.set_epoch(epoch)
 
     def __len__(self) -> int:

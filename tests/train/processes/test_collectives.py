@@ -123,7 +123,7 @@ def test_another_number_of_processes_does_not_go_on(ranks, recipe, tmp_path):
     assert train(ranks, recipe, run, "--stop-after", "2").exit_codes == [0, 0]
     alone = train(ranks, recipe, run, "--resume", num=1)
     assert alone.exit_codes == [3]
-    assert "was started with 2 processes and cannot go on with 1 process" in alone.logs[0]
+    assert "was started with 2 processes and cannot continue with 1 process" in alone.logs[0]
     assert f"`torchrun --nproc-per-node 2 -m qlora_cli train {run}/recipe.yaml" in alone.logs[0].replace("\n", "")
 
 

@@ -114,14 +114,14 @@ def test_the_others_are_not_through_before_the_first(tmp_path):
 
 @pytest.mark.parametrize(
     ("ranks", "missing"),
-    [([0, 1], "process 2 of 3"), ([0], "processes 1, 2 of 3"), ([1, 2], "process 0 of 3")],
+    [([0, 1], "rank 2 of 3"), ([0], "ranks 1, 2 of 3"), ([1, 2], "rank 0 of 3")],
     ids=str,
 )
 def test_processes_that_do_not_come_are_named_by_one_of_those_that_wait(tmp_path, ranks, missing):
     exit_codes, outputs = together("pass", ranks=ranks, name=str(tmp_path))
     assert set(exit_codes) == {2}
     [said] = [output for output in outputs if output]
-    assert f"{missing} did not come in time" in said
+    assert f"{missing} did not connect within" in said
 
 
 def test_time_in_which_no_process_may_run_does_not_count(tmp_path):
