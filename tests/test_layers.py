@@ -16,6 +16,7 @@ FLOORS = {
     "hub": 0,
     "console": 0,
     "compat": 0,
+    "environment": 0,
     "interruption": 0,
     "calling": 0,
     "progress": 0,

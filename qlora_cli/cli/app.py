@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from qlora_cli import compat, console
+from qlora_cli import compat, console, environment
 from qlora_cli.cli import data, deployment, evaluation, inspection, plan, recipes, training
 from qlora_cli.cli.usage import adopt
 from qlora_cli.errors import QloraError
@@ -54,8 +54,8 @@ def main() -> None:
     """Run the command line and exit with the code that `errors.py` gives the failure."""
     try:
         with interruptible():
-            compat.let_idle_threads_sleep()
-            compat.skip_pydantic_plugins()
+            environment.let_idle_threads_sleep()
+            environment.skip_pydantic_plugins()
             compat.keep_imports_quiet()
             console.keep_streams_clean()
             with console.flushed():
