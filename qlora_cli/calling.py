@@ -41,6 +41,14 @@ def called(function: Callable[Parameters, Result]) -> Callable[Parameters, Resul
         except (QloraError, KeyboardInterrupt) as fault:
             _forget_locals(fault)
             raise
+        except (ImportError, AttributeError) as fault:
+            from qlora_cli import upstream  # 20 ms that only this needs
+
+            error = upstream.behind(fault)
+            if error is None:
+                raise
+            _forget_locals(fault)
+            raise error from fault
         finally:
             _restore(variables)
             _give_back_memory()

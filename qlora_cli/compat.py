@@ -77,18 +77,6 @@ def name_backbone(model: PreTrainedModel) -> None:
         model.base_model_prefix = "model"
 
 
-def alias_reasoning_fields(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Messages as `apply_chat_template` hands them to the template.
-
-    What breaks: transformers 5.21 and later give a turn's reasoning one name before rendering, in a function without
-    a public name; earlier versions do not, and have none. Can go when: the least version we take is 5.21.
-    """
-    from transformers.utils import chat_template_utils
-
-    alias = getattr(chat_template_utils, "_alias_reasoning_fields", None)
-    return messages if alias is None else alias(messages)
-
-
 def import_bars_quietly() -> None:
     """Import tqdm, as transformers does, without its advice to install ipywidgets.
 

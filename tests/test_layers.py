@@ -17,6 +17,8 @@ FLOORS = {
     "console": 0,
     "compat": 0,
     "environment": 0,
+    "upstream": 0,
+    "upstream_names": 0,
     "interruption": 0,
     "calling": 0,
     "progress": 0,

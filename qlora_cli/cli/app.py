@@ -64,9 +64,10 @@ def main() -> None:
         console.note(stop.farewell)
         sys.exit(stop.exit_code)
     except Exception as fault:
+        from qlora_cli import upstream
         from qlora_cli.run.storage import disk_error
 
-        error = disk_error(fault) or fault
+        error = disk_error(fault) or upstream.behind(fault) or fault
         if not isinstance(error, QloraError) or "--debug" in sys.argv:
             raise
         with suppress(OSError), postponed():  # stderr may be what cannot be written

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from qlora_cli import console
+from qlora_cli import console, upstream
 from qlora_cli.plan.extras import EXTRAS, IMPORT_FAULTS, missing_packages, one_line, try_package
 from qlora_cli.plan.finding import Finding
 from qlora_cli.run.manifest import DISTRIBUTION, LIBRARIES
@@ -44,6 +44,7 @@ def examine() -> list[Finding]:
         device = pick_device()
         return [
             *libraries,
+            *try_names(),
             *try_device(device),
             try_compiler(is_needed=device.type == "cuda"),
             try_disk(Path()),
@@ -72,6 +73,15 @@ def try_libraries() -> Iterator[Finding]:
         f"{name} {version}" for name, version in {"python": platform.python_version(), **versions}.items()
     )
     yield Finding("versions", listed, is_tried=not faults)
+
+
+def try_names() -> Iterator[Finding]:
+    """Look for the names that we need of the libraries, and that they do not promise to keep."""
+    gone = [problem for error in upstream.all_gone() for problem in error.problems]
+    for problem in gone:
+        yield Finding("names", f"{problem.text}: {problem.hint}", is_fine=False)
+    if not gone:
+        yield Finding("names", "what we need of the libraries and they do not promise to keep is all there")
 
 
 def _fault_of(requirement: Requirement) -> str:

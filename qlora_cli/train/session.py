@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import set_seed
 
-from qlora_cli import console, environment
+from qlora_cli import console, environment, upstream
 from qlora_cli.data.prepare import PreparedData, prepare_data
 from qlora_cli.data.render.for_data import data_renderer, told_date
 from qlora_cli.errors import ResourceError
@@ -76,6 +76,7 @@ def train_recipe(recipe: Recipe, run: RunDirectory, session: Session, watch: Wat
         StoppedBySignal: after a signal, with a checkpoint saved.
     """
     environment.send_no_telemetry()
+    upstream.check(upstream.Road.TRAINING)
     run = replace(run, launcher=watch.launch.command)
     claim = run.claimed() if watch.is_first else nullcontext()
     with explained(run), claim, explained(run):  # inside the claim an earlier run may be out of the way

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer
 from trl import SFTConfig
 
-from qlora_cli import compat
+from qlora_cli import compat, upstream
 from qlora_cli.data.packed_rows import PackedRows
 from qlora_cli.errors import NumericError
 from qlora_cli.train.groups import parameter_groups
@@ -57,6 +57,7 @@ class QloraTrainer(SavingTrainer):
                 data_collator=NumberedCollator(parts.collator),
                 callbacks=[UpdateWatch(str(saving.run.path)), saving.watch, *parts.callbacks],
             )
+        upstream.check_alone(self.accelerator.num_processes)
         self.remove_callback(PrinterCallback)
         self.is_evaluation_cut = False
         """Whether a signal has cut an evaluation short; a resumed run makes up for it."""
