@@ -12,7 +12,7 @@ WORKERS ?= 2
 # A CPU whose other core is busy loses seconds to OpenMP threads that spin while they wait.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help install install-dev demo test test-gpu torture check format fuzz bench-data bench-checkpoint bench-gpu bench-plan clean
+.PHONY: help install install-dev demo test test-gpu torture check check-latest format fuzz bench-data bench-checkpoint bench-gpu bench-plan clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,22 @@ check: install-dev ## lint, format and types, changing nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The newest versions that pyproject.toml allows, but for torch, whose newest may bring gigabytes of CUDA. To see whether
+# a range can be widened: `make check-latest BEYOND='transformers==5.25.*'`.
+LATEST := .venv-latest/bin/python
+LATEST_PIP := $(LATEST) -m pip --disable-pip-version-check install --quiet
+LATEST_TORCH ?= $(shell grep '^torch==' constraints.txt)
+LATEST_TESTS ?= tests/test_upstream.py tests/test_upstream_names.py tests/recipe tests/data/render tests/train/test_resume.py
+BEYOND ?=
+
+check-latest: ## names that we need, signatures and fast tests with the newest libraries, in .venv-latest
+	$(PYTHON) -m venv --clear .venv-latest
+	$(LATEST_PIP) '$(LATEST_TORCH)'
+	$(LATEST_PIP) --upgrade --upgrade-strategy eager '$(LATEST_TORCH)' --config-settings editable_mode=compat --editable '.[dev]'
+	$(if $(BEYOND),$(LATEST_PIP) --upgrade $(foreach package,$(BEYOND),'$(package)'))
+	@$(LATEST) -m pip --disable-pip-version-check freeze | grep -iE '^(accelerate|bitsandbytes|datasets|huggingface_hub|jinja2|peft|torch|transformers|trl)=='
+	OMP_NUM_THREADS=1 $(LATEST) -m pytest -n $(WORKERS) --dist worksteal -m "not gpu and not torture" $(LATEST_TESTS)
 
 format: install-dev ## let ruff mend what it can
 	$(BIN)/ruff check --fix .

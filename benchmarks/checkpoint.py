@@ -137,9 +137,9 @@ def watched_saves() -> Stopwatch:
 
 def measure(options: argparse.Namespace, folder: Path, *, saves: bool) -> dict[str, Any]:
     """Train once, in a new run directory."""
-    from qlora_cli import compat
+    from qlora_cli import compat, environment
 
-    compat.let_idle_threads_sleep()
+    environment.let_idle_threads_sleep()
     compat.keep_imports_quiet()
     from qlora_cli.recipe.schema import Recipe
     from qlora_cli.run.directory import RunDirectory

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
-from qlora_cli import compat, console
+from qlora_cli import compat, console, environment
 from qlora_cli.errors import QloraError
 from qlora_cli.interruption import handed_on, is_listening
 
@@ -30,9 +30,9 @@ def called(function: Callable[Parameters, Result]) -> Callable[Parameters, Resul
     def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
         if is_listening():
             return function(*args, **kwargs)
-        environment = dict(os.environ)
+        variables = dict(os.environ)
         if "torch" not in sys.modules:
-            compat.let_idle_threads_sleep()
+            environment.let_idle_threads_sleep()
         compat.keep_imports_quiet()
         compat.import_bars_quietly()
         try:
@@ -41,17 +41,25 @@ def called(function: Callable[Parameters, Result]) -> Callable[Parameters, Resul
         except (QloraError, KeyboardInterrupt) as fault:
             _forget_locals(fault)
             raise
+        except (ImportError, AttributeError) as fault:
+            from qlora_cli import upstream  # 20 ms that only this needs
+
+            error = upstream.behind(fault)
+            if error is None:
+                raise
+            _forget_locals(fault)
+            raise error from fault
         finally:
-            _restore(environment)
+            _restore(variables)
             _give_back_memory()
 
     return call
 
 
-def _restore(environment: dict[str, str]) -> None:
-    for variable in os.environ.keys() - environment.keys():
-        del os.environ[variable]
-    os.environ.update(environment)
+def _restore(variables: dict[str, str]) -> None:
+    for name in os.environ.keys() - variables.keys():
+        del os.environ[name]
+    os.environ.update(variables)
 
 
 def _forget_locals(fault: BaseException) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -76,47 +75,6 @@ def name_backbone(model: PreTrainedModel) -> None:
     """
     if model.base_model is model and hasattr(model, "model"):
         model.base_model_prefix = "model"
-
-
-def alias_reasoning_fields(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Messages as `apply_chat_template` hands them to the template.
-
-    What breaks: transformers 5.21 and later give a turn's reasoning one name before rendering, in a function without
-    a public name; earlier versions do not, and have none. Can go when: the least version we take is 5.21.
-    """
-    from transformers.utils import chat_template_utils
-
-    alias = getattr(chat_template_utils, "_alias_reasoning_fields", None)
-    return messages if alias is None else alias(messages)
-
-
-def send_no_telemetry() -> None:
-    """Keep the libraries from reporting usage over the network; a tool for private data sends nothing.
-
-    What breaks: `SFTTrainer` sends a telemetry request at construction. Seen in: trl 1.16.0. Can go when: it
-    asks first. A value that the user set stays.
-    """
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-
-
-def let_idle_threads_sleep() -> None:
-    """Make OpenMP threads sleep while they wait for each other; call it before torch is imported.
-
-    What breaks: where another process takes one of the cores, waiting threads spin on the others and a step on the
-    CPU takes many times as long (2 cores, one of them taken: 12 s instead of 2 s).
-    Seen in: torch 2.13 with GNU OpenMP. Can go when: torch's CPU build waits passively. A value that the user set
-    stays.
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-
-def skip_pydantic_plugins() -> None:
-    """Keep pydantic from looking through every installed package for plugins, of which this project uses none.
-
-    What breaks: nothing, but it takes 20 ms of each start. Seen in: pydantic 2.14. Can go when: pydantic looks when
-    it needs one. A value that the user set stays.
-    """
-    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
 
 def import_bars_quietly() -> None:

@@ -72,7 +72,7 @@ class NumericError(QloraError):
 
 
 class ResourceError(QloraError):
-    """Out of disk or memory. Exit code 5."""
+    """Out of disk or memory, or libraries are installed that do not fit. Exit code 5."""
 
     exit_code = 5
 

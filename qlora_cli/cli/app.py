@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from qlora_cli import compat, console
+from qlora_cli import compat, console, environment
 from qlora_cli.cli import data, deployment, evaluation, inspection, plan, recipes, training
 from qlora_cli.cli.usage import adopt
 from qlora_cli.errors import QloraError
@@ -54,8 +54,8 @@ def main() -> None:
     """Run the command line and exit with the code that `errors.py` gives the failure."""
     try:
         with interruptible():
-            compat.let_idle_threads_sleep()
-            compat.skip_pydantic_plugins()
+            environment.let_idle_threads_sleep()
+            environment.skip_pydantic_plugins()
             compat.keep_imports_quiet()
             console.keep_streams_clean()
             with console.flushed():
@@ -64,9 +64,10 @@ def main() -> None:
         console.note(stop.farewell)
         sys.exit(stop.exit_code)
     except Exception as fault:
+        from qlora_cli import upstream
         from qlora_cli.run.disk_errors import disk_error
 
-        error = disk_error(fault) or fault
+        error = disk_error(fault) or upstream.behind(fault) or fault
         if not isinstance(error, QloraError) or "--debug" in sys.argv:
             raise
         with suppress(OSError), postponed():  # stderr may be what cannot be written

@@ -17,6 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from qlora_cli import upstream
 from qlora_cli.deploy.lora_math import LowRankUpdate, merged_experts, merged_weight
 from qlora_cli.errors import ArgumentError
 from qlora_cli.model.dequantize import dequantized_weight, is_quantized
@@ -36,7 +37,9 @@ def merge_adapter(tuned: PeftModel, dtype: torch.dtype) -> PreTrainedModel:
 
     Raises:
         ArgumentError: if the adapter has a part that is no update of a weight matrix.
+        ResourceError: if an installed library lacks what this needs of it.
     """
+    upstream.check(upstream.Road.MERGE)
     base = tuned.base_model.model
     plain = _empty_copy(base)
     kept_names = plain.state_dict().keys()

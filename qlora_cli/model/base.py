@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 from transformers.quantizers.base import get_keys_to_not_convert
 
-from qlora_cli import compat
+from qlora_cli import compat, upstream
 from qlora_cli.errors import RecipeError
 from qlora_cli.model.at_hand import look_for_base
 from qlora_cli.model.device import pick_device, pick_dtype
@@ -98,7 +98,11 @@ def load_base(
     Raises:
         RecipeError: if the model cannot be found, read or quantized, or if weights of it are missing.
         IdentityError: if its index of weights is damaged.
+        ResourceError: if an installed library lacks what this needs of it.
     """
+    upstream.check(upstream.Road.BASE)
+    if quantization is not None:
+        upstream.check(upstream.Road.QUANTIZED)
     device = device or pick_device()
     dtype = pick_dtype(model.dtype, device)
     name = source or model.base_model
@@ -178,7 +182,7 @@ def _refuse_parts(name: str, base: PreTrainedModel, missing: set[str]) -> None:
             f"model.base_model '{name}' lacks {len(missing)} of its weights: {shown}",
             hint="its files do not belong to its config.json, or some are missing: download it again",
         )
-    if getattr(base, "_hf_peft_config_loaded", False):
+    if base._hf_peft_config_loaded:
         raise RecipeError(
             f"model.base_model '{name}' holds an adapter beside its weights (adapter_config.json)",
             hint="merge the adapter with `qlora merge` and name the merged folder, or take the adapter out of it",

@@ -22,6 +22,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig
 
+from qlora_cli import upstream
 from qlora_cli.constants import GIB
 from qlora_cli.errors import ArgumentError, ResourceError
 from qlora_cli.plan.machine.calibration import Overheads, driver_version
@@ -57,13 +58,14 @@ def calibrate() -> Overheads:
 
     Raises:
         ArgumentError: if torch sees no GPU.
-        ResourceError: if other processes hold memory of the GPU, or it has too little.
+        ResourceError: if other processes hold memory of the GPU, it has too little, or torch lacks what this needs.
     """
     if not torch.cuda.is_available():
         raise ArgumentError(
             "nothing was measured: torch sees no CUDA GPU",
             hint="run it on the machine that trains; `qlora doctor` says what torch sees there",
         )
+    upstream.check(upstream.Road.CALIBRATION)
     device = torch.device("cuda", torch.cuda.current_device())
     found = torch.cuda.get_device_properties(device)
     request = calibration_request(Device("cuda", (found.major, found.minor), found.multi_processor_count))

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
 
-from qlora_cli import compat, console
+from qlora_cli import console, environment, upstream
 from qlora_cli.data.prepare import PreparedData, prepare_data
 from qlora_cli.data.render.for_data import data_renderer, told_date
 from qlora_cli.errors import ResourceError
@@ -90,7 +90,8 @@ def train_recipe(
         QloraError: of the kind that fits, whenever the run cannot start or continue.
         StoppedBySignal: after a signal, with a checkpoint saved.
     """
-    compat.send_no_telemetry()
+    environment.send_no_telemetry()
+    upstream.check(upstream.Road.TRAINING)
     run = replace(run, launcher=monitor.launch.command)
     claim = claimed(run) if monitor.is_main_process else nullcontext()
     with interruption_as_error(run), claim, interruption_as_error(run):  # inside the claim a replaced run is moved away

@@ -32,7 +32,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback
 from trl import SFTConfig
 
-from qlora_cli import compat
+from qlora_cli import compat, upstream
 from qlora_cli.data.collator import Collator
 from qlora_cli.data.packed_rows import PackedRows
 from qlora_cli.data.prepare import PreparedData
@@ -101,6 +101,7 @@ class QloraTrainer(CheckpointingTrainer):
                 data_collator=RowIdCollator(parts.collator),
                 callbacks=[FiniteWeightsCallback(str(saving.run.path)), saving.watch, *parts.callbacks],
             )
+        upstream.check_alone(self.accelerator.num_processes)
         self.remove_callback(PrinterCallback)
         self.is_evaluation_cut = False
         """Whether a signal has cut an evaluation short; a resumed run makes up for it."""

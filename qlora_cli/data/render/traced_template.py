@@ -20,10 +20,11 @@ from typing import Any
 from jinja2 import Template, nodes
 from jinja2.visitor import NodeTransformer
 
-# The environment that `apply_chat_template` renders with: sandbox, filters, extensions. It has no public name.
-from transformers.utils.chat_template_utils import _compile_jinja_template
+# What `apply_chat_template` does before it renders, and the environment that it renders with: sandbox, filters,
+# extensions. Neither has a public name.
+from transformers.utils.chat_template_utils import _alias_reasoning_fields, _compile_jinja_template
 
-from qlora_cli import compat
+from qlora_cli import upstream
 from qlora_cli.data.example import Message
 from qlora_cli.data.render.quick_sandbox import quick_getattr
 from qlora_cli.data.render.template_tree import loop_before_constant_tail, markup_read, prints, reads
@@ -116,7 +117,9 @@ class TracedTemplate:
 
         Raises:
             jinja2.TemplateSyntaxError: if `source` is not Jinja.
+            ResourceError: if an installed library lacks what this needs of it.
         """
+        upstream.check(upstream.Road.TEMPLATES)
         shared = _compile_jinja_template(source).environment
         environment = shared.overlay()
         environment.getattr = quick_getattr(environment)
@@ -223,7 +226,8 @@ def _as_handed_to_templates(messages: Sequence[Message]) -> Sequence[Message]:
         if len(set(map(id, messages))) == len(messages):
             return messages
     # Each message becomes an object of its own, by which it is known, even where one stands in the list twice.
-    return compat.alias_reasoning_fields([dict(message) for message in messages])
+    aliased: Sequence[Message] = _alias_reasoning_fields([dict(message) for message in messages])
+    return aliased
 
 
 def _read_marks(marked: str, marks: Sequence[_Mark]) -> RenderTrace:

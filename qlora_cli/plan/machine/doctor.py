@@ -14,7 +14,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from qlora_cli import console
+from qlora_cli import console, upstream
 from qlora_cli.constants import GIB
 from qlora_cli.plan.machine.extras import EXTRAS, IMPORT_FAULTS, missing_packages, one_line, try_package
 from qlora_cli.plan.machine.finding import DoctorFinding
@@ -45,6 +45,7 @@ def examine() -> list[DoctorFinding]:
         device = pick_device()
         return [
             *libraries,
+            *try_names(),
             *try_device(device),
             try_compiler(is_needed=device.type == "cuda"),
             try_disk(Path()),
@@ -73,6 +74,15 @@ def try_libraries() -> Iterator[DoctorFinding]:
         f"{name} {version}" for name, version in {"python": platform.python_version(), **versions}.items()
     )
     yield DoctorFinding("versions", listed, is_tried=not faults)
+
+
+def try_names() -> Iterator[DoctorFinding]:
+    """Look for the names that we need of the libraries, and that they do not promise to keep."""
+    gone = [problem for error in upstream.all_gone() for problem in error.problems]
+    for problem in gone:
+        yield DoctorFinding("names", f"{problem.text}: {problem.hint}", is_fine=False)
+    if not gone:
+        yield DoctorFinding("names", "what we need of the libraries and they do not promise to keep is all there")
 
 
 def _fault_of(requirement: Requirement) -> str:

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 from transformers.quantizers.base import get_keys_to_not_convert
 
-from qlora_cli import compat
+from qlora_cli import compat, upstream
 from qlora_cli.errors import RecipeError
 from qlora_cli.model.adapter import attach_adapter
 from qlora_cli.model.base import source_error
@@ -95,7 +95,9 @@ def skeleton(request: PlanRequest) -> PreTrainedModel:
 
     Raises:
         RecipeError: if it cannot be built from its configuration.
+        ResourceError: if an installed library lacks what a trace needs of it.
     """
+    upstream.check(upstream.Road.PLAN)
     name = request.recipe.model.base_model
     try:
         try:

@@ -71,7 +71,7 @@ class ProcessGroup:
         if self.world_size == 1:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64)
-        with self._connection_connection_connection_faults():
+        with self._connection_faults():
             distributed.all_reduce(total)
         summed: list[float] = total.tolist()
         return summed
@@ -81,7 +81,7 @@ class ProcessGroup:
         if self.world_size == 1:
             return value
         largest = torch.tensor(value)
-        with self._connection_connection_connection_faults():
+        with self._connection_faults():
             distributed.all_reduce(largest, op=distributed.ReduceOp.MAX)
         return int(largest)
 
@@ -102,7 +102,7 @@ class ProcessGroup:
             flat = torch.cat(
                 [*(piece.float().flatten() for piece in pieces), torch.tensor(present, device=pieces[0].device)]
             )
-            with self._connection_connection_connection_faults():
+            with self._connection_faults():
                 distributed.all_reduce(flat)
             is_present = flat[-len(bucket) :].tolist()
             start = 0
@@ -115,7 +115,7 @@ class ProcessGroup:
         """Every process gets the values of rank 0."""
         if self.world_size == 1:
             return
-        with self._connection_connection_connection_faults():
+        with self._connection_faults():
             for parameter in parameters:
                 distributed.broadcast(parameter.data, src=0)
 
@@ -127,7 +127,7 @@ class ProcessGroup:
         labelled = len(content).to_bytes(8, "little") + content
         padded = torch.frombuffer(bytearray(labelled.ljust(length + 8)), dtype=torch.uint8)
         all_padded = [torch.empty_like(padded) for _ in range(self.world_size)]
-        with self._connection_connection_connection_faults():
+        with self._connection_faults():
             distributed.all_gather(all_padded, padded)
         contents = [bytes(one.tolist()) for one in all_padded]
         return [one[8 : 8 + int.from_bytes(one[:8], "little")] for one in contents]
@@ -147,7 +147,7 @@ class ProcessGroup:
                 )
 
     @contextmanager
-    def _connection_connection_connection_faults(self) -> Iterator[None]:
+    def _connection_faults(self) -> Iterator[None]:
         """A broken connection is another process's end; that process, or the first to see its end, says why."""
         try:
             yield

@@ -1,0 +1,250 @@
+"""The table of what we need of the libraries below us that they do not promise to keep; `upstream.py` checks it.
+
+A row: what we do with the name, the name below the row's module, and what of ours needs it. Some names only objects
+have, and no class, and some are texts: there the fourth place is a function of the library that must hold them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+TESTED = {
+    "accelerate": "1.15.0",
+    "bitsandbytes": "0.50.2",
+    "huggingface_hub": "2.4.0",
+    "Jinja2": "3.1.6",
+    "peft": "0.21.2",
+    "torch": "2.13.0",
+    "transformers": "5.23.0",
+    "trl": "1.16.0",
+}
+"""Library -> the version that the tests passed with, as in constraints.txt."""
+
+
+class Road(StrEnum):
+    """What somebody wants to do; the names of a road are looked at when it is taken."""
+
+    TRAINING = "training"
+    TEMPLATES = "rendering chats"
+    BASE = "loading a base"
+    QUANTIZED = "loading a base in 4 or 8 bit"
+    MERGE = "merging"
+    PLAN = "planning"
+    CALIBRATION = "calibrating a plan on a GPU"
+    HUB = "asking the Hub"
+    """Looked at after an import has failed."""
+
+
+class Use(StrEnum):
+    """What we do with a name."""
+
+    OVERRIDDEN = "overridden"
+    """By a method of ours, which the library must still call."""
+
+    CALLED = "called"
+    READ = "read"
+    WRITTEN = "written"
+    TRUSTED = "trusted"
+    """Left to the library, which uses it in the way that we count on."""
+
+
+@dataclass(frozen=True)
+class Name:
+    """One name of a library."""
+
+    road: Road
+    module: str
+    use: Use
+    path: str
+    """Attributes below the module; with `inside`, a single name or text."""
+
+    need: str
+    """What of ours depends on it, as in "..., which exact resume needs"."""
+
+    inside: str = ""
+    """The function that holds `path` in its code."""
+
+    returns_last: str = ""
+    """The variable that the function returns as the last of several."""
+
+    @property
+    def library(self) -> str:
+        """The distribution that it belongs to."""
+        top = self.module.partition(".")[0]
+        return next(name for name in TESTED if name.lower() == top)
+
+
+Row = tuple[Use, str, str] | tuple[Use, str, str, str]
+
+
+def _rows(road: Road, module: str, *rows: Row) -> tuple[Name, ...]:
+    return tuple(Name(road, module, *row) for row in rows)
+
+
+RESUME = "exact resume"
+SEVERAL = "training in several processes"
+PAGED = "the resume of a paged optimizer"
+FOUR_BIT = "a 4-bit base"
+INT8 = "an int8 base"
+MASK = "the loss mask"
+MERGE = "merging an adapter"
+TRACE = "tracing a step"
+
+OPERATORS = (
+    "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_flash_attention_backward",
+    "_scaled_dot_product_efficient_attention",
+    "_scaled_dot_product_efficient_attention_backward",
+    "_scaled_dot_product_cudnn_attention",
+    "_scaled_dot_product_cudnn_attention_backward",
+    "_scaled_dot_product_attention_math",
+    "_fused_adamw_",
+    "_grouped_mm",
+    "_to_copy",
+)
+"""Those of torch that have rules of ours in a trace, and no promise in their names."""
+
+NAMES = (
+    *_rows(
+        Road.TRAINING,
+        "transformers",
+        (Use.OVERRIDDEN, "Trainer._init_training_state", "a resume with other intervals of saving"),
+        (Use.OVERRIDDEN, "Trainer._run_epoch", "a resume of a run that its evaluation has ended"),
+        (Use.OVERRIDDEN, "Trainer._maybe_log_save_evaluate", "the logged loss of several processes"),
+        (Use.OVERRIDDEN, "Trainer._get_num_items_in_batch", SEVERAL),
+        (Use.OVERRIDDEN, "Trainer._get_grad_norm", "stopping before an update that is not finite"),
+        (Use.OVERRIDDEN, "Trainer._save_checkpoint", "saving whole checkpoints"),
+        (Use.OVERRIDDEN, "Trainer._load_from_checkpoint", RESUME),
+        (Use.OVERRIDDEN, "Trainer._load_optimizer_and_scheduler", RESUME),
+        (Use.OVERRIDDEN, "Trainer._load_scaler", "exact resume in float16"),
+        (Use.OVERRIDDEN, "Trainer._load_rng_state", RESUME),
+        (Use.OVERRIDDEN, "Trainer.create_optimizer", "lora.loraplus_lr_ratio"),
+        (Use.OVERRIDDEN, "Trainer.get_train_dataloader", SEVERAL),
+        (Use.OVERRIDDEN, "Trainer.training_step", "stopping before an update that is not finite"),
+        (Use.OVERRIDDEN, "Trainer.evaluate", "the eval loss"),
+        (Use.CALLED, "Trainer._get_dataloader", SEVERAL),
+        (Use.CALLED, "Trainer.get_optimizer_cls_and_kwargs", "lora.loraplus_lr_ratio"),
+        (Use.CALLED, "Trainer.get_decay_parameter_names", "lora.loraplus_lr_ratio"),
+        (Use.TRUSTED, "TrainingArguments.get_warmup_steps", "training.warmup_ratio"),
+        (Use.READ, "trainer.TRAINER_STATE_NAME", RESUME),
+        (Use.WRITTEN, "_tr_loss", RESUME, "Trainer._run_epoch"),
+        (Use.WRITTEN, "_globalstep_last_logged", RESUME, "Trainer._maybe_log_save_evaluate"),
+        (Use.READ, "_train_batch_size", SEVERAL, "Trainer.get_train_dataloader"),
+        (Use.WRITTEN, "current_gradient_accumulation_steps", "a step in smaller passes", "Trainer.training_step"),
+        (Use.WRITTEN, "_n_gpu", "training on one of several GPUs", "TrainingArguments.n_gpu"),
+    ),
+    Name(
+        *(Road.TRAINING, "transformers", Use.CALLED, "Trainer.set_initial_training_values"),
+        "resuming a run that is finished",
+        returns_last="max_steps",
+    ),
+    *_rows(
+        Road.TRAINING,
+        "trl",
+        (Use.WRITTEN, "_metrics", RESUME, "SFTTrainer.log"),
+        (Use.WRITTEN, "mean_token_accuracy", RESUME, "SFTTrainer.compute_loss"),
+    ),
+    *_rows(
+        Road.TRAINING,
+        "torch.optim.lr_scheduler",
+        (Use.WRITTEN, "_last_lr", "the learning rate after a resume", "LambdaLR.get_last_lr"),
+    ),
+    *_rows(
+        Road.TRAINING,
+        "accelerate",
+        (Use.WRITTEN, "LOCAL_RANK", SEVERAL, "PartialState._prepare_backend"),
+        (Use.WRITTEN, "WORLD_SIZE", SEVERAL, "PartialState._prepare_backend"),
+        (Use.CALLED, "data_loader.SeedableRandomSampler", SEVERAL),
+    ),
+    *_rows(
+        Road.TRAINING,
+        "bitsandbytes.optim.optimizer",
+        (Use.READ, "is_paged", PAGED, "Optimizer8bit.__init__"),
+        (Use.CALLED, "Optimizer8bit.get_state_buffer", PAGED),
+    ),
+    *_rows(
+        Road.TEMPLATES,
+        "transformers.utils.chat_template_utils",
+        (Use.CALLED, "_compile_jinja_template", MASK),
+        (Use.CALLED, "_alias_reasoning_fields", "rendering chats as inference does"),
+        (Use.READ, "_generation_support", "a template with generation blocks", "_cached_compile_jinja_template"),
+    ),
+    *_rows(
+        Road.TEMPLATES,
+        "jinja2",
+        (Use.CALLED, "Environment.make_globals", MASK),
+        (Use.CALLED, "Template.new_context", MASK),
+        (Use.CALLED, "root_render_func", MASK, "Template.render"),
+    ),
+    *_rows(
+        Road.BASE,
+        "transformers",
+        (Use.WRITTEN, "PreTrainedConfig._attn_implementation", "model.attn_implementation"),
+        (Use.READ, "PreTrainedModel._hf_peft_config_loaded", "refusing a base with an adapter beside it"),
+        (Use.WRITTEN, "PreTrainedModel.base_model_prefix", "training Llama 4"),
+        (Use.CALLED, "quantizers.base.get_keys_to_not_convert", "quantization.skip_modules"),
+    ),
+    *_rows(
+        Road.QUANTIZED,
+        "bitsandbytes",
+        (Use.WRITTEN, "support_avx512bf16_for_cpu", FOUR_BIT, "nn.Linear4bit.forward"),
+        (Use.READ, "quant_state", FOUR_BIT, "nn.Linear4bit.forward"),
+        (Use.READ, "state2", "double quantization", "functional.QuantState.__init__"),
+        (Use.CALLED, "functional.dequantize_4bit", FOUR_BIT),
+        (Use.READ, "SCB", INT8, "nn.Int8Params.__new__"),
+        (Use.READ, "MatmulLtState.SCB", INT8),
+        (Use.WRITTEN, "MatmulLtState.threshold", INT8),
+    ),
+    *_rows(
+        Road.MERGE,
+        "peft",
+        (
+            Use.READ,
+            "_did_swap_in_out_features",
+            "merging an adapter on experts",
+            "tuners.lora.layer.ParamWrapper.__init__",
+        ),
+        (Use.READ, "lora_variant", MERGE, "tuners.lora.LoraLayer.__init__"),
+        (Use.READ, "lora_bias", MERGE, "tuners.lora.LoraLayer.__init__"),
+        (Use.READ, "use_dora", MERGE, "tuners.lora.LoraLayer.__init__"),
+        (Use.READ, "lora_magnitude_vector", MERGE, "tuners.lora.LoraLayer.__init__"),
+        (Use.READ, "scaling", MERGE, "tuners.lora.LoraLayer.__init__"),
+        (Use.READ, "utils.other.AuxiliaryTrainingWrapper", MERGE),
+        (Use.READ, "utils.other.ModulesToSaveWrapper", MERGE),
+    ),
+    *_rows(
+        Road.MERGE,
+        "transformers.integrations.bitsandbytes",
+        (Use.READ, "source_cls", "merging into GPT-2", "replace_with_bnb_linear"),
+    ),
+    *_rows(
+        Road.PLAN,
+        "transformers",
+        (Use.CALLED, "integrations.bitsandbytes.replace_with_bnb_linear", TRACE),
+        (Use.READ, "integrations.sdpa_attention.sdpa_attention_forward", TRACE),
+        (Use.READ, "PreTrainedModel._keep_in_fp32_modules", TRACE),
+        (Use.READ, "PreTrainedModel._keep_in_fp32_modules_strict", TRACE),
+    ),
+    *_rows(
+        Road.PLAN,
+        "peft.tuners.lora.model",
+        (Use.WRITTEN, "is_loaded_in_4bit", TRACE, "LoraModel._create_and_replace"),
+        (Use.WRITTEN, "is_loaded_in_8bit", TRACE, "LoraModel._create_and_replace"),
+    ),
+    *_rows(
+        Road.PLAN,
+        "torch",
+        (Use.CALLED, "_subclasses.fake_tensor.FakeTensor", TRACE),
+        (Use.CALLED, "_subclasses.fake_tensor.FakeTensorMode", TRACE),
+        (Use.CALLED, "_subclasses.fake_tensor.unset_fake_temporarily", TRACE),
+        (Use.CALLED, "utils._python_dispatch.TorchDispatchMode", TRACE),
+        (Use.CALLED, "_C._current_autograd_node", TRACE),
+        (Use.READ, "UntypedStorage._cdata", TRACE),
+        (Use.WRITTEN, "_parameters", TRACE, "nn.Module.__init__"),
+        (Use.WRITTEN, "_buffers", TRACE, "nn.Module.__init__"),
+        *((Use.READ, f"ops.aten.{name}", TRACE) for name in OPERATORS),
+    ),
+    *_rows(Road.CALIBRATION, "torch", (Use.CALLED, "_C._cuda_clearCublasWorkspaces", "measuring a GPU's overheads")),
+    *_rows(Road.HUB, "huggingface_hub", (Use.READ, "utils.httpx", "telling that the Hub does not answer")),
+)
