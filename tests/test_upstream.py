@@ -28,7 +28,7 @@ from qlora_cli.plan.trace.fake_model import skeleton
 from qlora_cli.plan.trace.request import PlanRequest
 from qlora_cli.recipe.schema import ModelSection, QuantizationSection, Recipe
 from qlora_cli.run.directory import RunDirectory
-from qlora_cli.train.session import Session, train_recipe
+from qlora_cli.train.session import TrainOptions, train_recipe
 from qlora_cli.upstream_names import NAMES, TESTED, Road, Use
 
 SIGNATURES = Path(__file__).resolve().parent / "golden" / "upstream_signatures.json"
@@ -39,7 +39,7 @@ RECIPE = Recipe.model_validate(
 )
 
 BEGINNINGS = {
-    Road.TRAINING: lambda: train_recipe(RECIPE, RunDirectory(Path("no-such-run")), Session()),
+    Road.TRAINING: lambda: train_recipe(RECIPE, RunDirectory(Path("no-such-run")), TrainOptions()),
     Road.TEMPLATES: lambda: TracedTemplate("{{ messages }}", {}),
     Road.BASE: lambda: load_base(NOWHERE, None),
     Road.QUANTIZED: lambda: load_base(NOWHERE, QuantizationSection()),

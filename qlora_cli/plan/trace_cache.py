@@ -27,7 +27,7 @@ def plans_root() -> Path:
 
 
 class Tracer:
-    """DeviceMemory of requests, each traced once."""
+    """Memory of requests, each traced once."""
 
     def __init__(self) -> None:
         self._known: dict[str, DeviceMemory] = {}

@@ -31,7 +31,7 @@ POINTS = {
     "between gradient and update": ("qlora_cli.train.trainer:QloraTrainer._get_grad_norm", 7),
     "in an evaluation": ("qlora_cli.model.eval_loss:labelled_losses", 6),
     "before a save": ("qlora_cli.train.trainer:QloraTrainer._save_checkpoint", 3),
-    "after a save": ("qlora_cli.train.processes.collectives:Ranks.barrier", 3),
+    "after a save": ("qlora_cli.train.processes.collectives:ProcessGroup.barrier", 3),
     "at the end": ("qlora_cli.train.session:finalize_run", 1),
 }
 """Moments that both processes come to -> function, and the most calls of it that a run is sure to make."""
