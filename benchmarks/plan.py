@@ -127,10 +127,11 @@ def measure(case: Case, workdir: Path) -> dict[str, Any]:
     import torch
     from random_rows import trainer_on_random_rows
 
+    from qlora_cli.model.base import read_config
     from qlora_cli.model.device import pick_device
     from qlora_cli.plan.device import Device
     from qlora_cli.plan.report import choose_target
-    from qlora_cli.plan.shape import PlanRequest, read_config
+    from qlora_cli.plan.shape import PlanRequest
     from qlora_cli.run.directory import RunDirectory
     from qlora_cli.train.assembly import make_model
 

@@ -9,7 +9,8 @@ from rich.console import Console
 
 from qlora_cli import console
 from qlora_cli.data.report import DataReport, Finding, SourceReport, measure_lengths
-from qlora_cli.data.show.report_view import bar, histogram, show_report, verdict
+from qlora_cli.data.show.report_view import histogram, show_report, verdict
+from qlora_cli.progress import drawn_bar
 
 SOURCE = SourceReport("train.jsonl", "train", 7473, 7461, 7088, 1_203_111, 1.0, 1.0)
 LENGTHS = measure_lengths([20] * 60 + [40] * 38 + [55] + [900], "train.jsonl:71")
@@ -160,5 +161,5 @@ def test_rows_that_are_all_of_one_length_are_one_bar():
 
 @pytest.mark.parametrize("share", [0, 1e-9, 0.1, 0.5, 0.99, 1])
 def test_a_bar_never_passes_its_width_and_is_empty_for_nothing_alone(share):
-    assert len(bar(share, 10)) <= 10
-    assert bool(bar(share, 10)) == (share > 0)
+    assert len(drawn_bar(share, 10)) <= 10
+    assert bool(drawn_bar(share, 10)) == (share > 0)
