@@ -145,6 +145,37 @@ def test_what_prose_names_is_there(path):
     assert faults == []
 
 
+@pytest.mark.parametrize("path", PYTHON, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_import_of_ours_leads_somewhere(path):
+    """Also those inside functions, which nothing runs but a GPU or a command."""
+    lost = []
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("qlora_cli"):
+            file = (ROOT / node.module.replace(".", "/")).with_suffix(".py")
+            for alias in node.names:
+                is_module = (ROOT / f"{node.module}.{alias.name}".replace(".", "/")).with_suffix(".py").is_file()
+                is_package = file.with_suffix("").is_dir()
+                is_defined = file.is_file() and alias.name in bound_in(file)
+                if not (is_module or is_defined or is_package):
+                    lost.append(f"{node.module}.{alias.name}")
+    assert lost == []
+
+
+@cache
+def bound_in(file: Path) -> frozenset[str]:
+    """Names that a file defines or imports at its top."""
+    names = set()
+    for node in ast.parse(file.read_text("utf-8")).body:
+        for part in ast.walk(node):
+            if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store):
+                names.add(part.id)
+            elif isinstance(part, ast.FunctionDef | ast.ClassDef):
+                names.add(part.name)
+            elif isinstance(part, ast.alias):
+                names.add(part.asname or part.name)
+    return frozenset(names)
+
+
 @pytest.mark.parametrize(
     "name",
     ["plan/workspaces.py", "initial_values", "deploy/nothing/", "qlora_cli.plan.gone", "torch.nothing_of_it", "gone()"],
