@@ -5,7 +5,7 @@ from __future__ import annotations
 from transformers import PreTrainedTokenizerBase
 
 REPLACEMENT = "\ufffd"
-"""A tokenizer's text for bytes that are no complete UTF-8 character (yet)."""
+"""A tokenizer's text for bytes that are not a complete UTF-8 character (yet)."""
 
 
 class StreamDecoder:

@@ -1,7 +1,7 @@
 """Characters of a rendered chat by the message that made them, found in the template itself.
 
 A chat template is a Jinja program that loops over the messages. Its parsed tree is changed in one way: every loop
-body begins with a call that prints a private mark when the loop stands at a message, and a mark follows the loop.
+body begins with a call that prints a private mark when the loop is at a message, and a mark follows the loop.
 The changed program is rendered once; the marks are cut out and where they stood bounds each message's text. No
 template's words are guessed. `{% generation %}` blocks, where a template has them, are marked in the same way.
 
@@ -222,12 +222,12 @@ def _as_handed_to_templates(messages: Sequence[Message]) -> Sequence[Message]:
     else:
         if len(set(map(id, messages))) == len(messages):
             return messages
-    # Each message becomes an object of its own, by which it is known, even where one stands in the list twice.
+    # Each message becomes an object of its own, by which it is known, even where one is in the list twice.
     return compat.alias_reasoning_fields([dict(message) for message in messages])
 
 
 def _read_marks(marked: str, marks: Sequence[_Mark]) -> RenderTrace:
-    """Cut the marks out; between two marks of one loop lies the text of the first one's message.
+    """Cut the marks out; between two marks of one loop is the text of the first one's message.
 
     Args:
         marked: the chat with its marks.
@@ -236,7 +236,7 @@ def _read_marks(marked: str, marks: Sequence[_Mark]) -> RenderTrace:
     >>> marks = [(0, 0), (0, 1), (0, -1)]  # the first loop is at message 0, then at message 1, then at its end
     >>> a, b, end = (f"{_EDGE}m{number}{_EDGE}" for number in range(3))
     >>> _read_marks(f"<s>{a}Hi{b}Hello{end}.", marks)
-    Trace(text='<s>HiHello.', turns={0: (3, 5), 1: (5, 10)}, generated=[], ends_constantly=False)
+    RenderTrace(text='<s>HiHello.', turns={0: (3, 5), 1: (5, 10)}, generated=[], ends_constantly=False)
     """
     pieces = marked.split(_EDGE)  # text, name, text, name, ..., text
     parts, names = pieces[::2], pieces[1::2]
