@@ -58,7 +58,7 @@ def test_trained_weights_that_see_what_follows_are_refused(trained_base, quantiz
     model = tuned(trained_base, "eager", quantization)
     for layer in model.get_base_model().model.layers:
         layer.register_forward_pre_hook(see_everything, with_kwargs=True)
-    with pytest.raises(RecipeError, match="no causal language model"):
+    with pytest.raises(RecipeError, match="not a causal language model"):
         check_causal_attention(model, Collator(0))
 
 
