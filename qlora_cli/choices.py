@@ -1,7 +1,7 @@
 """Words of which one is chosen, in a recipe or on the command line, and which a package above acts on.
 
-They stand below all packages because recipe and command line check them without the libraries that act on them. What
-acts on a word stands in one dict of its package; `tests/test_choices.py` holds words and dicts together.
+They are below all packages because recipe and command line check them without the libraries that act on them. Each
+word has its entry in one dict of its package; `tests/test_choices.py` holds words and dicts together.
 """
 
 from __future__ import annotations

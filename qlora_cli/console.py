@@ -102,7 +102,7 @@ def data(value: Any, *, is_answer: bool = False) -> None:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table on stdout; a column of numbers stands right, and the first column is never broken."""
+    """A table on stdout; a column of numbers is aligned right, and the first column is never broken."""
     from rich.table import Table  # 6 ms that most commands do not need
 
     rows = [[redacted(cell) for cell in row] for row in rows]

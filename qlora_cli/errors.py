@@ -48,11 +48,11 @@ class QloraError(Exception):
 
 
 class RecipeError(QloraError):
-    """The recipe cannot be used as it stands. Exit code 2."""
+    """The recipe cannot be used as it is. Exit code 2."""
 
 
 class DataError(QloraError):
-    """The data cannot be trained on or evaluated as it stands. Exit code 2."""
+    """The data cannot be trained on or evaluated as it is. Exit code 2."""
 
 
 class ArgumentError(QloraError):

@@ -78,7 +78,7 @@ def _can_be_asked() -> bool:
 
 
 _set_here: set[str] = set()
-"""Variables that this module set itself, which are no word of the user's."""
+"""Variables that this module set itself, which the user did not set."""
 
 
 class _Question:

@@ -1,6 +1,6 @@
 """Progress of long work: a bar in a terminal, elsewhere a calm line now and then.
 
-Phases may lie in one another, an evaluation in a training for instance; each has a line of its own in a terminal.
+Phases may be nested, an evaluation in a training for instance; each has a line of its own in a terminal.
 Elsewhere the outermost one prints that has lines at all. Work of a second or two shows nothing.
 """
 
@@ -36,7 +36,7 @@ NARROWEST_BAR = 6
 
 
 class Phase:
-    """One thing that takes long.
+    """A long piece of work.
 
     Args:
         name: what is done, as in "evaluating".

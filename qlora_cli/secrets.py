@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 MIN_VALUE_CHARS = 16
-"""A shorter value of an environment variable may be a word that stands elsewhere too."""
+"""A shorter value of an environment variable may be a word that occurs elsewhere too."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def known_values() -> tuple[tuple[str, str], ...]:
     """Kind and spelling of each value that is known to be secret, the longest first; read once in a process."""
     found = {}
     for name, value in os.environ.items():
-        if _says_secret(name) and not os.path.exists(value):  # what exists is where the secret lies
+        if _says_secret(name) and not os.path.exists(value):  # a path that exists leads to the secret
             found[value.strip()] = f"value of {name}"
     for value in _logged_in():
         found.setdefault(value, "token of a login file")
@@ -188,7 +188,7 @@ def _text_of(path: str) -> str:
 
 
 def _spellings(value: str) -> set[str]:
-    """The value as it is, as JSON, Python and URLs escape it, and in base64 wherever it stands in what was encoded."""
+    """The value as it is, as JSON, Python and URLs escape it, and in base64 at any offset of what was encoded."""
     import base64  # these two only where there is a secret: 2 ms of a start
     from urllib.parse import quote, quote_plus
 

@@ -25,7 +25,7 @@ CHATML = (
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--update-golden", action="store_true", help="write tests/golden anew")
+    parser.addoption("--update-golden", action="store_true", help="write tests/golden again")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -210,7 +210,7 @@ def test_it_trains_in_a_thread_as_well(recipe):
     [
         ({"lora": {"lora_alhpa": 3}}, "recipe: unknown key 'lora.lora_alhpa'"),
         ({"data": {"train": open}}, "recipe: 'data.train' is of the type builtin_function_or_method"),
-        ({3: 4}, "recipe: 3 is no key"),
+        ({3: 4}, "recipe: 3 is not a key"),
         ({"training": {"learning_rate": "fast"}}, "recipe: training.learning_rate"),
         ({"extends": "nowhere.yaml"}, "recipe: 'nowhere.yaml' in 'extends' does not exist"),
         ({"model": None}, "recipe: model must be a section"),

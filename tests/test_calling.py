@@ -22,11 +22,11 @@ NUMBERS = (*STOP_SIGNALS, signal.SIGALRM)
 
 @called
 def stop_late(number: int) -> None:
-    """What training does: it goes on to the end of the step, and then says where it stands."""
+    """Training in short: it continues to the end of the step, and then says where it stands."""
     try:
         signal.raise_signal(number)
     except Interruption:
-        raise StoppedBySignal("stopped at step 3 of 8", signal_number=number, hint="go on") from None
+        raise StoppedBySignal("stopped at step 3 of 8", signal_number=number, hint="continue") from None
 
 
 @called
@@ -47,7 +47,7 @@ def do(something):
 def test_ctrl_c_is_a_keyboard_interrupt_that_says_how_to_go_on():
     with pytest.raises(KeyboardInterrupt) as caught:
         stop_late(signal.SIGINT)
-    assert str(caught.value) == "stopped at step 3 of 8\nhint: go on"
+    assert str(caught.value) == "stopped at step 3 of 8\nhint: continue"
 
 
 def test_ctrl_c_anywhere_else_is_a_keyboard_interrupt_too():

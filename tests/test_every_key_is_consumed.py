@@ -82,7 +82,7 @@ class Row:
 
     observe: Callable[[Recipe, Path], Any]
     values: tuple[Any, ...]
-    """Any two of them are told apart."""
+    """Any two of them are distinguished."""
 
     given: dict[str, Any] = field(default_factory=dict)
     """Other keys of the recipe."""

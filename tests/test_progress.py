@@ -24,7 +24,7 @@ def plain(file: io.StringIO) -> str:
 
 
 class Clock:
-    """A clock that goes when it is told to."""
+    """A clock that only moves when the test says so."""
 
     def __init__(self) -> None:
         self.now = 1000.0

@@ -15,7 +15,7 @@ from tests.reliability.harness.leaks import SECRETS, body, told, written
 
 @pytest.fixture
 def variables(monkeypatch, tmp_path) -> Iterator[pytest.MonkeyPatch]:
-    """An environment without login files, read anew by `known_values`."""
+    """An environment without login files, read again by `known_values`."""
     monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     known_values.cache_clear()

@@ -73,7 +73,7 @@ def _fitted_to_data(values: StarterValues | None, base: str, data: str) -> Start
     from qlora_cli import console
 
     if not Path(data).expanduser().exists():
-        console.note(f"{data} is no file or folder here, so its columns were not looked at")
+        console.note(f"{data} is not a file or folder here, so its columns were not looked at")
         return values
     from qlora_cli.plan.first_look import look_at
 

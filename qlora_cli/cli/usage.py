@@ -32,7 +32,7 @@ MOST_BYTES = 1 << 20
 
 
 class Command(TyperCommand):
-    """A command with this project's help page; `--debug` may stand anywhere behind it."""
+    """A command with this project's help page; `--debug` may come anywhere after it."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """As typer, without `--debug`, on which `main` acts."""

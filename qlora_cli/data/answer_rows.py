@@ -1,7 +1,7 @@
 """One row per answer: each answer of a conversation becomes the last turn of a row of its own.
 
 Many templates print earlier turns differently from the last one, most often without their thinking. In a row of its own
-each answer stands behind exactly what inference sends before it, and is printed as the model must write it:
+each answer follows exactly what inference sends before it, and is printed as the model must write it:
 
     user assistant user assistant  ->  user [assistant]
                                        user assistant user [assistant]      (trained in brackets)

@@ -57,7 +57,7 @@ class Cleaner:
 def answer_of(example: Example) -> str:
     """The text of the last assistant turn, or the completion.
 
-    Of a turn that only calls tools, the calls as JSON; reasoning apart from the text is no part of it.
+    Of a turn that only calls tools, the calls as JSON; reasoning apart from the text is not part of it.
     """
     if isinstance(example, PlainText):
         return example.completion

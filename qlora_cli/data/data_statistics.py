@@ -181,5 +181,5 @@ class DataStatistics:
             return f"only running text is split; {keep}, or {drop}"
         if self._num_splittable == num_long:
             return f"set `data.truncation: split` to cut the text into pieces, with nothing lost; or {keep}; or {drop}"
-        cut = "`cut_prompt` / `cut_middle_turns` to shorten what stands before the last answer"
+        cut = "`cut_prompt` / `cut_middle_turns` to shorten what comes before the last answer"
         return f"{keep}, {drop}, or {cut}"

@@ -13,7 +13,7 @@ the 128 minima, by which similar rows are found, and one byte of each minimum, b
     similarity    0.5     0.6     0.7     0.8     0.9
     compared      0.06    0.24    0.61    0.95    1.00
 
-Keys stand in a sorted array: with the bytes of the minima 264 bytes a row (and 25 MB), twice that for a moment while
+Keys are kept in a sorted array: with the bytes of the minima 264 bytes a row (and 25 MB), twice that for a moment while
 new keys are merged in. `datasketch.MinHashLSH` takes 3.7 kB a row for 9 keys of 13 minima, which is its choice for this
 threshold and finds 0.4 of the pairs of similarity 0.8.
 """
@@ -46,7 +46,7 @@ NUM_EQUAL_OCTETS = math.ceil(NUM_MINIMA * (THRESHOLD + (1 - THRESHOLD) / 256))
 """Bytes that rows of the threshold share: those of equal minima, and one in 256 of the others by chance."""
 
 NUM_RECENT_ROWS = 8192
-"""Rows whose keys stand in a dict, of 3 kB a row, before they are merged into the sorted array."""
+"""Rows whose keys are in a dict, of 3 kB a row, before they are merged into the sorted array."""
 
 MAX_COMPARED = 2048
 """Rows that a row is compared with, those first that share most keys: rows made from one pattern share some with all
@@ -56,7 +56,7 @@ _HALF, _LOW_HALF = np.uint64(32), np.uint64(0xFFFFFFFF)
 
 _NUM_MINIMA_A_KEY = NUM_MINIMA // NUM_KEYS
 
-# Words stand between spaces. Scripts that write none (Chinese, Japanese, Thai, Lao, Burmese, Khmer) give a word a
+# Words are between spaces. Scripts that write none (Chinese, Japanese, Thai, Lao, Burmese, Khmer) give a word a
 # character, so that their shingles are five characters.
 _UNSPACED = "".join(
     f"{first}-{last}"
@@ -79,7 +79,7 @@ _CONTEXT_ROLES = frozenset({"system", "developer"})
 
 
 def exact_digest(example: Example) -> bytes:
-    """16 bytes that are the same for rows of the same turns and tools, wherever they stand.
+    """16 bytes that are the same for rows of the same turns and tools, wherever they are.
 
     Numbers that only identify a row, such as the `id` of a message or of a tool call, do not count.
     """

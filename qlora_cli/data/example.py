@@ -49,7 +49,7 @@ class RawRow(NamedTuple):
 
     place: Place
     payload: bytes | Row | UnreadableRow
-    """The JSON text of one row as it stands in its file; other kinds of source come parsed."""
+    """The JSON text of one row as it is in its file; other kinds of source come parsed."""
 
     offset: int = 0
     """Of a line in its file, for messages that name a byte."""

@@ -45,7 +45,7 @@ def plan_packing(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, np.nda
 
     Returns:
         Document numbers in packed order, and where each packed row begins in it, with the end (packed rows + 1); both
-        int64. Within a window rows stand in the order of their first document, and documents in their own.
+        int64. Within a window rows are in the order of their first document, and documents in their own.
 
     >>> order, offsets = plan_packing(np.array([3, 5, 2, 6]), capacity=8)
     >>> [part.tolist() for part in np.split(order, offsets[1:-1])]

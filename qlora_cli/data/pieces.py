@@ -1,6 +1,6 @@
 """Running text longer than a row, as pieces of `max_length` tokens: each token of a document in exactly one of them.
 
-The tokens that begin and end a document stand at its begin and end alone, so the model learns neither to start nor to
+The tokens that begin and end a document are at its begin and end alone, so the model learns neither to start nor to
 stop in the middle of one. The first token of a piece carries no label, since nothing in its row predicts it:
 
     max_length 4     <s> The cat sat on the mat . </s>

@@ -42,7 +42,7 @@ class PreparedData:
     """Whether nothing had to be done for it."""
 
     _holder: object = None
-    """Keeps a folder that is no cache entry for as long as this is used."""
+    """Keeps a folder that is not a cache entry for as long as this is used."""
 
 
 def prepare_data(data: DataSection, renderer: Renderer, seed: int) -> PreparedData:

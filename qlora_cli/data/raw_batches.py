@@ -35,7 +35,7 @@ def raw_batches(
     Args:
         source: of the recipe.
         source_number: its place among all that are read.
-        where: the key that it stands under, for the hint that maps its columns.
+        where: the key that it is under, for the hint that maps its columns.
         alone: whether it is the only one there.
 
     Raises:

@@ -1,6 +1,6 @@
 """Token rows on disk while they come in: flat files that grow, and are then looked into as arrays.
 
-A row is a span of the two token files; what else is known of it stands in one table of numbers. Nothing is held in
+A row is a span of the two token files; what else is known of it is in one table of numbers. Nothing is held in
 memory, so a spool may be larger than it.
 """
 

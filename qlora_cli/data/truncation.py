@@ -1,7 +1,7 @@
 """Makes rows that are longer than `max_length` fit, without ever touching what the assistant says last.
 
 cut_prompt takes out the middle of the longest text that is not the assistant's and leaves a mark there. Both ends stay,
-since instructions stand at one or the other (as LongBench cuts its inputs; Bai et al. 2023, arXiv:2308.14508). The next
+since instructions are at one or the other (as LongBench cuts its inputs; Bai et al. 2023, arXiv:2308.14508). The next
 longest follows where that is not enough:
 
     user: "Summarize this report: ... In two sentences, please."

@@ -75,7 +75,7 @@ def map_in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> I
 def _start(function: Callable[[Any], Any]) -> None:
     global _function
     _function = function
-    # The libraries' objects are no garbage; searching through them again and again took a tenth of the time.
+    # The libraries' objects are not garbage; searching through them again and again took a tenth of the time.
     gc.freeze()
     gc.set_threshold(YOUNG_OBJECTS)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # every core has a process already

@@ -140,7 +140,7 @@ def default_out(source: TunedSource) -> Path:
     """`<run>/merged` for a run's final adapter.
 
     Raises:
-        ArgumentError: for an adapter that is no run's final one.
+        ArgumentError: for an adapter that is not a run's final one.
     """
     refuse_no_adapter(source)
     if source.run is None or source.adapter != source.run.adapter_path:
@@ -200,7 +200,7 @@ def _let_go_of_memory() -> None:
 
 
 def _reload(folder: Path, base: ModelSection, dtype: MergedDtype) -> PreTrainedModel:
-    """The model as it stands on disk, on the GPU where it fits there."""
+    """The model as it is on disk, on the GPU where it fits there."""
     device = pick_device()
     num_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     if device.type == "cuda" and torch.cuda.mem_get_info(device)[0] < ROOM_FOR_ACTIVATIONS * num_bytes:

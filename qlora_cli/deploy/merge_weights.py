@@ -36,7 +36,7 @@ def merge_adapter(tuned: PeftModel, dtype: torch.dtype) -> PreTrainedModel:
     once. Beside `tuned`, which stays as it was, there is never more than one copy of the model and one float32 weight.
 
     Raises:
-        ArgumentError: if the adapter has a part that is no update of a weight matrix.
+        ArgumentError: if the adapter has a part that is not an update of a weight matrix.
         ResourceError: if an installed library lacks what this needs of it.
     """
     upstream.check(upstream.Road.MERGE)

@@ -31,7 +31,7 @@ def probe_rows(recipe: Recipe | None, renderer: Renderer) -> list[list[int]]:
             rows = [row.input_ids for row in renderer.render(_own_examples(recipe))]
         except DataError as fault:
             console.note(
-                f"the run's data cannot be read any more, so fixed questions stand in: {fault.problems[0].text}"
+                f"the run's data cannot be read any more, so fixed questions are used instead: {fault.problems[0].text}"
             )
         else:
             return [row[:MAX_ROW_TOKENS] for row in rows]

@@ -11,7 +11,7 @@ from qlora_cli.errors import ArgumentError
 Metric = Callable[[str, str], float]
 """(answer, reference) -> score."""
 
-# A sign counts only where no word or number stands before it: "5-3" ends in 3, "= -3" in -3.
+# A sign counts only where no word or number comes before it: "5-3" ends in 3, "= -3" in -3.
 _NUMBER = re.compile(r"(?<![\w.])-?\$?\d[\d,]*(?:\.\d+)?|\d[\d,]*(?:\.\d+)?|(?<!\d)\.\d+")
 
 
@@ -27,7 +27,7 @@ def exact_match(answer: str, reference: str) -> float:
 
 
 def contains(answer: str, reference: str) -> float:
-    """1 if the reference stands somewhere in the answer, white space folded and case ignored.
+    """1 if the reference is somewhere in the answer, white space folded and case ignored.
 
     >>> contains("The capital is Paris.", "paris"), contains("It is Rome.", "Paris")
     (1.0, 0.0)

@@ -71,7 +71,7 @@ def task_sections(
 
 
 def measure(folder: Path | None, request: EvalRequest) -> Comparison:
-    """Load what lies in `folder` (the latest run when None), measure it, and write down the results of a run.
+    """Load the model in `folder` (the latest run when None), measure it, and write down the results of a run.
 
     The results go to `<run>/eval/`, or `<folder>/eval/` for an adapter made elsewhere.
     """

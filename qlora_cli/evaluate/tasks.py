@@ -64,7 +64,7 @@ def load_task(section: TaskSection, renderer: Renderer, where: Where = "tasks") 
 
 
 def to_question(example: Example, renderer: Renderer) -> Question:
-    """The last assistant turn (or the completion) as reference, and what stands before it as prompt.
+    """The last assistant turn (or the completion) as reference, and what comes before it as prompt.
 
     Raises:
         DataError: if the conversation does not end with an assistant's text, or there is no prompt.

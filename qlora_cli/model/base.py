@@ -154,7 +154,7 @@ def _forget_secrets(config: PreTrainedConfig) -> None:
 
 
 def refuse_code_from_elsewhere(name: str, settings: Mapping[str, Any]) -> None:
-    """Trust in the code of a repository is no trust in what that repository points to.
+    """Trust in the code of a repository is not trust in what that repository points to.
 
     Args:
         name: the repository or folder whose code may run.

@@ -69,7 +69,7 @@ def find_tuned(path: Path | None) -> TunedSource:
     if (folder / "config.json").is_file():
         return TunedSource(folder, ModelSection(base_model=str(folder)))
     raise ArgumentError(
-        f"'{folder}' is no run directory, no adapter folder and no model folder",
+        f"'{folder}' is not a run directory, an adapter folder or a model folder",
         hint="`qlora runs` lists the runs; an adapter folder has adapter_config.json, a model folder config.json",
     )
 

@@ -50,7 +50,7 @@ NUM_WARM_UP_STEPS, NUM_TIMED_STEPS = 3, 10
 STANDARD_DEVIATION = 0.02
 
 MOST_CONTEXT_BYTES = 2 * GIB
-"""More than this is no context: other processes hold memory of the GPU."""
+"""More than this is not the context: other processes hold memory of the GPU."""
 
 
 def calibrate() -> Overheads:

@@ -1,6 +1,6 @@
 """The largest setting that fits a memory, found by a search over traces.
 
-Bytes grow with batch, length and rank nearly in a line, so each guess lies where the line through the nearest traced
+Bytes grow with batch, length and rank nearly in a line, so each guess is where the line through the nearest traced
 points crosses the memory. No guess is believed: the answer is a traced value that fits, and the next larger one was
 traced and does not fit, or is not allowed.
 """

@@ -65,7 +65,7 @@ def _rows(report: PlanReport) -> str:
 
 
 def verdict(report: PlanReport) -> Text:
-    """One line: whether it fits, in what, and where the peak lies."""
+    """One line: whether it fits, in what, and where the peak is."""
     num_gpus = report.request.device.num_gpus
     needed = size(report.device_bytes)
     each = f", on each of {num_gpus} GPUs" if num_gpus > 1 else ""

@@ -22,7 +22,7 @@ def sketch_config(
     left goes into the MLPs, in multiples of 64.
 
     Raises:
-        RecipeError: if the width is no multiple of 128, or embeddings and attention alone exceed `num_params`.
+        RecipeError: if the width is not a multiple of 128, or embeddings and attention alone exceed `num_params`.
 
     >>> sketch_config(8_030_000_000, hidden_size=4096, num_layers=32).intermediate_size
     14336

@@ -42,7 +42,7 @@ COLOURS: dict[MemoryKind, tuple[str, str]] = {
     MemoryKind.KERNEL_WORKSPACE: ("#b45f7c", "#dd8aa6"),
     MemoryKind.TEMPORARY: ("#b7c24a", "#ccd66b"),
 }
-"""In the order in which the areas lie, from below: on light paper and on dark. Paged state lies on the host."""
+"""In the order of the areas, from below: on light paper and on dark. Paged state is on the host."""
 
 STYLE = """\
 :root { color-scheme: light dark; --ink: #1f2328; --calm: #59636e; --paper: #fff; --line: #d1d9e0; --limit: #c0152f;
@@ -173,7 +173,7 @@ def page(report: PlanReport) -> str:
             *_drawing(report, moments, present, NARROW),
             *_table(report, present),
             "<p>The drawing holds the tensors of the last micro-batch of a step, in the order in which they come and "
-            "go; its width is not time. What CUDA adds lies in the gap between the areas and the line of the card.</p>",
+            "go; its width is not time. What CUDA adds is the gap between the areas and the line of the card.</p>",
             "</body>\n</html>\n",
         )
     )

@@ -20,7 +20,7 @@ TOKENIZER_FILES = (
 )
 
 LOCAL_PARENTS = {"runs", "models", "model", "bases", "base", "data", "checkpoints", "out", "output", "outputs", "build"}
-"""Names of folders that people keep, which are no organisation on the Hub."""
+"""Names of folders that people keep, which are not organisations on the Hub."""
 
 MAX_CONFIG_BYTES = 10_000_000
 

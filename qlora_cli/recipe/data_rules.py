@@ -50,7 +50,7 @@ def _rows(written: RawRecipe) -> Iterator[Conflict]:
 
 
 def _num_sources(written: RawRecipe) -> int:
-    """Training sources that are written; one may stand alone, without a list around it."""
+    """Training sources that are written; one may be written alone, without a list around it."""
     train = at(written, "data.train")
     return len(train) if isinstance(train, list) else int(train is not None)
 

@@ -191,7 +191,7 @@ def _first_sentence(field: JsonSchema) -> str:
 
 
 def show(value: Any) -> str:
-    """A value as it stands in YAML, cut to one short line.
+    """A value as YAML writes it, cut to one short line.
 
     >>> show("sixteen"), show(True), show(None), show({"a": 1})
     ("'sixteen'", 'true', 'null', 'a section')

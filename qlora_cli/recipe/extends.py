@@ -126,7 +126,7 @@ class Layers:
 
 
 def _read_text(path: Path, named_at: RecipePlace | None) -> str:
-    """The text of a recipe file; faults of the file itself stand where `extends` names it."""
+    """The text of a recipe file; faults of the file itself are reported where `extends` names it."""
     place = named_at or RecipePlace(str(path), 0)
     name = f"'{path}' in 'extends'" if named_at else "this recipe"
     if named_at and path.exists() and not path.is_file() and not path.is_dir():

@@ -74,14 +74,14 @@ def translate(path: Path, given: dict[str, Any]) -> Translation:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice: one of the two would be dropped."""
+    """Refuses a key that occurs twice: one of the two would be dropped."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
             if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
                 line = key.start_mark.line + 1
-                raise yaml.constructor.ConstructorError(problem=f"line {line}: the key '{key.value}' stands twice")
+                raise yaml.constructor.ConstructorError(problem=f"line {line}: the key '{key.value}' occurs twice")
             if isinstance(key.value, str):
                 seen.add(key.value)
         return super().construct_mapping(node, deep=deep)
@@ -101,7 +101,7 @@ def read_config(path: Path) -> Config:
         raise ArgumentError(f"'{path}' cannot be read: {fault.strerror}", hint="name a YAML or JSON file") from None
     except (yaml.YAMLError, ValueError, RecursionError) as fault:
         reason = " ".join(str(getattr(fault, "problem", None) or fault).split())[:200]
-        raise ArgumentError(f"'{path}' is no YAML: {reason}", hint="fix the file, or name another one") from None
+        raise ArgumentError(f"'{path}' is not YAML: {reason}", hint="fix the file, or name another one") from None
     if not isinstance(config, dict) or not config:
         raise ArgumentError(f"'{path}' holds no keys", hint="name a training config of axolotl, LLaMA-Factory or TRL")
     return {str(key): value for key, value in config.items()}

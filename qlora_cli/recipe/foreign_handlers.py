@@ -54,7 +54,7 @@ def quantization_bit(key: str, value: Any, config: Config) -> Iterator[Outcome]:
     """4 and 8 bits are bitsandbytes' own."""
     kinds = {"4": NF4, "8": INT8}
     if str(value) not in kinds:
-        raise refuse(key, value, "is no width of bitsandbytes, which has 4 and 8 bits")
+        raise refuse(key, value, "is not a width of bitsandbytes, which has 4 and 8 bits")
     yield Outcome(key, value, dict(kinds[str(value)]))
 
 
@@ -112,7 +112,7 @@ def peft_settings(key: str, value: Any, config: Config) -> Iterator[Outcome]:
 
 
 def _nested(key: str, value: Any, config: Config, meant: dict[str, Handler]) -> Iterator[Outcome]:
-    """Keys inside a key: those that have a handler there, then those that mean the same wherever they stand."""
+    """Keys inside a key: those that have a handler there, then those that mean the same everywhere."""
     for name, part in (value if isinstance(value, dict) else {}).items():
         ours = same_key(name)
         handler = meant.get(name) or (copy_to(ours) if ours else lost(counterpart(name) or UNKNOWN))

@@ -91,7 +91,7 @@ FOREIGN_KEYS: dict[str, dict[str, str]] = {
     },
     "TRL and the Hugging Face Trainer": {
         "output_dir": "the run directory is runs/<name>: set 'name', or --run-dir on the command line",
-        "logging_dir": "the log lies in the run directory runs/<name>; set 'name'",
+        "logging_dir": "the log is in the run directory runs/<name>; set 'name'",
         "run_name": "name",
         "max_seq_length": "data.max_length",
         "max_seq_len": "data.max_length",
@@ -150,7 +150,7 @@ FOREIGN_KEYS: dict[str, dict[str, str]] = {
         "bnb_4bit_quant_storage": "there is no counterpart: weights are stored as bytes",
         "llm_int8_skip_modules": "quantization.skip_modules",
         "llm_int8_threshold": "there is no counterpart; 'quantization.skip_modules' keeps modules in 16 bit",
-        "device_map": "there is no counterpart: the base model lies on one device",
+        "device_map": "there is no counterpart: the base model is on one device",
     },
     "the original qlora.py": {
         "bits": "write 'quantization.quant_type': nf4 or fp4 for 4, int8 for 8",
@@ -164,7 +164,7 @@ FOREIGN_KEYS: dict[str, dict[str, str]] = {
         "max_eval_samples": "there is no counterpart; 'eval.tasks.limit' shortens a task",
         "train_on_source": ANSWERS_ONLY,
         "full_finetune": "there is no counterpart: every run trains an adapter",
-        "max_memory_MB": "there is no counterpart: the base model lies on one device",
+        "max_memory_MB": "there is no counterpart: the base model is on one device",
         "do_mmlu_eval": "there is no counterpart; 'eval.tasks' measures on your own questions",
     },
     "Unsloth": {

@@ -33,7 +33,7 @@ COLUMNS = {
 """axolotl's keys of a dataset -> our format fields."""
 
 OWN_KEYS = ("subset", "streaming", "weight")
-"""Keys of a source that mean the same wherever they stand."""
+"""Keys of a source that mean the same everywhere."""
 
 DEFAULT_COLUMNS = {"messages": ("messages", "conversations"), "conversations": ("conversations",), "text": ("text",)}
 """Format field -> columns that are found without being named."""

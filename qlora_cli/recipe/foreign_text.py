@@ -48,7 +48,7 @@ def recipe_text(translation: Translation, source: Path, out: Path) -> str:
     ordered = dict(sorted(settings.items(), key=lambda item: order.get(item[0], 0)))
     head = (
         f"Made of {tool}'s {source.name} by `qlora init --from`: the comments name its keys, and what could not be "
-        f"taken over stands at the end. `qlora validate {out}` checks it, `qlora train {out}` runs it."
+        f"taken over is at the end. `qlora validate {out}` checks it, `qlora train {out}` runs it."
     )
     lines = [
         *(f"# {line}" for line in textwrap.wrap(one_line(head), WIDTH, break_on_hyphens=False)),

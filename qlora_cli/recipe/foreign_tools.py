@@ -133,7 +133,7 @@ FAMILIES = (
     ("quantize_moe_experts", "which weights are quantized is up to the base's class; `qlora plan` counts them"),
     ("lora_target_parameters", "name modules in 'lora.target_modules'"),
     ("chat_template", "the template comes with the tokenizer; a Jinja file in 'model.chat_template' replaces it"),
-    ("unfrozen_parameters", "modules that are trained in full stand in 'lora.modules_to_save'"),
+    ("unfrozen_parameters", "modules that are trained in full are listed in 'lora.modules_to_save'"),
     ("expert_parallel", "nothing is sharded here; each GPU holds the whole base"),
     ("context_para", "nothing is sharded here; each GPU holds the whole base"),
     ("fsdp", "nothing is sharded here; each GPU holds the whole base"),

@@ -55,7 +55,7 @@ _SECTIONS_WITH_REQUIRED = (("model", "ModelSection"), ("data", "DataSection"))
 
 
 def _sentences() -> dict[str, dict[str, str]]:
-    """Class -> field -> the text that stands under the field in its source, on one line."""
+    """Class -> field -> the text under the field in its source, on one line."""
     found: dict[str, dict[str, str]] = {}
     sections = (node for module in (data_schema, recipe_schema) for node in ast.parse(inspect.getsource(module)).body)
     for section in sections:

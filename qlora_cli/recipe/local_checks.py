@@ -108,7 +108,7 @@ def _folder_fault(folder: Path) -> tuple[str, str] | None:
 
 def _file_fault(path: Path) -> tuple[str, str] | None:
     if not path.name.lower().endswith(DATA_SUFFIXES):
-        return "is no kind of file that is read", f"rename or convert it to one of: {', '.join(DATA_SUFFIXES)}"
+        return "is not a kind of file that is read", f"rename or convert it to one of: {', '.join(DATA_SUFFIXES)}"
     if path.is_file() and path.stat().st_size == 0:
         return "is empty", "give a file with at least one row"
     if not os.access(path, os.R_OK):

@@ -55,7 +55,7 @@ def tree_of(recipe: Mapping[str, Any], place: RecipePlace) -> tuple[Node, list[P
                     kept[key] = node(child, (*path, key))
                 else:
                     where = f" in '{path_text(path)}'" if path else ""
-                    refuse(f"{key!r} is no key{where}", "keys are text, such as 'lora'")
+                    refuse(f"{key!r} is not a key{where}", "keys are text, such as 'lora'")
             return Node(kept, place)
         if isinstance(value, list | tuple):
             return Node([node(item, (*path, index)) for index, item in enumerate(value)], place)

@@ -29,7 +29,7 @@ def left_out(root: Node, files: Sequence[str], conflicts: Callable[[Node], list[
 
     Args:
         root: all layers merged.
-        files: their names, the uppermost first; what stands in none of them was set on the command line.
+        files: their names, the uppermost first; what is in none of them was set on the command line.
         conflicts: what is wrong between the settings of a tree.
     """
     ranks = {file: -index for index, file in enumerate(files)}
@@ -45,7 +45,7 @@ def left_out(root: Node, files: Sequence[str], conflicts: Callable[[Node], list[
 def _next(
     root: Node, conflicts: list[Conflict], decided: dict[Path, RecipePlace], ranks: dict[str, int]
 ) -> _Overridden | None:
-    """The first setting that may give way and lies below one that it cannot stand beside."""
+    """The first setting that may give way and is below one that excludes it."""
     for conflict in conflicts:
         for weaker in conflict.weaker:
             for winner in [conflict.path, *(tuple(other.split(".")) for other in conflict.others)]:

@@ -133,7 +133,7 @@ def _modules(written: RawRecipe) -> Iterator[Conflict]:
 
 
 def _repeats(written: RawRecipe) -> Iterator[Conflict]:
-    """Lists in which a name stands twice, or is empty."""
+    """Lists in which a name occurs twice, or is empty."""
     for key in ("lora.target_modules", "lora.modules_to_save", "quantization.skip_modules", "tracking.report_to"):
         names = at(written, key)
         counts = Counter(names if isinstance(names, list) else ())

@@ -197,7 +197,7 @@ class TrainingSection(Section):
 
     @property
     def rows_at_once(self) -> int:
-        """Rows of a forward pass where memory is no matter: with `auto` all rows of a step."""
+        """Rows of a forward pass where memory does not matter: with `auto` all rows of a step."""
         batch_size = self.per_device_train_batch_size
         return self.gradient_accumulation_steps if batch_size == "auto" else batch_size
 

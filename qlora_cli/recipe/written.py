@@ -1,4 +1,4 @@
-"""A recipe as it was written, and what two settings in it are that cannot both hold."""
+"""A recipe as it was written, and conflicts between two of its settings."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Conflict:
     hint: str
 
     others: tuple[str, ...] = ()
-    """Dotted paths of the settings that it cannot stand beside."""
+    """Dotted paths of the settings that exclude it."""
 
     weaker: tuple[tuple[PathPart, ...], ...] = ()
     """Those of all these that can be left out where another one was written over them: what says the same in another

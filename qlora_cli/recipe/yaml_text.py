@@ -118,7 +118,7 @@ class _Builder:
         return UNREADABLE
 
     def build(self, node: yaml.Node, place: RecipePlace, depth: int) -> Node:
-        """Build `node`, whose key stands at `place`."""
+        """Build `node`, whose key is at `place`."""
         self.num_values += 1
         if self.num_values > MAX_VALUES or depth > MAX_DEPTH:
             if not self.is_exhausted:

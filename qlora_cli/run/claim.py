@@ -78,7 +78,7 @@ def mark(run: RunDirectory) -> None:
 
 
 def refuse_place(run: RunDirectory) -> None:
-    """Refuse to start a run in a place that is no folder of its own.
+    """Refuse to start a run in a place that is not a folder of its own.
 
     Raises:
         ArgumentError: for the current directory, the home directory, what holds them, and a git work tree.
@@ -106,7 +106,7 @@ def _refuse_foreign(run: RunDirectory) -> None:
     if run.manifest_path.is_file() and run.is_started:
         read_json_object(run.manifest_path, hint="this run directory is damaged; choose another --run-dir")
     raise ArgumentError(
-        f"'{run.path}' is no run directory, and not empty: it holds {named(sorted(others))}",
+        f"'{run.path}' is not a run directory, and not empty: it holds {named(sorted(others))}",
         hint=f"a run has a folder of its own: leave --run-dir out, or try {OWN_FOLDER}",
     )
 

@@ -48,7 +48,7 @@ NUM_NAMED = 5
 def refuse_foreign(folder: Path, *, hint: str) -> None:
     """Refuse to replace a folder that this project did not put in place, or files in it that have changed since.
 
-    What others have added to such a folder is no reason: it stays.
+    What others have added to such a folder is not a reason: it stays.
 
     Raises:
         ArgumentError: naming what would be lost.
@@ -65,7 +65,7 @@ def refuse_foreign(folder: Path, *, hint: str) -> None:
 def replaced_folder(out: Path, listing: Listing = listed_files) -> Iterator[Path]:
     """A folder to write into; it becomes `out` in one rename when the block ends without an error.
 
-    Whatever ends the block early, what was written is removed and `out` stays as it was. What lies in `out` and was
+    Whatever ends the block early, what was written is removed and `out` stays as it was. What is in `out` and was
     not written by this project stays too, under its name; where the new folder has that name, under a name beside it.
 
     Args:

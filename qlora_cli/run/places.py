@@ -1,4 +1,4 @@
-"""Places that no command makes its own: what is written there would stand among other things, or replace them."""
+"""Places that no command makes its own: what is written there would mix with other files, or replace them."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def set_aside(run: RunDirectory) -> None:
     """Make room for a new run; nothing is deleted before that one is started.
 
     Raises:
-        ArgumentError: if something else lies where the earlier run would go.
+        ArgumentError: if something else is where the earlier run would go.
     """
     if os.path.lexists(run.earlier_path) and (not run.earlier_path.is_dir() or any(run.earlier_path.iterdir())):
         raise ArgumentError(

@@ -1,6 +1,6 @@
 """One training session: from a recipe to an adapter, or from a checkpoint on.
 
-What lies between a recipe and the first `backward()`, in the order in which to read it:
+The calls between a recipe and the first `backward()`, in the order in which to read it:
 
     train/session.py          prepare (rows, identity) -> setup (model, trainer) -> run
     train/setup.py            setup_model, setup_trainer

@@ -90,7 +90,7 @@ def test_generate_says_on_stderr_that_an_answer_was_cut(app, run):
 
 
 def test_generate_names_what_a_folder_lacks(app, tmp_path):
-    with pytest.raises(ArgumentError, match="no run directory, no adapter folder and no model folder"):
+    with pytest.raises(ArgumentError, match="not a run directory, an adapter folder or a model folder"):
         call(app, "generate", tmp_path, "--prompt", "hello")
 
 

@@ -131,7 +131,7 @@ def test_eval_of_an_adapter_made_elsewhere_needs_to_be_told_on_what(call, finish
 @pytest.mark.parametrize(
     ("arguments", "fragment"),
     [
-        (("nowhere",), "'nowhere' is no run directory"),
+        (("nowhere",), "'nowhere' is not a run directory"),
         (("--metric", "bleu"), "unknown metric 'bleu'"),
         (("--metric", "contains"), "--metric needs a --task"),
         ((), "there is no run in 'runs'"),

@@ -52,6 +52,6 @@ def test_a_page_fits_the_screen_and_cuts_nothing(call, monkeypatch, path, width)
 
 def test_a_flag_has_no_value(call):
     page = call("train", "--help").out
-    assert "  --resume            Go on from" in page
+    assert "  --resume            Continue from" in page
     assert "<bool>" not in page
     assert "--debug " in page

@@ -42,7 +42,9 @@ def test_doctor_tries_what_training_needs(call):
 def test_doctor_ends_with_1_when_something_does_not_work(call, monkeypatch):
     from qlora_cli.plan.machine import doctor
 
-    monkeypatch.setattr(doctor, "examine", lambda: [doctor.DoctorFinding("NF4 round trip", "mean error 3", is_fine=False)])
+    monkeypatch.setattr(
+        doctor, "examine", lambda: [doctor.DoctorFinding("NF4 round trip", "mean error 3", is_fine=False)]
+    )
     ran = call("doctor")
     assert ran.code == 1
     assert "FAIL" in ran.out

@@ -126,7 +126,7 @@ def test_init_writes_the_defaults_of_the_schema(qlora, tmp_path):
 def test_init_says_where_the_data_is_not_here_to_be_looked_at(qlora):
     code, _, err = qlora("init", "--data", "tatsu-lab/alpaca")
     assert code == 0
-    assert "tatsu-lab/alpaca is no file or folder here, so its columns were not looked at" in err
+    assert "tatsu-lab/alpaca is not a file or folder here, so its columns were not looked at" in err
 
 
 @pytest.mark.parametrize("name", ["openai/gsm8k", "lighteval/MATH", "a table in German", "names that say nothing"])

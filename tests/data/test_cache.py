@@ -1,4 +1,4 @@
-"""The cache of prepared data: safe when many start at once, seen and cleared."""
+"""The cache of prepared data: safe when many start together, listed and cleared."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows that begin otherwise than inference would begin them are noted."""
+"""Rows that begin differently from how inference would begin them are noted."""
 
 from __future__ import annotations
 

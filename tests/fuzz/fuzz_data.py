@@ -32,7 +32,7 @@ from tests.data.read.reading_checks import read_whole
 MAX_SECONDS = 5
 MAX_BYTES = 500 << 20
 ADDRESS_SPACE_BYTES = 8 << 30
-"""A case that asks for more gets a MemoryError, so that the machine goes on."""
+"""A case that asks for more gets a MemoryError, so that the machine stays usable."""
 
 ODD_PIECES = [
     *(bytes([byte]) for byte in b"\x00\x0b\x1a \"'{}[]:,;\\\r\n\t\x7f\x80\xc3\xff"),

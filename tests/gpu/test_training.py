@@ -41,7 +41,7 @@ def losses_of(run: RunDirectory) -> list[float]:
 
 
 def contents(run: RunDirectory, step: int) -> dict[str, bytes]:
-    """Every file of a checkpoint but the trainer's state and the seal, which hold times and paths."""
+    """Every file of a checkpoint but the trainer's state and checkpoint.json, which hold times and paths."""
     folder = run.checkpoints_path / f"step-{step:06d}"
     names = {path.name for path in folder.iterdir()}
     return {

@@ -1,4 +1,4 @@
-"""What comes of a recipe: each observer takes one and an empty folder, and returns something comparable.
+"""Outcomes of a recipe: each observer takes one and an empty folder, and returns something comparable.
 
 They look at the thing itself (loaded weights, token rows, an optimizer, the files of a run), never at the recipe.
 """
@@ -72,7 +72,7 @@ def training_texts(recipe: Recipe, folder: Path) -> Any:
 
 
 def adapter(recipe: Recipe, folder: Path) -> Any:
-    """What is trained, from which values, and how it acts."""
+    """The trained adapter: modules, first values, and how it acts."""
     model = setup_model(recipe, RunDirectory(folder), is_resumed=False)
     trained = [
         (name, str(parameter.dtype), tuple(parameter.shape), parameter.double().sum().item())
@@ -140,7 +140,7 @@ def recomputing_layers(recipe: Recipe, folder: Path) -> Any:
 
 
 def eval_batch_sizes(recipe: Recipe, folder: Path) -> Any:
-    """Rows that the model sees at once while its eval loss is measured."""
+    """Rows that the model sees in one pass while its eval loss is measured."""
     made = trainer(recipe, folder)
     seen: list[int] = []
     made.model.get_input_embeddings().register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))

@@ -71,7 +71,7 @@ def set_scene(folder: Path) -> None:
     talk = [{"role": role, "content": text} for text in "ab" for role in ("user", "assistant")]
     write_jsonl(folder / "talk.jsonl", [{"messages": talk}])
     write_jsonl(folder / "pairs.jsonl", [{"ask": f"{n}?", "say": f"<{n}>"} for n in range(6)])
-    # A list of chat turns under the names of two formats, so that only `format` can tell them apart.
+    # A list of chat turns under the names of two formats, so that only `format` can distinguish them.
     turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
     said = [{"from": "human", "value": "who"}, {"from": "gpt", "value": "me"}]
     write_jsonl(folder / "both.jsonl", [{"messages": turns, "conversations": said}])

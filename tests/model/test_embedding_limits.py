@@ -1,4 +1,4 @@
-"""What a base looks up must be in its tables; what it computes may go on."""
+"""Tokens and positions that a base looks up must be in its tables; computed positions have no end."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def test_a_model_folder_is_loaded_without_an_adapter(tiny_base):
 
 
 def test_an_empty_folder_is_none_of_them(tmp_path):
-    with pytest.raises(ArgumentError, match="no run directory, no adapter folder and no model folder"):
+    with pytest.raises(ArgumentError, match="not a run directory, an adapter folder or a model folder"):
         find_tuned(tmp_path)
 
 

@@ -101,7 +101,7 @@ NEEDS_EAGER = {"gemma2"}
 
 
 def config_of(name: str, num_layers: int = 2) -> PreTrainedConfig:
-    """A tiny configuration of the architecture with so many layers, all alike."""
+    """A tiny configuration of the architecture with this many layers, all alike."""
     config = CONFIGS[name]()
     for listed in ("layer_types", "no_rope_layers"):
         if getattr(config, listed, None):

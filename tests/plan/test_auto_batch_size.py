@@ -23,7 +23,7 @@ def automatic():
 
 
 def of_rows(request, rows):
-    """The same step with so many rows at once, in passes of that many."""
+    """The same step in passes of this many rows."""
     return request.changed(
         {"training.per_device_train_batch_size": rows, "training.gradient_accumulation_steps": -(-ROWS // rows)}
     )

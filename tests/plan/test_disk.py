@@ -1,4 +1,4 @@
-"""What a run is said to write, against what real runs write."""
+"""Predicted disk space of a run, against what real runs write."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.plan.bases import AMPERE, config_of, request_for
 OPTIMIZERS = get_args(TrainingSection.model_fields["optim"].annotation)
 
 SMALL_FILES = 60_000
-"""Bytes of a checkpoint that are no tensors of adapter and optimizer: names, seals, random states."""
+"""Bytes of a checkpoint that are not tensors of adapter and optimizer: names, checkpoint.json, random states."""
 
 
 def test_the_adapter_is_float32_and_the_merged_model_16_bit():

@@ -17,7 +17,7 @@ from tests.plan.bases import config_of, request_for
 
 GIB = 2**30
 KNOBS = [
-    MemorySaving("fewer rows at once, the same rows a step, which takes a while to say in words that are long enough",
+    MemorySaving("fewer rows a pass, the same rows a step, which takes a while to say in words that are long enough",
          {"training.per_device_train_batch_size": 2, "training.gradient_accumulation_steps": 8}, 3 * GIB),
     MemorySaving("adapters on attention only",
          {"lora.target_modules": ("q_proj", "k_proj", "v_proj", "o_proj")}, 70_000),

@@ -1,4 +1,4 @@
-"""Each step is traced once on a machine, and traced anew where what is kept of it is damaged."""
+"""Each step is traced once on a machine, and traced again where its file is damaged."""
 
 from __future__ import annotations
 

@@ -270,12 +270,12 @@ def test_another_kind_of_training_is_refused(translated, tool, change, text):
 @pytest.mark.parametrize(
     ("config", "text"),
     [
-        ("a: 1\na: 2\n", "stands twice"),
+        ("a: 1\na: 2\n", "occurs twice"),
         ("[1, 2]", "holds no keys"),
-        ("a: [", "is no YAML"),
+        ("a: [", "is not YAML"),
         ("model: {base_model: x}\ndata: {train: y}\n", "no key that shows which tool it is of"),
-        ("- !!python/object/apply:os.system [ls]\n", "is no YAML"),
-        ("sequence_len: " + "[" * 5000, "is no YAML"),
+        ("- !!python/object/apply:os.system [ls]\n", "is not YAML"),
+        ("sequence_len: " + "[" * 5000, "is not YAML"),
     ],
     ids=["double", "list", "broken", "recipe", "tag", "nested"],
 )

@@ -63,7 +63,7 @@ def test_what_is_whole_has_no_problem_and_no_note(place):
         ({"eval": {"tasks": [{"path": "b.jsonl"}]}}, 8, "'eval.tasks[0].path: b.jsonl' is not there", ""),
         ({"data": {"train": "empty.jsonl"}}, 4, "is empty", "at least one row"),
         ({"data": {"train": "bare"}}, 4, "a folder without a data file", "put files there"),
-        ({"data": {"train": "./base/config.txt"}}, 4, "is no kind of file that is read", "rename or convert"),
+        ({"data": {"train": "./base/config.txt"}}, 4, "is not a kind of file that is read", "rename or convert"),
         (
             {"data": {"max_length": 2048}},
             5,

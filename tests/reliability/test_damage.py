@@ -1,4 +1,4 @@
-"""Whatever happens to the newest checkpoint's files is seen, and the older one that is whole takes its place."""
+"""Whatever happens to the newest checkpoint's files is seen, and the older intact one takes its place."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def make_the_seal_unreadable_text(checkpoint: Path, chance: random.Random) -> No
 
 
 def belong_to_another_run(checkpoint: Path, chance: random.Random) -> None:
-    """A whole checkpoint of the same step, with other data, another base, tokenizer or template."""
+    """An intact checkpoint of the same step, with other data, another base, tokenizer or template."""
     facts = saves.FACTS | {chance.choice(sorted(saves.FACTS)): "0" * 64}
     saves.save_step(RunDirectory(checkpoint.parent.parent), 6, facts)
 

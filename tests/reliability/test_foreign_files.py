@@ -113,7 +113,7 @@ def test_a_folder_with_labels_another_adapter_and_results_is_no_run_directory(pl
     for options in ((), ("--overwrite",), ("--resume",)):
         ended = place.qlora("train", "recipe.yaml", "--run-dir", "runs/proj", *options)
         assert ended.exit_code == 2
-        assert "is no run directory, and not empty: it holds adapter, eval, labels.csv, recipe.yaml" in ended.said
+        assert "is not a run directory, and not empty: it holds adapter, eval, labels.csv, recipe.yaml" in ended.said
         assert contents(folder) == before
 
 

@@ -126,7 +126,7 @@ def test_an_export_does_not_hand_on_what_a_link_leads_to(place, run):
 
 
 def reseal(checkpoint: Path) -> None:
-    """Give a changed checkpoint the seal that belongs to it, as someone would who wants it to be taken."""
+    """Give a changed checkpoint the manifest that belongs to it, as someone would who wants it to be taken."""
     seal = json.loads((checkpoint / SEAL_NAME).read_text())
     names = sorted(path.name for path in checkpoint.iterdir() if path.name != SEAL_NAME)
     seal["sha256"] = {name: sha256_file(checkpoint / name) for name in names}

@@ -139,7 +139,7 @@ def test_a_resumed_run_goes_on_with_the_pieces_that_it_had_to_the_bit(recipe, tm
 
 
 def automatic(recipe, **settings) -> Recipe:
-    """The rows of a step of `recipe`, as many of them at once as fit."""
+    """The rows of a step of `recipe`, as many of them a pass as fit."""
     training = {"per_device_train_batch_size": "auto", "gradient_accumulation_steps": ROWS * ACCUMULATION}
     return recipe(training=training | settings)
 
@@ -177,7 +177,7 @@ def test_what_the_plan_takes_for_too_much_is_not_tried(recipe, tmp_path):
 
 
 def with_rows_of(recipe: Recipe, rows: int) -> PlanRequest:
-    """The plan of its steps on this machine, so many rows a pass."""
+    """The plan of its steps on this machine, with this many rows a pass."""
     passes = -(-recipe.training.rows_per_step // rows)
     settings = {"training.per_device_train_batch_size": rows, "training.gradient_accumulation_steps": passes}
     return PlanRequest(recipe, read_config(recipe.model), Device("cpu")).changed(settings)

@@ -207,7 +207,7 @@ def scale_losses(trainer: Any) -> None:
 
 @pytest.fixture
 def no_accelerator_left():
-    """Accelerate keeps what it was told about precision for the whole process."""
+    """Accelerate keeps its setting of precision for the whole process."""
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
 

@@ -50,7 +50,7 @@ def forked() -> Iterator[list[Start]]:
 
 
 def measure(field: Field, lanes: Sequence[Start], kinds: Sequence[str]) -> dict[str, Straight]:
-    """Undisturbed runs of every kind, in all lanes at once, since each slows the others down."""
+    """Undisturbed runs of every kind, in all lanes together, since each slows the others down."""
     straight = {}
     with ThreadPoolExecutor(len(lanes)) as pool:
         for kind in kinds:

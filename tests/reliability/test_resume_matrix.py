@@ -159,7 +159,7 @@ def checkpoint(run: RunDirectory, step: int = STEPS) -> Path:
 def trainer_state(run: RunDirectory, step: int = STEPS) -> dict[str, Any]:
     """Without its log: metrics.jsonl is compared instead.
 
-    trl counts tokens anew in every session, and a stop at an epoch's end saves before that epoch's evaluation.
+    trl counts tokens from zero in every session, and a stop at an epoch's end saves before that epoch's evaluation.
     """
     state = json.loads((checkpoint(run, step) / STATE_NAME).read_text())
     del state["log_history"]

@@ -41,7 +41,7 @@ def scene(servers, tiny_base, chat_data, tmp_path_factory) -> Scene:
 def in_lanes(
     servers: Sequence[ForkServer], check: Callable[[ForkServer, Case], list[str]], cases: Sequence[Case]
 ) -> str:
-    """What is wrong with any case; the servers work at once."""
+    """What is wrong with any case; the servers work in parallel."""
     free: SimpleQueue[ForkServer] = SimpleQueue()
     for server in servers:
         free.put(server)

@@ -46,7 +46,7 @@ def undisturbed(arguments, *, name=None):
 def faults(ended, whole):
     """Those that did not end in the one line, alone or after all that is said without a signal.
 
-    Before the first line of the program, and after its last, Ctrl-C ends it without a word.
+    Before the first line of the program, and after its last, Ctrl-C ends it silently.
     """
     fine = ((130, CALM), (130, whole + CALM), (-2, ""), (-2, whole), (2, whole))
     return [result for result in ended if (result["exit_code"], result["text"].removeprefix(LOADING)) not in fine]

@@ -129,7 +129,7 @@ def test_what_others_put_into_a_checkpoint_stays_when_its_step_is_saved_again(tm
 def test_a_checkpoint_that_was_passed_over_does_not_outlive_those_saved_after_it(tmp_path):
     save(tmp_path, 5)
     flip_a_bit(save(tmp_path, 10))
-    save(tmp_path, 7)  # the run went on from step 5 and now saves more often
+    save(tmp_path, 7)  # the run continued from step 5 and now saves more often
     rotate_checkpoints(tmp_path, keep=1)
     assert [item.step for item in list_checkpoints(tmp_path)] == [7]
 

@@ -49,7 +49,7 @@ def test_looking_never_keeps_another_process_from_claiming(tmp_path):
     try:
         assert process.stdout.readline() == b"looks\n"
         for _ in range(100):
-            with claimed(run):  # raises where it is not to be had
+            with claimed(run):  # raises where another process holds it
                 pass
     finally:
         process.kill()

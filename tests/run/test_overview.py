@@ -1,4 +1,4 @@
-"""The table of runs tells how far each got, whatever is missing."""
+"""The table of runs shows how far each got, whatever is missing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What two processes tell each other, each checking what it gets."""
+"""Collective operations of two processes, each checking what it gets."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Losses of eight steps as they were when they were last looked at; a refactor gives the same.
 
-`pytest tests/train/test_golden.py --update-golden` writes them anew, after a change that is meant to change them.
+`pytest tests/train/test_golden.py --update-golden` writes them again, after a change that is meant to change them.
 """
 
 from __future__ import annotations

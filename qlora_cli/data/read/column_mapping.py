@@ -123,7 +123,7 @@ def mapping_hint(source: SourceSection, rows: Sequence[Row], where: Where = "tra
 
 
 def source_line(source: SourceSection, suggestion: Suggestion, where: Where = "train", *, alone: bool = True) -> str:
-    """The source as it is to stand in a recipe, on one line.
+    """The source as it is to be written in a recipe, on one line.
 
     >>> source = SourceSection(path="a.jsonl")
     >>> source_line(source, Suggestion({"instruction": "question", "output": "answer"}))

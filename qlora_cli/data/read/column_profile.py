@@ -37,7 +37,7 @@ class Column:
     """Whether its text never holds a space and differs in each row, as ids do."""
 
     is_nested: bool = False
-    """Whether it lies inside the value of a column."""
+    """Whether it is inside the value of a column."""
 
     @property
     def words(self) -> list[str]:

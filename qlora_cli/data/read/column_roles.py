@@ -130,7 +130,7 @@ def _of_texts(columns: Sequence[Column]) -> Iterator[dict[str, str]]:
 
 
 def _ranked(columns: Sequence[Column], names: Sequence[str]) -> list[Column]:
-    """The columns whose names say that they are it: whole names, then parts of names, then what lies inside.
+    """The columns whose names say that they are it: whole names, then parts of names, then what is inside.
 
     Text comes before numbers.
     """

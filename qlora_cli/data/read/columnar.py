@@ -133,7 +133,7 @@ def _rows_of(part: pyarrow.Table | datasets.Dataset) -> list[Row]:
     table = part.data if isinstance(part, datasets.Dataset) else part
     table.validate(full=True)
     if len(set(table.column_names)) < len(table.column_names):
-        raise ValueError(f"a column stands twice: {names_of(table.column_names)}")
+        raise ValueError(f"a column occurs twice: {names_of(table.column_names)}")
     if isinstance(part, pyarrow.Table):
         if b"huggingface" not in (part.schema.metadata or {}):
             return list(part.to_pylist())

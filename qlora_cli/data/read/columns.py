@@ -5,7 +5,7 @@ name that other tools give it. A column that the recipe maps is read there alone
 
     columns: {instruction: input, output: target}      input -> instruction, target -> output, and no `input`
 
-A mapped column may lie inside another: `instances[0].output`, `data.question`.
+A mapped column may be inside another: `instances[0].output`, `data.question`.
 """
 
 from __future__ import annotations

@@ -31,10 +31,10 @@ class Content:
 
 
 def read_json_text(text: str, name: str, place: Place) -> Any:
-    """The value of JSON that stands inside a string.
+    """The value of JSON inside a string.
 
     Raises:
-        RowError: if it is no strict JSON.
+        RowError: if it is not strict JSON.
     """
     try:
         return load_json(text)
@@ -45,7 +45,7 @@ def read_json_text(text: str, name: str, place: Place) -> Any:
 def read_content(value: Any, name: str, place: Place) -> Content:
     """Text as it is, or the parts of a list such as `[{"type": "text", "text": "Hi"}]`.
 
-    Text parts are joined. Reasoning stands before the text, and calls behind it, as chat templates print them; another
+    Text parts are joined. Reasoning comes before the text, and calls after it, as chat templates print them; another
     order is refused, since it could not be kept.
 
     Raises:
@@ -81,7 +81,7 @@ def _expect_in_order(what: str, is_late: bool, name: str, place: Place) -> None:
 
 
 def value_key(part: dict[str, Any]) -> str | None:
-    """The key of a typed part under which its value stands."""
+    """The key of a typed part that holds its value."""
     kind = part.get("type", "text")
     own = ("text",) if kind in TEXT_PARTS else (kind, "text")
     return next((key for key in (*own, *VALUE_KEYS) if isinstance(part.get(key), str)), None)
@@ -101,7 +101,7 @@ def _text_of_part(part: Any, kind: Any, name: str, place: Place) -> str:
 
 
 def _calls_of_part(part: dict[str, Any], name: str, place: Place) -> list[Any]:
-    """The calls that a part holds: the part itself, or what stands under its `value`, as JSON or its text."""
+    """The calls that a part holds: the part itself, or its `value`, as JSON or its text."""
     for key in (part["type"], "function", *VALUE_KEYS):
         value = part.get(key)
         if isinstance(value, str) and key != "function":
@@ -119,7 +119,7 @@ def read_call_text(text: str, name: str, place: Place) -> Content:
     Content(text='', reasoning='Look.', calls=[{'name': 'f', 'arguments': {}}])
 
     Raises:
-        RowError: if what follows the thought is no strict JSON.
+        RowError: if what follows the thought is not strict JSON.
     """
     content = Content()
     thought = _THOUGHT.match(text)

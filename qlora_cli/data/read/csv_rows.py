@@ -75,7 +75,7 @@ def _check_header(header: list[str], place: str) -> None:
         )
     duplicates = sorted(name for name, count in Counter(header).items() if count > 1)
     if duplicates:
-        raise DataError(f"column {shown(duplicates[0])} stands twice in the header", place=place)
+        raise DataError(f"column {shown(duplicates[0])} occurs twice in the header", place=place)
     if len(header) == 1:
         for separator in (";", "\t"):
             if separator in header[0]:

@@ -129,7 +129,7 @@ def choose_split(files: Sequence[Path], root: Path, split: str | None, place: st
 
 
 def _files_in(folder: Path) -> list[Path]:
-    """Files of the folder and of its folders that are named by split; of `data` where nothing lies beside it."""
+    """Files of the folder and of its folders that are named by split; of `data` where nothing is beside it."""
     entries = sorted(entry for entry in folder.iterdir() if not _NOT_DATA.fullmatch(entry.name))
     folders = [entry for entry in entries if entry.is_dir()]
     if len(entries) == 1 and folders and folders[0].name == DATA_FOLDER:

@@ -1,7 +1,7 @@
 """Layout of a source's rows, and the example that a row holds by it.
 
-Preference pairs (columns `chosen` and `rejected`) are no layout: one answer is trained here, and which one the recipe
-says through `columns`. Where the chosen answer stands apart from what it answers, `columns: {completion: chosen}`
+Preference pairs (`chosen` and `rejected`) are not a layout: one answer is trained here, and which one the recipe
+says through `columns`. Where the chosen answer is apart from what it answers, `columns: {completion: chosen}`
 puts it there, and assistant turns before it are read and not trained; where it is a whole conversation,
 `columns: {messages: chosen}` takes it.
 """
@@ -23,7 +23,7 @@ from qlora_cli.data.rejection import RejectionReason, RowError
 from qlora_cli.errors import DataError
 
 ANSWERS = ("output", "answer", "response", "completion", "target", "answers", "targets", "summary")
-"""Columns that hold an answer where they stand beside `text`."""
+"""Columns that hold an answer where they are beside `text`."""
 
 
 def detect_format(columns: Collection[str]) -> str:

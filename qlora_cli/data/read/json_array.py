@@ -69,7 +69,7 @@ class _Window:
         """`_line` is the line of this position."""
 
         self._column = 0
-        """Characters that stand before `text` in its first line."""
+        """Characters before `text` in its first line."""
 
         self._num_rows = 0
 
@@ -127,7 +127,7 @@ class _Window:
         return self._line
 
     def fault(self, text: str, hint: str = "", at: int | None = None) -> DataError:
-        """The error for what stands at the position."""
+        """The error for the text at the position."""
         line = self.line_at(self.position if at is None else at)
         return DataError(text, place=f"{self._name}:{line}", hint=hint)
 

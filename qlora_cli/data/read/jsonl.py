@@ -17,7 +17,7 @@ from qlora_cli.data.rejection import RejectionReason, RowError
 from qlora_cli.errors import DataError
 
 _SPACE = " \t\r\n\ufeff"
-"""May stand before a row. Files that were put together by `cat` have their byte order marks inside."""
+"""May come before a row. Files that were put together by `cat` have their byte order marks inside."""
 
 
 def read_jsonl(path: Path) -> Iterator[RawRow]:

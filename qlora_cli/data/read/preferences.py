@@ -37,7 +37,7 @@ def preference_hint(row: Collection[str] | Mapping[str, Any], *, field: str = ""
 
 
 def _mapping(row: Collection[str], chosen: str, value: Any) -> dict[str, str]:
-    """Format field -> column, by what stands beside the chosen answer and by what it is."""
+    """Format field -> column, by what is beside the chosen answer and by what it is."""
     prompt = next((column for column in PROMPTS if column in row), None)
     if "instruction" in row and isinstance(value, str):
         return {"output": chosen}

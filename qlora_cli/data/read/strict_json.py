@@ -1,6 +1,6 @@
 """JSON as the standard says, where Python's parser is more lenient than training can be.
 
-Refused besides broken text: a key that stands twice in one object (all but the last would be lost), NaN and the
+Refused besides broken text: a key that occurs twice in one object (all but the last would be lost), NaN and the
 infinities, half of a surrogate pair (no tokenizer takes it), and values nested so deeply that code after the parser
 would run out of stack.
 """
@@ -42,7 +42,7 @@ def _refuse_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(row) < len(pairs):
         keys = [key for key, _ in pairs]
         duplicate = next(key for key in keys if keys.count(key) > 1)
-        raise _ValueError(f"key {shown(duplicate)} stands twice in one object")
+        raise _ValueError(f"key {shown(duplicate)} occurs twice in one object")
     return row
 
 
@@ -69,7 +69,7 @@ def decode_json(text: str, position: int = 0) -> tuple[Any, int]:
     ({'a': [1, 2]}, 13)
 
     Raises:
-        JsonError: if it is no strict JSON.
+        JsonError: if it is not strict JSON.
     """
     try:
         value, end = _DECODER.raw_decode(text, position)
@@ -98,7 +98,7 @@ def load_json(text: str) -> Any:
     """The value of a text that is JSON from end to end.
 
     Raises:
-        JsonError: if it is no strict JSON, or something follows the value.
+        JsonError: if it is not strict JSON, or something follows the value.
     """
     value, end = decode_json(text, len(text) - len(text.lstrip(" \t\r\n")))
     rest = text[end:].strip(" \t\r\n")

@@ -77,7 +77,7 @@ def _num_line_ends(path: Path) -> int:
 
 @contextmanager
 def open_text(path: Path) -> Iterator[IO[str]]:
-    """The file's text without BOM, line ends as they stand there.
+    """The file's text without BOM, line ends as they are.
 
     Raises:
         DataError: as `open_bytes`, and at the line of the first byte that is not UTF-8.

@@ -28,7 +28,7 @@ def check_tool_calls(calls: Any, role: str, name: str, place: Place) -> list[dic
         place: of its row.
 
     Raises:
-        RowError: calls of another role, without a name, or whose arguments are no object.
+        RowError: calls of another role, without a name, or whose arguments are not an object.
     """
     if role != "assistant":
         raise row_error(f"{name}: only the assistant calls tools, not '{role}'", place)

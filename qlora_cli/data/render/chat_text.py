@@ -73,7 +73,7 @@ class ChatTexts:
             date: what the template takes for today; by default the clock's.
 
         Raises:
-            DataError: if the template is no valid Jinja.
+            DataError: if the template is not valid Jinja.
         """
         self._tokenizer = tokenizer
         self._template = template

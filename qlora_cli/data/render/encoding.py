@@ -9,7 +9,7 @@ piece, and no token's characters have to be looked up:
 
 Where the end of a span is no such place, character offsets show its last token. Tokenizers that a cut would make begin
 a new word (SentencePiece gives a text's first word a space) are asked for the whole text, and it is cut only where a
-token lies across the start of a span.
+token crosses the start of a span.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Encoder:
     def encode(self, texts: Sequence[str], spans: Sequence[Sequence[Span]]) -> list[Encoded]:
         """Tokens of each text, and each of its character spans in tokens.
 
-        A token that lies across the end of a span belongs to it.
+        A token that crosses the end of a span belongs to it.
 
         Args:
             texts: any number of them.
@@ -122,7 +122,7 @@ class Encoder:
         return pieces
 
     def _encode_whole(self, text: str, spans: Sequence[Span], encoding: Encoding) -> Encoded:
-        """Tokens of the whole text, unless one lies across the start of a span."""
+        """Tokens of the whole text, unless one crosses the start of a span."""
         if any(self._is_merged(encoding, text, start) for start, _ in spans):
             return self._encode_pieces(text, spans)
         token_spans = [
@@ -163,7 +163,7 @@ class Encoder:
     def _continue(self, piece: str, end: int, *, is_first: bool = False) -> tuple[list[int], int]:
         """Tokens of a piece from the middle of a text, and how many of them its first `end` characters take."""
         if self._marks_word_starts and not is_first:
-            # After a line end the piece's first word is no start of text, and gets no space of its own.
+            # After a line end the piece's first word is not a start of text, and gets no space of its own.
             encoding = self._backend.encode("\n" + piece, add_special_tokens=False)
             num_newline_ids = len(self._newline_ids)
             if encoding.ids[:num_newline_ids] == self._newline_ids:

@@ -29,7 +29,7 @@ class Frames:
 
     def __init__(self) -> None:
         self._of_role: dict[str, list[tuple[str, str]]] = {}
-        """Role -> what stands before and behind the content."""
+        """Role -> the texts before and after the content."""
 
     def hold(self, trace: RenderTrace, messages: Sequence[Message], answers: Sequence[AnswerSpan]) -> bool:
         """Whether each message is a content in a known frame, those of the assistant inside of its answer."""
@@ -60,7 +60,7 @@ class Frames:
 
     def learn(self, trace: RenderTrace, messages: Sequence[Message], places: Places) -> None:
         """Take in the frames of turns that hold one content and nothing else of the conversation."""
-        within: dict[int, list[int]] = {}  # message -> leaves that stand in its turn
+        within: dict[int, list[int]] = {}  # message -> leaves in its turn
         for number, found in enumerate(places.of):
             for start, end in found:
                 owner = places.leaves[number].owner

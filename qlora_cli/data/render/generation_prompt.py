@@ -1,7 +1,7 @@
 """Text that a template prints to make the assistant answer (`add_generation_prompt=True`).
 
 For most templates the tree shows that it is the same for every conversation (`template_tree.py`). In the others it
-follows from what stands right before the answer: system turn, tools, the last question, and what was called since. So
+follows from what comes right before the answer: system turn, tools, the last question, and what was called since. So
 a short conversation of these alone is rendered, not all that came before, which in a long conversation would be done
 again for every answer. That the two agree is tested on probes for each template (`proof.py`), and on rows.
 """

@@ -2,7 +2,7 @@
 
 A mark is a number between two rare characters, put around a text in a copy of the conversation. Marks stand inside the
 spaces at a text's ends, and never inside or across a word that the template looks for, so that it does the same with
-the copy; that it did is checked afterwards (`placement.py`). A number that is no text is exchanged for a rare one.
+the copy; that it did is checked afterwards (`placement.py`). A number that is not text is exchanged for a rare one.
 
     content           <think>\\nhm\\n</think>\\n\\nYes
     marked            <think>\\n(0(hm)0)\\n</think>\\n\\n(1(Yes)1)
@@ -70,11 +70,11 @@ class Leaf(NamedTuple):
     """Whether it has a mark behind it only, which all keys of that name share."""
 
     key_mark: int | None = None
-    """Of a value without a mark: that of the key behind which it stands."""
+    """Of a value without a mark: that of its key."""
 
 
 class Marks(NamedTuple):
-    """Two characters that stand nowhere in a conversation."""
+    """Two characters that do not occur in a conversation."""
 
     opening: str
     closing: str

@@ -88,7 +88,7 @@ class ChatMask:
             date: what the template takes for today; by default the clock's.
 
         Raises:
-            DataError: if the template is no valid Jinja.
+            DataError: if the template is not valid Jinja.
         """
         try:
             self._traced = TracedTemplate(template, special_tokens, date)

@@ -165,7 +165,7 @@ def _misplaced(leaf: Leaf, found: Sequence[tuple[int, int]], row: Row) -> Unprin
 def _in_prompt(
     leaf: Leaf, role: str, found: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]], row: Row
 ) -> Unprinted | None:
-    """A text that is not the assistant's: it must not be trained, and must stand before the answers that follow it."""
+    """A text that is not the assistant's: it must not be trained, and must come before the answers that follow it."""
     if any(start < end_of and end > start_of for start, end in found for start_of, end_of in spans):
         raise RowError(
             RejectionReason.UNPRINTED,

@@ -41,7 +41,7 @@ def probes() -> Iterator[tuple[list[Message], Tools]]:
 
 
 def must_take_whole(mask: ChatMask, as_template_reads: Callable[[Sequence[Message]], list[Message]]) -> bool:
-    """Whether a template's generation prompt follows from more than stands right before the answer."""
+    """Whether a template's generation prompt follows from more than what comes right before the answer."""
     for messages, tools in probes():
         shown = as_template_reads(messages)
         try:

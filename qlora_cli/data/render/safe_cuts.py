@@ -1,6 +1,6 @@
 """Positions where a text may be cut in two without changing a token: beside an added token such as `<|im_end|>`.
 
-A tokenizer looks for its added tokens first and tokenizes what lies between them apart, so a cut there is one that it
+A tokenizer looks for its added tokens first and tokenizes what is between them apart, so a cut there is one that it
 makes itself. Left out are added tokens that take in the spaces beside them, that count only as whole words, that
 are looked for after the text is normalized, or that share characters with another added token.
 """
@@ -54,7 +54,7 @@ def _is_plain(token: AddedToken) -> bool:
 
 
 def _may_hide(other: str, token: str) -> bool:
-    """Whether an added token can lie across an edge of this one, or around it, and so be found in its place.
+    """Whether an added token can cross an edge of this one, or around it, and so be found in its place.
 
     >>> _may_hide("<|end|>", "<|im_end|>"), _may_hide("end|><|", "<|im_end|>"), _may_hide("<|im_end|>!", "<|im_end|>")
     (False, True, True)

@@ -42,7 +42,7 @@ class SpecialText:
         """
         Args:
             added_tokens: of the tokenizer.
-            markup: words that the template looks for in an answer, such as `</think>`; there they are no mere text.
+            markup: words that the template looks for in an answer, such as `</think>`; there they are not mere text.
         """
         special = [token for token in added_tokens if token.special and token.content.strip()]
         self._token = _any_of([token.content for token in special])

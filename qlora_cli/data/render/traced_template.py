@@ -1,7 +1,7 @@
 """Characters of a rendered chat by the message that made them, found in the template itself.
 
 A chat template is a Jinja program that loops over the messages. Its parsed tree is changed in one way: every loop
-body begins with a call that prints a private mark when the loop stands at a message, and a mark follows the loop.
+body begins with a call that prints a private mark when the loop is at a message, and a mark follows the loop.
 The changed program is rendered once; the marks are cut out and where they stood bounds each message's text. No
 template's words are guessed. `{% generation %}` blocks, where a template has them, are marked in the same way.
 
@@ -225,13 +225,13 @@ def _as_handed_to_templates(messages: Sequence[Message]) -> Sequence[Message]:
     else:
         if len(set(map(id, messages))) == len(messages):
             return messages
-    # Each message becomes an object of its own, by which it is known, even where one stands in the list twice.
+    # Each message becomes an object of its own, by which it is known, even where one is in the list twice.
     aliased: Sequence[Message] = _alias_reasoning_fields([dict(message) for message in messages])
     return aliased
 
 
 def _read_marks(marked: str, marks: Sequence[_Mark]) -> RenderTrace:
-    """Cut the marks out; between two marks of one loop lies the text of the first one's message.
+    """Cut the marks out; between two marks of one loop is the text of the first one's message.
 
     Args:
         marked: the chat with its marks.

@@ -43,7 +43,7 @@ class ShownRow:
 
     @property
     def as_read(self) -> str:
-        """A rejected row as it stands in its source, cut where it is very long."""
+        """A rejected row as it is in its source, cut where it is very long."""
         row = self.rejection.row if self.rejection else ""
         text = row if isinstance(row, str) else json.dumps(row, ensure_ascii=False, indent=2, default=str)
         num_more = len(text) - NUM_CHARS_AS_READ
@@ -102,7 +102,7 @@ def show_example(row: TokenRow, tokenizer: PreTrainedTokenizerBase, *, with_brac
 def show_ids(row: TokenRow, tokenizer: PreTrainedTokenizerBase) -> Text:
     """One line a token: its position, its id, what it is, its text with every space and line end drawn.
 
-    Where a character is spread over several tokens, it stands at the last of them and the others show `…`.
+    Where a character is spread over several tokens, it is shown at the last of them and the others show `…`.
     """
     id_width = 2 + max(map(len, map(str, row.input_ids)), default=2)
     text = Text()

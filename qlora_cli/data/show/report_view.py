@@ -75,7 +75,7 @@ def verdict(report: DataReport) -> str:
 
 
 def histogram(lengths: Lengths, max_length: int, *, width: int = BAR_WIDTH) -> Iterator[str]:
-    """Lines of bars, rows over tokens, with a line where `max_length` lies; runs of empty bins are one line."""
+    """Lines of bars, rows over tokens, with a line at `max_length`; runs of empty bins are one line."""
     total = sum(count for _, _, count in lengths.histogram)
     most = max(count for _, _, count in lengths.histogram)
     yield f"tokens a row ({rows_in_words(total)})"

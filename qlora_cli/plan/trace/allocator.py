@@ -95,7 +95,7 @@ class CachingAllocator:
             segment = LARGE_SEGMENT
         else:
             segment = -(-size // LARGE_ROUNDING) * LARGE_ROUNDING
-        # Addresses of segments lie one after the other; blocks of two segments are never joined.
+        # Addresses of segments follow one another; blocks of two segments are never joined.
         block = AllocatorBlock(segment, self.reserved, is_small)
         self.reserved += segment
         self.peak_reserved = max(self.peak_reserved, self.reserved)

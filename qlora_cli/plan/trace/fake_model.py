@@ -197,7 +197,7 @@ def _four_bit(module: nn.Module, parameter: Any, dtype: torch.dtype, has_map_eac
         quant_storage=parameter.quant_storage,
     )
     if has_map_each and state.nested:
-        # The map of the second quantization lies in CPU memory and is copied to the GPU for each weight.
+        # The map of the second quantization is in CPU memory and is copied to the GPU for each weight.
         state.state2.code = torch.empty(DYNAMIC_MAP_BYTES // 4)
     fake: Any = nn.Parameter(packed, requires_grad=False)
     fake.quant_state = module.quant_state = state

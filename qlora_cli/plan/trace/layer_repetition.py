@@ -64,7 +64,7 @@ def short_length(pattern: Pattern, num_layers: int) -> int:
 
 @dataclass(frozen=True)
 class _Segment:
-    """A stretch of the step: a layer's forward or backward, or what lies before, between or after them."""
+    """A stretch of the step: a layer's forward or backward, or what comes before, between or after them."""
 
     name: str
     layer: int | None

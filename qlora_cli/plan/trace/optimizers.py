@@ -34,6 +34,6 @@ def make_optimizer(request: PlanRequest, parameters: Parameters) -> torch.optim.
 
 
 def is_paged(request: PlanRequest, parameter: torch.Tensor) -> bool:
-    """Whether the moments of this parameter lie in memory that moves between the GPU and the host."""
+    """Whether the moments of this parameter are in memory that moves between the GPU and the host."""
     is_on = request.device.kind == "cuda" and request.recipe.training.optim.startswith("paged")
     return is_on and parameter.numel() >= PAGED_FROM

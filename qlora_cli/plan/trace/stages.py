@@ -14,7 +14,7 @@ from qlora_cli.plan.trace.live_memory import LiveMemory, Stage
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """The model's layers in their order: the longest list of modules that lies least deep.
+    """The model's layers in their order: the longest list of modules that is nested least deep.
 
     >>> block = nn.Module()
     >>> block.experts = nn.ModuleList([nn.Identity()] * 8)

@@ -156,7 +156,7 @@ def _turn_on_checkpointing(model: PeftModel, request: PlanRequest, memory: LiveM
     on_cuda = request.device.kind == "cuda"
     arguments: dict[str, Any] = {
         "use_reentrant": False,
-        "preserve_rng_state": not on_cuda,  # on CUDA the state of the random generators lies in host memory
+        "preserve_rng_state": not on_cuda,  # on CUDA the state of the random generators is in host memory
         "context_fn": checkpoint_contexts(memory, lambda: _computing(request)),
     }
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=arguments)

@@ -88,7 +88,7 @@ def environment_info(recipe: Recipe) -> dict[str, Any]:
 def changed_keys(before: Recipe, after: Recipe) -> list[tuple[str, Any, Any]]:
     """Keys whose value differs and that a resumed run must not change, with both values.
 
-    A later end of the run is no change: what is done stays what it was.
+    A later end of the run is not a change: what is done stays what it was.
     """
     old, new = _training_keys(before), _training_keys(after)
     changed = [(key, old.get(key), new.get(key)) for key in sorted(old.keys() | new.keys())]

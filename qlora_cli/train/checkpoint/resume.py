@@ -48,7 +48,7 @@ def prepare_run_directory(run: RunDirectory, *, overwrite: bool) -> None:
 
 
 def refuse_foreign_parts(run: RunDirectory) -> None:
-    """See before any work is done that nothing of somebody else's lies where the session will write.
+    """Make sure, before any work is done, that no foreign file is where the session will write.
 
     Raises:
         ArgumentError: naming what it is.

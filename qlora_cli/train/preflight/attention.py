@@ -48,8 +48,8 @@ def check_causal_attention(model: PeftModel, collator: Collator) -> None:
     change, limit = _change(model, one[:PROBE_LENGTH], other[:PROBE_LENGTH])
     if change > limit:
         raise RecipeError(
-            f"{type(model.get_base_model()).__name__} is no causal language model: replacing the second half of a row "
-            f"moved a logit of the first by {change:.3g}",
+            f"{type(model.get_base_model()).__name__} is not a causal language model: replacing the second half of "
+            f"a row moved a logit of the first by {change:.3g}",
             hint="choose a base that was trained to continue text, such as Llama, Qwen, Mistral or GPT-2",
         )
 

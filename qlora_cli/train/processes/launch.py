@@ -79,7 +79,7 @@ def visible_gpu(visible: str | None, rank: int, world_size: int) -> str | None:
     """CUDA_VISIBLE_DEVICES for one process of several on a machine; None leaves it as it is.
 
     Args:
-        visible: the variable as it stands; None where it is not set, so that all GPUs are in sight.
+        visible: the variable as it is; None where it is not set, so that all GPUs are in sight.
 
     Raises:
         ArgumentError: if fewer GPUs are in sight than there are processes.

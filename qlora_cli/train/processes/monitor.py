@@ -33,7 +33,7 @@ GRACE_SECONDS = 10.0
 
 ANSWER_SECONDS = 5.0
 CRASHED = 1
-"""Exit code of an error that is no `QloraError`."""
+"""Exit code of an error that is not a `QloraError`."""
 
 
 @dataclass(frozen=True)

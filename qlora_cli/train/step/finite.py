@@ -47,7 +47,7 @@ def first_nonfinite(tensors: Iterable[tuple[str, Any]]) -> str:
     """Name of the first tensor that holds NaN or infinity; empty where all are finite.
 
     Args:
-        tensors: names and values; a value that is no tensor of floating-point numbers counts as finite.
+        tensors: names and values; a value that is not a tensor of floating-point numbers counts as finite.
     """
     named = [(name, value) for name, value in tensors if torch.is_tensor(value)]
     if is_finite(largest_value(value for _, value in named)):

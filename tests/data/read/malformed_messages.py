@@ -142,7 +142,7 @@ MESSAGES = [
     (
         "arguments_key_twice",
         [HI, calling({"function": {"name": "f", "arguments": '{"x": 1, "x": 2}'}})],
-        "arguments of a tool call in message 2 of messages: key 'x' stands twice in one object",
+        "arguments of a tool call in message 2 of messages: key 'x' occurs twice in one object",
     ),
     (
         "arguments_surrogate",

@@ -66,7 +66,7 @@ PARQUET_FILES = [
     (
         "column_twice.parquet",
         parquet(TWO_TEXTS),
-        "#row 1: cannot be read from here on: a column stands twice: text, text",
+        "#row 1: cannot be read from here on: a column occurs twice: text, text",
     ),
     ("null.parquet", parquet([{"text": "a"}, {"text": None}]), "#row 2: text must be a string, found null"),
     ("all_null.parquet", parquet([{"text": None}]), "#row 1: text must be a string, found null"),

@@ -241,4 +241,4 @@ NAMED: dict[str, Rows] = {
     "teknium/OpenHermes-2.5": _rows(lambda n: {"conversations": _turns(n), "source": "airoboros2.2"}),
     "timdettmers/openassistant-guanaco": _rows(lambda n: {"text": f"### Human: {ASKED[n]}### Assistant: {SAID[n]}"}),
 }
-"""Layouts that are read without a word."""
+"""Layouts that are read without a note."""

@@ -21,7 +21,7 @@ SOURCE = SourceSection(path="rows.jsonl")
 
 
 def pasted(hint):
-    """The source that a hint tells to write."""
+    """The source that a hint says to write."""
     [line] = re.findall(r"`train: (\{.*\})`", hint)
     return SourceSection.model_validate(yaml.safe_load(line))
 

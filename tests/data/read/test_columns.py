@@ -1,4 +1,4 @@
-"""Columns: each is read once, where the recipe says or under its own name; what is not read is told."""
+"""Columns: each is read once, where the recipe says or under its own name; what is not read is reported."""
 
 from __future__ import annotations
 

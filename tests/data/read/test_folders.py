@@ -1,4 +1,4 @@
-"""Folders and patterns: all files of one split are read, and none is passed over without a word."""
+"""Folders and patterns: all files of one split are read, and none is skipped silently."""
 
 from __future__ import annotations
 

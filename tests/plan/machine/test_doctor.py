@@ -1,4 +1,4 @@
-"""The doctor calls nothing `ok` that it has not tried, and tells what fails."""
+"""The doctor calls nothing `ok` that it has not tried, and says what fails."""
 
 from __future__ import annotations
 

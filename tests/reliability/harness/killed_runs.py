@@ -47,7 +47,7 @@ KINDS: dict[str, dict[str, dict[str, Any]]] = {
 LAST_STEP = 8
 
 OVERRUN = 1.1
-"""Moments are drawn from so many times the undisturbed life, so that some processes have ended by themselves."""
+"""Moments are drawn from this many times the undisturbed life, so that some processes have ended by themselves."""
 
 
 class Allocation(Protocol):

@@ -1,6 +1,6 @@
-"""`qlora train` in two processes that start at once, each forked from a server that has the libraries loaded.
+"""`qlora train` in two processes that start together, each forked from a server that has the libraries loaded.
 
-A process can be told to kill itself at one call of one function, which is `kill -9` at exactly that moment.
+A process can be made to kill itself at one call of one function, which is `kill -9` at exactly that moment.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ NAMES = (
         for kind in ("json", "safetensors")
     ),
 )
-"""What a checkpoint goes on from; `random` of a single process, `random-0` and so on of several."""
+"""Files that a resume needs; `random` of a single process, `random-0` and so on of several."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def free_port() -> int:
 
 @contextmanager
 def serving(logs: Path) -> Iterator[Ranks]:
-    """Start the servers, both at once."""
+    """Start the servers, both together."""
     with ExitStack() as stack:
         servers = [ForkServer("qlora_cli.train.session", "qlora_cli.cli.app", __name__) for _ in range(NUM_RANKS)]
         for server in servers:
@@ -257,7 +257,7 @@ def write_recipe(path: Path, base: Path, data: Path, /, **sections: dict[str, An
 
 
 def content(run: Path, step: int = 8) -> dict[str, bytes]:
-    """The bytes that two equal runs share: the adapter, and all that the last checkpoint would go on from."""
+    """The bytes that two equal runs share: the adapter, and all that a resume from the last checkpoint would need."""
     checkpoint = run / "checkpoints" / f"step-{step:06d}"
     names = [name for name in NAMES if (checkpoint / name).exists()]
     return {name: (checkpoint / name).read_bytes() for name in names} | {

@@ -1,4 +1,4 @@
-"""A machine whose memory holds a few rows at once: passes over more of them fail as they do on a GPU."""
+"""A machine whose memory holds a few rows a pass: passes over more of them fail as they do on a GPU."""
 
 from __future__ import annotations
 

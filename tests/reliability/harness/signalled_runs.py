@@ -235,7 +235,7 @@ class Scene:
         return [] if files_in(self.result(phase, place)) in allowed else ["what was there is not as it was"]
 
     def wrong_second_end(self, server: ForkServer, case: Case) -> list[str]:
-        """How the command, run again or resumed, ends otherwise than an undisturbed one."""
+        """How the command, run again or resumed, ends differently from an undisturbed one."""
         phase = PHASES[case.phase]
         child, place = self.start(server, case, is_disturbed=False)
         if child.wait() != 0:

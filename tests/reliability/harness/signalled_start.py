@@ -2,7 +2,7 @@
 
 It reads JSON, `[{"arguments": [...], "signal": 2, "at": 5, "name": null, "after": null}, ...]`, and answers with a list
 of `{"exit_code", "calls", "seconds", "text"}`. This file imports nothing that the command imports, so that each child
-begins anew.
+begins again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import time
 def run_case(case: dict) -> dict:
     """How a child ends that gets `signal` at the `at`-th call of a function of that `name` (null: of any).
 
-    Or `after` so many seconds, from outside; calls are not counted then.
+    Or `after` this many seconds, from outside; calls are not counted then.
     """
     with tempfile.TemporaryFile("w+") as log:
         read_end, write_end = os.pipe()

@@ -74,7 +74,7 @@ def remains(run: RunDirectory) -> dict[str, object]:
 
 
 def run_of(recipe: Recipe, path, *stops: int) -> RunDirectory:
-    """A run that is stopped and resumed after each so many steps."""
+    """A run that is stopped and resumed after every few steps."""
     run = RunDirectory(path)
     for number, stop in enumerate(stops):
         train_recipe(recipe, run, TrainOptions(stop_after=stop, resume=number > 0))

@@ -1,4 +1,4 @@
-"""A loss that leaves its level for good is told once; what ordinary runs do is not."""
+"""A loss that leaves its level for good is reported once; ordinary runs are not."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ MIB = 2**20
 
 
 def take(num_mib: int) -> None:
-    """Touch so much memory, in one piece that goes back to the system at once."""
+    """Touch this much memory, in one piece that goes back to the system immediately."""
     torch.zeros(num_mib * MIB, dtype=torch.uint8).add_(1)
 
 

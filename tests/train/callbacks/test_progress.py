@@ -17,7 +17,7 @@ from qlora_cli.train.callbacks.progress import ProgressCallback, peak_memory_byt
 
 
 class TrainOptions:
-    """A callback on a clock that goes only when it is told to."""
+    """A callback on a clock that only moves when the test says so."""
 
     def __init__(self, path: Path, monkeypatch, max_steps: int = 10) -> None:
         self.seconds = 100.0

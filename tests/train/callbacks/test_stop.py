@@ -1,4 +1,4 @@
-"""A first signal asks for a checkpoint and an end, a second leaves at once; a stop ends at a step boundary."""
+"""A first signal asks for a checkpoint and an end, a second ends the process; a stop ends at a step boundary."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_second_signal_leaves_at_once(second):
 
 
 def step(callback: StopCallback, number: int, max_steps: int = 100) -> TrainerControl:
-    """What the trainer is told at the end of a step."""
+    """The trainer's control at the end of a step."""
     control = TrainerControl()
     callback.on_step_end(None, TrainerState(global_step=number, max_steps=max_steps), control)
     return control

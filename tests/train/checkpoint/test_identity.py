@@ -1,4 +1,4 @@
-"""The manifest tells base, tokenizer, template and data apart: a change of one changes one fingerprint."""
+"""The manifest distinguishes base, tokenizer, template and data: a change of one changes one fingerprint."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ def test_a_seal_tells_recipes_apart_that_train_otherwise_and_no_others(small_rec
 
 
 def test_a_checkpoint_of_another_run_is_passed_over(small_recipe, tmp_path, capsys):
-    """Both runs have the same data and base; only the learning rate tells them apart."""
+    """Both runs have the same data and base; only the learning rate distinguishes them."""
     run, other = (RunDirectory(tmp_path / name) for name in ("run", "other"))
     for directory, rate in ((run, 0.01), (other, 0.02)):
         recipe = small_recipe(training={"learning_rate": rate, "save_strategy": "steps", "save_steps": 2})
@@ -141,7 +141,7 @@ def rates(run: RunDirectory) -> list[float]:
 
 
 def test_intervals_that_change_on_resume_are_those_that_count(small_recipe, tmp_path):
-    """The stock trainer goes on with the intervals of the session that wrote the checkpoint."""
+    """The stock trainer keeps the intervals of the session that wrote the checkpoint."""
     run = RunDirectory(tmp_path / "run")
     steps = {"max_steps": 12, "save_strategy": "steps", "save_total_limit": 9}
     train_recipe(small_recipe(training={**steps, "save_steps": 2, "logging_steps": 1}), run, TrainOptions(stop_after=4))

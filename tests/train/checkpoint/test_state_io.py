@@ -80,7 +80,7 @@ def test_every_generator_goes_on_where_it_was(tmp_path):
 
 
 def test_an_optimizer_does_not_change_with_the_file_that_it_was_loaded_from(tmp_path):
-    """A mapped file would: rotation may delete it, and a disk may lose it, while training goes on."""
+    """A mapped file would: rotation may delete it, and a disk may lose it, during training."""
     _, optimizer = stepped(torch.optim.AdamW)
     save_optimizer(tmp_path, optimizer)
     _, restored = stepped(torch.optim.AdamW)

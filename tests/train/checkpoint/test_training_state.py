@@ -1,4 +1,4 @@
-"""What a checkpoint holds beside weights and optimizer: enough that nobody can tell that a run was stopped."""
+"""State in a checkpoint beside weights and optimizer: enough to make a stopped run equal an undisturbed one."""
 
 from __future__ import annotations
 

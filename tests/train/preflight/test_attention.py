@@ -58,7 +58,7 @@ def test_trained_weights_that_see_what_follows_are_refused(trained_base, quantiz
     model = tuned(trained_base, "eager", quantization)
     for layer in model.get_base_model().model.layers:
         layer.register_forward_pre_hook(see_everything, with_kwargs=True)
-    with pytest.raises(RecipeError, match="no causal language model"):
+    with pytest.raises(RecipeError, match="not a causal language model"):
         check_causal_attention(model, Collator(0))
 
 
@@ -124,7 +124,7 @@ def test_a_causal_base_is_one(tiny_base, attention):
 def test_a_base_that_sees_what_follows_is_refused(tmp_path, quantization):
     sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     BertLMHeadModel(BertConfig(vocab_size=64, **sizes)).save_pretrained(tmp_path)
-    with pytest.raises(RecipeError, match="BertLMHeadModel is no causal language model") as caught:
+    with pytest.raises(RecipeError, match="BertLMHeadModel is not a causal language model") as caught:
         check_causal_attention(tuned(tmp_path, quantization=quantization), Collator(0))
     assert caught.value.exit_code == 2
 

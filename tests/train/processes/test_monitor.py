@@ -1,4 +1,4 @@
-"""Three processes that watch each other: how one ends is how all end, and one of them says why."""
+"""Three processes that monitor each other: how one ends is how all end, and one of them says why."""
 
 from __future__ import annotations
 
