@@ -12,7 +12,7 @@ WORKERS ?= 2
 # A CPU whose other core is busy loses seconds to OpenMP threads that spin while they wait.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help install install-dev demo test test-gpu torture check check-latest format fuzz bench-data bench-checkpoint bench-gpu bench-plan clean
+.PHONY: help install install-dev demo test test-quick test-gpu torture check check-latest format fuzz bench-data bench-checkpoint bench-gpu bench-plan clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ demo: install ## the main job on CPU: make a base, train, compare, merge, ask
 test: install-dev ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not gpu and not torture"
 
+test-quick: install-dev ## a minute's worth of them: no training, no processes (tests/slowness.py)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not gpu and not torture"
+
 test-gpu: install-dev ## run the tests that need a CUDA GPU
 	$(BIN)/python -m pytest -m gpu
 
@@ -53,7 +56,7 @@ check: install-dev ## lint, format and types, changing nothing
 LATEST := .venv-latest/bin/python
 LATEST_PIP := $(LATEST) -m pip --disable-pip-version-check install --quiet
 LATEST_TORCH ?= $(shell grep '^torch==' constraints.txt)
-LATEST_TESTS ?= tests/test_upstream.py tests/test_upstream_names.py tests/recipe tests/data/render tests/train/test_resume.py
+LATEST_TESTS ?= tests/test_upstream.py tests/test_upstream_names.py tests/recipe tests/data/render tests/train/checkpoint/test_resume.py
 BEYOND ?=
 
 check-latest: ## names that we need, signatures and fast tests with the newest libraries, in .venv-latest

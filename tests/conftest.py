@@ -17,6 +17,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from qlora_cli.model.tiny import TinyOptions, make_tiny_base
+from tests.slowness import (  # noqa: F401 - hooks of pytest
+    pytest_ignore_collect,
+    pytest_itemcollected,
+    pytest_runtest_call,
+    pytest_runtest_setup,
+)
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"

@@ -152,6 +152,7 @@ def test_what_is_shown_to_a_notebook_is_plain_text():
     assert not console.err.is_jupyter
 
 
+@pytest.mark.slow
 def test_colours_can_be_asked_for_where_bars_cannot_be_drawn():
     """FORCE_COLOR stands in the environment of every notebook."""
     code = "from qlora_cli.console import err, warn; warn('hot'); print(err.is_terminal)"

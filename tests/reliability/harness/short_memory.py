@@ -42,8 +42,8 @@ class ShortMemory:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
 
     def _is_too_much(self, trainer: QloraTrainer, num_rows: int) -> bool:
-        done = (trainer.state.global_step, len(trainer._step_numbers.micro_batches))
-        if trainer._step_numbers.step != trainer.state.global_step:
+        done = (trainer.state.global_step, len(trainer._step_gradients.micro_batches))
+        if trainer._step_gradients.step != trainer.state.global_step:
             done = (done[0], 0)
         return num_rows > self.max_rows and done >= (self.first_step, self.first_pass)
 
