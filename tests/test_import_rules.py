@@ -205,3 +205,56 @@ def test_a_planted_violation_is_found(room, source, fault):
 def test_what_is_allowed_is_not_found(room, source):
     (found,) = imports_of(ast.parse(source), room)
     assert faults_of(found) == []
+
+
+def modules_of(folders: tuple[str, ...]) -> dict[str, Path]:
+    """Module name -> its file, of everything below some folders."""
+    paths = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    return {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in paths}
+
+
+def imported_modules(path: Path, modules: dict[str, Path]) -> set[str]:
+    """Modules of `modules` that a file names, wherever in it, for type checkers too."""
+    found = set()
+    for one in imports_of(ast.parse(path.read_text("utf-8")), room=""):
+        names = {one.module, *(f"{one.module}.{name}" for name in one.names)}
+        deepest = names & modules.keys()
+        found |= {name for name in deepest if modules[name].name != "__init__.py" or len(deepest) == 1}
+    return found
+
+
+def circle_in(graph: dict[str, set[str]]) -> list[str]:
+    """Modules that import each other in a circle, the first one found; empty where there is none.
+
+    >>> circle_in({"a": {"b"}, "b": {"c"}, "c": {"b"}})
+    ['b', 'c', 'b']
+    """
+    done: set[str] = set()
+
+    def walk(module: str, way: list[str]) -> list[str]:
+        if module in way:
+            return [*way[way.index(module) :], module]
+        if module in done:
+            return []
+        for target in sorted(graph.get(module, ())):
+            if found := walk(target, [*way, module]):
+                return found
+        done.add(module)
+        return []
+
+    return next((found for module in sorted(graph) if (found := walk(module, []))), [])
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    modules = modules_of(("qlora_cli", "tests", "benchmarks"))
+    # The package's own __init__ hands out api.py's functions; whoever imports a module of it passes through there.
+    graph = {name: imported_modules(path, modules) - {name, "qlora_cli"} for name, path in modules.items()}
+    assert circle_in(graph) == []
+    assert circle_in({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+
+
+@pytest.mark.parametrize("folder", ["train", "plan", "run"])
+def test_a_folder_can_be_seen_at_a_glance(folder):
+    folders = [ROOT / PACKAGE / folder, *(path for path in (ROOT / PACKAGE / folder).iterdir() if path.is_dir())]
+    sizes = {path.name: len(list(path.glob("*.py"))) for path in folders}
+    assert {name: size for name, size in sizes.items() if size > 20} == {}
