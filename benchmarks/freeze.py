@@ -21,6 +21,7 @@ import json
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -107,8 +108,14 @@ BROKEN_DATA: dict[str, bytes] = {
     "text and answer": b'{"text": "a", "output": "b"}\n',
 }
 
+LEFT_OUT = (".lock", "log.txt")
+"""Files of a run that hold a process id, and what libraries say with their times."""
+
+FOLDER = Path(tempfile.gettempdir()) / "qlora-freeze"
+"""Both records are made in a folder of this name, since configurations name it; it must not be there."""
+
 _VOLATILE_KEY = re.compile(
-    r"second|time|date|started|finished_at|created|^pid$|host|peak_memory|free|speed|runtime|per_s$|commit|machine",
+    r"second|time|date|started|finished_at|created|^pid$|host|peak_memory|resident|free|speed|runtime|per_s$|commit|machine",
     re.IGNORECASE,
 )
 """JSON keys whose values differ from one run to the next on the same tree."""
@@ -117,6 +124,7 @@ _VOLATILE_TEXT = [
     (re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d)?(\.\d+)?(\+\d\d:\d\d|Z)?"), "DATE"),
     (re.compile(r"\d+(\.\d+)? ?(tokens/s|rows/s|s\b|min\b|h\b|MiB|GiB|MB\b|GB\b|KB\b|kB\b)"), "FIGURE"),
     (re.compile(r".*( \.\.\.|so far)\n"), ""),
+    (re.compile(r"step \d+/\d+  .*\n"), ""),  # how many of them there are, the clock decides
     (re.compile(r" +"), " "),
 ]
 
@@ -132,8 +140,11 @@ def main() -> None:
     options = parser.parse_args()
     if options.action == "compare":
         sys.exit(compare(*(json.loads(path.read_text()) for path in (options.before, options.after))))
-    with tempfile.TemporaryDirectory() as name:
-        record = dict(sorted(recorded(Path(name))))
+    FOLDER.mkdir()
+    try:
+        record = dict(sorted(recorded(FOLDER)))
+    finally:
+        shutil.rmtree(FOLDER)
     options.file.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     print(f"{len(record):,} facts recorded")
 
@@ -205,6 +216,7 @@ def run(folder: Path, arguments: list[str], program: list[str] | None = None) ->
             "QLORA_CACHE": cache,
             "HF_HUB_OFFLINE": "1",
             "OMP_NUM_THREADS": "1",
+            "PYTHONHASHSEED": "0",  # PEFT writes a set of module names
             "NO_COLOR": "1",
             "COLUMNS": "120",
         }
@@ -241,7 +253,7 @@ def steady_value(value: Any) -> Any:
 
 def files_of(folder: Path, name: str) -> Iterator[tuple[str, str]]:
     """The hash of every file below a folder."""
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in LEFT_OUT):
         content = path.read_bytes()
         if path.suffix in (".json", ".jsonl") and not path.name.startswith(("tokenizer", "model.safetensors")):
             lines = content.decode().splitlines() if path.suffix == ".jsonl" else [content.decode()]
