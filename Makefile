@@ -12,7 +12,10 @@ WORKERS ?= 2
 # A CPU whose other core is busy loses seconds to OpenMP threads that spin while they wait.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help install install-dev demo test test-gpu torture check format fuzz bench-data bench-checkpoint bench-gpu bench-plan clean
+# Tests start many processes; each that had to compile the project's code anew would take a second longer.
+export PYTHONDONTWRITEBYTECODE :=
+
+.PHONY: help install install-dev demo test test-quick test-gpu torture check format fuzz bench-data bench-checkpoint bench-gpu bench-plan clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +39,9 @@ demo: install ## the main job on CPU: make a base, train, compare, merge, ask
 
 test: install-dev ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not gpu and not torture"
+
+test-quick: install-dev ## a minute's worth of them: no training, no processes (tests/slowness.py)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not gpu and not torture"
 
 test-gpu: install-dev ## run the tests that need a CUDA GPU
 	$(BIN)/python -m pytest -m gpu

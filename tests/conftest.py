@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -17,6 +18,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from qlora_cli.model.tiny import TinyOptions, make_tiny_base
+from tests.slowness import (  # noqa: F401 - hooks of pytest
+    pytest_ignore_collect,
+    pytest_itemcollected,
+    pytest_runtest_call,
+    pytest_runtest_setup,
+)
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -40,6 +47,12 @@ def pytest_configure(config: pytest.Config) -> None:
     cache = tempfile.TemporaryDirectory(prefix="qlora-tests-")
     os.environ["QLORA_CACHE"] = cache.name
     config.add_cleanup(cache.cleanup)
+
+
+def pytest_collection_finish() -> None:
+    """Leave what is imported out of garbage collections; training makes one each time, which took a quarter of it."""
+    gc.collect()
+    gc.freeze()
 
 
 def byte_tokenizer(*special_tokens: str, eos_token: str = "<|im_end|>") -> PreTrainedTokenizerFast:

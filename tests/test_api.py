@@ -23,6 +23,8 @@ from qlora_cli.run.checkpoints import list_checkpoints
 from qlora_cli.run.files import sha256_file
 from qlora_cli.run.metrics import read_metrics
 
+pytestmark = pytest.mark.slow
+
 HEAVY = ("torch", "transformers", "datasets", "peft", "trl", "bitsandbytes", "typer", "pydantic", "yaml")
 
 TIMES = ("tokens_per_second", "peak_memory_bytes")

@@ -12,6 +12,8 @@ import torch
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.train.assembly import make_model
 
+pytestmark = pytest.mark.slow
+
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 

@@ -66,6 +66,7 @@ def test_the_handler_of_the_program_hears_of_the_signal_after_the_function_is_ov
     assert heard == [(signal.SIGTERM, False)]
 
 
+@pytest.mark.slow
 def test_a_signal_that_ends_programs_ends_this_one_after_it_was_told(tmp_path):
     code = "import signal; from tests.test_calling import stop_late; stop_late(signal.SIGTERM); print('went on')"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -152,6 +153,7 @@ def test_what_is_shown_to_a_notebook_is_plain_text():
     assert not console.err.is_jupyter
 
 
+@pytest.mark.slow
 def test_colours_can_be_asked_for_where_bars_cannot_be_drawn():
     """FORCE_COLOR stands in the environment of every notebook."""
     code = "from qlora_cli.console import err, warn; warn('hot'); print(err.is_terminal)"

@@ -6,11 +6,14 @@ import subprocess
 import sys
 
 import bitsandbytes as bnb
+import pytest
 import torch
 
 from qlora_cli.model.adapter import attach_adapter
 from qlora_cli.model.base import load_base
 from qlora_cli.recipe.schema import LoraSection, ModelSection, QuantizationSection
+
+pytestmark = pytest.mark.slow
 
 
 def gradients(tiny_base, *, evaluates_first: bool):

@@ -42,6 +42,8 @@ from tests.keys.observers import (
 )
 from tests.keys.scene import set_scene
 
+pytestmark = pytest.mark.slow
+
 BASIC = {
     "name": "basic",
     "model": {"base_model": "base"},

@@ -50,6 +50,7 @@ def test_no_library_takes_an_interruption_for_an_exception():
     assert not issubclass(Interruption, Exception)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("second", STOP_SIGNALS, ids=lambda number: number.name)
 def test_a_second_signal_ends_the_process_at_once(second):
     def tidy_up_for_ever() -> None:
@@ -180,6 +181,7 @@ def test_tidying_up_is_not_interrupted_again(monkeypatch):
     assert sorted(tidied) == ["block", "generator"]
 
 
+@pytest.mark.slow
 def test_where_a_launcher_started_several_processes_an_echo_is_no_second_signal(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
 
@@ -193,6 +195,7 @@ def test_where_a_launcher_started_several_processes_an_echo_is_no_second_signal(
     assert ends_with(hear_an_echo) == 130
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 0), (signal.SIGTERM, -signal.SIGTERM)])
 def test_a_forked_process_leaves_ctrl_c_to_its_parent_and_dies_by_a_plain_kill(number, exit_code):
     def fork_and_signal() -> None:

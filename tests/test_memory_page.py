@@ -17,6 +17,8 @@ from qlora_cli.plan.facts import model_facts
 from qlora_cli.plan.shape import PlanRequest
 from qlora_cli.recipe.schema import Recipe
 
+pytestmark = pytest.mark.slow
+
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGE = (DOCS / "memory.md").read_text("utf-8")
 
@@ -50,7 +52,6 @@ def test_the_page_has_every_table(scripts):
     assert set(re.findall(r"<!-- (\w+) -->", PAGE)) == named
 
 
-@pytest.mark.slow
 def test_a_traced_row_is_what_a_trace_gives(scripts):
     write_memory, bases = scripts
     row = ("QLoRA", "1 x 512", *write_memory.parts(bases.traced("llama-2-7b", "data.max_length=512")))

@@ -57,6 +57,7 @@ ANYWHERE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", ANYWHERE, ids=" ".join)
 def test_debug_shows_where_an_error_comes_from(start, tmp_path, arguments):
     (tmp_path / "bad.yaml").write_text("lora: {r: 0}\n")

@@ -208,6 +208,7 @@ def test_what_another_process_is_using_is_kept_and_said(call, recipe):
     assert entry["key"][:8] in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [("data", "--help"), ("data", "check", "--help")])
 def test_help_loads_no_heavy_library(tmp_path, arguments):
     code = (

@@ -10,6 +10,8 @@ from qlora_cli.cli import deployment
 from qlora_cli.errors import ArgumentError
 from tests.deploy.models import save_llama, save_run
 
+pytestmark = pytest.mark.slow
+
 SHORT = ["--max-new-tokens", "8"]
 
 

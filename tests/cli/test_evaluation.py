@@ -10,6 +10,8 @@ import shutil
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+pytestmark = pytest.mark.slow
+
 TINY = ("--steps", 2, "--hidden", 64, "--layers", 1, "--heads", 1, "--vocab", 300)
 
 

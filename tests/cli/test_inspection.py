@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from qlora_cli.cli import app
+
+pytestmark = pytest.mark.slow
 
 
 def test_runs_before_the_first_run_says_how_to_start_one(call):

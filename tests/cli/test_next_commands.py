@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 
 def next_of(ran) -> list[list[str]]:
     """The command lines that the last line says, without the name of the program."""

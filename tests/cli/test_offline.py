@@ -70,6 +70,7 @@ def test_a_base_that_cannot_be_fetched_is_one_line_that_says_what_was_tried(call
     refused(call(*command, on_hub), unreachable)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [("data", "check"), ("data", "show"), ("train",)])
 def test_data_that_cannot_be_fetched_is_one_line_too(call, recipe_file, unreachable, command):
     ran = call(*command, recipe_file, "--set", "data.train=some-org/some-rows")
@@ -79,6 +80,7 @@ def test_data_that_cannot_be_fetched_is_one_line_too(call, recipe_file, unreacha
     assert f"{unreachable} cannot be reached" in error
 
 
+@pytest.mark.slow
 def test_commands_on_an_adapter_say_it_of_its_base(call, foreign_adapter, chat_data, unreachable):
     for command in (
         ("eval", foreign_adapter, "--data", chat_data),
@@ -100,12 +102,14 @@ def test_init_for_a_card_says_it_where_the_name_has_no_size(call, unreachable):
     refused(call("init", "--base", "some-org/some-base", "--gpu", "4090"), unreachable)
 
 
+@pytest.mark.slow
 def test_a_base_with_its_size_in_its_name_is_planned_as_a_llama_of_that_size_and_it_is_said(call, on_hub, unreachable):
     ran = call("plan", on_hub, "--set", "model.base_model=some-org/some-base-0.5b", "--gpu", "4090")
     assert ran.code == 0
     assert "the config.json of some-org/some-base-0.5b is not on this machine and cannot be fetched" in ran.out
 
 
+@pytest.mark.slow
 def test_the_hint_of_plan_leads_to_a_plan(call, on_hub, unreachable):
     ran = call("plan", on_hub)
     [command] = re.findall(r"`qlora (plan --params [^`]*)`", ran.err)
@@ -142,6 +146,7 @@ def test_a_base_in_the_hubs_cache_is_taken_and_it_is_said(
     assert "the files in the Hub's cache are taken" in ran.err
 
 
+@pytest.mark.slow
 def test_a_command_of_its_own_ends_within_seconds_of_its_imports(tmp_path):
     (tmp_path / "r.yaml").write_text("model: {base_model: some-org/some-base}\ndata: {train: rows.jsonl}\n")
     quiet = {name: value for name, value in os.environ.items() if "OFFLINE" not in name}

@@ -6,6 +6,8 @@ import json
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 SKETCH = ("--params", "0.6e9", "--hidden", "512", "--layers", "4")
 
 
@@ -166,7 +168,6 @@ def test_fit_needs_a_memory(call, recipe_file):
     assert "--memory-gb 24" in ran.err
 
 
-@pytest.mark.slow
 def test_what_fit_says_fits_and_the_next_does_not(planned):
     found = planned("--memory-gb", "0.6", "--fit").json
     largest = {each["key"]: each["value"] for each in found["fit"]}

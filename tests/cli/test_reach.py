@@ -9,6 +9,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from tests.conftest import byte_tokenizer
 
+pytestmark = pytest.mark.slow
+
 POSITIONS = 64
 
 

@@ -217,6 +217,7 @@ def python_code(*arguments):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [("--help",), ("recipes",), ("schema",), ("validate", "chat.yaml")])
 def test_light_commands_load_no_heavy_library(tmp_path, arguments):
     (tmp_path / "chat.yaml").write_text(MINIMAL)
@@ -242,6 +243,7 @@ def fastest(code, folder, is_enough):
     return best
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [("--help",), ("validate", "chat.yaml")])
 def test_light_commands_answer_in_0_3_seconds_or_twice_what_their_libraries_take(tmp_path, arguments):
     (tmp_path / "chat.yaml").write_text(MINIMAL)

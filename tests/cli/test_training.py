@@ -18,6 +18,8 @@ from qlora_cli.run.manifest import read_manifest
 from qlora_cli.run.metrics import read_metrics
 from qlora_cli.train import session
 
+pytestmark = pytest.mark.slow
+
 
 def test_json_is_all_that_stdout_holds_and_the_notes_go_to_stderr(call, recipe_file):
     ran = call("train", recipe_file, "--json")
@@ -191,7 +193,6 @@ def stop_by(number: signal.Signals, start, recipe_file):
     return process.returncode, out, err, run
 
 
-@pytest.mark.slow
 def test_ctrl_c_saves_a_checkpoint_that_finishes_later_without_a_word_from_the_libraries(start, recipe_file):
     code, out, err, run = stop_by(signal.SIGINT, start, recipe_file)
     assert code == 130
@@ -214,7 +215,6 @@ def test_ctrl_c_saves_a_checkpoint_that_finishes_later_without_a_word_from_the_l
     assert "FutureWarning" in run.log_path.read_text()
 
 
-@pytest.mark.slow
 def test_a_plain_kill_saves_a_checkpoint_and_ends_with_143(start, recipe_file):
     code, _, err, run = stop_by(signal.SIGTERM, start, recipe_file)
     assert code == 143

@@ -34,6 +34,7 @@ def prepare_and_tell(section, results):
     results.put((prepared.is_cached, prepared.fingerprint, len(prepared.train)))
 
 
+@pytest.mark.slow
 def test_of_sixteen_processes_one_makes_what_all_use(section):
     context = multiprocessing.get_context("fork")
     results = context.Queue()

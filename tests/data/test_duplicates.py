@@ -148,6 +148,7 @@ def test_a_text_of_fewer_than_five_words_has_no_signature(hasher, content, has_s
     assert (hasher.signature(PlainText("", content, PLACE)) is not None) == has_signature
 
 
+@pytest.mark.slow
 def test_a_signature_is_192_bytes_and_those_of_other_processes_are_the_same(hasher):
     code = (
         "from qlora_cli.data.duplicates import *; from qlora_cli.data.example import *\n"

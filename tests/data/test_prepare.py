@@ -249,6 +249,7 @@ def test_check_reports_every_refused_row_by_cause(renderer, tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_many_rows_over_processes_are_those_of_one_process(renderer, write, monkeypatch):
     path = write("a.jsonl", range(3000))
     monkeypatch.setattr("qlora_cli.data.workers.num_cores", lambda: 3)

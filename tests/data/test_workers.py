@@ -14,6 +14,8 @@ from qlora_cli.data import workers
 from qlora_cli.data.workers import map_in_order
 from qlora_cli.errors import DataError, ResourceError
 
+pytestmark = pytest.mark.slow
+
 ORPHANS = """
 import os, time
 from qlora_cli.data import workers

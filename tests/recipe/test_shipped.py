@@ -33,6 +33,7 @@ def test_no_shipped_recipe_is_missed():
     assert [recipe.path.name for recipe in list_shipped()] == [path.name for path in RECIPES]
 
 
+@pytest.mark.slow
 def test_the_recipes_tested_are_those_in_git():
     listed = subprocess.run(
         ["git", "ls-files", "recipes/*.yaml"], cwd=ROOT, capture_output=True, text=True, check=False

@@ -162,7 +162,6 @@ def newest_step(run: Path) -> int:
     return checkpoint.step if checkpoint else 0
 
 
-@pytest.mark.slow
 def test_torchrun_ends_when_a_process_is_killed_and_a_resumed_run_stops_at_ctrl_c_with_a_checkpoint(recipe, tmp_path):
     """Ctrl-C reaches the processes twice: the terminal sends it to all, torchrun passes it on."""
     run = tmp_path / "run"

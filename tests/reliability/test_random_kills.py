@@ -79,14 +79,12 @@ def disturb(field: Field, lanes: Sequence[Start], cases: Sequence[Case]) -> Coun
     return Counter(phase for phases, _ in outcomes for phase in phases)
 
 
-@pytest.mark.slow
 def test_a_run_killed_at_any_moments_and_resumed_is_the_undisturbed_one(field, forked, record_property):
     phases = disturb(field, forked, draw_cases(NUM_FORKED, list(KINDS)))
     record_property("phases", dict(phases))
     assert [phase for phase in PHASES if phases[phase] < 3] == []
 
 
-@pytest.mark.slow
 def test_a_command_line_killed_at_any_moments_and_resumed_is_the_undisturbed_run(field, record_property):
     phases = disturb(field, [command_line] * NUM_LANES, draw_late_cases(NUM_REAL, ["float32", "many rows"]))
     record_property("phases", dict(phases))

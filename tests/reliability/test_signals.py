@@ -57,7 +57,6 @@ def in_lanes(
         return "\n".join(problem for problems in pool.map(in_a_lane, cases) for problem in problems)
 
 
-@pytest.mark.slow
 def test_signals_in_every_phase_leave_in_good_order_and_the_next_try_ends_as_the_undisturbed_one(servers, scene):
     cases = draw_cases(random.Random(4), single_and_double())
     assert len(cases) >= 40

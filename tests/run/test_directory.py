@@ -23,6 +23,7 @@ def start(folder: Path, name: str, changed_at: float) -> RunDirectory:
     return run
 
 
+@pytest.mark.slow
 def test_a_second_writer_is_refused_with_the_holders_process_id(tmp_path):
     run = RunDirectory(tmp_path / "run")
     holder = subprocess.Popen(

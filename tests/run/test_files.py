@@ -56,6 +56,7 @@ def test_a_folder_is_replaced_with_and_without_an_exchange_of_names(tmp_path, mo
     assert [item.name for item in tmp_path.iterdir()] == ["merged"]
 
 
+@pytest.mark.slow
 def test_what_killed_processes_left_goes_and_what_others_are_writing_stays(tmp_path):
     out, other = tmp_path / "merged", tmp_path / "merged-too"
     child = os.fork()

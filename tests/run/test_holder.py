@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.holder import holder_of
 
@@ -18,6 +20,7 @@ def test_nobody_holds_a_run_that_was_never_claimed_or_was_let_go(tmp_path):
     assert holder_of(run) is None
 
 
+@pytest.mark.slow
 def test_a_killed_process_holds_nothing_although_its_id_is_still_there(tmp_path):
     run = RunDirectory(tmp_path / "run")
     code = (
@@ -33,6 +36,7 @@ def test_a_killed_process_holds_nothing_although_its_id_is_still_there(tmp_path)
     assert holder_of(run) is None
 
 
+@pytest.mark.slow
 def test_looking_never_keeps_another_process_from_claiming(tmp_path):
     run = RunDirectory(tmp_path / "run")
     code = (

@@ -112,6 +112,7 @@ def test_raw_rows_cross_to_another_process(tmp_path):
     assert pickle.loads(pickle.dumps(raws)) == raws  # noqa: S301 - our own
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz"])
 def test_memory_does_not_grow_with_the_rows(suffix, tmp_path):
     peaks_bytes = []

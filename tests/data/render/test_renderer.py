@@ -190,6 +190,7 @@ def test_a_row_of_which_nothing_is_trained_is_a_row(tokenizer_for):
     assert row.num_trained_tokens == 0
 
 
+@pytest.mark.slow
 def test_a_renderer_starts_no_thread_before_its_first_batch():
     code = """
 import os
