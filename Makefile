@@ -12,6 +12,9 @@ WORKERS ?= 2
 # A CPU whose other core is busy loses seconds to OpenMP threads that spin while they wait.
 export OMP_WAIT_POLICY ?= PASSIVE
 
+# Tests start many processes; each that had to compile the project's code again would take a second longer.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: help install install-dev demo test test-quick test-gpu torture check check-latest format fuzz bench-data bench-checkpoint bench-gpu bench-plan clean
 
 help: ## show this list
@@ -67,7 +70,7 @@ check-latest: ## names that we need, signatures and fast tests with the newest l
 	@$(LATEST) -m pip --disable-pip-version-check freeze | grep -iE '^(accelerate|bitsandbytes|datasets|huggingface_hub|jinja2|peft|torch|transformers|trl)=='
 	OMP_NUM_THREADS=1 $(LATEST) -m pytest -n $(WORKERS) --dist worksteal -m "not gpu and not torture" $(LATEST_TESTS)
 
-format: install-dev ## let ruff mend what it can
+format: install-dev ## let ruff fix what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

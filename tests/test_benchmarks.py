@@ -14,6 +14,8 @@ from qlora_cli.train.setup import setup_model
 
 pytestmark = pytest.mark.slow
 
+pytestmark = pytest.mark.slow
+
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 

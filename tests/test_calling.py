@@ -66,6 +66,7 @@ def test_the_handler_of_the_program_hears_of_the_signal_after_the_function_is_ov
     assert heard == [(signal.SIGTERM, False)]
 
 
+@pytest.mark.slow
 def test_a_signal_that_ends_programs_ends_this_one_after_it_was_told(tmp_path):
     code = "import signal; from tests.test_calling import stop_late; stop_late(signal.SIGTERM); print('went on')"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -72,6 +72,7 @@ def test_debug_is_taken_out_but_not_where_it_is_a_value(call):
     assert taken == ["--json", "--prompt", "--debug", "--", "--debug"]
 
 
+@pytest.mark.slow
 def test_completion_knows_commands_and_options(start, monkeypatch):
     for words, number, expected in (("qlora tr", "1", "train"), ("qlora train --re", "2", "--resume")):
         monkeypatch.setenv("_QLORA_COMPLETE", "complete_bash")
