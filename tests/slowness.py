@@ -1,4 +1,4 @@
-"""Which tests `make test-quick` leaves out: rooms that work on models, and what is marked `slow`.
+"""Which tests `make test-quick` leaves out: folders that work on models, property tests, and what is marked `slow`.
 
 The mark cannot be forgotten: whichever way the tests are run, one without it that takes a step of an optimizer, on real
 weights or on the fake ones of a plan, or starts a process, fails and says so. `tests/conftest.py` takes the hooks.
@@ -42,7 +42,8 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    if room_of(item.path) in ROOMS:
+    is_property = getattr(getattr(item, "obj", None), "is_hypothesis_test", False)
+    if room_of(item.path) in ROOMS or is_property:
         item.add_marker("slow")
 
 

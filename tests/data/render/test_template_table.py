@@ -18,6 +18,9 @@ from tests.data.render.content_kinds import KINDS, Case, Maker, make_case
 from tests.data.render.template_table import judge, table_row
 from tests.data.render.templates import GROUPS, OF_TRL, SHAPES, TEMPLATES
 
+SOME_QUICK = [pytest.param(name, marks=pytest.mark.slow if at % 8 else ()) for at, name in enumerate(TEMPLATES)]
+"""Every template; every eighth is in `make test-quick` too."""
+
 PAGE = (Path(__file__).parents[3] / "docs" / "templates.md").read_text("utf-8")
 
 
@@ -27,7 +30,7 @@ def test_there_are_sixty_templates_and_thirty_shapes_of_our_own():
     assert len(TEMPLATES) == sum(map(len, GROUPS.values())) + len(OF_TRL), "two of one name"
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("name", SOME_QUICK)
 def test_every_kind_of_content_is_printed_and_masked_right_or_refused_or_noted(name):
     line, faults = table_row(name, TEMPLATES[name], make_tokenizer)
     assert faults == []

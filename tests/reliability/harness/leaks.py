@@ -6,6 +6,7 @@ import base64
 import json
 import random
 import string
+from functools import cache
 from pathlib import Path
 from urllib.parse import quote
 
@@ -53,14 +54,17 @@ def written(kind: str) -> str:
     return around.format(secret)
 
 
-def spellings(secret: str) -> set[bytes]:
+@cache
+def spellings(secret: str) -> frozenset[bytes]:
     """Pieces of the secret that tell, as it is, escaped as in JSON or a URL, and in base64 wherever it stands in it."""
     plain = {secret, json.dumps(secret)[1:-1], repr(secret)[1:-1], quote(secret), quote(secret, safe="")}
     found = {text[at : at + WINDOW].encode() for text in plain for at in range(max(len(text) - WINDOW, 0) + 1)}
     for shift in range(3):
         encoded = base64.b64encode(bytes(shift) + secret.encode())[4:-4]
         found |= {encoded[:20], encoded.translate(bytes.maketrans(b"+/", b"-_"))[:20]}
-    return {piece for piece in found if b"PRIVATE" not in piece and b"-----" not in piece and not piece.isspace()}
+    return frozenset(
+        piece for piece in found if b"PRIVATE" not in piece and b"-----" not in piece and not piece.isspace()
+    )
 
 
 def told(text: str | bytes, *secrets: str) -> list[str]:
