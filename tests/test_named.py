@@ -178,7 +178,14 @@ def bound_in(file: Path) -> frozenset[str]:
 
 @pytest.mark.parametrize(
     "name",
-    ["plan/workspaces.py", "initial_values", "deploy/nothing/", "qlora_cli.plan.gone", "torch.nothing_of_it", "gone()"],
+    [
+        "plan/workspaces.py",
+        "initial_values",
+        "deploy/nothing/",
+        "qlora_cli.plan.nothing_of_it",
+        "torch.nothing_of_it",
+        "nothing_of_it()",
+    ],
 )
 def test_what_is_not_there_is_found(name):
     assert faults_of(name)

@@ -154,6 +154,7 @@ def test_a_share_of_warm_up_is_read_as_one():
     assert arguments.get_warmup_steps(8) == 2
 
 
+@pytest.mark.slow
 def test_an_import_that_fails_ends_a_command_in_the_same_error():
     code = (
         "import sys\n"

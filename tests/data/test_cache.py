@@ -129,8 +129,19 @@ def test_a_hub_dataset_that_may_change_has_no_key(renderer):
     assert cache_key(DataSection.model_validate({"train": pinned}), renderer, 0) is not None
 
 
-SHAPE_NO_ROW = {"errors", "console", "progress", "secrets", "hub", "interruption", "run", "cache_folder"}
-"""Rooms that say, ask or write. What `recipe` says of the data is in the key by itself."""
+SHAPE_NO_ROW = {
+    "errors",
+    "console",
+    "progress",
+    "secrets",
+    "hub",
+    "interruption",
+    "run",
+    "cache_folder",
+    "upstream",
+    "upstream_names",
+}
+"""Packages that say, ask, refuse or write. What `recipe` says of the data is in the key by itself."""
 
 
 def test_all_code_that_shapes_rows_is_part_of_the_key():

@@ -18,6 +18,7 @@ from qlora_cli.plan.trace_cache import Tracer
 from qlora_cli.recipe.schema import Recipe
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.metrics import read_metrics
+from qlora_cli.train.preflight import memory as forecast
 from qlora_cli.train.session import TrainOptions, train_recipe
 from qlora_cli.train.step.microbatch import is_out_of_memory
 from qlora_cli.train.trainer import QloraTrainer
@@ -169,7 +170,7 @@ def test_what_the_plan_takes_for_too_much_is_not_tried(recipe, tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         needed = Tracer().device_bytes(with_rows_of(made, 3))
-        patch.setattr(memory, "available_bytes", lambda: needed)
+        patch.setattr(forecast, "available_bytes", lambda: needed)
         train_with(made, run, prepare, TrainOptions(check_memory=True))
     assert set(memory.rows_seen) == {2, 3}
     saved = json.loads((run.checkpoints_path / "step-000003" / "processes.json").read_text())

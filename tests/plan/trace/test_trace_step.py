@@ -7,6 +7,7 @@ from transformers import LlamaConfig
 
 from qlora_cli.plan.budget import plan
 from qlora_cli.plan.machine.device import Device
+from qlora_cli.plan.trace import trace_step as tracing
 from qlora_cli.plan.trace.live_memory import MemoryKind, Phase, Stage
 from qlora_cli.plan.trace.step import fake_step
 from qlora_cli.plan.trace.timeline import MemoryTrace
@@ -25,13 +26,13 @@ def traced(monkeypatch):
         counts.append(request.config.num_hidden_layers)
         return NO_LAYERS
 
-    monkeypatch.setattr(trace_step, "fake_step", count)
+    monkeypatch.setattr(tracing, "fake_step", count)
     return counts
 
 
 def test_a_long_model_is_as_full_as_the_short_one_says():
     request = request_for(config_of("llama", 19), AMPERE)
-    assert trace_step.WORTHWHILE * 19 > 5 + 6
+    assert tracing.WORTHWHILE * 19 > 5 + 6
     assert trace_step(request).peak.by_kind == fake_step(request).peak.by_kind
 
 

@@ -82,7 +82,7 @@ def places_of_batches(trainer: QloraTrainer) -> list[list[str]]:
     """Where the rows of each pass of the first epoch come from, asked of the loader and the rows on disk."""
     loader = trainer.get_train_dataloader()
     loader.set_epoch(0)
-    rows = trainer._parts.train_rows
+    rows = trainer._parts.data.train
     return [[str(place) for number in batch["row_ids"].tolist() for place in rows.places(number)] for batch in loader]
 
 
