@@ -68,7 +68,11 @@ COMMANDS = [
     ["validate", "nf4.yaml"],
     ["plan", "nf4.yaml"],
     ["plan", "nf4.yaml", "--json"],
+    ["plan", "nf4.yaml", "--gpu", "4090", "--fit", "--json"],
+    ["plan", "nf4.yaml", "--gpu", "4090", "--fit"],
     ["data", "check", "nf4.yaml"],
+    ["data", "check", "nf4.yaml", "--json"],
+    ["data", "show", "nf4.yaml", "--rows", "1"],
     ["eval", "runs/nf4", "--json"],
     ["merge", "runs/nf4", "--json"],
     ["merge", "runs/fp32", "--out", "merged-fp32"],
@@ -84,6 +88,11 @@ COMMANDS = [
     ["--help"],
     ["train", "--help"],
     ["schema"],
+    ["recipes", "--json"],
+    ["recipes", "smoke", "--json"],
+    ["validate", "nf4.yaml", "--json"],
+    ["validate", "nowhere.yaml", "--json"],
+    ["generate", "runs/nf4", "--prompt", "What is 2 plus 2?", "--max-new-tokens", "8", "--json"],
 ]
 """Commands that are run in this order after the training."""
 

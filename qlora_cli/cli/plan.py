@@ -160,7 +160,7 @@ def _show(
     if as_json:
         found = {
             "fit": [{"key": fit.key, "value": fit.value, "num_bytes": fit.num_bytes, "most": fit.most} for fit in fits],
-            "savings": [asdict(saving) | {"override": saving.override} for saving in savings],
+            "knobs": [asdict(saving) | {"override": saving.override} for saving in savings],
         }
         console.data(report.as_dict() | (found if is_fitted else {}))
         return

@@ -176,10 +176,10 @@ def test_what_fit_says_fits_and_the_next_does_not(planned):
     batch = largest["training.per_device_train_batch_size"]
     assert planned("--memory-gb", "0.6", "--set", f"training.per_device_train_batch_size={batch}").code == 0
     assert planned("--memory-gb", "0.6", "--set", f"training.per_device_train_batch_size={batch + 1}").code == 5
-    assert [saving["saved_bytes"] for saving in found["savings"]] == sorted(
-        (saving["saved_bytes"] for saving in found["savings"]), reverse=True
+    assert [saving["saved_bytes"] for saving in found["knobs"]] == sorted(
+        (saving["saved_bytes"] for saving in found["knobs"]), reverse=True
     )
-    assert all(saving["override"].startswith("--set ") for saving in found["savings"])
+    assert all(saving["override"].startswith("--set ") for saving in found["knobs"])
 
 
 def test_the_timeline_is_a_page(call, recipe_file, tmp_path):
