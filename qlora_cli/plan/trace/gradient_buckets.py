@@ -68,9 +68,11 @@ def buckets(sizes: Sequence[int]) -> list[list[int]]:
     [[8388608, 8388608], [1], [33554432]]
     """
     groups: list[list[int]] = []
+    total = MAX_ELEMENTS
     for size in sizes:
-        if groups and sum(groups[-1]) + size <= MAX_ELEMENTS:
-            groups[-1].append(size)
-        else:
-            groups.append([size])
+        total += size
+        if total > MAX_ELEMENTS or not groups:
+            groups.append([])
+            total = size
+        groups[-1].append(size)
     return groups

@@ -12,12 +12,13 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from itertools import islice
 
 import torch
 from torch import distributed, nn
 
 from qlora_cli.errors import ArgumentError, IdentityError
-from qlora_cli.plan.trace.gradient_buckets import MAX_ELEMENTS
+from qlora_cli.plan.trace.gradient_buckets import buckets
 from qlora_cli.train.processes.monitor import SINGLE_PROCESS, ProcessMonitor
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
@@ -96,7 +97,10 @@ class ProcessGroup:
         """
         if self.world_size == 1:
             return
-        for bucket in _buckets(parameters):
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        left = iter(trained)
+        for sizes in buckets([parameter.numel() for parameter in trained]):
+            bucket = list(islice(left, len(sizes)))
             present = [float(parameter.grad is not None) for parameter in bucket]
             pieces = [torch.zeros_like(parameter) if parameter.grad is None else parameter.grad for parameter in bucket]
             flat = torch.cat(
@@ -154,19 +158,3 @@ class ProcessGroup:
         except RuntimeError:
             self._monitor.raise_if_failed()
             raise
-
-
-def _buckets(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Trained parameters in groups of at most `MAX_ELEMENTS`, the largest alone."""
-    bucket: list[nn.Parameter] = []
-    num_elements = 0
-    for parameter in parameters:
-        if not parameter.requires_grad:
-            continue
-        if bucket and num_elements + parameter.numel() > MAX_ELEMENTS:
-            yield bucket
-            bucket, num_elements = [], 0
-        bucket.append(parameter)
-        num_elements += parameter.numel()
-    if bucket:
-        yield bucket
