@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import gc
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from qlora_cli.deploy.merge import MergeOptions, adapter_identity, check_mergeab
 from qlora_cli.deploy.record import Precisions
 from qlora_cli.deploy.verify import MAX_KL_ROUNDED, Agreement, compare, record_logits, refuse_disagreement
 from qlora_cli.errors import IdentityError
-from qlora_cli.model.device import precision_of
+from qlora_cli.model.device import free_memory, precision_of
 from qlora_cli.model.tuned import TunedSource, find_tuned, load_tuned
 from qlora_cli.progress import progress
 from qlora_cli.run.files import read_json_object, write_json
@@ -103,7 +102,7 @@ def _prove(source: TunedSource, folder: Path, format: ExportFormat) -> tuple[Agr
     prompt = tokenizer.apply_chat_template(PROOF_MESSAGES, add_generation_prompt=True, tokenize=False)
     ids = tokenizer(prompt, add_special_tokens=False).input_ids
     expected, precision = _tuned_logits(source, prompt, ids)
-    gc.collect()  # the tuned model holds reference cycles; its memory is needed for the exported one
+    free_memory()  # it is needed for the exported model
     with progress("loading the exported model"):
         model = FORMATS[format].load(folder, source).eval()
     agreement = compare(expected, record_logits(model, [ids]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -36,7 +35,7 @@ from qlora_cli.deploy.verify import (
 from qlora_cli.errors import ArgumentError
 from qlora_cli.model.adapter import ADAPTER_WEIGHTS, load_adapter
 from qlora_cli.model.base import load_base
-from qlora_cli.model.device import DTYPES, pick_device, precision_of
+from qlora_cli.model.device import DTYPES, free_memory, pick_device, precision_of
 from qlora_cli.model.tuned import TunedSource, find_tuned, load_tuned
 from qlora_cli.recipe.schema import ModelSection
 from qlora_cli.run.claim import refuse_links
@@ -104,7 +103,7 @@ def merge_into(folder: Path, source: TunedSource, options: MergeOptions, adapter
         NumericError: as `merge_run`.
     """
     reference = _write_merged(source, options, folder)
-    _let_go_of_memory()
+    free_memory()
     plain = _reload(folder, source.model, options.dtype)
     agreement = compare(reference.logits, record_logits(plain, reference.rows))
     merged = Merged(
@@ -190,13 +189,6 @@ def _on_original(source: TunedSource, dtype: MergedDtype) -> PeftModel:
     model = source.model.model_copy(update={"dtype": dtype, "attn_implementation": _attention(source.model)})
     base = load_base(model, None, source=source.base_source, device=torch.device("cpu"))
     return load_adapter(base, source.adapter)
-
-
-def _let_go_of_memory() -> None:
-    """Free what the tuned model took: it holds reference cycles, and torch keeps freed GPU memory for itself."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _reload(folder: Path, base: ModelSection, dtype: MergedDtype) -> PreTrainedModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import TYPE_CHECKING
 
 import torch
@@ -65,3 +66,10 @@ def precision_of(model: PeftModel | PreTrainedModel) -> str:
 def dtype_name(dtype: torch.dtype) -> str:
     """`bfloat16` for torch.bfloat16."""
     return str(dtype).removeprefix("torch.")
+
+
+def free_memory() -> None:
+    """Free what a model or a failed pass took: both leave reference cycles, and torch keeps freed GPU memory."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

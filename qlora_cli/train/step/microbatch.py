@@ -6,7 +6,6 @@ the pass. What cannot be the same is dropout, which draws other elements; the ro
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 
 from qlora_cli import console
+from qlora_cli.model.device import free_memory
 
 Batch = dict[str, Any]
 
@@ -28,13 +28,6 @@ def is_out_of_memory(fault: RuntimeError) -> bool:
     (True, False)
     """
     return isinstance(fault, torch.OutOfMemoryError) or any(text in str(fault) for text in ALLOCATOR_FAULTS)
-
-
-def free_memory() -> None:
-    """Free what a failed pass held."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def generator_states() -> list[torch.Tensor]:
