@@ -119,7 +119,8 @@ def load_base(
             revision=None if source else model.revision,
             trust_remote_code=model.trust_remote_code,
             dtype=dtype,
-            quantization_config=quantization and _bitsandbytes_config(model, quantization, config, dtype),
+            quantization_config=quantization
+            and bitsandbytes_config(quantization, dtype, _modules_to_skip(model, quantization, config)),
             device_map={"": device},
             use_safetensors=not is_pickled,
             output_loading_info=True,
@@ -189,10 +190,14 @@ def _refuse_parts(name: str, base: PreTrainedModel, missing: set[str]) -> None:
         )
 
 
-def _bitsandbytes_config(
-    model: ModelSection, quantization: QuantizationSection, config: PreTrainedConfig, compute_dtype: torch.dtype
+def bitsandbytes_config(
+    quantization: QuantizationSection, compute_dtype: torch.dtype, skip_modules: list[str] | None = None
 ) -> BitsAndBytesConfig:
-    skip_modules = _modules_to_skip(model, quantization, config)
+    """The recipe's quantization as transformers takes it.
+
+    Args:
+        skip_modules: names of layers that stay as they are; None leaves the choice to the library.
+    """
     if quantization.quant_type == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip_modules)
     return BitsAndBytesConfig(

@@ -16,14 +16,14 @@ import torch
 from peft import PeftModel
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 from transformers.quantizers.base import get_keys_to_not_convert
 
 from qlora_cli import compat, upstream
 from qlora_cli.errors import RecipeError
 from qlora_cli.model.adapter import attach_adapter
-from qlora_cli.model.base import source_error
+from qlora_cli.model.base import bitsandbytes_config, source_error
 from qlora_cli.model.model_support import require_position_ids
 from qlora_cli.plan.trace.cuda_attention import attention_on
 from qlora_cli.plan.trace.request import PlanRequest
@@ -142,20 +142,10 @@ def _swap_linear_layers(base: PreTrainedModel, quantization: QuantizationSection
                 f"quantization.skip_modules: the base has no module named '{skipped}'",
                 hint="name modules by the last part of their name, such as down_proj",
             )
-    is_int8 = quantization.quant_type == "int8"
-    config = (
-        BitsAndBytesConfig(load_in_8bit=True)
-        if is_int8
-        else BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type=quantization.quant_type,
-            bnb_4bit_use_double_quant=quantization.double_quant is not False,
-            bnb_4bit_compute_dtype=dtype,
-        )
-    )
+    config = bitsandbytes_config(quantization, dtype)
     kept = [*get_keys_to_not_convert(base), *quantization.skip_modules]
     replace_with_bnb_linear(base, modules_to_not_convert=kept, quantization_config=config)
-    setattr(base, "is_loaded_in_8bit" if is_int8 else "is_loaded_in_4bit", True)
+    setattr(base, "is_loaded_in_8bit" if config.load_in_8bit else "is_loaded_in_4bit", True)
 
 
 def _quantize_on_meta(base: PreTrainedModel) -> None:
