@@ -76,9 +76,9 @@ def train(
             from qlora_cli.run.directory import RUNS_FOLDER, RunDirectory
             from qlora_cli.train.session import TrainOptions, train_recipe
 
-        session = TrainOptions(resume, overwrite, stop_after, check_memory=True, force=force)
+        options = TrainOptions(resume, overwrite, stop_after, check_memory=True, force=force)
         run = RunDirectory(RUNS_FOLDER / loaded.name if run_dir is None else Path(run_dir))
-        return replace(train_recipe(loaded, run, session, monitor), rank=launch.rank)
+        return replace(train_recipe(loaded, run, options, monitor), rank=launch.rank)
 
 
 @called

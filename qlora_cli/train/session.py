@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
 
 from qlora_cli import console, environment, upstream
@@ -84,6 +85,7 @@ def train_recipe(
     """Train as the recipe says, in a directory that nobody else writes to.
 
     Args:
+        options: differences from a plain run.
         monitor: connects the processes that train together; rank 0 writes the run.
 
     Raises:
@@ -161,8 +163,16 @@ class _Session:
         with self._out_of_resources():
             self._connect(group, prepared.data)
             memory = PeakMemory()
-            parts = self._setup(prepared, group, callbacks, is_resumed=checkpoint is not None)
-            parts = replace(parts, micro_batch_size=forecast.micro_batch_size, is_asked_to_stop=request.is_set)
+            parts = TrainerParts(
+                self._setup_model(prepared, group, is_resumed=checkpoint is not None),
+                prepared.tokenizer,
+                make_collator(self.recipe, prepared.tokenizer),
+                prepared.data,
+                callbacks,
+                group,
+                forecast.micro_batch_size,
+                request.is_set,
+            )
             trainer = setup_trainer(self.recipe, self.run, parts, prepared.identity)
             if not group.is_main_process:
                 set_seed((self.recipe.training.seed + group.rank) % 2**32)  # each process draws dropout of its own
@@ -209,19 +219,17 @@ class _Session:
         shown = (bar, LossDivergenceCallback(self.run.metrics_path)) if group.is_main_process else ()
         return (*shown, StopCallback(request, self.options.stop_after, group))
 
-    def _setup(
-        self, prepared: _Prepared, group: ProcessGroup, callbacks: tuple[TrainerCallback, ...], *, is_resumed: bool
-    ) -> TrainerParts:
+    def _setup_model(self, prepared: _Prepared, group: ProcessGroup, *, is_resumed: bool) -> PeftModel:
         """The model with its adapter, equal in all processes, after the checks that need it."""
-        recipe, data, tokenizer = self.recipe, prepared.data, prepared.tokenizer
+        recipe = self.recipe
         needs_first = recipe.lora.init_lora_weights == "pissa"  # rank 0 writes the residual that all of them load
         with self.monitor.main_process_first() if needs_first else nullcontext():
             model = setup_model(recipe, self.run, is_resumed=is_resumed or not group.is_main_process)
         group.broadcast_parameters(parameter for parameter in model.parameters() if parameter.requires_grad)
         if group.is_main_process:
-            check_vocab_and_positions(model, tokenizer, recipe.model.base_model, data)
+            check_vocab_and_positions(model, prepared.tokenizer, recipe.model.base_model, prepared.data)
             check_disk_space(required_disk(recipe, model), self.run, force=self.options.force)
-        return TrainerParts(model, tokenizer, make_collator(recipe, tokenizer), data, callbacks, group)
+        return model
 
     def _run_steps(self, trainer: QloraTrainer, checkpoint: Checkpoint | None, group: ProcessGroup) -> None:
         """Train, from a checkpoint if there is one; an evaluation that the checkpoint was saved before comes first."""
