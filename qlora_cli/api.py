@@ -132,7 +132,7 @@ def merge(
     *,
     out: AnyPath | None = None,
     onto: Onto = "dequantized",
-    dtype: MergedDtype = "bfloat16",
+    dtype: MergedDtype = "auto",
     force: bool = False,
 ) -> Merged:
     """Fold an adapter into its base model and prove that nothing was lost, as `qlora merge`.
@@ -140,8 +140,8 @@ def merge(
     Args:
         run: run directory or PEFT adapter folder; the latest run when None.
         out: folder for the merged model; `<run>/merged` when None.
-        onto: the weights that training saw, or the base before quantization.
-        dtype: precision of the merged weights.
+        onto: the weights that training saw, the base before quantization, or the one with the lower held-out loss.
+        dtype: precision of the merged weights; auto keeps that of the base.
         force: replace a model folder that is there.
 
     Raises:

@@ -23,8 +23,8 @@ ExportFormat = Literal["hf"]
 EXPORT_FORMATS: dict[ExportFormat, str] = {"hf": "a folder that plain `transformers` loads"}
 """Export format -> what it is, for the help of the command."""
 
-Onto = Literal["dequantized", "original"]
-"""Base of a merge: the weights that training saw, or the base before quantization."""
+Onto = Literal["dequantized", "original", "auto"]
+"""Base of a merge: the weights that training saw, the base before quantization, or the one with the lower loss."""
 
-MergedDtype = Literal["bfloat16", "float32"]
-"""Precision of merged weights."""
+MergedDtype = Literal["auto", "bfloat16", "float16", "float32"]
+"""Precision of merged weights; auto keeps that of each tensor of the base."""

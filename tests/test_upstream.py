@@ -20,7 +20,7 @@ from trl import SFTConfig
 from qlora_cli import upstream
 from qlora_cli.calling import called
 from qlora_cli.data.render.traced_template import TracedTemplate
-from qlora_cli.deploy.merge_weights import merge_adapter
+from qlora_cli.deploy.fold_plan import fold_plan
 from qlora_cli.errors import ResourceError
 from qlora_cli.model.base import load_base
 from qlora_cli.plan.machine import doctor
@@ -43,7 +43,7 @@ BEGINNINGS = {
     Road.TEMPLATES: lambda: TracedTemplate("{{ messages }}", {}),
     Road.BASE: lambda: load_base(NOWHERE, None),
     Road.QUANTIZED: lambda: load_base(NOWHERE, QuantizationSection()),
-    Road.MERGE: lambda: merge_adapter(PreTrainedModel(LlamaConfig()), torch.float32),
+    Road.MERGE: lambda: fold_plan(PreTrainedModel(LlamaConfig())),
     Road.PLAN: lambda: skeleton(PlanRequest(RECIPE, LlamaConfig())),
 }
 """The first function of each road, called with too little to get anywhere."""

@@ -37,7 +37,7 @@ def merge(
         Onto,
         typer.Option(help="The weights that training saw, or the base before quantization."),
     ] = "dequantized",
-    dtype: Annotated[MergedDtype, typer.Option(help="Precision of the merged weights.")] = "bfloat16",
+    dtype: Annotated[MergedDtype, typer.Option(help="Precision of the merged weights; auto: as in the base.")] = "auto",
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:

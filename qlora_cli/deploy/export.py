@@ -53,7 +53,7 @@ def export_run(path: Path | None, out: Path, *, format: ExportFormat, force: boo
     """Write the tuned model of a run or adapter into `out` in a format, and prove that it is the same model.
 
     A merged model of the same adapter in the run is copied; otherwise the adapter is merged first, in
-    bfloat16 onto the dequantized base.
+    precision of the base, onto the weights that training saw.
 
     Args:
         path: run directory or PEFT adapter folder; the latest run when None.

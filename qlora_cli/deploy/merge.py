@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from peft import PeftModel
 from transformers import PreTrainedModel
 
 from qlora_cli.choices import MergedDtype, Onto
@@ -19,8 +18,10 @@ from qlora_cli.deploy.checks import (
     refuse_second_merge,
     refuse_zero_adapter,
 )
-from qlora_cli.deploy.merge_weights import merge_adapter
-from qlora_cli.deploy.model_folder import save_model_folder
+from qlora_cli.deploy.fold_plan import fold_plan, plain_skeleton
+from qlora_cli.deploy.merge_stream import WrittenWeights
+from qlora_cli.deploy.merged_model import write_model
+from qlora_cli.deploy.model_folder import write_generation_settings, write_tokenizer
 from qlora_cli.deploy.record import Merged, Precisions, describe_onto, merge_record
 from qlora_cli.deploy.verification_rows import probe_rows
 from qlora_cli.deploy.verify import (
@@ -33,7 +34,7 @@ from qlora_cli.deploy.verify import (
     refuse_disagreement,
 )
 from qlora_cli.errors import ArgumentError
-from qlora_cli.model.adapter import ADAPTER_WEIGHTS, load_adapter
+from qlora_cli.model.adapter import ADAPTER_WEIGHTS
 from qlora_cli.model.base import load_base
 from qlora_cli.model.device import DTYPES, free_memory, pick_device, precision_of
 from qlora_cli.model.tuned import TunedSource, find_tuned, load_tuned
@@ -53,7 +54,9 @@ class MergeOptions:
     onto: Onto = "dequantized"
     """dequantized: the weights that training saw. original: the base as it was before quantization."""
 
-    dtype: MergedDtype = "bfloat16"
+    dtype: MergedDtype = "auto"
+    """Of all floating tensors; auto keeps that of each tensor of the base."""
+
     force: bool = False
     """Replace a model folder that is already there."""
 
@@ -70,7 +73,7 @@ class _Reference:
     effect: Agreement
     precision: str
     is_float32: bool
-    num_parameters: int
+    weights: WrittenWeights
 
 
 def merge_run(path: Path | None, out: Path | None, options: MergeOptions) -> Merged:
@@ -103,15 +106,15 @@ def merge_into(folder: Path, source: TunedSource, options: MergeOptions, adapter
         NumericError: as `merge_run`.
     """
     reference = _write_merged(source, options, folder)
-    free_memory()
-    plain = _reload(folder, source.model, options.dtype)
+    plain = _reload(folder, source.model, reference.weights.dtype)
     agreement = compare(reference.logits, record_logits(plain, reference.rows))
     merged = Merged(
         path=folder,
         onto=options.onto,
         onto_in_words=describe_onto(source, options.onto),
-        dtype=options.dtype,
-        num_parameters=reference.num_parameters,
+        dtype=reference.weights.dtype,
+        num_parameters=reference.weights.num_parameters,
+        num_tensors=reference.weights.num_tensors,
         effect=reference.effect,
         agreement=agreement,
         compared_in=Precisions(reference.precision, precision_of(plain)),
@@ -169,7 +172,7 @@ def adapter_identity(source: TunedSource) -> str:
 
 
 def _write_merged(source: TunedSource, options: MergeOptions, stage: Path) -> _Reference:
-    """Record the tuned model's logits, merge it, save it; every model is released on return."""
+    """Record the tuned model's logits and write the merged one; the model is released on return."""
     tuned = load_tuned(source)
     refuse_zero_adapter(tuned.model, source)
     renderer = Renderer(tuned.tokenizer)
@@ -177,32 +180,34 @@ def _write_merged(source: TunedSource, options: MergeOptions, stage: Path) -> _R
     logits, precision = record_logits(tuned.model, rows), precision_of(tuned.model)
     with tuned.model.disable_adapter():
         effect = compare(logits, record_logits(tuned.model, rows))
-    to_fold = tuned.model if options.onto == "dequantized" else _on_original(source, options.dtype)
-    plain = merge_adapter(to_fold, DTYPES[options.dtype])
-    save_model_folder(plain, tuned.tokenizer, renderer, stage)
-    is_float32 = tuned.model.dtype is torch.float32
-    return _Reference(rows, logits, effect, precision, is_float32, plain.num_parameters())
+    plan, skeleton = fold_plan(tuned.model), plain_skeleton(tuned.model)
+    if options.onto == "original":
+        plan.precisions.clear()
+    is_float32, tokenizer = tuned.model.dtype is torch.float32, tuned.tokenizer
+    del tuned
+    free_memory()
+    weights = write_model(
+        stage, source, skeleton, plan, dtype=None if options.dtype == "auto" else DTYPES[options.dtype]
+    )
+    write_tokenizer(stage, tokenizer, renderer, trust_code=source.model.trust_remote_code)
+    write_generation_settings(stage, skeleton, tokenizer, renderer)
+    return _Reference(rows, logits, effect, precision, is_float32, weights)
 
 
-def _on_original(source: TunedSource, dtype: MergedDtype) -> PeftModel:
-    assert source.adapter is not None
-    model = source.model.model_copy(update={"dtype": dtype, "attn_implementation": _attention(source.model)})
-    base = load_base(model, None, source=source.base_source, device=torch.device("cpu"))
-    return load_adapter(base, source.adapter)
-
-
-def _reload(folder: Path, base: ModelSection, dtype: MergedDtype) -> PreTrainedModel:
+def _reload(folder: Path, base: ModelSection, dtype: str) -> PreTrainedModel:
     """The model as it is on disk, on the GPU where it fits there."""
     device = pick_device()
     num_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     if device.type == "cuda" and torch.cuda.mem_get_info(device)[0] < ROOM_FOR_ACTIVATIONS * num_bytes:
         device = torch.device("cpu")
-    model = ModelSection(
-        base_model=str(folder),
-        dtype=dtype,
-        attn_implementation=_attention(base),
-        trust_remote_code=base.trust_remote_code,
-    )
+    computes_in = "float32" if dtype == "float16" and device.type == "cpu" else dtype  # the CPU lacks its operations
+    settings = {
+        "base_model": str(folder),
+        "dtype": computes_in,
+        "attn_implementation": _attention(base),
+        "trust_remote_code": base.trust_remote_code,
+    }
+    model = ModelSection.model_validate(settings)
     return load_base(model, None, device=device).eval()
 
 
@@ -216,5 +221,5 @@ def _bound(source: TunedSource, options: MergeOptions, reference: _Reference) ->
     if options.onto == "original" and source.quantization is not None:
         return MAX_KL_ORIGINAL
     is_int8 = source.quantization is not None and source.quantization.quant_type == "int8"
-    is_exact = reference.is_float32 and options.dtype == "float32" and not is_int8
+    is_exact = reference.is_float32 and reference.weights.dtype == "float32" and not is_int8
     return MAX_KL_SAME_NUMBERS if is_exact else MAX_KL_ROUNDED

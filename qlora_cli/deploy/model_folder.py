@@ -1,56 +1,174 @@
-"""A model folder that plain `transformers` loads: weights, tokenizer, chat template, generation settings."""
+"""What lies beside the weights of a merged model: the base's own files, with what training has decided written in.
+
+Config, processor, code and all else stay as the base's authors wrote them, for whichever library or version they
+wrote them for.
+"""
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from qlora_cli.console import size_in_words
 from qlora_cli.data.render.renderer import Renderer
-from qlora_cli.errors import ResourceError
-from qlora_cli.progress import progress
-from qlora_cli.run.disk_errors import final_name
+from qlora_cli.deploy.checks import MERGE_RECORD
+
+WEIGHT_SUFFIXES = frozenset(
+    [
+        *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".onnx", ".onnx_data"),
+        *(".h5", ".msgpack", ".ot", ".npz", ".tflite", ".mlmodel"),
+    ]
+)
+"""Files of weights: the base's are merged, and a second copy of them in another format would not be."""
+
+NOT_COPIED = frozenset({MERGE_RECORD, "adapter_config.json", ".gitattributes"})
 
 
-def save_model_folder(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, renderer: Renderer, folder: Path
-) -> None:
-    """Write everything that inference needs, so that `generate` stops where the trained answers stop.
+def copy_other_files(base: Path, folder: Path) -> list[str]:
+    """Copy everything of a base but its weights; links into the Hub's cache are followed.
 
-    The chat template in force is saved even where the base had none, so no other prompt format can slip in.
-
-    Raises:
-        ResourceError: if the disk has no room for the weights.
+    Returns:
+        Files of weights that were left out, but for those that the merge writes itself; sorted.
     """
-    _refuse_full_disk(folder, model.get_memory_footprint())
-    model.generation_config = _generation_config(model.generation_config, tokenizer, renderer)
-    with progress("writing the merged model"):
-        model.save_pretrained(folder)
-    tokenizer.chat_template = renderer.template
-    tokenizer.save_pretrained(folder)
+    left_out = []
+    for path in _files(base):
+        name = path.relative_to(base)
+        is_of_weights = path.suffix in WEIGHT_SUFFIXES or path.name.endswith(".index.json")
+        if not is_of_weights and path.name not in NOT_COPIED:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, folder / name)
+        elif is_of_weights and not path.name.startswith(("model", "pytorch_model")):
+            left_out.append(str(name))
+    return sorted(left_out)
 
 
-def _generation_config(
-    base: GenerationConfig, tokenizer: PreTrainedTokenizerBase, renderer: Renderer
-) -> GenerationConfig:
-    config = GenerationConfig.from_dict(base.to_dict())
-    known = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    config.eos_token_id = sorted({*known, *renderer.end_of_turn_ids} - {None})
-    if config.pad_token_id is None:
-        config.pad_token_id = tokenizer.pad_token_id
-    # `transformers` refuses to save sampling values beside do_sample=False, which older models ship.
-    if not config.do_sample and (config.temperature not in (None, 1.0) or config.top_p not in (None, 1.0)):
-        config.do_sample = True
-    return config
+def _files(base: Path) -> Iterator[Path]:
+    for path in sorted(base.rglob("*")):
+        parts = path.relative_to(base).parts
+        if path.is_file() and not any(part.startswith(".") or part == "__pycache__" for part in parts):
+            yield path
 
 
-def _refuse_full_disk(folder: Path, num_bytes: int) -> None:
-    free_bytes = shutil.disk_usage(folder).free
-    if free_bytes < num_bytes:
-        raise ResourceError(
-            f"the disk is full: the weights take {size_in_words(num_bytes)}, and {size_in_words(free_bytes)} are free",
-            place=final_name(str(folder)),
-            hint="make room, or name a folder on another disk with --out",
-        )
+def write_config(folder: Path, changes: dict[str, Any]) -> None:
+    """Write what the merge changes into the base's config.json, and the names that older libraries look for.
+
+    Args:
+        folder: holds the base's config.json.
+        changes: keys of the text model, or of the whole where it has no part of its own; None takes a key out.
+    """
+    path = folder / "config.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    for name, value in changes.items():
+        for section in _sections_with(content, name):
+            if value is None:
+                section.pop(name, None)
+            else:
+                section[name] = value
+    _add_older_names(content)
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _sections_with(content: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """The parts of a config that have a key; the outermost where none has."""
+    text = content.get("text_config")
+    sections = [section for section in (content, text) if isinstance(section, dict) and name in section]
+    return sections or [content]
+
+
+def _add_older_names(content: dict[str, Any]) -> None:
+    """Add what transformers before 5 reads and later ones write under another name.
+
+    Without `rope_theta` it takes 10,000 for the base of the rotation, whatever `rope_parameters` say, and the model
+    computes something else without an error.
+    """
+    sections = [content, *(part for part in content.values() if isinstance(part, dict) and "model_type" in part)]
+    for section in sections:
+        rope = section.get("rope_parameters")
+        if isinstance(rope, dict) and "rope_theta" in rope:
+            section.setdefault("rope_theta", rope["rope_theta"])
+            scaling = {name: value for name, value in rope.items() if name != "rope_theta"}
+            if scaling.get("rope_type", "default") != "default":
+                section.setdefault("rope_scaling", scaling)
+        if "dtype" in section:
+            section.setdefault("torch_dtype", section["dtype"])
+
+
+def write_generation_settings(
+    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, renderer: Renderer
+) -> None:
+    """Let `generate` stop where the trained answers stop; all other settings stay the base's.
+
+    Args:
+        folder: holds the base's generation_config.json, if it has one.
+        model: whose config stands in for it otherwise.
+        tokenizer: for padding, where the base names no token for it.
+        renderer: knows the tokens that end a turn.
+    """
+    path = folder / "generation_config.json"
+    if path.is_file():
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    else:
+        settings = GenerationConfig.from_model_config(model.config).to_diff_dict()
+    settings.pop("_from_model_config", None)  # it would let the model's config win over what is written here
+    known = settings.get("eos_token_id")
+    known = known if isinstance(known, list) else [known]
+    settings["eos_token_id"] = sorted({*known, *renderer.end_of_turn_ids} - {None})
+    if settings.get("pad_token_id") is None and tokenizer.pad_token_id is not None:
+        settings["pad_token_id"] = tokenizer.pad_token_id
+    path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, renderer: Renderer, *, trust_code: bool) -> None:
+    """Put the tokenizer and the chat template of training beside the base's files.
+
+    Where training used the base's own tokenizer, its files stay as they are, in the form that older libraries read.
+
+    Args:
+        folder: holds the base's tokenizer.
+        tokenizer: that of training.
+        renderer: its template is in force, also where the base has none.
+        trust_code: the tokenizer may be code of the base.
+    """
+    path = folder / "tokenizer_config.json"
+    own = _read_object(path)
+    there = _tokenizer_in(folder, trust_code=trust_code)
+    is_same = there is not None and _are_same(there, tokenizer)
+    if not is_same:
+        tokenizer.save_pretrained(folder)
+    settings = own if is_same else _read_object(path)
+    if "tokenizer_class" in own:  # transformers 5 writes a name that earlier versions do not know
+        settings["tokenizer_class"] = own["tokenizer_class"]
+    if settings.get("pad_token") is None and tokenizer.pad_token is not None:
+        settings["pad_token"] = tokenizer.pad_token
+    if there is None or there.chat_template != renderer.template:
+        if "chat_template" in settings:  # an older library takes it, and not the file
+            settings["chat_template"] = renderer.template
+        (folder / "chat_template.jinja").write_text(renderer.template, encoding="utf-8")
+    if settings != _read_object(path):
+        path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def _tokenizer_in(folder: Path, *, trust_code: bool) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a folder; None where it has none."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_code)
+    except (OSError, ValueError, KeyError):
+        return None
+    assert isinstance(tokenizer, PreTrainedTokenizerBase)
+    return tokenizer
+
+
+def _are_same(first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBase) -> bool:
+    """Whether two tokenizers cut every text alike."""
+    if first.get_vocab() != second.get_vocab() or first.eos_token != second.eos_token:
+        return False
+    backends = (getattr(tokenizer, "backend_tokenizer", None) for tokenizer in (first, second))
+    return len({backend and backend.to_str() for backend in backends}) == 1

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from qlora_cli.choices import MergedDtype, Onto
+from qlora_cli.choices import Onto
 from qlora_cli.deploy.verify import Agreement
 from qlora_cli.model.fingerprint import fingerprint_base
 from qlora_cli.model.tuned import TunedSource
@@ -37,8 +37,11 @@ class Merged:
     onto_in_words: str
     """The weights that the update was added to, and why."""
 
-    dtype: MergedDtype
+    dtype: str
     num_parameters: int
+    num_tensors: dict[str, int]
+    """By what was done with them."""
+
     effect: Agreement
     """Effect of the adapter: adapter on against adapter off."""
 
@@ -52,7 +55,9 @@ class Merged:
 
     def figures(self) -> dict[str, str]:
         """Label and value, for people."""
+        tensors = ", ".join(f"{number:,} {way}" for way, number in self.num_tensors.items())
         return self.agreement.figures() | {
+            "tensors": tensors,
             "compared in": str(self.compared_in),
             "mean KL allowed": f"{self.max_kl:.3g}",
             "the adapter's own effect": f"mean KL {self.effect.mean_kl:.3g}, top-1 {self.effect.top1_agreement:.2%}",
@@ -90,6 +95,7 @@ def merge_record(source: TunedSource, merged: Merged, adapter_sha256: str) -> di
         "adapter_sha256": adapter_sha256,
         "onto": merged.onto,
         "dtype": merged.dtype,
+        "tensors": merged.num_tensors,
         "max_kl": merged.max_kl,
         "agreement": asdict(merged.agreement),
         "compared_in": asdict(merged.compared_in),

@@ -23,8 +23,19 @@ SAFE_FILES = ["model.safetensors", "model-*.safetensors", "*.json"]
 PICKLED_FILES = ["pytorch_model.bin", "pytorch_model-*.bin"]
 
 
-def base_folder(model: ModelSection) -> Path:
+OTHER_WEIGHTS = [
+    *("*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.onnx", "*.onnx_data", "*.h5", "*.msgpack", "*.ot", "*.tflite"),
+    *("original/*", "consolidated*"),
+]
+"""Further copies of the weights that a repository may hold."""
+
+
+def base_folder(model: ModelSection, *, whole: bool = False) -> Path:
     """The local folder with the base's files: itself, or the Hub cache's snapshot, fetched where it is not there yet.
+
+    Args:
+        model: the base.
+        whole: fetch all that lies beside the weights too: code, processor, licence.
 
     Raises:
         IdentityError: if it is not on this machine and cannot be downloaded.
@@ -36,7 +47,14 @@ def base_folder(model: ModelSection) -> Path:
     files = SAFE_FILES + (PICKLED_FILES if model.allow_pickle else [])
     try:
         with progress(f"asking the Hub for {model.base_model}"):
-            return Path(snapshot_download(model.base_model, revision=model.revision, allow_patterns=files))
+            return Path(
+                snapshot_download(
+                    model.base_model,
+                    revision=model.revision,
+                    allow_patterns=None if whole else files,
+                    ignore_patterns=[name for name in OTHER_WEIGHTS if name not in files] if whole else None,
+                )
+            )
     except (HfHubHTTPError, LocalEntryNotFoundError, ValueError, OSError) as fault:
         raise IdentityError(
             f"the files of base model '{model.base_model}' are not on this machine and cannot be fetched"

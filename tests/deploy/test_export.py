@@ -91,6 +91,6 @@ def test_the_record_says_in_which_precision_both_models_were_compared(run, tmp_p
     exported = export_run(run.path, tmp_path / "out", format="hf", force=False)
     record = json.loads((tmp_path / "out" / "qlora_merge.json").read_text())
     assert record["compared_in"] == record["export"]["compared_in"]
-    assert record["export"]["compared_in"] == {"tuned": "float32 on cpu", "plain": "bfloat16 on cpu"}
+    assert record["export"]["compared_in"] == {"tuned": "float32 on cpu", "plain": "float32 on cpu"}
     assert record["export"]["agreement"]["mean_kl"] == exported.agreement.mean_kl
-    assert exported.figures()["compared in"] == "float32 on cpu (base and adapter), bfloat16 on cpu (merged)"
+    assert exported.figures()["compared in"] == "float32 on cpu (base and adapter), float32 on cpu (merged)"

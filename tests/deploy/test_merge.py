@@ -68,8 +68,14 @@ def test_conv1d_base_merges_exactly(tmp_path):
     assert merge_run(run.path, None, FLOAT32).agreement.mean_kl < 1e-7
 
 
-def test_bfloat16_is_the_default_and_is_held_to_its_bound(tmp_path, run):
+def test_the_precision_of_the_base_is_the_default(tmp_path, run):
     merged = merge_run(run.path, tmp_path / "out", MergeOptions())
+    assert merged.dtype == "float32"
+    assert AutoModelForCausalLM.from_pretrained(merged.path).dtype is torch.float32
+
+
+def test_bfloat16_is_held_to_its_bound(tmp_path, run):
+    merged = merge_run(run.path, tmp_path / "out", MergeOptions(dtype="bfloat16"))
     assert AutoModelForCausalLM.from_pretrained(merged.path).dtype is torch.bfloat16
     assert 0 < merged.agreement.mean_kl <= merged.max_kl
 
@@ -93,7 +99,7 @@ def test_plain_adapter_folder_merges_where_out_says(tmp_path, llama_folder):
 
 def test_a_merge_that_fails_its_bound_leaves_nothing(tmp_path, run):
     with pytest.raises(NumericError, match="above the bound") as failure:
-        merge_run(run.path, tmp_path / "out", MergeOptions(max_kl=0.0))
+        merge_run(run.path, tmp_path / "out", MergeOptions(dtype="bfloat16", max_kl=0.0))
     assert failure.value.exit_code == 4
     assert list(tmp_path.iterdir()) == []
 

@@ -1,33 +1,118 @@
+import json
+import shutil
+
 import pytest
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from qlora_cli.data.render.renderer import Renderer
-from qlora_cli.deploy.model_folder import save_model_folder
-from tests.deploy.models import load_base
+from qlora_cli.deploy.model_folder import copy_other_files, write_config, write_generation_settings, write_tokenizer
 
 
-def saved_settings(model_folder, out, base_settings):
-    tokenizer = AutoTokenizer.from_pretrained(model_folder)
-    model = load_base(model_folder)
-    model.generation_config = base_settings
-    save_model_folder(model, tokenizer, Renderer(tokenizer), out)
-    return AutoModelForCausalLM.from_pretrained(out).generation_config
+@pytest.fixture
+def base(llama_folder, tmp_path):
+    """A base that a test may change."""
+    return shutil.copytree(llama_folder, tmp_path / "base")
+
+
+def saved_settings(base, settings):
+    (base / "generation_config.json").write_text(json.dumps(settings))
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    write_generation_settings(base, model, tokenizer, Renderer(tokenizer))
+    return json.loads((base / "generation_config.json").read_text())
 
 
 @pytest.mark.parametrize("eos_token_id", [None, 0, [0]])
-def test_end_of_turn_joins_what_the_base_stops_at(llama_folder, tmp_path, eos_token_id):
-    settings = saved_settings(llama_folder, tmp_path, GenerationConfig(eos_token_id=eos_token_id))
-    assert settings.eos_token_id == ([3] if eos_token_id is None else [0, 3])
+def test_end_of_turn_joins_what_the_base_stops_at(base, eos_token_id):
+    settings = saved_settings(base, {"eos_token_id": eos_token_id})
+    assert settings["eos_token_id"] == ([3] if eos_token_id is None else [0, 3])
 
 
-def test_sampling_values_without_do_sample_can_be_saved(llama_folder, tmp_path):
-    settings = saved_settings(llama_folder, tmp_path, GenerationConfig(temperature=0.9, top_p=0.6))
-    assert (settings.do_sample, settings.temperature, settings.top_p) == (True, 0.9, 0.6)
+def test_all_other_settings_are_the_bases(base):
+    own = {"do_sample": False, "temperature": 0.9, "top_p": 0.6, "top_k": 20, "pad_token_id": 2}
+    assert saved_settings(base, own) == own | {"eos_token_id": [3]}
+    assert AutoModelForCausalLM.from_pretrained(base).generation_config.top_k == 20
 
 
-def test_a_base_without_template_gets_the_one_that_training_used(llama_folder, tmp_path):
-    tokenizer = AutoTokenizer.from_pretrained(llama_folder)
+def test_a_base_without_settings_gets_those_of_its_config(base):
+    (base / "generation_config.json").unlink()
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    write_generation_settings(base, AutoModelForCausalLM.from_pretrained(base), tokenizer, Renderer(tokenizer))
+    settings = AutoModelForCausalLM.from_pretrained(base).generation_config
+    assert (settings.eos_token_id, settings.pad_token_id) == ([3], tokenizer.pad_token_id)
+
+
+def test_a_base_without_template_gets_the_one_that_training_used(base):
+    tokenizer = AutoTokenizer.from_pretrained(base)
     tokenizer.chat_template = None
     renderer = Renderer(tokenizer)
-    save_model_folder(load_base(llama_folder), tokenizer, renderer, tmp_path)
-    assert AutoTokenizer.from_pretrained(tmp_path).chat_template == renderer.template
+    write_tokenizer(base, tokenizer, renderer, trust_code=False)
+    assert AutoTokenizer.from_pretrained(base).chat_template == renderer.template
+
+
+def test_the_bases_own_tokenizer_files_stay_as_they_are(base):
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    before = {path.name: path.read_bytes() for path in base.iterdir()}
+    write_tokenizer(base, tokenizer, Renderer(tokenizer), trust_code=False)
+    assert {path.name: path.read_bytes() for path in base.iterdir()} == before
+
+
+def test_a_template_in_the_older_place_is_the_trained_one_too(base):
+    path = base / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": "{{ 'old' }}"}))
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.chat_template = tokenizer.chat_template.replace("assistant", "model") + " "
+    renderer = Renderer(tokenizer)
+    write_tokenizer(base, tokenizer, renderer, trust_code=False)
+    assert json.loads(path.read_text())["chat_template"] == renderer.template
+    assert (base / "chat_template.jinja").read_text() == renderer.template
+
+
+def test_an_added_token_is_saved_and_the_class_stays_the_bases(base):
+    path = base / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}))
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.add_tokens(["<think>"])
+    write_tokenizer(base, tokenizer, Renderer(tokenizer), trust_code=False)
+    assert json.loads(path.read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert AutoTokenizer.from_pretrained(base)("<think>").input_ids[-1] == len(tokenizer) - 1
+
+
+def test_files_of_the_base_are_copied_and_weights_that_nobody_merged_are_named(base, tmp_path):
+    (base / "modeling_own.py").write_text("VALUE = 1\n")
+    (base / "assets").mkdir()
+    (base / "assets" / "picture.txt").write_text("a picture")
+    (base / "consolidated.safetensors").write_bytes(b"old weights")
+    (base / ".cache").mkdir()
+    (base / ".cache" / "download.json").write_text("{}")
+    out = tmp_path / "out"
+    out.mkdir()
+    assert copy_other_files(base, out) == ["consolidated.safetensors"]
+    names = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    assert {"modeling_own.py", "assets/picture.txt", "config.json", "tokenizer.json"} <= names
+    assert not any("safetensors" in name or ".cache" in name for name in names)
+
+
+def test_older_libraries_find_the_rotation(base):
+    path = base / "config.json"
+    content = json.loads(path.read_text())
+    content["rope_parameters"] = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0}
+    content["rope_parameters"] |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    content["rope_parameters"]["original_max_position_embeddings"] = 128
+    path.write_text(json.dumps(content))
+    before = AutoConfig.from_pretrained(base).to_dict()
+    write_config(base, {})
+    written = json.loads(path.read_text())
+    assert written["rope_theta"] == 500000.0
+    assert written["rope_scaling"] == {
+        key: value for key, value in content["rope_parameters"].items() if "theta" not in key
+    }
+    assert AutoConfig.from_pretrained(base).to_dict()["rope_parameters"] == before["rope_parameters"]
+
+
+def test_keys_go_where_the_config_has_them(base):
+    (base / "config.json").write_text(
+        json.dumps({"text_config": {"tie_word_embeddings": True}, "quantization_config": 1})
+    )
+    write_config(base, {"tie_word_embeddings": False, "quantization_config": None})
+    assert json.loads((base / "config.json").read_text()) == {"text_config": {"tie_word_embeddings": False}}

@@ -86,7 +86,8 @@ PHASES = {
         (
             ("qlora_cli.deploy.merge:load_tuned", 1),
             ("qlora_cli.deploy.merge:record_logits", 3),
-            ("qlora_cli.deploy.merge:save_model_folder", 1),
+            ("qlora_cli.deploy.merge_stream:_in_threads", 1),
+            ("qlora_cli.deploy.merge:write_model", 1),
             ("qlora_cli.deploy.merge:write_json", 1),
             ("qlora_cli.run.folders:put_in_place", 1),
         ),
@@ -95,7 +96,7 @@ PHASES = {
         "export",
         (
             ("qlora_cli.deploy.export:merge_into", 1),
-            ("qlora_cli.deploy.merge:save_model_folder", 1),
+            ("qlora_cli.deploy.merge:write_model", 1),
             ("qlora_cli.run.folders:put_in_place", 1),
             ("qlora_cli.deploy.export:_prove", 1),
         ),

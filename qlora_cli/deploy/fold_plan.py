@@ -1,0 +1,148 @@
+"""What becomes of each parameter of the base in a merge, read off the tuned model as it was loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import Embedding as LoraEmbedding
+from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import ParamWrapper
+from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from qlora_cli import upstream
+from qlora_cli.deploy.changes import Change, ExpertsChange, LinearChange, Replacement
+from qlora_cli.deploy.lora_math import LowRankUpdate
+from qlora_cli.deploy.stored_precision import StoredPrecision, stored_precision
+from qlora_cli.errors import ArgumentError
+from qlora_cli.model.dequantize import is_quantized
+
+ADAPTER = "default"
+"""The name that `PeftModel.from_pretrained` gives the one adapter it loads."""
+
+
+@dataclass
+class FoldPlan:
+    """Parameters that a merge changes, by the names of the plain model; all others stay as they are."""
+
+    changes: dict[str, Change] = field(default_factory=dict)
+    """What the adapter does."""
+
+    precisions: dict[str, StoredPrecision] = field(default_factory=dict)
+    """How training stored them, where it quantized them."""
+
+    @property
+    def names(self) -> list[str]:
+        """Of all parameters that are not the base's any more."""
+        return sorted({*self.changes, *self.precisions})
+
+
+def fold_plan(tuned: PeftModel) -> FoldPlan:
+    """Read the plan off a loaded model; of its tensors only those of the adapter are kept.
+
+    Raises:
+        ArgumentError: if the adapter has a part that is not an update of a weight matrix.
+        ResourceError: if an installed library lacks what this needs of it.
+    """
+    upstream.check(upstream.Road.MERGE)
+    plan = FoldPlan()
+    base = tuned.base_model.model
+    _visit(base, "", plan)
+    if tuned.peft_config[ADAPTER].bias != "none":  # PEFT has put the trained ones into the base
+        for name, tensor in base.named_parameters():
+            if name.endswith(".bias") and not any(part in name for part in ("lora_", "modules_to_save", "original_")):
+                plan.changes[name.replace(".base_layer.", ".")] = Replacement(_kept(tensor))
+    return plan
+
+
+def plain_skeleton(tuned: PeftModel) -> PreTrainedModel:
+    """A model of the base's class and sizes with no memory behind its tensors, and not quantized."""
+    base = tuned.base_model.model
+    settings = base.config.to_dict()
+    settings.pop("quantization_config", None)
+    with torch.device("meta"):
+        return type(base)(type(base.config).from_dict(settings))
+
+
+def _visit(module: nn.Module, prefix: str, plan: FoldPlan) -> None:
+    """Enter everything below `module` into the plan."""
+    if isinstance(module, ParamWrapper):
+        _visit_experts(module, prefix, plan)
+    elif isinstance(module, LoraLayer):
+        _visit_layer(module, prefix, plan)
+    elif isinstance(module, ModulesToSaveWrapper):
+        for name, tensor in module.modules_to_save[ADAPTER].named_parameters():
+            plan.changes[f"{prefix}{name}"] = Replacement(_kept(tensor))
+    elif isinstance(module, AuxiliaryTrainingWrapper):
+        raise unmergeable(prefix, type(module).__name__)
+    elif is_quantized(module):
+        plan.precisions[f"{prefix}weight"] = stored_precision(module, is_turned=_is_turned(module))
+    else:
+        for name, child in module.named_children():
+            _visit(child, f"{prefix}{name}.", plan)
+
+
+def _visit_layer(layer: LoraLayer, prefix: str, plan: FoldPlan) -> None:
+    base_layer = layer.get_base_layer()
+    is_matrix = is_quantized(base_layer) or isinstance(base_layer, nn.Linear | Conv1D | nn.Embedding)
+    is_other_variant = ADAPTER in layer.lora_variant and not layer.use_dora[ADAPTER]
+    if not is_matrix or is_other_variant or layer.lora_bias[ADAPTER]:
+        raise unmergeable(prefix, type(layer).__name__)
+    _visit(base_layer, prefix, plan)
+    plan.changes[f"{prefix}weight"] = LinearChange(_update(layer), _is_turned(base_layer))
+
+
+def _visit_experts(wrapper: ParamWrapper, prefix: str, plan: FoldPlan) -> None:
+    """Experts or a router whose parameters carry adapters, each in a wrapper around the next."""
+    for layer, below in _unwrapped(wrapper):
+        parameter = below.get_parameter(layer.parameter_name)
+        is_stack = parameter.dim() == 3
+        change = (
+            ExpertsChange(_update(layer), len(parameter), layer._did_swap_in_out_features)
+            if is_stack
+            else LinearChange(_update(layer), is_turned=False)
+        )
+        plan.changes[f"{prefix}{layer.parameter_name}"] = change
+    _visit(below, prefix, plan)
+
+
+def _unwrapped(wrapper: ParamWrapper) -> Iterator[tuple[ParamWrapper, nn.Module]]:
+    """Each wrapper with the module that all of them stand around."""
+    wrappers, module = [], wrapper
+    while isinstance(module, ParamWrapper):
+        wrappers.append(module)
+        module = module.base_layer
+    for each in wrappers:
+        yield each, module
+
+
+def _update(layer: LoraLayer) -> LowRankUpdate:
+    magnitude_O = _kept(layer.lora_magnitude_vector[ADAPTER].weight) if layer.use_dora[ADAPTER] else None
+    if isinstance(layer, LoraEmbedding):
+        A_RI, B_OR = layer.lora_embedding_A[ADAPTER], layer.lora_embedding_B[ADAPTER]
+    else:
+        A_RI, B_OR = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+    return LowRankUpdate(_kept(A_RI), _kept(B_OR), layer.scaling[ADAPTER], magnitude_O)
+
+
+def _kept(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().cpu()
+
+
+def _is_turned(module: nn.Module) -> bool:
+    """Whether the plain module keeps [I, O]; `transformers` notes in `source_cls` what a quantized one was before."""
+    return issubclass(getattr(module, "source_cls", type(module)), Conv1D | nn.Embedding)
+
+
+def unmergeable(prefix: str, kind: str) -> ArgumentError:
+    """The error for a part of an adapter that no weight matrix can take up."""
+    return ArgumentError(
+        f"'{prefix.rstrip('.')}' carries a {kind} with parts that cannot be folded into a weight matrix",
+        hint="LoRA, rsLoRA and DoRA on linear and embedding layers can be merged, LoRA on experts, modules_to_save; "
+        "serve this adapter unmerged",
+    )

@@ -1,0 +1,269 @@
+"""From a base's checkpoint to the merged one: changed tensors in chunks of rows, all others copied byte for byte.
+
+Names, order, files and types are the base's, so whatever reads the base reads the merged model. Reading, arithmetic
+and writing of several tensors overlap, in threads; each holds a few chunks and never a tensor, unless a rule of
+transformers mixes the rows of a parameter.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from qlora_cli.deploy.changes import Change
+from qlora_cli.deploy.checkpoint import Checkpoint, StoredTensor
+from qlora_cli.deploy.checkpoint_map import CheckpointMap, Origin, Slab
+from qlora_cli.deploy.fold_plan import FoldPlan
+from qlora_cli.deploy.merged_layout import MergedLayout
+from qlora_cli.deploy.stored_precision import StoredPrecision
+from qlora_cli.deploy.ties import BrokenTie
+from qlora_cli.deploy.weights_file import NewTensor
+from qlora_cli.errors import IdentityError
+from qlora_cli.progress import progress
+
+CHUNK_NUMBERS = 2**20
+"""Numbers of a chunk: 4 MiB in float32, of which a thread holds four or five at once."""
+
+MAX_THREADS = 8
+"""More do not make a disk faster."""
+
+Task = Callable[[], int]
+"""A piece of work; it returns the bytes that it wrote."""
+
+
+@dataclass(frozen=True)
+class MergeSources:
+    """What a merge reads."""
+
+    base: Checkpoint
+    """Its names, files and types are those of the merged model."""
+
+    base_map: CheckpointMap
+    values: Checkpoint
+    """Where the weights come from: the base itself, or PiSSA's residual."""
+
+    values_map: CheckpointMap
+
+
+@dataclass
+class WrittenWeights:
+    """Keys of the tensors that have been written."""
+
+    num_parameters: int
+    dtype: str
+    """Of the tensors that changed; where they have several, the one of most."""
+
+    folded: list[str] = field(default_factory=list)
+    """The adapter changed them."""
+
+    dequantized: list[str] = field(default_factory=list)
+    """They have the values to which training had quantized them, and no update."""
+
+    copied: list[str] = field(default_factory=list)
+    """They are the base's, byte for byte."""
+
+    left_out: list[str] = field(default_factory=list)
+    """Files of weights beside the base's own, which the merge knows nothing of."""
+
+    @property
+    def num_tensors(self) -> dict[str, int]:
+        """Of each way, for people."""
+        ways = {"folded": self.folded, "dequantized": self.dequantized, "copied byte for byte": self.copied}
+        return {way: len(keys) for way, keys in ways.items() if keys}
+
+
+def write_merged_weights(
+    sources: MergeSources, plan: FoldPlan, tie: BrokenTie | None, folder: Path, dtype: torch.dtype | None
+) -> WrittenWeights:
+    """Write the merged checkpoint into `folder`.
+
+    Args:
+        sources: the base.
+        plan: what becomes of its parameters.
+        tie: output head that gets a tensor of its own.
+        folder: an empty one.
+        dtype: of all floating tensors; None keeps the base's.
+
+    Raises:
+        IdentityError: if a parameter to be changed is not in the checkpoint, or cannot be written as it is there.
+        OSError: if the disk does not take it.
+    """
+    writer = _Writer(sources, plan, tie, folder, dtype)
+    tasks = [*writer.changes(), *writer.copies()]
+    with ExitStack() as stack:
+        for file in writer.layout.files:
+            stack.enter_context(file.opened())
+        with progress("merging", writer.layout.num_bytes) as phase:
+            for num_bytes in _in_threads(tasks):
+                phase.advance(num_bytes)
+    writer.layout.write_index()
+    return writer.written
+
+
+def _in_threads(tasks: list[Task]) -> Iterator[int]:
+    """Results in order; an error or an interruption ends the work that has not begun."""
+    num_threads = min(MAX_THREADS, os.cpu_count() or 1)
+    pool = ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        yield from pool.map(lambda task: task(), tasks)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+class _Writer:
+    """The files to be written, and the work that fills them."""
+
+    def __init__(
+        self, sources: MergeSources, plan: FoldPlan, tie: BrokenTie | None, folder: Path, dtype: torch.dtype | None
+    ) -> None:
+        self._sources, self._plan, self._tie = sources, plan, tie
+        self.layout = MergedLayout(sources.base, folder, dtype, self._head_of_its_own(dtype))
+        self.written = WrittenWeights(self.layout.num_parameters, self.layout.dtype)
+
+    def changes(self) -> Iterator[Task]:
+        """The work on tensors that change."""
+        for origin in self._changed_origins():
+            is_folded = any(name in self._plan.changes for name in origin.parameters)
+            (self.written.folded if is_folded else self.written.dequantized).extend(origin.keys)
+            yield self._in_rows(origin) or partial(self._write_whole, origin)
+        if self._tie is not None and self._tie.key is not None:
+            slabs = self._sources.values_map.slabs(self._tie.embedding)
+            assert slabs is not None, "an embedding is one tensor"
+            self.written.folded.append(self._tie.key)
+            change = self._plan.changes.get(self._tie.head)
+            yield _Rows(self._sources.values, slabs, self.layout, [Slab(self._tie.key, 0)], change, None).write
+
+    def copies(self) -> Iterator[Task]:
+        """The work on all others."""
+        for run in self.layout.runs({*self.written.folded, *self.written.dequantized}):
+            if self.layout.is_copied(run[0]):
+                self.written.copied += [tensor.key for tensor in run]
+                yield partial(self.layout.copy, run)
+            else:
+                yield partial(self._convert, run[0])
+
+    def _changed_origins(self) -> Iterable[Origin]:
+        origins = {}
+        for name in self._plan.names:
+            origin = self._sources.base_map.origins.get(name)
+            if origin is not None:
+                origins[origin.parameters[0]] = origin
+            elif self._tie is None or name != self._tie.head:
+                raise IdentityError(
+                    f"the adapter changes '{name}', which is not among the base's weights on disk",
+                    place=str(self._sources.base.folder),
+                    hint="an adapter belongs to the base model that it was trained on",
+                )
+        return origins.values()
+
+    def _head_of_its_own(self, dtype: torch.dtype | None) -> dict[str, NewTensor]:
+        if self._tie is None or self._tie.key is None:
+            return {}
+        [key] = self._sources.base_map.origins[self._tie.embedding].keys
+        embedding = self._sources.base.tensors[key]
+        return {key: NewTensor(self._tie.key, dtype or embedding.dtype, embedding.shape)}
+
+    def _in_rows(self, origin: Origin) -> Task | None:
+        """The work where the parameter can be cut into rows; None where it cannot."""
+        name = origin.parameters[0]
+        change, precision = self._plan.changes.get(name), self._plan.precisions.get(name)
+        slabs, value_slabs = self._sources.base_map.slabs(name), self._sources.values_map.slabs(name)
+        if len(origin.parameters) != 1 or slabs is None or value_slabs is None:
+            return None
+        starts = [slab.start for slab in slabs]
+        if starts != [slab.start for slab in value_slabs] or (change is not None and change.rows_at_once == 0):
+            return None
+        if precision is not None:
+            step = precision.row_step(self._sources.base.tensors[slabs[0].key].num_columns)
+            at_once = change.rows_at_once or 0 if change is not None else 0
+            if precision.is_turned or any(start % step for start in (*starts, at_once)):
+                return None
+        return _Rows(self._sources.values, value_slabs, self.layout, slabs, change, precision).write
+
+    def _write_whole(self, origin: Origin) -> int:
+        """Change parameters that cannot be cut into rows."""
+        values_map = self._sources.values_map
+        values: dict[str, torch.Tensor] = {}
+        for name in origin.parameters:
+            if name not in values:
+                values |= values_map.read(values_map.origins[name])
+        changed = {name: self._changed(name, values[name]) for name in origin.parameters}
+        for key, tensor in self._sources.base_map.revert(origin, changed).items():
+            self.layout.write(key, tensor)
+        return sum(self.layout.tensors[key].num_bytes for key in origin.keys)
+
+    def _changed(self, name: str, value: torch.Tensor) -> torch.Tensor:
+        change, precision = self._plan.changes.get(name), self._plan.precisions.get(name)
+        rows = value.reshape(-1, value.shape[-1])
+        if precision is not None:
+            turned = rows.T if precision.is_turned else rows
+            if precision.needs_first_pass:
+                precision.begin([turned])
+            stored = precision.apply(turned, 0)
+            rows = stored.T if precision.is_turned else stored
+        rows = rows.float()
+        return (rows if change is None else change.apply(rows, 0)).reshape(value.shape)
+
+    def _convert(self, tensor: StoredTensor) -> int:
+        """Write a tensor that does not change in another type."""
+        for start, stop in _chunks(tensor.num_rows, max(1, CHUNK_NUMBERS // max(1, tensor.num_columns))):
+            rows = self._sources.base.read_rows(tensor.key, start, stop)
+            self.layout.write(tensor.key, rows, start * tensor.num_columns)
+        return self.layout.tensors[tensor.key].num_bytes
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """A parameter whose tensors are rows of it: read, changed and written in chunks."""
+
+    values: Checkpoint
+    value_slabs: list[Slab]
+    layout: MergedLayout
+    slabs: list[Slab]
+    change: Change | None
+    precision: StoredPrecision | None
+
+    def write(self) -> int:
+        """Write all its tensors; returns the bytes."""
+        if self.precision is not None and self.precision.needs_first_pass:
+            self.precision.begin(rows for _, _, rows in self._chunks())
+        for index, start, rows in self._chunks():
+            slab = self.slabs[index]
+            stored = rows if self.precision is None else self.precision.apply(rows, slab.start + start)
+            changed = stored if self.change is None else self.change.apply(stored.float(), slab.start + start)
+            self.layout.write(slab.key, changed, start * rows.shape[1])
+        return sum(self.layout.tensors[slab.key].num_bytes for slab in self.slabs)
+
+    def _chunks(self) -> Iterator[tuple[int, int, torch.Tensor]]:
+        """Index of the slab, first row in it, and the rows."""
+        for index, slab in enumerate(self.value_slabs):
+            tensor = self.values.tensors[slab.key]
+            step = max(1, CHUNK_NUMBERS // tensor.num_columns)
+            if self.precision is not None:
+                whole = self.precision.row_step(tensor.num_columns)
+                step = max(whole, step // whole * whole)
+            at_once = self.change.rows_at_once if self.change is not None else None
+            for start, stop in _chunks(tensor.num_rows, step, at_once, slab.start):
+                yield index, start, self.values.read_rows(slab.key, start, stop)
+
+
+def _chunks(num_rows: int, step: int, at_once: int | None = None, offset: int = 0) -> Iterator[tuple[int, int]]:
+    """Starts and ends of chunks of at most `step` rows, none of which crosses a multiple of `at_once` less `offset`.
+
+    >>> list(_chunks(10, 4)), list(_chunks(10, 4, 5)), list(_chunks(4, 4, 5, 3))
+    ([(0, 4), (4, 8), (8, 10)], [(0, 4), (4, 5), (5, 9), (9, 10)], [(0, 2), (2, 4)])
+    """
+    start = 0
+    while start < num_rows:
+        stop = min(start + step, num_rows)
+        if at_once:
+            stop = min(stop, start + at_once - (start + offset) % at_once)
+        yield start, stop
+        start = stop

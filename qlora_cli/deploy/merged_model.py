@@ -1,0 +1,76 @@
+"""A merged model folder: the base's own checkpoint and files, with the changed tensors in it and nothing else."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from qlora_cli.console import size_in_words
+from qlora_cli.deploy.checkpoint import open_checkpoint
+from qlora_cli.deploy.checkpoint_map import CheckpointMap
+from qlora_cli.deploy.fold_plan import FoldPlan
+from qlora_cli.deploy.merge_stream import MergeSources, WrittenWeights, write_merged_weights
+from qlora_cli.deploy.model_folder import copy_other_files, write_config
+from qlora_cli.deploy.ties import broken_tie
+from qlora_cli.errors import ResourceError
+from qlora_cli.model.device import dtype_name
+from qlora_cli.model.fingerprint import base_folder
+from qlora_cli.model.tuned import TunedSource
+from qlora_cli.run.disk_errors import final_name, naming
+
+
+def write_model(
+    folder: Path, source: TunedSource, skeleton: PreTrainedModel, plan: FoldPlan, *, dtype: torch.dtype | None
+) -> WrittenWeights:
+    """Write weights, config and the base's other files into an empty folder.
+
+    Args:
+        folder: where to.
+        source: its base.
+        skeleton: the base's model on the meta device.
+        plan: what becomes of its parameters.
+        dtype: of all floating tensors; None keeps that of each.
+
+    Raises:
+        IdentityError: if a parameter to be changed is not in the base's checkpoint.
+        ResourceError: if the disk has no room for the weights.
+    """
+    base = base_folder(source.model, whole=True)
+    with ExitStack() as stack:
+        checkpoint = stack.enter_context(open_checkpoint(base, allow_pickle=source.model.allow_pickle))
+        base_map = CheckpointMap(skeleton, checkpoint)
+        sources = MergeSources(checkpoint, base_map, checkpoint, base_map)
+        if source.base_source is not None:
+            values = stack.enter_context(open_checkpoint(Path(source.base_source)))
+            sources = MergeSources(checkpoint, base_map, values, CheckpointMap(skeleton, values))
+        refuse_full_disk(folder, sum(tensor.num_bytes for tensor in checkpoint.tensors.values()))
+        tie = broken_tie(skeleton, plan, base_map)
+        with naming(folder):
+            weights = write_merged_weights(sources, plan, tie, folder, dtype)
+            weights.left_out = copy_other_files(base, folder)
+    changes: dict[str, object] = {"quantization_config": None}
+    if tie is not None:
+        changes["tie_word_embeddings"] = False
+    if dtype is not None:
+        changes |= {"dtype": dtype_name(dtype), "torch_dtype": dtype_name(dtype)}
+    write_config(folder, changes)
+    return weights
+
+
+def refuse_full_disk(folder: Path, num_bytes: int) -> None:
+    """Refuse before anything is written what the disk has no room for.
+
+    Raises:
+        ResourceError: with the sizes.
+    """
+    free_bytes = shutil.disk_usage(folder).free
+    if free_bytes < num_bytes:
+        raise ResourceError(
+            f"the disk is full: the weights take {size_in_words(num_bytes)}, and {size_in_words(free_bytes)} are free",
+            place=final_name(str(folder)),
+            hint="make room, or name a folder on another disk with --out",
+        )
