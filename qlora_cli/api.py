@@ -132,6 +132,7 @@ def merge(
     *,
     out: AnyPath | None = None,
     onto: Onto = "dequantized",
+    base_only: bool = False,
     dtype: MergedDtype = "auto",
     force: bool = False,
 ) -> Merged:
@@ -141,6 +142,7 @@ def merge(
         run: run directory or PEFT adapter folder; the latest run when None.
         out: folder for the merged model; `<run>/merged` when None.
         onto: the weights that training saw, the base before quantization, or the one with the lower held-out loss.
+        base_only: leave the adapter out, and write the base as training saw it.
         dtype: precision of the merged weights; auto keeps that of the base.
         force: replace a model folder that is there.
 
@@ -154,7 +156,7 @@ def merge(
         from qlora_cli.deploy.merge import MergeOptions, merge_run
 
     with console.library_noise_to(None):
-        return merge_run(_path(run), _path(out), MergeOptions(onto=onto, dtype=dtype, force=force))
+        return merge_run(_path(run), _path(out), MergeOptions(onto, dtype, force, base_only))
 
 
 @called

@@ -35,14 +35,17 @@ def merge(
     out: Annotated[Path | None, typer.Option(help="Folder for the merged model.", show_default="<run>/merged")] = None,
     onto: Annotated[
         Onto,
-        typer.Option(help="The weights that training saw, or the base before quantization."),
+        typer.Option(help="The weights that training saw, the base before quantization, or whichever loses less."),
     ] = "dequantized",
+    base_only: Annotated[
+        bool, typer.Option("--base-only", help="Write the dequantized base without the adapter.")
+    ] = False,
     dtype: Annotated[MergedDtype, typer.Option(help="Precision of the merged weights; auto: as in the base.")] = "auto",
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Fold an adapter into its base model and prove that nothing was lost."""
-    merged = api.merge(run, out=out, onto=onto, dtype=dtype, force=force)
+    merged = api.merge(run, out=out, onto=onto, base_only=base_only, dtype=dtype, force=force)
     if as_json:
         console.data(asdict(merged) | {"path": str(merged.path)})
         return

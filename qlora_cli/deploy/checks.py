@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from peft import PeftModel
 from peft.utils.other import ModulesToSaveWrapper
@@ -69,15 +71,32 @@ def refuse_zero_adapter(tuned: PeftModel, source: TunedSource) -> None:
         )
 
 
+def refuse_plain_base(source: TunedSource, onto: Onto, out: Path | None) -> None:
+    """Refuse to write a base alone where that would be a copy, or where it has no place of its own.
+
+    Raises:
+        ArgumentError: with what to type.
+    """
+    if source.quantization is None:
+        raise ArgumentError(
+            f"--base-only writes the dequantized base, and that of '{source.folder}' was not quantized in training",
+            hint=f"serve the adapter on '{source.model.base_model}' as it is",
+        )
+    if onto != "dequantized":
+        raise ArgumentError("--base-only writes the dequantized base, and never the original", hint="leave --onto out")
+    if out is None:
+        raise ArgumentError("--base-only needs a folder for the base", hint="name one with --out")
+
+
 def refuse_loftq_onto_original(source: TunedSource, onto: Onto) -> None:
     """Refuse to add an update that makes up for quantization error to a base that has none.
 
     Raises:
         ArgumentError: for a run with LoftQ init and `onto` "original".
     """
-    if onto == "original" and source.recipe and source.recipe.lora.init_lora_weights == "loftq":
+    if onto != "dequantized" and source.recipe and source.recipe.lora.init_lora_weights == "loftq":
         raise ArgumentError(
-            "--onto original does not go with lora.init_lora_weights loftq: the adapter makes up for the error "
+            f"--onto {onto} does not go with lora.init_lora_weights loftq: the adapter makes up for the error "
             "of the quantized base, which the original does not have",
             hint="leave --onto out; it merges onto the dequantized base",
         )

@@ -52,7 +52,7 @@ class Exported:
 def export_run(path: Path | None, out: Path, *, format: ExportFormat, force: bool) -> Exported:
     """Write the tuned model of a run or adapter into `out` in a format, and prove that it is the same model.
 
-    A merged model of the same adapter in the run is copied; otherwise the adapter is merged first, in
+    A merged model of the same adapter in the run is copied; otherwise the adapter is merged first, in the
     precision of the base, onto the weights that training saw.
 
     Args:

@@ -15,6 +15,7 @@ from qlora_cli.deploy.checks import (
     MERGE_RECORD,
     refuse_loftq_onto_original,
     refuse_no_adapter,
+    refuse_plain_base,
     refuse_second_merge,
     refuse_zero_adapter,
 )
@@ -22,7 +23,8 @@ from qlora_cli.deploy.fold_plan import fold_plan, plain_skeleton
 from qlora_cli.deploy.merge_stream import WrittenWeights
 from qlora_cli.deploy.merged_model import write_model
 from qlora_cli.deploy.model_folder import write_generation_settings, write_tokenizer
-from qlora_cli.deploy.record import Merged, Precisions, describe_onto, merge_record
+from qlora_cli.deploy.onto import better, held_out_losses
+from qlora_cli.deploy.record import Merged, Precisions, describe_base, describe_onto, merge_record
 from qlora_cli.deploy.verification_rows import probe_rows
 from qlora_cli.deploy.verify import (
     MAX_KL_ORIGINAL,
@@ -60,13 +62,23 @@ class MergeOptions:
     force: bool = False
     """Replace a model folder that is already there."""
 
+    base_only: bool = False
+    """Leave the adapter out: the dequantized base, on which every adapter that was trained on that base can be served.
+    """
+
     max_kl: float | None = None
     """Bound on the mean KL in nats per token, instead of the documented one."""
 
 
 @dataclass(frozen=True)
 class _Reference:
-    """Logits of the tuned model before the merge."""
+    """Logits of the model that is to be written, before it is."""
+
+    onto: Onto
+    """dequantized or original, also where `auto` was asked for."""
+
+    losses: dict[Onto, float]
+    """Held-out loss onto each, where it was measured."""
 
     rows: list[list[int]]
     logits: list[torch.Tensor]
@@ -90,6 +102,8 @@ def merge_run(path: Path | None, out: Path | None, options: MergeOptions) -> Mer
         NumericError: if the adapter is inert, or the merged model is not the trained one.
     """
     source = find_tuned(path)
+    if options.base_only:
+        refuse_plain_base(source, options.onto, out)
     out = out or default_out(source)
     adapter_sha256 = check_mergeable(source, options)
     with staged_folder(out, force=options.force) as stage:
@@ -110,8 +124,9 @@ def merge_into(folder: Path, source: TunedSource, options: MergeOptions, adapter
     agreement = compare(reference.logits, record_logits(plain, reference.rows))
     merged = Merged(
         path=folder,
-        onto=options.onto,
-        onto_in_words=describe_onto(source, options.onto),
+        onto=reference.onto,
+        onto_in_words=describe_base(source) if options.base_only else describe_onto(source, reference.onto),
+        losses=reference.losses,
         dtype=reference.weights.dtype,
         num_parameters=reference.weights.num_parameters,
         num_tensors=reference.weights.num_tensors,
@@ -121,7 +136,7 @@ def merge_into(folder: Path, source: TunedSource, options: MergeOptions, adapter
         max_kl=_bound(source, options, reference) if options.max_kl is None else options.max_kl,
     )
     refuse_disagreement(agreement, merged.max_kl)
-    write_json(folder / MERGE_RECORD, merge_record(source, merged, adapter_sha256))
+    write_json(folder / MERGE_RECORD, merge_record(source, merged, None if options.base_only else adapter_sha256))
     return merged
 
 
@@ -179,10 +194,16 @@ def _write_merged(source: TunedSource, options: MergeOptions, stage: Path) -> _R
     rows = probe_rows(source.recipe, renderer)
     logits, precision = record_logits(tuned.model, rows), precision_of(tuned.model)
     with tuned.model.disable_adapter():
-        effect = compare(logits, record_logits(tuned.model, rows))
+        of_base = record_logits(tuned.model, rows)
+    effect = compare(logits, of_base)
+    losses = held_out_losses(tuned.model, source, renderer) if options.onto == "auto" else {}
+    onto: Onto = better(losses) if options.onto == "auto" else options.onto
     plan, skeleton = fold_plan(tuned.model), plain_skeleton(tuned.model)
-    if options.onto == "original":
+    if onto == "original":
         plan.precisions.clear()
+    if options.base_only:
+        plan.changes.clear()
+        logits = of_base
     is_float32, tokenizer = tuned.model.dtype is torch.float32, tuned.tokenizer
     del tuned
     free_memory()
@@ -191,7 +212,7 @@ def _write_merged(source: TunedSource, options: MergeOptions, stage: Path) -> _R
     )
     write_tokenizer(stage, tokenizer, renderer, trust_code=source.model.trust_remote_code)
     write_generation_settings(stage, skeleton, tokenizer, renderer)
-    return _Reference(rows, logits, effect, precision, is_float32, weights)
+    return _Reference(onto, losses, rows, logits, effect, precision, is_float32, weights)
 
 
 def _reload(folder: Path, base: ModelSection, dtype: str) -> PreTrainedModel:
@@ -218,7 +239,7 @@ def _attention(base: ModelSection) -> Literal["sdpa", "eager"]:
 
 def _bound(source: TunedSource, options: MergeOptions, reference: _Reference) -> float:
     """The documented bound on the mean KL."""
-    if options.onto == "original" and source.quantization is not None:
+    if reference.onto == "original" and source.quantization is not None:
         return MAX_KL_ORIGINAL
     is_int8 = source.quantization is not None and source.quantization.quant_type == "int8"
     is_exact = reference.is_float32 and reference.weights.dtype == "float32" and not is_int8

@@ -50,18 +50,22 @@ class Merged:
 
     compared_in: Precisions
 
+    losses: dict[Onto, float]
+    """Held-out loss in nats a token onto each kind of weights, where `--onto auto` measured them."""
+
     max_kl: float
     """Bound on the mean KL that it was held to, in nats per token."""
 
     def figures(self) -> dict[str, str]:
         """Label and value, for people."""
-        tensors = ", ".join(f"{number:,} {way}" for way, number in self.num_tensors.items())
-        return self.agreement.figures() | {
-            "tensors": tensors,
+        measured = {f"held-out loss onto {onto}": f"{loss:.4f}" for onto, loss in self.losses.items()}
+        ways = {
+            "tensors": ", ".join(f"{number:,} {way}" for way, number in self.num_tensors.items()),
             "compared in": str(self.compared_in),
             "mean KL allowed": f"{self.max_kl:.3g}",
             "the adapter's own effect": f"mean KL {self.effect.mean_kl:.3g}, top-1 {self.effect.top1_agreement:.2%}",
         }
+        return measured | self.agreement.figures() | ways
 
 
 def describe_onto(source: TunedSource, onto: Onto) -> str:
@@ -84,8 +88,19 @@ def describe_onto(source: TunedSource, onto: Onto) -> str:
     return f"merged onto the dequantized {kind} base, the weights that training saw"
 
 
-def merge_record(source: TunedSource, merged: Merged, adapter_sha256: str) -> dict[str, Any]:
-    """The content of qlora_merge.json."""
+def describe_base(source: TunedSource) -> str:
+    """One line on a base that was written without an adapter."""
+    assert source.quantization is not None
+    kind = source.quantization.quant_type.upper()
+    return f"wrote the dequantized {kind} base that training saw, without the adapter: serve adapters of it on this one"
+
+
+def merge_record(source: TunedSource, merged: Merged, adapter_sha256: str | None) -> dict[str, Any]:
+    """The content of qlora_merge.json.
+
+    Args:
+        adapter_sha256: None where the base alone was written.
+    """
     stood_on = source.model if source.base_source is None else ModelSection(base_model=source.base_source)
     return {
         "base_model": source.model.base_model,
@@ -96,6 +111,7 @@ def merge_record(source: TunedSource, merged: Merged, adapter_sha256: str) -> di
         "onto": merged.onto,
         "dtype": merged.dtype,
         "tensors": merged.num_tensors,
+        "held_out_loss": merged.losses or None,
         "max_kl": merged.max_kl,
         "agreement": asdict(merged.agreement),
         "compared_in": asdict(merged.compared_in),

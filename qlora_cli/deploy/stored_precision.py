@@ -48,7 +48,7 @@ class StoredInFourBit:
 
     def begin(self, chunks: Iterable[torch.Tensor]) -> None:
         """Work out the constants of all blocks from all rows in order."""
-        absmax = torch.cat([self._quantized(rows_SC)[1].absmax.cpu() for rows_SC in chunks])
+        absmax = torch.cat([self._largest(rows_SC) for rows_SC in chunks])
         offset = absmax.mean()
         codes, state = bnb.functional.quantize_blockwise(absmax - offset, blocksize=256)
         self._absmax = bnb.functional.dequantize_blockwise(codes, state) + offset
@@ -60,6 +60,12 @@ class StoredInFourBit:
             first = start * rows_SC.shape[1] // self.blocksize
             state.absmax = self._absmax[first : first + state.absmax.numel()].to(state.absmax.device)
         return bnb.functional.dequantize_4bit(codes, state).float().cpu()
+
+    def _largest(self, rows_SC: torch.Tensor) -> torch.Tensor:
+        """Largest magnitude of each block, which is its constant before double quantization."""
+        numbers = rows_SC.to(self.dtype).float().reshape(-1)
+        padded = torch.nn.functional.pad(numbers, (0, -len(numbers) % self.blocksize))
+        return padded.view(-1, self.blocksize).abs().amax(dim=1)
 
     def _quantized(self, rows_SC: torch.Tensor) -> tuple[torch.Tensor, QuantState]:
         rows = rows_SC.to(pick_device(), self.dtype).contiguous()

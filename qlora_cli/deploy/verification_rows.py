@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from qlora_cli import console
-from qlora_cli.data.example import Example
 from qlora_cli.data.read.examples import read_examples
-from qlora_cli.data.render.renderer import Renderer
+from qlora_cli.data.render.renderer import Renderer, TokenRow
 from qlora_cli.errors import DataError
 from qlora_cli.recipe.schema import Recipe
 
@@ -28,16 +29,22 @@ def probe_rows(recipe: Recipe | None, renderer: Renderer) -> list[list[int]]:
     """
     if recipe is not None:
         try:
-            rows = [row.input_ids for row in renderer.render(_own_examples(recipe))]
+            return [list(row.input_ids) for row in own_rows(recipe, renderer, NUM_ROWS)]
         except DataError as fault:
             console.note(
                 f"the run's data cannot be read any more, so fixed questions are used instead: {fault.problems[0].text}"
             )
-        else:
-            return [row[:MAX_ROW_TOKENS] for row in rows]
     return [renderer.prompt_ids([{"role": "user", "content": question}]) for question in FIXED_QUESTIONS]
 
 
-def _own_examples(recipe: Recipe) -> list[Example]:
+def own_rows(recipe: Recipe | None, renderer: Renderer, num_rows: int) -> list[TokenRow]:
+    """The first rows of the run's held-out data, of its training data where none is held out; none without a recipe.
+
+    Raises:
+        DataError: if they cannot be read any more.
+    """
+    if recipe is None:
+        return []
     source = (recipe.data.eval or recipe.data.train)[0]
-    return read_examples(source, NUM_ROWS)
+    rows = renderer.render(read_examples(source, num_rows))
+    return [replace(row, input_ids=row.input_ids[:MAX_ROW_TOKENS], labels=row.labels[:MAX_ROW_TOKENS]) for row in rows]

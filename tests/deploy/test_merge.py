@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from qlora_cli.deploy.merge import MergeOptions, merge_run
@@ -185,3 +186,38 @@ def test_a_run_on_the_gpu_merges_within_its_bound(tmp_path, run):
     assert load_tuned(run.path).model.device.type == "cuda"
     merged = merge_run(run.path, tmp_path / "out", MergeOptions())
     assert merged.agreement.mean_kl <= merged.max_kl < merged.effect.mean_kl
+
+
+def test_onto_auto_takes_the_weights_with_the_lower_loss_and_prints_both(tmp_path, run):
+    merged = merge_run(run.path, tmp_path / "out", MergeOptions(onto="auto", max_kl=10.0))
+    assert set(merged.losses) == {"dequantized", "original"}
+    assert merged.onto == min(merged.losses, key=merged.losses.get)
+    assert merged.figures()["held-out loss onto original"] == f"{merged.losses['original']:.4f}"
+    assert json.loads((merged.path / "qlora_merge.json").read_text())["held_out_loss"] == merged.losses
+
+
+def test_onto_auto_needs_data(tmp_path, llama_folder):
+    run = save_run(tmp_path / "run", llama_folder, quantization="none")
+    adapter = run.adapter_path.rename(tmp_path / "adapter")
+    with pytest.raises(ArgumentError, match="brings no data"):
+        merge_run(adapter, tmp_path / "out", MergeOptions(onto="auto"))
+
+
+def test_the_base_alone_carries_every_adapter_that_was_trained_on_it(tmp_path, run, llama_folder):
+    merged = merge_run(run.path, tmp_path / "base", MergeOptions(base_only=True))
+    assert merged.agreement.max_logit_difference < 1e-4
+    other = save_run(tmp_path / "other", llama_folder, target_modules=["q_proj"])
+    served = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(merged.path), other.adapter_path)
+    assert (logits(served) - logits(load_tuned(other.path).model)).abs().max() < 1e-4
+    assert json.loads((merged.path / "qlora_merge.json").read_text())["adapter_sha256"] is None
+
+
+def test_the_base_alone_is_refused_where_nothing_was_quantized(tmp_path, llama_folder):
+    run = save_run(tmp_path / "run", llama_folder, quantization="none")
+    with pytest.raises(ArgumentError, match="was not quantized in training"):
+        merge_run(run.path, tmp_path / "out", MergeOptions(base_only=True))
+
+
+def test_the_base_alone_needs_a_place(run):
+    with pytest.raises(ArgumentError, match="needs a folder"):
+        merge_run(run.path, None, MergeOptions(base_only=True))
