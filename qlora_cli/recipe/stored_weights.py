@@ -1,0 +1,88 @@
+"""How a base's weights are stored, according to its config.json: plain, by bitsandbytes, or in another packed form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+QuantType = Literal["nf4", "fp4", "int8"]
+
+DEQUANTIZED_ON_LOAD = {"fp8": "FP8", "mxfp8": "MXFP8", "mxfp4": "MXFP4", "compressed-tensors": "compressed-tensors"}
+"""Methods whose weights `transformers` can turn into plain ones while it loads them, with their usual names."""
+
+DEFAULT_QUANT_TYPE = "fp4"
+"""What a bitsandbytes configuration in 4 bit means that names no type."""
+
+
+@dataclass(frozen=True)
+class StoredWeights:
+    """The form in which the weights of a base lie on disk, where it is not the plain one."""
+
+    method: str
+    """`quant_method` of config.json: bitsandbytes, gptq, awq, fp8, mxfp4 and so on."""
+
+    quant_type: QuantType | None = None
+    """In the recipe's words where the method is bitsandbytes, else None."""
+
+    double_quant: bool | None = None
+    """Whether the block constants are quantized too; None where the method has none."""
+
+    skipped: tuple[str, ...] | None = None
+    """Names and parts of names of modules that are not quantized; None leaves the choice to `transformers`."""
+
+    num_bits: int | None = None
+    """Of a weight, where the configuration says."""
+
+    @property
+    def is_bitsandbytes(self) -> bool:
+        """Whether it is trained as it is: a frozen base in 4 or 8 bit."""
+        return self.quant_type is not None
+
+    @property
+    def can_be_dequantized(self) -> bool:
+        """Whether `model.dequantize: true` makes plain weights of it."""
+        return self.method in DEQUANTIZED_ON_LOAD
+
+    def __str__(self) -> str:
+        if self.quant_type is not None:
+            return f"{self.quant_type} by bitsandbytes" + (" with double quantization" if self.double_quant else "")
+        name = DEQUANTIZED_ON_LOAD.get(self.method, self.method.upper() if self.method.isalpha() else self.method)
+        is_said = self.num_bits is None or str(self.num_bits) in name
+        return name if is_said else f"{name} in {self.num_bits} bit"
+
+
+def stored_weights(config: Mapping[str, Any]) -> StoredWeights | None:
+    """The form that a base's config.json names; None where its weights are plain.
+
+    Args:
+        config: config.json. The section is at its top, or in the part for the text of a model that sees as well.
+
+    >>> str(stored_weights({"quantization_config": {"quant_method": "gptq", "bits": 4}}))
+    'GPTQ in 4 bit'
+    >>> stored_weights({"quantization_config": {"load_in_4bit": True}}).quant_type, stored_weights({"hidden_size": 64})
+    ('fp4', None)
+    """
+    text = config.get("text_config")
+    places = (config, text) if isinstance(text, Mapping) else (config,)
+    for place in places:
+        for key in ("quantization_config", "compression_config"):  # the second is an older name of the first
+            section = place.get(key)
+            if isinstance(section, Mapping) and section:
+                return _from_section(section)
+    return None
+
+
+def _from_section(section: Mapping[str, Any]) -> StoredWeights:
+    skipped = section.get("llm_int8_skip_modules")
+    names = tuple(map(str, skipped)) if isinstance(skipped, list | tuple) else None
+    if section.get("load_in_4bit"):
+        kind: QuantType = "nf4" if section.get("bnb_4bit_quant_type", DEFAULT_QUANT_TYPE) == "nf4" else "fp4"
+        return StoredWeights("bitsandbytes", kind, section.get("bnb_4bit_use_double_quant") is True, names, 4)
+    if section.get("load_in_8bit"):
+        return StoredWeights("bitsandbytes", "int8", None, names, 8)
+    bits = section.get("bits", section.get("w_bit"))
+    method = section.get("quant_method") or section.get("quant_algo")
+    if method is None and "config_groups" in section:
+        method = "compressed-tensors"
+    return StoredWeights(str(method or "of an unknown kind"), num_bits=bits if isinstance(bits, int) else None)
