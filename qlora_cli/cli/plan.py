@@ -119,6 +119,7 @@ def _work_out(
     is_fitted: bool,
 ) -> PlanReport:
     with progress(STARTING):
+        from qlora_cli.model.prequantized import recipe_on
         from qlora_cli.plan.likeness import config_to_plan
         from qlora_cli.plan.report import choose_target, make_report
         from qlora_cli.plan.sketch import sketch_config
@@ -130,6 +131,7 @@ def _work_out(
         config, note = sketch_config(int(params), hidden_size=hidden, num_layers=layers), ""
     else:
         config, note = config_to_plan(recipe.model)
+        recipe = recipe_on(recipe, config)
     request = PlanRequest(recipe, config, target.device)
     if is_fitted and target.memory_bytes is None:
         raise ArgumentError("--fit needs to know the memory", hint="name a card: --gpu 4090, or --memory-gb 24")

@@ -156,7 +156,7 @@ def validate(
 
     from qlora_cli import console
     from qlora_cli.errors import RecipeError
-    from qlora_cli.recipe.local_checks import unchecked
+    from qlora_cli.recipe.local_checks import recipe_as_stored_here, unchecked
     from qlora_cli.recipe.reader import check_recipe
     from qlora_cli.recipe.summary import summarize
     from qlora_cli.run.overview import what_is_there
@@ -175,7 +175,7 @@ def validate(
         console.data({"valid": True, "problems": [], "notes": notes})
         return
     console.result(f"{recipe}: valid")
-    console.facts(summarize(checked))
+    console.facts(summarize(recipe_as_stored_here(checked)))
     for note in notes:
         console.note(f"note: {note}")
 

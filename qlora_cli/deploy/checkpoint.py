@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ import torch
 
 from qlora_cli.errors import IdentityError
 from qlora_cli.model.fingerprint import has_only_pickles, weight_files
+from qlora_cli.model.packed_weights import Packed, packed_weights
+from qlora_cli.model.prequantized import stored_in
 
 DTYPES = {
     "F64": torch.float64,
@@ -35,6 +38,8 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 """Types of the safetensors format that torch has."""
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 NAMES_OF_DTYPES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -78,6 +83,9 @@ class Checkpoint:
     pickled: dict[str, torch.Tensor] | None = None
     """Tensors of `.bin` files, which torch maps into memory."""
 
+    packed: dict[str, Packed] = field(default_factory=dict)
+    """Tensors that the files hold packed, in 4 bit or 8; here they are as they were before."""
+
     _descriptors: dict[Path, int] = field(default_factory=dict)
 
     def read_rows(self, key: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
@@ -88,6 +96,8 @@ class Checkpoint:
         """
         tensor = self.tensors[key]
         stop = tensor.num_rows if stop is None else stop
+        if key in self.packed:
+            return _plain_rows(self.packed[key], start, stop)
         if self.pickled is not None:
             return self.pickled[key].reshape(tensor.num_rows, tensor.num_columns)[start:stop]
         row_bytes = tensor.num_columns * tensor.dtype.itemsize
@@ -121,15 +131,14 @@ def open_checkpoint(folder: Path, *, allow_pickle: bool = False) -> Iterator[Che
     if allow_pickle and has_only_pickles(folder):
         yield _pickled(folder, files)
         return
-    tensors = {}
-    for file in files:
-        for tensor in _stored_tensors(file):
-            tensors[tensor.key] = tensor
+    tensors = {tensor.key: tensor for file in files for tensor in _stored_tensors(file)}
+    packed = {} if stored_in(folder) is None else packed_weights(folder)
+    tensors = _unpacked(tensors, packed)
     descriptors: dict[Path, int] = {}
     try:
         for file in files:
             descriptors[file] = os.open(file, os.O_RDONLY)
-        yield Checkpoint(folder, files, tensors, None, descriptors)
+        yield Checkpoint(folder, files, tensors, None, packed, descriptors)
     finally:
         for descriptor in descriptors.values():
             os.close(descriptor)
@@ -170,6 +179,28 @@ def _stored_tensors(file: Path) -> list[StoredTensor]:
             hint="download the base model again, or convert it to bfloat16",
         ) from fault
     return sorted(tensors, key=lambda tensor: tensor.offset)
+
+
+def _unpacked(tensors: dict[str, StoredTensor], packed: dict[str, Packed]) -> dict[str, StoredTensor]:
+    """The tensors with plain ones in the place of packed ones, in the type that most plain tensors have."""
+    owners = {name: weight for weight in packed.values() for name in weight.stored_names}
+    types = Counter(tensor.dtype for key, tensor in tensors.items() if key not in owners and tensor.dtype in FLOATS)
+    dtype = types.most_common(1)[0][0] if types else torch.bfloat16
+    plain: dict[str, StoredTensor] = {}
+    for key, tensor in tensors.items():
+        if key not in owners:
+            plain[key] = tensor
+        elif (weight := owners[key]).name not in plain:
+            plain[weight.name] = StoredTensor(weight.name, tensor.file, dtype, tuple(weight.shape), 0)
+    return plain
+
+
+def _plain_rows(weight: Packed, start: int, stop: int) -> torch.Tensor:
+    """Rows of its last dimension; a packed weight counts those of its first."""
+    inner = math.prod(weight.shape[1:-1])
+    first = start // inner
+    rows = weight.rows(first, -(-stop // inner)).reshape(-1, weight.shape[-1])
+    return rows[start - first * inner : stop - first * inner]
 
 
 def _pickled(folder: Path, files: list[Path]) -> Checkpoint:

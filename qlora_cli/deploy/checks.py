@@ -11,6 +11,7 @@ from peft.utils.other import ModulesToSaveWrapper
 from qlora_cli.choices import Onto
 from qlora_cli.errors import ArgumentError, IdentityError, NumericError
 from qlora_cli.model.fingerprint import base_folder
+from qlora_cli.model.prequantized import stored_in
 from qlora_cli.model.tuned import TunedSource
 from qlora_cli.run.files import read_json_object
 
@@ -86,6 +87,20 @@ def refuse_plain_base(source: TunedSource, onto: Onto, out: Path | None) -> None
         raise ArgumentError("--base-only writes the dequantized base, and never the original", hint="leave --onto out")
     if out is None:
         raise ArgumentError("--base-only needs a folder for the base", hint="name one with --out")
+
+
+def refuse_no_original(source: TunedSource, onto: Onto) -> None:
+    """Refuse to merge onto weights that the base does not hold: those before bitsandbytes packed them.
+
+    Raises:
+        ArgumentError: for a base that is stored so, and `onto` "original".
+    """
+    stored = stored_in(base_folder(source.model)) if onto != "dequantized" and source.base_source is None else None
+    if stored is not None and stored.is_bitsandbytes:
+        raise ArgumentError(
+            f"--onto {onto} cannot be had: base '{source.model.base_model}' holds its weights in {stored} only",
+            hint="leave --onto out; it merges onto the dequantized base",
+        )
 
 
 def refuse_loftq_onto_original(source: TunedSource, onto: Onto) -> None:

@@ -15,6 +15,7 @@ from qlora_cli.deploy.checks import (
     MERGE_RECORD,
     refuse_loftq_onto_original,
     refuse_no_adapter,
+    refuse_no_original,
     refuse_plain_base,
     refuse_second_merge,
     refuse_zero_adapter,
@@ -150,6 +151,7 @@ def check_mergeable(source: TunedSource, options: MergeOptions) -> str:
     adapter_sha256 = adapter_identity(source)
     refuse_second_merge(source, adapter_sha256)
     refuse_loftq_onto_original(source, options.onto)
+    refuse_no_original(source, options.onto)
     return adapter_sha256
 
 

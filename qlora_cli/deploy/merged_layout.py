@@ -65,7 +65,8 @@ class MergedLayout:
 
     def is_copied(self, tensor: StoredTensor) -> bool:
         """Whether a tensor that does not change is the same bytes in the new file."""
-        return self.tensors[tensor.key].dtype == tensor.dtype and self.base.pickled is None
+        is_plain = self.base.pickled is None and tensor.key not in self.base.packed
+        return is_plain and self.tensors[tensor.key].dtype == tensor.dtype
 
     def copy(self, run: list[StoredTensor]) -> int:
         """Copy tensors that lie side by side; returns the bytes."""
@@ -93,7 +94,7 @@ class MergedLayout:
         if not old.is_file():
             return
         is_same = all(
-            key in self.base.tensors and tensor.dtype == self.base.tensors[key].dtype
+            key in self.base.tensors and key not in self.base.packed and tensor.dtype == self.base.tensors[key].dtype
             for key, tensor in self.tensors.items()
         )
         if is_same and old.name == name:

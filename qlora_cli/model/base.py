@@ -20,9 +20,11 @@ from qlora_cli.errors import RecipeError
 from qlora_cli.model.at_hand import look_for_base
 from qlora_cli.model.device import pick_device, pick_dtype
 from qlora_cli.model.fingerprint import base_folder, has_only_pickles, weight_files
+from qlora_cli.model.prequantized import cast_plain_parts, compute_in, quantization_on, refuse_other_storage
 from qlora_cli.progress import progress
 from qlora_cli.recipe.schema import ModelSection, QuantizationSection
 from qlora_cli.recipe.shipped import command_for_base
+from qlora_cli.recipe.stored_weights import stored_weights
 from qlora_cli.secrets import redacted_values
 
 READ_FAULTS = (
@@ -111,6 +113,10 @@ def load_base(
         weight_files(Path(name))  # an index that leads out of the folder is refused
     config = read_config(model, source=source)
     _forget_secrets(config)
+    if source is None:
+        quantization = quantization_on(model, quantization, config)
+    is_stored = stored_weights(config.to_dict()) is not None
+    compute_in(config, dtype)
     with progress(f"loading {shown_name(name)}"), reading(name, None if source else model.revision):
         config._attn_implementation = model.attn_implementation  # a base's own choice, if any, would win over ours
         base, report = AutoModelForCausalLM.from_pretrained(
@@ -119,13 +125,17 @@ def load_base(
             revision=None if source else model.revision,
             trust_remote_code=model.trust_remote_code,
             dtype=dtype,
-            quantization_config=quantization
-            and bitsandbytes_config(quantization, dtype, _modules_to_skip(model, quantization, config)),
+            quantization_config=None
+            if quantization is None or is_stored
+            else bitsandbytes_config(quantization, dtype, _modules_to_skip(model, quantization, config)),
             device_map={"": device},
             use_safetensors=not is_pickled,
             output_loading_info=True,
         )
     _refuse_parts(name, base, report["missing_keys"])
+    refuse_other_storage(base, name, quantization)
+    if is_stored:
+        cast_plain_parts(base, dtype)
     compat.keep_four_bit_weights_unpacked(base)
     base.requires_grad_(False)
     return base

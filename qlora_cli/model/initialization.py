@@ -19,6 +19,7 @@ from qlora_cli.errors import RecipeError
 from qlora_cli.model.adapter import attach_adapter, lora_config
 from qlora_cli.model.base import load_base
 from qlora_cli.model.fingerprint import base_folder, weight_files
+from qlora_cli.model.packed_weights import packed_weights
 from qlora_cli.progress import progress
 from qlora_cli.recipe.schema import LoraSection, ModelSection
 from qlora_cli.run.folders import replaced_folder
@@ -98,10 +99,11 @@ def _lora_layers(tuned: PeftModel) -> list[tuple[str, LoraLayer]]:
 
 
 class _OriginalWeights:
-    """Weights by module name out of a folder of safetensors files, read one at a time."""
+    """Weights by module name out of a folder of safetensors files, read one at a time; packed ones are unpacked."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._packed = packed_weights(folder)
         self._files: dict[str, Path] = {}
         for path in weight_files(folder):
             with safe_open(path, framework="pt") as file:
@@ -110,6 +112,8 @@ class _OriginalWeights:
     def read(self, module_name: str) -> torch.Tensor:
         # Some bases are stored without the prefix of the class that holds their head: GPT-2's "transformer.".
         for key in (f"{module_name}.weight", f"{module_name.partition('.')[2]}.weight"):
+            if key in self._packed:
+                return self._packed[key].rows(0, self._packed[key].shape[0])
             if key in self._files:
                 with safe_open(self._files[key], framework="pt") as file:
                     return file.get_tensor(key)

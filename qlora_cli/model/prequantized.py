@@ -1,9 +1,17 @@
-"""Bases whose weights are stored quantized: what they are, and what that makes of the recipe's `quantization`."""
+"""Bases whose weights are stored quantized: what that makes of a recipe, and whether a loaded one is as it says."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import bitsandbytes as bnb
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from qlora_cli.errors import RecipeError
+from qlora_cli.recipe.schema import ModelSection, QuantizationSection, Recipe
+from qlora_cli.recipe.stored_rules import as_stored, check_stored, recipe_as_stored
 from qlora_cli.recipe.stored_weights import StoredWeights, stored_weights
 from qlora_cli.run.files import read_json_object
 
@@ -15,3 +23,100 @@ def stored_in(folder: Path) -> StoredWeights | None:
         IdentityError: if its config.json is missing or damaged.
     """
     return stored_weights(read_json_object(folder / "config.json", hint="download the base model again"))
+
+
+def recipe_on(recipe: Recipe, config: PreTrainedConfig) -> Recipe:
+    """The recipe with `quantization` as its base decides it.
+
+    Args:
+        config: the base's.
+
+    Raises:
+        RecipeError: if the recipe asks for another storage than the base has, or the base's cannot be trained on.
+    """
+    settings = config.to_dict()
+    for conflict in check_stored(settings, recipe.model_dump(mode="json", exclude_none=True)):
+        raise RecipeError(conflict.text, hint=conflict.hint)
+    return recipe_as_stored(recipe, settings)
+
+
+def quantization_on(
+    model: ModelSection, quantization: QuantizationSection | None, config: PreTrainedConfig
+) -> QuantizationSection | None:
+    """How the linear weights of the base will be stored, as `recipe_on`; for a model without a recipe.
+
+    Raises:
+        RecipeError: as `recipe_on`.
+    """
+    settings = config.to_dict()
+    asked = None if quantization is None else quantization.model_dump(mode="json", exclude_none=True)
+    for conflict in check_stored(settings, {"model": model.model_dump(mode="json"), "quantization": asked}):
+        raise RecipeError(conflict.text, hint=conflict.hint)
+    return as_stored(quantization, settings)
+
+
+def compute_in(config: PreTrainedConfig, dtype: torch.dtype) -> None:
+    """Let the layers that a base stores by bitsandbytes compute in `dtype`, not in what its config.json names."""
+    for part in (config, config.get_text_config()):
+        section: Any = getattr(part, "quantization_config", None)
+        if isinstance(section, dict) and section.get("load_in_4bit"):
+            part.quantization_config = {**section, "bnb_4bit_compute_dtype": dtype}
+
+
+def is_kept_in_float32(base: PreTrainedModel, name: str, dtype: torch.dtype) -> bool:
+    """Whether `from_pretrained` loads a parameter or buffer in float32 where the model is in `dtype`."""
+    names: set[str] = set()
+    if dtype in (torch.float16, torch.bfloat16):
+        names |= set(base._keep_in_fp32_modules_strict or ())
+    if dtype is torch.float16:
+        names |= set(base._keep_in_fp32_modules or ())
+    return any(f".{kept}." in f".{name}." for kept in names)
+
+
+def cast_plain_parts(base: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Bring the parts of a stored base that are not quantized into the model's dtype.
+
+    `transformers` leaves them in the dtype in which they are stored, whatever dtype it is asked for.
+    """
+    packed = {id(module.weight) for module in base.modules() if _storage(module) is not None}
+    for name, parameter in base.named_parameters():
+        if id(parameter) not in packed and parameter.is_floating_point():
+            wanted = torch.float32 if is_kept_in_float32(base, name, dtype) else dtype
+            parameter.data = parameter.data.to(wanted)
+
+
+def refuse_other_storage(base: PreTrainedModel, name: str, quantization: QuantizationSection | None) -> None:
+    """Refuse a base whose loaded weights are stored in another way than its config.json says.
+
+    Args:
+        name: of the base.
+        quantization: what was expected of it.
+
+    Raises:
+        RecipeError: naming the first layer that differs.
+    """
+    if quantization is None:
+        return
+    wanted = (quantization.quant_type, quantization.quant_type == "int8" or quantization.double_quant is not False)
+    for layer, module in base.named_modules():
+        found = _storage(module)
+        if found is not None and found != wanted:
+            raise RecipeError(
+                f"model.base_model '{name}': the weights of {layer} are {_told(found)}, and not {_told(wanted)}",
+                hint="its config.json does not belong to its weights: download it again",
+            )
+
+
+def _storage(module: torch.nn.Module) -> tuple[str, bool] | None:
+    """Type and double quantization of a layer of bitsandbytes; None of any other module."""
+    if isinstance(module, bnb.nn.Linear8bitLt):
+        return ("int8" if module.weight.dtype == torch.int8 else "not quantized", True)
+    if not isinstance(module, bnb.nn.Linear4bit):
+        return None
+    state = getattr(module.weight, "quant_state", None)
+    return ("not quantized", True) if state is None else (state.quant_type, state.nested)
+
+
+def _told(storage: tuple[str, bool]) -> str:
+    kind, is_double = storage
+    return kind if is_double else f"{kind} without double quantization"

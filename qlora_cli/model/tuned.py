@@ -14,8 +14,10 @@ from qlora_cli.model.adapter import load_adapter
 from qlora_cli.model.base import load_base
 from qlora_cli.model.fingerprint import fingerprint_base
 from qlora_cli.model.tokenizer import load_tokenizer
+from qlora_cli.recipe.base_files import config_here
 from qlora_cli.recipe.reader import load_recipe
 from qlora_cli.recipe.schema import ModelSection, QuantizationSection, Recipe
+from qlora_cli.recipe.stored_rules import as_stored
 from qlora_cli.run.directory import RunDirectory, latest_run
 from qlora_cli.run.files import read_json_object
 from qlora_cli.run.manifest import recorded_fingerprint
@@ -65,7 +67,9 @@ def find_tuned(path: Path | None) -> TunedSource:
     if run is not None:
         return _from_run(folder, run)
     if (folder / "adapter_config.json").is_file():
-        return TunedSource(folder, _base_of_adapter(folder / "adapter_config.json"), adapter=folder)
+        model = _base_of_adapter(folder / "adapter_config.json")
+        config = config_here(model.base_model, model.revision)
+        return TunedSource(folder, model, None if config is None else as_stored(None, config), adapter=folder)
     if (folder / "config.json").is_file():
         return TunedSource(folder, ModelSection(base_model=str(folder)))
     raise ArgumentError(

@@ -18,6 +18,7 @@ from qlora_cli.plan.trace.stages import decoder_layers
 from qlora_cli.plan.trace_cache import Tracer
 from qlora_cli.progress import progress
 from qlora_cli.recipe.schema import QuantizationSection
+from qlora_cli.recipe.stored_weights import stored_weights
 
 SMALLEST_LENGTH = 256
 
@@ -104,7 +105,10 @@ def changes(request: PlanRequest) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _changes_of_storage(request: PlanRequest) -> Iterator[tuple[str, dict[str, Any]]]:
     quantization, optim = request.recipe.quantization, request.recipe.training.optim
-    if quantization is None or quantization.quant_type == "int8":
+    stored = stored_weights(request.config.to_dict())
+    if stored is not None and stored.is_bitsandbytes:
+        pass  # the base decides it
+    elif quantization is None or quantization.quant_type == "int8":
         yield "store the base in 4 bit", {"quantization.quant_type": "nf4"}
     elif quantization.double_quant is False:
         yield "quantize the block constants too, 0.37 bit a weight", {"quantization.double_quant": True}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_cli.hub import is_hub_id
+from qlora_cli.recipe.stored_rules import check_stored
 from qlora_cli.recipe.written import Conflict, RawRecipe, at, conflict
 
 KEY = "model.base_model"
@@ -52,9 +53,8 @@ def is_base_on_hub(name: str) -> bool:
 
 def default_beyond(name: str, max_length: int) -> int | None:
     """The positions of a local base where they are fewer than `max_length`."""
-    folder = Path(name) if Path(name).is_dir() else cached_base(name)
-    config = read_config(folder) if folder else None
-    positions = num_positions(config) if isinstance(config, dict) else None
+    config = config_here(name)
+    positions = None if config is None else num_positions(config)
     return positions if positions is not None and max_length > positions else None
 
 
@@ -70,6 +70,13 @@ def cached_base(name: str, revision: object = None) -> Path | None:
         commit = wanted
     folder = entry / "snapshots" / commit
     return folder if (folder / "config.json").is_file() else None
+
+
+def config_here(name: str, revision: object = None) -> dict[str, Any] | None:
+    """The config.json of a base that is on this machine; None where it is not, or cannot be read."""
+    folder = Path(name) if Path(name).is_dir() else cached_base(name, revision)
+    config = read_config(folder) if folder else None
+    return config if isinstance(config, dict) else None
 
 
 def read_config(folder: Path) -> dict[str, Any] | str:
@@ -156,41 +163,7 @@ def _check_settings(config: Mapping[str, Any], written: RawRecipe) -> Iterator[C
     if isinstance(length, int) and positions is not None and length > positions:
         text = f"'data.max_length: {length}' is beyond the {positions:,} positions of the base (its config.json)"
         yield conflict("data.max_length", (KEY,), text, f"write `max_length: {positions}`, or less")
-    stored = config.get("quantization_config")
-    if isinstance(stored, dict):
-        yield from _check_stored(stored, written)
-
-
-def _check_stored(stored: Mapping[str, Any], written: RawRecipe) -> Iterator[Conflict]:
-    """A base that is quantized already, against what the recipe asks for."""
-    kind = stored_kind(stored)
-    key, asked = "quantization", at(written, "quantization")
-    original = "name the original, unquantized model as `base_model`"
-    if kind not in ("nf4", "fp4", "int8"):
-        if asked is not None:
-            text = f"'{key}' cannot quantize weights that are stored in {kind} already"
-            yield conflict(key, (KEY,), text, original)
-        return
-    wanted = at(written, "quantization.quant_type") or "nf4"
-    if asked is None:
-        text = f"the weights of '{KEY}: {at(written, KEY)}' are stored in {kind}, and the recipe has no 'quantization'"
-        yield conflict(KEY, (key,), text, f"add `quantization: {{quant_type: {kind}}}`, or {original}")
-    elif wanted != kind:
-        text = f"'{key}.quant_type: {wanted}' cannot be had: the base's weights are stored in {kind}"
-        yield conflict(f"{key}.quant_type", (KEY,), text, f"write `quant_type: {kind}`, or {original}")
-
-
-def stored_kind(stored: Mapping[str, Any]) -> str:
-    """Storage of the weights according to config.json, in the recipe's words for bitsandbytes.
-
-    >>> stored_kind({"quant_method": "gptq", "bits": 4}), stored_kind({"load_in_4bit": True})
-    ('gptq', 'fp4')
-    """
-    if stored.get("load_in_8bit"):
-        return "int8"
-    if stored.get("load_in_4bit"):
-        return str(stored.get("bnb_4bit_quant_type", "fp4"))
-    return str(stored.get("quant_method", "a form of their own"))
+    yield from check_stored(config, written)
 
 
 def _is_meant_here(path: Path) -> bool:

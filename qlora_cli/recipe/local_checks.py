@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from qlora_cli.hub import is_hub_id
-from qlora_cli.recipe.base_files import check_base, default_beyond, is_base_on_hub
+from qlora_cli.recipe.base_files import check_base, config_here, default_beyond, is_base_on_hub
 from qlora_cli.recipe.schema import Recipe
+from qlora_cli.recipe.stored_rules import recipe_as_stored
 from qlora_cli.recipe.tree import PathPart, path_text
 from qlora_cli.recipe.written import Conflict, RawRecipe, at, conflict
 
@@ -35,6 +36,12 @@ def unchecked(recipe: Recipe) -> list[str]:
     paths = [source.path for source in (*recipe.data.train, *(recipe.data.eval or ()))]
     paths += [task.path for task in recipe.eval.tasks]
     return names + list(dict.fromkeys(f"data '{path}'" for path in paths if _is_on_hub(path)))
+
+
+def recipe_as_stored_here(recipe: Recipe) -> Recipe:
+    """The recipe with `quantization` as its base decides it, where that is on this machine."""
+    config = config_here(recipe.model.base_model, recipe.model.revision)
+    return recipe if config is None else recipe_as_stored(recipe, config)
 
 
 def default_notes(recipe: Recipe, *, is_length_written: bool) -> list[str]:

@@ -35,6 +35,10 @@ class ModelSection(Section):
     """Read pickled weights (`.bin`) of a base that has no safetensors. A pickle can hold code; torch refuses what it
     knows of it. Only for repositories that you trust."""
 
+    dequantize: bool = False
+    """Turn weights that are stored in FP8, MXFP4 or compressed-tensors into plain ones while they are loaded;
+    `quantization` then stores them as it would any others."""
+
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Precision of the 16-bit parts and of the computation on dequantized weights. `auto`: bfloat16 where the
     GPU has it, else float16; float32 on CPU."""

@@ -47,7 +47,7 @@ class StoredWeights:
     def __str__(self) -> str:
         if self.quant_type is not None:
             return f"{self.quant_type} by bitsandbytes" + (" with double quantization" if self.double_quant else "")
-        name = DEQUANTIZED_ON_LOAD.get(self.method, self.method.upper() if self.method.isalpha() else self.method)
+        name = DEQUANTIZED_ON_LOAD.get(self.method, self.method.upper() if len(self.method) < 6 else self.method)
         is_said = self.num_bits is None or str(self.num_bits) in name
         return name if is_said else f"{name} in {self.num_bits} bit"
 
@@ -85,4 +85,4 @@ def _from_section(section: Mapping[str, Any]) -> StoredWeights:
     method = section.get("quant_method") or section.get("quant_algo")
     if method is None and "config_groups" in section:
         method = "compressed-tensors"
-    return StoredWeights(str(method or "of an unknown kind"), num_bits=bits if isinstance(bits, int) else None)
+    return StoredWeights(str(method or "a form without a name"), num_bits=bits if isinstance(bits, int) else None)

@@ -27,7 +27,9 @@ from qlora_cli.data.prepare import PreparedData, prepare_data
 from qlora_cli.data.render.for_data import data_renderer, told_date
 from qlora_cli.errors import ResourceError
 from qlora_cli.interruption import ECHO_SECONDS
+from qlora_cli.model.base import read_config
 from qlora_cli.model.device import dtype_name, pick_device, pick_dtype
+from qlora_cli.model.prequantized import recipe_on
 from qlora_cli.model.tokenizer import load_tokenizer
 from qlora_cli.progress import progress
 from qlora_cli.recipe.reader import dump_recipe
@@ -97,6 +99,8 @@ def train_recipe(
     run = replace(run, launcher=monitor.launch.command)
     claim = claimed(run) if monitor.is_main_process else nullcontext()
     with interruption_as_error(run), claim, interruption_as_error(run):  # inside the claim a replaced run is moved away
+        with console.library_noise_to(None):
+            recipe = recipe_on(recipe, read_config(recipe.model))
         session = _Session(recipe, run, options, monitor)
         forecast = session.forecast()
         checkpoint = session.checkpoint()

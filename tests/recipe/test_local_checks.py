@@ -8,8 +8,9 @@ import pytest
 import yaml
 
 from qlora_cli.errors import RecipeError
-from qlora_cli.recipe.local_checks import unchecked
+from qlora_cli.recipe.local_checks import recipe_as_stored_here, unchecked
 from qlora_cli.recipe.reader import check_recipe, load_recipe
+from qlora_cli.recipe.schema import QuantizationSection
 
 
 @pytest.fixture
@@ -123,11 +124,10 @@ BNB = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_typ
 @pytest.mark.parametrize(
     ("stored", "asked", "text"),
     [
-        ({"quant_method": "gptq", "bits": 4}, {"quant_type": "nf4"}, "cannot quantize weights that are stored in gptq"),
-        ({"quant_method": "awq"}, {}, "cannot quantize weights that are stored in awq"),
+        ({"quant_method": "gptq", "bits": 4}, {"quant_type": "nf4"}, "are stored in GPTQ in 4 bit, which cannot be"),
+        ({"quant_method": "awq"}, None, "are stored in AWQ, which cannot be trained on here"),
         (BNB, {"quant_type": "int8"}, "'quantization.quant_type: int8' cannot be had"),
-        (BNB, None, "are stored in nf4, and the recipe has no 'quantization'"),
-        ({"load_in_8bit": True}, {"quant_type": "nf4"}, "cannot be had: the base's weights are stored in int8"),
+        ({"load_in_8bit": True}, {"quant_type": "nf4"}, "'model.base_model: ./base' are stored in int8"),
     ],
 )
 def test_a_base_that_is_quantized_already_is_held_against_the_recipe(place, stored, asked, text):
@@ -135,10 +135,18 @@ def test_a_base_that_is_quantized_already_is_held_against_the_recipe(place, stor
     assert text in only(place(**({} if asked is None else {"quantization": asked}))).text
 
 
-@pytest.mark.parametrize("asked", [{}, {"quant_type": "nf4"}])
-def test_a_base_that_is_stored_as_the_recipe_asks_is_fine(place, asked):
+@pytest.mark.parametrize("asked", [None, {}, {"quant_type": "nf4"}])
+def test_a_base_that_is_stored_as_the_recipe_asks_or_leaves_open_is_fine(place, asked):
     write_config(place.folder / "base", quantization_config=BNB)
-    assert place(quantization=asked) == []
+    assert place(**({} if asked is None else {"quantization": asked})) == []
+
+
+def test_what_is_shown_of_a_recipe_is_what_its_base_makes_of_it(place):
+    write_config(place.folder / "base", quantization_config=BNB)
+    place()
+    recipe = load_recipe(place.folder / "r.yaml")
+    assert recipe.quantization is None
+    assert recipe_as_stored_here(recipe).quantization == QuantizationSection(double_quant=False)
 
 
 def test_a_length_that_nobody_wrote_is_no_contradiction_but_said(place):

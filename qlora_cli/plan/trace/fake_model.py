@@ -18,16 +18,18 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
-from transformers.quantizers.base import get_keys_to_not_convert
+from transformers.quantizers.base import HfQuantizer, get_keys_to_not_convert
 
 from qlora_cli import compat, upstream
 from qlora_cli.errors import RecipeError
 from qlora_cli.model.adapter import attach_adapter
 from qlora_cli.model.base import bitsandbytes_config, source_error
 from qlora_cli.model.model_support import require_position_ids
+from qlora_cli.model.prequantized import is_kept_in_float32
 from qlora_cli.plan.trace.cuda_attention import attention_on
 from qlora_cli.plan.trace.request import PlanRequest
 from qlora_cli.recipe.schema import QuantizationSection
+from qlora_cli.recipe.stored_weights import stored_weights
 
 _FAKE_CLASSES = {name: type(name, (FakeTensor,), {}) for name in ("Params4bit", "Int8Params")}
 """PEFT knows a quantized weight by its class's name, and a fake tensor cannot be of bitsandbytes' classes."""
@@ -80,14 +82,22 @@ def meta_model(request: PlanRequest) -> PeftModel:
 
 def _make_fake(model: PeftModel, request: PlanRequest) -> None:
     has_map_each = request.device.kind == "cuda"
+    dtypes = request.dtype, packed_dtype(request)
     made: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
-                module._parameters[name] = _fake_parameter(module, parameter, request.dtype, made, has_map_each)
+                module._parameters[name] = _fake_parameter(module, parameter, dtypes, made, has_map_each)
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
+
+
+def packed_dtype(request: PlanRequest) -> torch.dtype:
+    """What 4-bit weights are unpacked to: the model's dtype, or that of the weights which a stored base was made of."""
+    if stored_weights(request.config.to_dict()) is None or not isinstance(request.config.dtype, torch.dtype):
+        return request.dtype
+    return request.config.dtype
 
 
 def skeleton(request: PlanRequest) -> PreTrainedModel:
@@ -123,13 +133,8 @@ def _from_config(request: PlanRequest, attention: str) -> PreTrainedModel:
 
 def _keep_in_float32(base: PreTrainedModel, dtype: torch.dtype) -> None:
     """Keep in float32 what `from_pretrained` loads so in any dtype: parts that overflow or are counted in 16 bit."""
-    names: set[str] = set()
-    if dtype in (torch.float16, torch.bfloat16):
-        names |= set(base._keep_in_fp32_modules_strict or ())
-    if dtype is torch.float16:
-        names |= set(base._keep_in_fp32_modules or ())
     for name, tensor in (*base.named_parameters(), *base.named_buffers()):
-        if tensor.is_floating_point() and any(f".{kept}." in f".{name}." for kept in names):
+        if tensor.is_floating_point() and is_kept_in_float32(base, name, dtype):
             tensor.data = tensor.data.float()
 
 
@@ -143,9 +148,18 @@ def _swap_linear_layers(base: PreTrainedModel, quantization: QuantizationSection
                 hint="name modules by the last part of their name, such as down_proj",
             )
     config = bitsandbytes_config(quantization, dtype)
-    kept = [*get_keys_to_not_convert(base), *quantization.skip_modules]
+    kept = kept_plain(base) or [*get_keys_to_not_convert(base), *quantization.skip_modules]
     replace_with_bnb_linear(base, modules_to_not_convert=kept, quantization_config=config)
     setattr(base, "is_loaded_in_8bit" if config.load_in_8bit else "is_loaded_in_4bit", True)
+
+
+def kept_plain(base: PreTrainedModel) -> list[str]:
+    """The modules that a base stored by bitsandbytes keeps plain, as `from_pretrained` finds them; else none."""
+    stored = stored_weights(base.config.to_dict())
+    if stored is None or not stored.is_bitsandbytes:
+        return []
+    skipped = None if stored.skipped is None else list(stored.skipped)
+    return HfQuantizer.get_modules_to_not_convert(base, skipped, base._keep_in_fp32_modules)
 
 
 def _quantize_on_meta(base: PreTrainedModel) -> None:
@@ -159,12 +173,21 @@ def _quantize_on_meta(base: PreTrainedModel) -> None:
 
 
 def _fake_parameter(
-    module: nn.Module, parameter: nn.Parameter, dtype: torch.dtype, made: dict[int, nn.Parameter], has_map_each: bool
+    module: nn.Module,
+    parameter: nn.Parameter,
+    dtypes: tuple[torch.dtype, torch.dtype],
+    made: dict[int, nn.Parameter],
+    has_map_each: bool,
 ) -> nn.Parameter:
-    """A fake one in place of a meta one; tied ones stay tied."""
+    """A fake one in place of a meta one; tied ones stay tied.
+
+    Args:
+        dtypes: of the model, and of what 4-bit weights are unpacked to.
+    """
+    dtype, packed_of = dtypes
     if id(parameter) not in made:
         if isinstance(parameter, bnb.nn.Params4bit):
-            fake = _four_bit(module, parameter, dtype, has_map_each)
+            fake = _four_bit(module, parameter, packed_of, has_map_each)
         elif isinstance(parameter, bnb.nn.Int8Params):
             fake = _eight_bit(parameter)
         else:

@@ -15,6 +15,7 @@ from qlora_cli.plan.trace.stages import decoder_layers
 from qlora_cli.plan.trace.step import fake_step
 from qlora_cli.plan.trace.timeline import MemoryTrace
 from qlora_cli.progress import progress
+from qlora_cli.recipe.stored_weights import stored_weights
 
 WORTHWHILE = 0.6
 """Share of the layers up to which tracing two short models is quicker than tracing the full one."""
@@ -85,12 +86,15 @@ def _shortened(request: PlanRequest, count: int, num_layers: int) -> PlanRequest
 
 
 def _names_a_layer(request: PlanRequest) -> bool:
-    """Whether the recipe treats one layer differently from another: only names with a path can."""
+    """Whether the recipe, or the base as it is stored, treats one layer differently: only names with a path can."""
     quantization = request.recipe.quantization
     lora = request.recipe.lora
     targets = () if isinstance(lora.target_modules, str) else lora.target_modules
     skipped = () if quantization is None else quantization.skip_modules
-    return any("." in name for name in (*targets, *lora.modules_to_save, *skipped))
+    stored = stored_weights(request.config.to_dict())
+    kept = () if stored is None else stored.skipped or ()
+    is_of_layer = any(part.isdigit() for name in kept for part in name.split("."))
+    return is_of_layer or any("." in name for name in (*targets, *lora.modules_to_save, *skipped))
 
 
 def _is_same(predicted: MemoryTrace, measured: MemoryTrace) -> bool:

@@ -13,6 +13,7 @@ from qlora_cli.constants import GIB
 from qlora_cli.errors import RecipeError, ResourceError
 from qlora_cli.model.base import read_config
 from qlora_cli.model.device import pick_device
+from qlora_cli.model.prequantized import recipe_on
 from qlora_cli.plan.auto_batch_size import with_auto_batch_size
 from qlora_cli.plan.budget import DeviceMemory, context_on
 from qlora_cli.plan.machine.device import Device
@@ -54,7 +55,8 @@ def forecast_memory(recipe: Recipe, *, num_processes: int = 1, force: bool = Fal
     device = _this_device(num_processes)
     memory = _free_bytes(device)
     tracer = Tracer()
-    asked = PlanRequest(recipe, read_config(recipe.model), device)
+    config = read_config(recipe.model)
+    asked = PlanRequest(recipe_on(recipe, config), config, device)
     try:
         request = with_auto_batch_size(asked, memory, tracer)
         needs = tracer.needs(request)

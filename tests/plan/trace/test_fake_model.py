@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
-from transformers import AutoConfig, LlamaConfig, MptConfig, ViTConfig
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, MptConfig, ViTConfig
 
 from qlora_cli.errors import RecipeError
+from qlora_cli.model.prequantized import recipe_on
 from qlora_cli.plan.trace.fake_model import fake_model, fake_tensors, meta_model, skeleton
 from tests.plan.bases import CONFIGS, config_of, real_model, request_for
 
@@ -33,6 +36,28 @@ def test_it_is_the_model_that_training_loads(base_folder, settings):
     folder = base_folder("llama")
     request = request_for(AutoConfig.from_pretrained(folder), **settings)
     assert described(fake_model(request, fake_tensors())) == described(real_model(request, folder))
+
+
+STORED = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+
+
+@pytest.mark.parametrize(
+    ("name", "stored", "dtype"),
+    [
+        ("llama", STORED, "float32"),
+        ("llama", {**STORED, "bnb_4bit_use_double_quant": True}, "bfloat16"),
+        ("llama", {"load_in_8bit": True}, "bfloat16"),
+        ("llama", {**STORED, "llm_int8_skip_modules": ["lm_head", "model.layers.1.mlp", "v_proj"]}, "bfloat16"),
+    ],
+)
+def test_it_is_so_for_a_base_that_is_stored_quantized(base_folder, tmp_path, name, stored, dtype):
+    settings = BitsAndBytesConfig(**stored)
+    plain = AutoModelForCausalLM.from_pretrained(base_folder(name), quantization_config=settings, dtype=torch.bfloat16)
+    plain.save_pretrained(tmp_path)
+    config = AutoConfig.from_pretrained(tmp_path)
+    request = request_for(config, quantized=False, model__dtype=dtype)
+    request = replace(request, recipe=recipe_on(request.recipe, config))
+    assert described(fake_model(request, fake_tensors())) == described(real_model(request, tmp_path))
 
 
 @pytest.mark.parametrize("name", CONFIGS)

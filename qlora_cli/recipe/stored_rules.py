@@ -1,0 +1,147 @@
+"""A base whose weights are stored quantized, against the recipe on it: what clashes, and what the base decides."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from qlora_cli.hub import is_hub_id
+from qlora_cli.recipe.schema import QuantizationSection, Recipe
+from qlora_cli.recipe.stored_weights import StoredWeights, stored_weights
+from qlora_cli.recipe.written import Conflict, RawRecipe, at, conflict
+
+KEY = "model.base_model"
+DEQUANTIZE = "model.dequantize"
+
+PACKED_SUFFIX = re.compile(
+    r"[-_.](unsloth[-_.])?(bnb[-_.]?[48]bits?|[48]bits?|gptq|awq|hqq|fp8|nvfp4|mxfp[48]|aqlm|w\d+a\d+|int[48]|fp4|nf4"
+    r"|quantized|dynamic|block|marlin|autoround|eetq|torchao|\d+g|g\d+|q[48])$",
+    re.IGNORECASE,
+)
+"""The endings that quantized copies of a model get."""
+
+BASE_IN_CARD = re.compile(r"^base_model:[ \t]*(?:\n[ \t]*-[ \t]*)?[\"']?([^\s\"']+)", re.MULTILINE)
+
+README_BYTES = 20_000
+
+
+def check_stored(config: Mapping[str, Any], written: RawRecipe) -> Iterator[Conflict]:
+    """Conflicts of a recipe with the form in which its base is stored.
+
+    Args:
+        config: the base's config.json.
+        written: the recipe as written, or with every default written out.
+    """
+    stored = stored_weights(config)
+    name = at(written, KEY)
+    if stored is None:
+        if at(written, DEQUANTIZE):
+            text = f"'{DEQUANTIZE}: true' has no effect: the weights of '{KEY}: {name}' are not quantized"
+            yield conflict(DEQUANTIZE, (KEY,), text, f"take '{DEQUANTIZE}' out", weaker=(DEQUANTIZE,))
+    elif stored.is_bitsandbytes:
+        yield from _check_bitsandbytes(stored, written, _original(str(name), config))
+    elif not stored.can_be_dequantized:
+        text = f"the weights of '{KEY}: {name}' are stored in {stored}, which cannot be trained on here"
+        yield conflict(KEY, (), text, _original(str(name), config))
+    elif not at(written, DEQUANTIZE):
+        text = f"the weights of '{KEY}: {name}' are stored in {stored}, which cannot be trained on as they are"
+        hint = f"--set {DEQUANTIZE}=true, or write `dequantize: true` under `model:`; 'quantization' then applies"
+        yield conflict(KEY, (DEQUANTIZE,), text, hint)
+
+
+def _check_bitsandbytes(stored: StoredWeights, written: RawRecipe, original: str) -> Iterator[Conflict]:
+    name, asked = at(written, KEY), at(written, "quantization")
+    if at(written, DEQUANTIZE):
+        text = f"'{DEQUANTIZE}: true' cannot work: the base is trained as it is stored, in {stored}"
+        yield conflict(DEQUANTIZE, (KEY,), text, f"take '{DEQUANTIZE}' out", weaker=(DEQUANTIZE,))
+    init = at(written, "lora.init_lora_weights")
+    if init in ("loftq", "pissa"):
+        key = "lora.init_lora_weights"
+        text = f"'{key}: {init}' needs weights that were not quantized, and those of '{name}' are stored in {stored}"
+        yield conflict(key, (KEY,), text, f"write `init_lora_weights: default`, or {original}")
+    if asked is None:
+        return
+    key, wanted = "quantization.quant_type", at(written, "quantization.quant_type") or "nf4"
+    if wanted != stored.quant_type:
+        text = f"'{key}: {wanted}' cannot be had: the weights of '{KEY}: {name}' are stored in {stored.quant_type}"
+        hint = f"--set {key}={stored.quant_type}, or {original}"
+        yield conflict(key, (KEY,), text, hint)
+        return
+    key, double = "quantization.double_quant", at(written, "quantization.double_quant")
+    if double is not None and double != stored.double_quant:
+        text = f"'{key}: {str(double).lower()}' cannot be had: the base's weights are stored in {stored}"
+        if not stored.double_quant:
+            text += " without double quantization"
+        yield conflict(key, (KEY,), text, f"take '{key}' out, or {original}", weaker=(key,))
+    key = "quantization.skip_modules"
+    names = at(written, key)
+    packed = [one for one in names if one not in (stored.skipped or ())] if isinstance(names, list) else []
+    if packed:
+        text = f"'{key}' names '{packed[0]}', whose weights are stored in {stored.quant_type} in the base"
+        yield conflict(key, (KEY,), text, f"take it out, or {original}", weaker=(key,))
+
+
+def as_stored(quantization: QuantizationSection | None, config: Mapping[str, Any]) -> QuantizationSection | None:
+    """How the frozen weights will be kept: as the base stores them where bitsandbytes has packed them, else as asked.
+
+    Args:
+        quantization: the recipe's, which does not clash with the base.
+        config: the base's config.json.
+
+    >>> config = {"quantization_config": {"load_in_8bit": True}}
+    >>> as_stored(None, config).quant_type, as_stored(None, {})
+    ('int8', None)
+    """
+    stored = stored_weights(config)
+    if stored is None or stored.quant_type is None:
+        return quantization
+    skipped = () if quantization is None else quantization.skip_modules
+    return QuantizationSection(quant_type=stored.quant_type, double_quant=stored.double_quant, skip_modules=skipped)
+
+
+def recipe_as_stored(recipe: Recipe, config: Mapping[str, Any]) -> Recipe:
+    """The recipe with `quantization` as the base decides it, so that whoever reads it says what is loaded."""
+    return recipe.model_copy(update={"quantization": as_stored(recipe.quantization, config)})
+
+
+def _original(name: str, config: Mapping[str, Any]) -> str:
+    """Hint that leads to the weights before they were quantized."""
+    found = unquantized_name(name, config)
+    if found is None:
+        return "name the original, unquantized model as `base_model`"
+    return f"name the original, unquantized model: --set {KEY}={found}"
+
+
+def unquantized_name(name: str, config: Mapping[str, Any] | None = None) -> str | None:
+    """The model that a quantized copy was made of: as its files say, else its name without the ending; None if neither.
+
+    >>> unquantized_name("Qwen/Qwen3-8B-AWQ"), unquantized_name("unsloth/Llama-3.2-1B-Instruct-unsloth-bnb-4bit")
+    ('Qwen/Qwen3-8B', 'unsloth/Llama-3.2-1B-Instruct')
+    >>> unquantized_name("Qwen/Qwen2.5-7B-Instruct-GPTQ-Int4"), unquantized_name("openai/gpt-oss-20b")
+    ('Qwen/Qwen2.5-7B-Instruct', None)
+    """
+    for known in (_name_in_card(Path(name)), (config or {}).get("_name_or_path")):
+        if isinstance(known, str) and known != name and is_hub_id(known) and not PACKED_SUFFIX.search(known):
+            return known
+    short = name.rstrip("/")
+    while cut := PACKED_SUFFIX.search(short):
+        short = short[: cut.start()]
+    if short == name.rstrip("/") or not short.rpartition("/")[2]:
+        return None
+    is_here = Path(name).exists()
+    return short if not is_here or Path(short).is_dir() else None
+
+
+def _name_in_card(folder: Path) -> str | None:
+    """`base_model` in the head of the model card."""
+    try:
+        with (folder / "README.md").open("rb") as file:
+            head = file.read(README_BYTES).decode("utf-8", "replace")
+    except OSError:
+        return None
+    if not head.startswith("---"):
+        return None
+    found = BASE_IN_CARD.search(head.partition("\n---")[0])
+    return found[1] if found else None

@@ -1,0 +1,90 @@
+"""A recipe against a base that is stored quantized."""
+
+from __future__ import annotations
+
+import pytest
+
+from qlora_cli.recipe.stored_rules import check_stored, unquantized_name
+
+NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+FP8 = {"quant_method": "fp8"}
+
+
+def conflicts(section, name="org/model-4bit", **recipe):
+    model = {"base_model": name, **recipe.pop("model", {})}
+    config = {} if section is None else {"quantization_config": section}
+    return list(check_stored(config, {"model": model, **recipe}))
+
+
+def only(found):
+    [conflict] = found
+    return conflict
+
+
+def test_a_form_that_can_be_dequantized_says_how():
+    found = only(conflicts(FP8))
+    assert "stored in FP8, which cannot be trained on as they are" in found.text
+    assert "--set model.dequantize=true" in found.hint
+    assert conflicts(FP8, model={"dequantize": True}, quantization={"quant_type": "int8"}) == []
+
+
+@pytest.mark.parametrize("section", [None, NF4])
+def test_dequantizing_what_need_not_or_cannot_be_is_refused(section):
+    found = only(conflicts(section, model={"dequantize": True}))
+    assert found.path == ("model", "dequantize")
+    assert found.hint == "take 'model.dequantize' out"
+
+
+def test_a_form_that_cannot_be_dequantized_stays_refused_and_names_the_original():
+    for model in ({}, {"dequantize": True}):
+        found = only(conflicts({"quant_method": "gptq", "bits": 4}, "Qwen/Qwen3-8B-GPTQ-Int4", model=model))
+        assert found.hint.endswith("--set model.base_model=Qwen/Qwen3-8B")
+
+
+@pytest.mark.parametrize("init", ["loftq", "pissa"])
+def test_inits_that_need_the_original_weights_are_refused(init):
+    found = only(conflicts(NF4, quantization={}, lora={"init_lora_weights": init}))
+    assert f"'lora.init_lora_weights: {init}' needs weights that were not quantized" in found.text
+    assert conflicts(FP8, model={"dequantize": True}, quantization={}, lora={"init_lora_weights": init}) == []
+
+
+def test_modules_that_the_base_keeps_plain_may_be_named():
+    stored = {**NF4, "llm_int8_skip_modules": ["lm_head", "down_proj", "model.layers.0.mlp.up_proj"]}
+    assert conflicts(stored, quantization={"skip_modules": ["down_proj"]}) == []
+    assert "names 'up_proj'" in only(conflicts(stored, quantization={"skip_modules": ["down_proj", "up_proj"]})).text
+
+
+@pytest.mark.parametrize(
+    ("name", "original"),
+    [
+        ("unsloth/Qwen3-8B-unsloth-bnb-4bit", "unsloth/Qwen3-8B"),
+        ("unsloth/gemma-3-4b-it-bnb-4bit", "unsloth/gemma-3-4b-it"),
+        ("Qwen/Qwen3-8B-FP8", "Qwen/Qwen3-8B"),
+        ("Qwen/Qwen2.5-7B-Instruct-GPTQ-Int8", "Qwen/Qwen2.5-7B-Instruct"),
+        ("RedHatAI/Llama-3.1-8B-Instruct-quantized.w4a16", "RedHatAI/Llama-3.1-8B-Instruct"),
+        ("RedHatAI/Meta-Llama-3.1-8B-Instruct-FP8-dynamic", "RedHatAI/Meta-Llama-3.1-8B-Instruct"),
+        ("nvidia/Llama-3.1-8B-Instruct-FP4", "nvidia/Llama-3.1-8B-Instruct"),
+        ("openai/gpt-oss-20b", None),
+        ("org/awq", None),
+        ("deepseek-ai/DeepSeek-V3", None),
+    ],
+)
+def test_names_of_quantized_copies_lead_to_the_original(name, original):
+    assert unquantized_name(name) == original
+
+
+@pytest.mark.parametrize(
+    "line", ["base_model: Qwen/Qwen3-8B", 'base_model:\n- "Qwen/Qwen3-8B"', "base_model:\n  - Qwen/Qwen3-8B"]
+)
+def test_the_model_card_says_it_best(tmp_path, line):
+    (tmp_path / "README.md").write_text(f"---\nlicense: mit\n{line}\n---\n# A copy\n")
+    assert unquantized_name(str(tmp_path)) == "Qwen/Qwen3-8B"
+
+
+def test_a_folder_is_named_only_where_there_is_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base-awq").mkdir()
+    assert unquantized_name("base-awq") is None
+    (tmp_path / "base").mkdir()
+    assert unquantized_name("base-awq") == "base"
+    assert unquantized_name("base-awq", {"_name_or_path": "Qwen/Qwen3-8B"}) == "Qwen/Qwen3-8B"
