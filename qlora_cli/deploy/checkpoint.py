@@ -19,7 +19,7 @@ import torch
 
 from qlora_cli.errors import IdentityError
 from qlora_cli.model.fingerprint import has_only_pickles, weight_files
-from qlora_cli.model.packed_weights import Packed, packed_weights
+from qlora_cli.model.packed_weights import EightBit, FourBit, Packed, packed_weights
 from qlora_cli.model.prequantized import stored_in
 
 DTYPES = {
@@ -114,6 +114,10 @@ class Checkpoint:
     def read(self, key: str) -> torch.Tensor:
         """A whole tensor in its own shape."""
         return self.read_rows(key).view(self.tensors[key].shape)
+
+    def is_as_trained(self, key: str) -> bool:
+        """Whether a tensor already has the values that a quantized base computes with: bitsandbytes has stored it."""
+        return isinstance(self.packed.get(key), FourBit | EightBit)
 
     def descriptor(self, file: Path) -> int:
         """Of an open file."""

@@ -69,13 +69,21 @@ class WrittenWeights:
     copied: list[str] = field(default_factory=list)
     """They are the base's, byte for byte."""
 
+    converted: list[str] = field(default_factory=list)
+    """They are the base's in the type that was asked for."""
+
     left_out: list[str] = field(default_factory=list)
     """Files of weights beside the base's own, which the merge knows nothing of."""
 
     @property
     def num_tensors(self) -> dict[str, int]:
         """Of each way, for people."""
-        ways = {"folded": self.folded, "dequantized": self.dequantized, "copied byte for byte": self.copied}
+        ways = {
+            "folded": self.folded,
+            "dequantized": self.dequantized,
+            "converted": self.converted,
+            "copied byte for byte": self.copied,
+        }
         return {way: len(keys) for way, keys in ways.items() if keys}
 
 
@@ -147,6 +155,8 @@ class _Writer:
                 self.written.copied += [tensor.key for tensor in run]
                 yield partial(self.layout.copy, run)
             else:
+                is_packed = run[0].key in self._sources.base.packed
+                (self.written.dequantized if is_packed else self.written.converted).append(run[0].key)
                 yield partial(self._convert, run[0])
 
     def _changed_origins(self) -> Iterable[Origin]:

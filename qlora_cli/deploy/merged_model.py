@@ -48,6 +48,9 @@ def write_model(
             values = stack.enter_context(open_checkpoint(Path(source.base_source)))
             sources = MergeSources(checkpoint, base_map, values, CheckpointMap(skeleton, values))
         refuse_full_disk(folder, sum(tensor.num_bytes for tensor in checkpoint.tensors.values()))
+        for name, origin in sources.values_map.origins.items():
+            if any(sources.values.is_as_trained(key) for key in origin.keys):
+                plan.precisions.pop(name, None)
         tie = broken_tie(skeleton, plan, base_map)
         with naming(folder):
             weights = write_merged_weights(sources, plan, tie, folder, dtype)

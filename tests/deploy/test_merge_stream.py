@@ -6,6 +6,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
+from qlora_cli.compat import keep_four_bit_weights_unpacked
 from qlora_cli.deploy import merge_stream
 from qlora_cli.errors import ArgumentError
 from tests.deploy.merging import write_merged
@@ -145,3 +146,22 @@ def test_a_base_of_pickled_weights_becomes_safetensors(llama_folder, tmp_path):
         assert pickled.tensors.keys() == safe.tensors.keys()
         for key in safe.tensors:
             assert torch.equal(pickled.read(key), safe.read(key))
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "fp4", "int8"])
+@pytest.mark.parametrize("settings", [{}, {"target_modules": ["q_proj"]}])
+def test_a_base_that_bitsandbytes_has_stored_becomes_plain(llama_folder, tmp_path, quantization, settings):
+    packed = tmp_path / "packed"
+    load_base(llama_folder, quantization, torch.bfloat16).save_pretrained(packed)
+    base = AutoModelForCausalLM.from_pretrained(packed, dtype=torch.float32)
+    keep_four_bit_weights_unpacked(base)
+    tuned = with_adapter(base, **settings)
+    expected = logits(tuned)
+    plain = merged(tuned, packed, tmp_path / "out")
+    assert not hasattr(plain.config, "quantization_config")
+    assert {parameter.dtype for parameter in plain.parameters()} == {torch.bfloat16}
+    bound = 0.05 if quantization == "int8" else 0.001  # int8 rounds activations too
+    assert (expected - logits(plain)).norm() < 0.05 * expected.norm()
+    exact = tmp_path / "exact"
+    write_merged(tuned, packed, exact, torch.float32)
+    assert (expected - logits(AutoModelForCausalLM.from_pretrained(exact))).norm() < bound * expected.norm()
