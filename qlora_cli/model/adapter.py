@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 
 from qlora_cli import compat
 from qlora_cli.errors import IdentityError, RecipeError
-from qlora_cli.model.base import is_linear, linear_names
+from qlora_cli.model.towers.own_names import adapter_key_mapping, with_loaded_names, with_own_names
+from qlora_cli.model.towers.targets import check_targets, modules_to_exclude, settle_config
 from qlora_cli.recipe.schema import LoraSection
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -30,12 +31,13 @@ def attach_adapter(base: PreTrainedModel, lora: LoraSection) -> PeftModel:
     Raises:
         RecipeError: if a target matches no linear module, a module to save does not exist, or PEFT refuses the base.
     """
-    _check_targets(base, lora)
+    check_targets(base, lora)
     compat.name_backbone(base)
     try:
         model = get_peft_model(base, lora_config(lora, base), autocast_adapter_dtype=lora.autocast_adapter_dtype)
     except ValueError as fault:
         raise _refusal(lora, fault) from fault
+    settle_config(model, base)
     adapter_dtype = torch.float32 if lora.autocast_adapter_dtype else base.dtype
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -68,45 +70,12 @@ def lora_config(lora: LoraSection, base: PreTrainedModel) -> LoraConfig:
         lora_alpha=lora.lora_alpha,
         lora_dropout=lora.lora_dropout,
         target_modules=targets,
-        exclude_modules=_routers(base) if targets == "all-linear" else None,
+        exclude_modules=modules_to_exclude(base, targets),
         modules_to_save=list(lora.modules_to_save) or None,
         use_dora=lora.use_dora,
         use_rslora=lora.use_rslora,
         init_lora_weights="gaussian" if lora.init_lora_weights == "gaussian" else True,
     )
-
-
-def _check_targets(base: PreTrainedModel, lora: LoraSection) -> None:
-    names = {name for name, _ in base.named_modules()}
-    targets = () if isinstance(lora.target_modules, str) else lora.target_modules
-    linear = {name for name, module in base.named_modules() if is_linear(module)}
-    for target in targets:
-        if not _matches(target, linear):
-            raise RecipeError(
-                f"lora.target_modules: '{target}' matches no linear module of the base model",
-                hint=f"its linear modules are {', '.join(linear_names(base))}",
-            )
-    for saved in lora.modules_to_save:
-        if not _matches(saved, names):
-            raise RecipeError(
-                f"lora.modules_to_save: '{saved}' matches no module of the base model",
-                hint="`embed_tokens` and `lm_head` are the usual ones",
-            )
-
-
-def _routers(base: PreTrainedModel) -> list[str] | None:
-    """Last parts of the names of modules that PEFT takes for linear layers and that are none."""
-    modules = [(name, module) for name, module in base.named_modules() if isinstance(module, torch.nn.Linear)]
-    return sorted({name.rpartition(".")[2] for name, module in modules if not is_linear(module)}) or None
-
-
-def _matches(target: str, names: set[str]) -> bool:
-    """Whether `target` is one of the names or their last parts, which is how PEFT reads a list.
-
-    >>> _matches("q_proj", {"layers.0.q_proj"}), _matches("proj", {"layers.0.q_proj"})
-    (True, False)
-    """
-    return any(name == target or name.endswith(f".{target}") for name in names)
 
 
 def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
@@ -121,7 +90,8 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
             f"'{folder}' holds no {ADAPTER_WEIGHTS}", hint="name a run directory or a PEFT adapter folder"
         )
     try:
-        model = PeftModel.from_pretrained(base, str(folder), autocast_adapter_dtype=False)
+        names = adapter_key_mapping(base)
+        model = PeftModel.from_pretrained(base, str(folder), autocast_adapter_dtype=False, key_mapping=names)
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ValueError, TypeError, LookupError, OSError, SafetensorError) as fault:
@@ -129,7 +99,7 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
             f"the adapter in '{folder}' does not fit the base model: {' '.join(str(fault).split())[:300]}",
             hint="an adapter belongs to the base model that it was trained on",
         ) from fault
-    stored = load_file(weights)
+    stored = with_loaded_names(base, load_file(weights))
     dtypes = {_plain_key(name): tensor.dtype for name, tensor in stored.items()}
     for name, parameter in model.named_parameters():
         dtype = dtypes.get(_plain_key(name.replace(".default", "")))
@@ -147,9 +117,9 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
 
 
 def save_adapter(model: PeftModel, folder: Path) -> None:
-    """Write the adapter as a PEFT folder, every tensor in the dtype it was trained in."""
+    """Write the adapter as a PEFT folder, tensors as they were trained, named as on the base's own class."""
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
+    tensors = with_own_names(model.get_base_model(), get_peft_model_state_dict(model, save_embedding_layers=False))
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / ADAPTER_WEIGHTS)
     config = copy.copy(model.peft_config["default"])
     config.inference_mode = True
@@ -163,6 +133,7 @@ def set_adapter_tensors(model: PeftModel, tensors: dict[str, torch.Tensor]) -> N
         IdentityError: if a name, shape or dtype differs, so that nothing would be the same to the bit.
     """
     expected = get_peft_model_state_dict(model, save_embedding_layers=False)
+    tensors = with_loaded_names(model.get_base_model(), tensors)
     described = {name: (tensor.shape, tensor.dtype) for name, tensor in expected.items()}
     if described != {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}:
         raise IdentityError(

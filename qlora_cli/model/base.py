@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 from transformers.quantizers.base import get_keys_to_not_convert
 
 from qlora_cli import compat, upstream
@@ -21,6 +21,8 @@ from qlora_cli.model.at_hand import look_for_base
 from qlora_cli.model.device import pick_device, pick_dtype
 from qlora_cli.model.fingerprint import base_folder, has_only_pickles, weight_files
 from qlora_cli.model.prequantized import cast_plain_parts, compute_in, quantization_on, refuse_other_storage
+from qlora_cli.model.towers.auto_class import auto_class
+from qlora_cli.model.towers.own_names import note_own_class
 from qlora_cli.progress import progress
 from qlora_cli.recipe.schema import ModelSection, QuantizationSection
 from qlora_cli.recipe.shipped import command_for_base
@@ -119,7 +121,7 @@ def load_base(
     compute_in(config, dtype)
     with progress(f"loading {shown_name(name)}"), reading(name, None if source else model.revision):
         config._attn_implementation = model.attn_implementation  # a base's own choice, if any, would win over ours
-        base, report = AutoModelForCausalLM.from_pretrained(
+        base, report = auto_class(config).from_pretrained(
             name,
             config=config,
             revision=None if source else model.revision,
@@ -136,6 +138,7 @@ def load_base(
     refuse_other_storage(base, name, quantization)
     if is_stored:
         cast_plain_parts(base, dtype)
+    note_own_class(base, config)
     compat.keep_four_bit_weights_unpacked(base)
     base.requires_grad_(False)
     return base
@@ -229,7 +232,7 @@ def _modules_to_skip(
     if not quantization.skip_modules:
         return None
     with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
+        skeleton = auto_class(config).from_config(config, trust_remote_code=model.trust_remote_code)
     names = [name for name, _ in skeleton.named_modules()]
     for skipped in quantization.skip_modules:
         if not any(name.split(".")[-1] == skipped for name in names):

@@ -65,7 +65,7 @@ def summed_loss(model: PreTrainedModel | PeftModel, batches: Iterable[Mapping[st
 
     The arguments are those of `score_rows`; there may be no batch.
     """
-    vocab_size = model.config.vocab_size
+    vocab_size = model.config.get_text_config().vocab_size
     was_training = model.training
     model.eval()
     total = torch.zeros((), dtype=torch.float64)

@@ -160,7 +160,7 @@ def test_a_base_that_bitsandbytes_has_stored_becomes_plain(llama_folder, tmp_pat
     plain = merged(tuned, packed, tmp_path / "out")
     assert not hasattr(plain.config, "quantization_config")
     assert {parameter.dtype for parameter in plain.parameters()} == {torch.bfloat16}
-    bound = 0.05 if quantization == "int8" else 0.001  # int8 rounds activations too
+    bound = 0.05 if quantization == "int8" else 0.02  # int8 rounds activations, the others compute in bfloat16
     assert (expected - logits(plain)).norm() < 0.05 * expected.norm()
     exact = tmp_path / "exact"
     write_merged(tuned, packed, exact, torch.float32)

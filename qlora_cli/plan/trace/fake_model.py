@@ -16,7 +16,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 from transformers.quantizers.base import HfQuantizer, get_keys_to_not_convert
 
@@ -26,6 +26,7 @@ from qlora_cli.model.adapter import attach_adapter
 from qlora_cli.model.base import bitsandbytes_config, source_error
 from qlora_cli.model.model_support import require_position_ids
 from qlora_cli.model.prequantized import is_kept_in_float32
+from qlora_cli.model.towers.auto_class import auto_class
 from qlora_cli.plan.trace.cuda_attention import attention_on
 from qlora_cli.plan.trace.request import PlanRequest
 from qlora_cli.recipe.schema import QuantizationSection
@@ -121,7 +122,7 @@ def skeleton(request: PlanRequest) -> PreTrainedModel:
 def _from_config(request: PlanRequest, attention: str) -> PreTrainedModel:
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        base = AutoModelForCausalLM.from_config(
+        base = auto_class(request.config).from_config(
             copy.deepcopy(request.config),
             dtype=request.dtype,
             attn_implementation=attention,
