@@ -7,17 +7,17 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from qlora_cli import compat
 from qlora_cli.errors import IdentityError, RecipeError
-from qlora_cli.model.towers.own_names import adapter_key_mapping, with_loaded_names, with_own_names
+from qlora_cli.model.adapter_fit import fit_vocabulary, fitting, refuse_unloadable
+from qlora_cli.model.adapter_kind import ADAPTER_WEIGHTS, read_adapter_kind
+from qlora_cli.model.adapter_tensors import put_on_base
+from qlora_cli.model.towers.own_names import with_loaded_names, with_own_names
 from qlora_cli.model.towers.targets import check_targets, modules_to_exclude, settle_config
 from qlora_cli.recipe.schema import LoraSection
-
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 # A learned magnitude is near 1 and moves by less than bfloat16 can hold, so it is always kept in float32.
 MAGNITUDE_KEY = "lora_magnitude_vector"
@@ -81,39 +81,18 @@ def lora_config(lora: LoraSection, base: PreTrainedModel) -> LoraConfig:
 def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
     """The adapter in `folder` on `base`, in the dtype it was stored in, ready for inference.
 
+    Any method that PEFT loads for a causal language model; `model/adapter_kind.py` says which it is. A base whose
+    vocabulary is not that of the adapter is resized, where all rows are in the adapter.
+
     Raises:
+        ArgumentError: if the weights are a pickle, or the method needs more than a prompt.
         IdentityError: if the folder holds no adapter, or one that does not fit the base.
     """
-    weights = folder / ADAPTER_WEIGHTS
-    if not weights.is_file():
-        raise IdentityError(
-            f"'{folder}' holds no {ADAPTER_WEIGHTS}", hint="name a run directory or a PEFT adapter folder"
-        )
-    try:
-        names = adapter_key_mapping(base)
-        model = PeftModel.from_pretrained(base, str(folder), autocast_adapter_dtype=False, key_mapping=names)
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, ValueError, TypeError, LookupError, OSError, SafetensorError) as fault:
-        raise IdentityError(
-            f"the adapter in '{folder}' does not fit the base model: {' '.join(str(fault).split())[:300]}",
-            hint="an adapter belongs to the base model that it was trained on",
-        ) from fault
-    stored = with_loaded_names(base, load_file(weights))
-    dtypes = {_plain_key(name): tensor.dtype for name, tensor in stored.items()}
-    for name, parameter in model.named_parameters():
-        dtype = dtypes.get(_plain_key(name.replace(".default", "")))
-        if dtype is not None:
-            parameter.data = parameter.data.to(base.dtype if "modules_to_save" in name else dtype)
-    with torch.no_grad():  # PEFT has read them into the base's dtype, which rounds
-        for name, tensor in get_peft_model_state_dict(model, save_embedding_layers=False).items():
-            if name not in stored:
-                raise IdentityError(
-                    f"the adapter in '{folder}' has no weights for {name}, which its adapter_config.json names",
-                    hint="its two files do not belong together: copy both from where it was made",
-                )
-            tensor.copy_(stored[name])
-    return model.eval()
+    kind = read_adapter_kind(folder)
+    refuse_unloadable(kind, base)
+    fit_vocabulary(base, kind)
+    with fitting(kind):
+        return put_on_base(base, kind).eval()
 
 
 def save_adapter(model: PeftModel, folder: Path) -> None:
@@ -143,7 +122,3 @@ def set_adapter_tensors(model: PeftModel, tensors: dict[str, torch.Tensor]) -> N
     with torch.no_grad():
         for name, tensor in expected.items():
             tensor.copy_(tensors[name])
-
-
-def _plain_key(name: str) -> str:
-    return name.removesuffix(".weight").replace(".modules_to_save", "")

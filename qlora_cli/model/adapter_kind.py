@@ -42,7 +42,7 @@ TITLES = {
 }
 """Names of PEFT's methods as papers write them; the others are called as PEFT calls them."""
 
-INPUT_EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings")
+INPUT_EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "embeddings")
 OUTPUT_HEADS = ("lm_head", "embed_out")
 
 INITS_THAT_CHANGE_THE_BASE = ("pissa", "corda", "olora", "mica", "loftq", "lora_ga")
@@ -63,6 +63,10 @@ class AdapterKind:
 
     base_model: str | None = None
     revision: str | None = None
+    task_type: str | None = None
+    peft_version: str | None = None
+    """Of the PEFT that saved it."""
+
     init: str = "default"
     """`init_lora_weights` in lower case; "default" for true, false, and where there is none."""
 
@@ -78,6 +82,7 @@ class AdapterKind:
     """Ranges of the base's layers that make up the layers of the model, in order."""
 
     modules_to_save: tuple[str, ...] = ()
+    ensure_weight_tying: bool = False
     target_parameters: tuple[str, ...] = ()
     num_virtual_tokens: int = 0
 
@@ -151,10 +156,12 @@ def _kind(folder: Path, settings: Mapping[str, Any], shapes: Mapping[str, tuple[
     init = settings.get("init_lora_weights")
     return AdapterKind(
         folder=folder,
-        method=str(settings["peft_type"]).upper(),
+        method=settings["peft_type"],
         shapes=shapes,
         base_model=settings.get("base_model_name_or_path") or None,
         revision=settings.get("revision") or None,
+        task_type=settings.get("task_type") or None,
+        peft_version=settings.get("peft_version") or None,
         init=init.lower() if isinstance(init, str) else "default",
         use_dora=settings.get("use_dora") is True,
         lora_bias=settings.get("lora_bias") is True,
@@ -162,6 +169,7 @@ def _kind(folder: Path, settings: Mapping[str, Any], shapes: Mapping[str, tuple[
         trainable_token_indices={name: tuple(rows) for name, rows in indices.items()} if indices else None,
         layer_replication=tuple((first, end) for first, end in settings.get("layer_replication") or ()),
         modules_to_save=tuple(settings.get("modules_to_save") or ()),
+        ensure_weight_tying=settings.get("ensure_weight_tying") is True,
         target_parameters=tuple(settings.get("target_parameters") or ()),
         num_virtual_tokens=settings.get("num_virtual_tokens") or 0,
     )

@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -24,6 +25,8 @@ ADAPTER_PREFIX = "base_model.model."
 _ATTRIBUTE = "own_class_of_base"
 
 Tensors = dict[str, torch.Tensor]
+
+Value = TypeVar("Value")
 
 Renaming = tuple[str, str]
 """A part's name on the loaded class, and on the base's own; empty for the whole model."""
@@ -91,10 +94,10 @@ def with_own_names(base: PreTrainedModel, tensors: Tensors) -> Tensors:
     return {own.name(name): tensor for name, tensor in tensors.items()} if own else tensors
 
 
-def with_loaded_names(base: PreTrainedModel, tensors: Tensors) -> Tensors:
-    """Tensors of an adapter, as either class names them, by their names on `base`."""
+def with_loaded_names(base: PreTrainedModel, values: dict[str, Value]) -> dict[str, Value]:
+    """What is known of an adapter's tensors, as either class names them, by their names on `base`."""
     own = own_class(base)
-    return {own.loaded_name(name): tensor for name, tensor in tensors.items()} if own else tensors
+    return {own.loaded_name(name): value for name, value in values.items()} if own else values
 
 
 def adapter_key_mapping(base: PreTrainedModel) -> dict[str, str] | None:
