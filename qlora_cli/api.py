@@ -5,16 +5,15 @@ Nothing heavy is imported before a function is called. Failures that the caller 
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from qlora_cli import console
-from qlora_cli.calling import called
-from qlora_cli.choices import ExportFormat, MergedDtype, Onto
+from qlora_cli.calling import called, check_choice, check_range
+from qlora_cli.choices import ExportFormat, LoadedAs, MergedDtype, Onto
 from qlora_cli.errors import ArgumentError
 from qlora_cli.hub import start_asking
 from qlora_cli.progress import STARTING, progress
@@ -58,7 +57,7 @@ def train(
         QloraError: if the run cannot start or continue, with what to do about it.
         KeyboardInterrupt: after Ctrl-C or a notebook's stop button, once the step is done and a checkpoint is saved.
     """
-    _check_range("stop_after", stop_after, 1)
+    check_range("stop_after", stop_after, 1)
     from qlora_cli.train.processes.launch import take_launch
     from qlora_cli.train.processes.monitor import monitored
 
@@ -66,10 +65,11 @@ def train(
     with monitored(launch) as monitor:
         if resume and overwrite:
             raise ArgumentError("--resume and --overwrite exclude each other", hint="leave one of them out")
+        from qlora_cli.recipe.mapping import as_texts
         from qlora_cli.recipe.reader import load_recipe
 
         source = recipe if isinstance(recipe, Mapping) else Path(recipe)
-        loaded = load_recipe(source, _as_texts(overrides), console.note if monitor.is_main_process else lambda _: None)
+        loaded = load_recipe(source, as_texts(overrides), console.note if monitor.is_main_process else lambda _: None)
         start_asking(loaded.model.base_model)
 
         with progress(STARTING):
@@ -92,6 +92,10 @@ def evaluate(
     batch_size: int | None = None,
     max_new_tokens: int | None = None,
     limit: int | None = None,
+    base_model: AnyPath | None = None,
+    revision: str | None = None,
+    quantization: LoadedAs | None = None,
+    overrides: Mapping[str, Any] | Sequence[str] = (),
 ) -> Comparison:
     """Measure a tuned model beside its base, as `qlora eval`; the results are written to `<run>/eval/` too.
 
@@ -105,16 +109,18 @@ def evaluate(
         batch_size: rows or prompts in a batch; the recipe's, or 8, when None.
         max_new_tokens: longest answer; the recipe's, or 256, when None.
         limit: questions of each task, the first ones.
+        base_model, revision, quantization, overrides: as `merge`.
 
     Raises:
         QloraError: if there is nothing to measure, or on.
         KeyboardInterrupt: after Ctrl-C; nothing is written.
     """
     for name, value in (("batch_size", batch_size), ("max_new_tokens", max_new_tokens), ("limit", limit)):
-        _check_range(name, value, 1)
+        check_range(name, value, 1)
     with progress(STARTING):
         from qlora_cli.evaluate.request import EvalRequest, measure, task_sections
         from qlora_cli.evaluate.run_columns import parse_columns
+        from qlora_cli.model.tuned import choose_tuned
 
     files = [tasks] if isinstance(tasks, str | os.PathLike) else tasks
     names = [metrics] if isinstance(metrics, str) else metrics
@@ -123,7 +129,11 @@ def evaluate(
         raise ArgumentError("--columns needs a file to read", hint="add --data FILE or --task FILE")
     sections = task_sections([Path(file) for file in files], names, named)
     with console.library_noise_to(None):
-        return measure(_path(run), EvalRequest(_path(data), sections, batch_size, max_new_tokens, limit, named))
+        source = choose_tuned(run, base_model, revision, quantization, overrides)
+        return measure(
+            source,
+            EvalRequest(None if data is None else Path(data), sections, batch_size, max_new_tokens, limit, named),
+        )
 
 
 @called
@@ -135,6 +145,10 @@ def merge(
     base_only: bool = False,
     dtype: MergedDtype = "auto",
     force: bool = False,
+    base_model: AnyPath | None = None,
+    revision: str | None = None,
+    quantization: LoadedAs | None = None,
+    overrides: Mapping[str, Any] | Sequence[str] = (),
 ) -> Merged:
     """Fold an adapter into its base model and prove that nothing was lost, as `qlora merge`.
 
@@ -145,40 +159,55 @@ def merge(
         base_only: leave the adapter out, and write the base as training saw it.
         dtype: precision of the merged weights; auto keeps that of the base.
         force: replace a model folder that is there.
+        base_model, revision, quantization, overrides: the adapter's base, laid over what was saved with it; overrides
+            are of `model` and `quantization`, as in `train`.
 
     Raises:
         QloraError: if there is nothing to merge, or the merged model is not the trained one; nothing is written then.
         KeyboardInterrupt: after Ctrl-C; nothing is written.
     """
-    _check_choice("onto", onto, get_args(Onto))
-    _check_choice("dtype", dtype, get_args(MergedDtype))
+    check_choice("onto", onto, get_args(Onto))
+    check_choice("dtype", dtype, get_args(MergedDtype))
     with progress(STARTING):
         from qlora_cli.deploy.merge import MergeOptions, merge_run
+        from qlora_cli.model.tuned import choose_tuned
 
     with console.library_noise_to(None):
-        return merge_run(_path(run), _path(out), MergeOptions(onto, dtype, force, base_only))
+        source = choose_tuned(run, base_model, revision, quantization, overrides)
+        return merge_run(source, None if out is None else Path(out), MergeOptions(onto, dtype, force, base_only))
 
 
 @called
-def export(run: AnyPath | None = None, *, out: AnyPath, format: ExportFormat = "hf", force: bool = False) -> Exported:
+def export(
+    run: AnyPath | None = None,
+    *,
+    out: AnyPath,
+    format: ExportFormat = "hf",
+    force: bool = False,
+    base_model: AnyPath | None = None,
+    revision: str | None = None,
+    quantization: LoadedAs | None = None,
+    overrides: Mapping[str, Any] | Sequence[str] = (),
+) -> Exported:
     """Write the tuned model as a folder for other tools, and load it, as `qlora export`.
 
     Args:
-        run: run directory or PEFT adapter folder; the latest run when None.
         out: folder to make.
         format: "hf", a folder that plain `transformers` loads, or another of `qlora export --help`.
-        force: replace a model folder that is there.
+        run, force, base_model, revision, quantization, overrides: as `merge`.
 
     Raises:
         QloraError: as `merge`, and if the folder does not load as the same model.
         KeyboardInterrupt: after Ctrl-C; nothing is written.
     """
-    _check_choice("format", format, get_args(ExportFormat))
+    check_choice("format", format, get_args(ExportFormat))
     with progress(STARTING):
         from qlora_cli.deploy.export import export_run
+        from qlora_cli.model.tuned import choose_tuned
 
     with console.library_noise_to(None):
-        return export_run(_path(run), Path(out), format=format, force=force)
+        source = choose_tuned(run, base_model, revision, quantization, overrides)
+        return export_run(source, Path(out), format=format, force=force)
 
 
 @called
@@ -192,19 +221,18 @@ def generate(
     top_p: float = 1.0,
     max_new_tokens: int = 512,
     seed: int | None = None,
+    base_model: AnyPath | None = None,
+    revision: str | None = None,
+    quantization: LoadedAs | None = None,
+    overrides: Mapping[str, Any] | Sequence[str] = (),
     on_text: Callable[[str], None] | None = None,
 ) -> Answer:
     """One answer, as `qlora generate`. The model is loaded for it; `chat` loads once for many questions.
 
     Args:
         prompt: the user's turn.
-        run: run directory, PEFT adapter folder or model folder; the latest run when None.
-        system: system prompt; none when empty.
-        base: use the base model, without the adapter.
-        temperature: 0 takes the most likely token.
-        top_p: sample from the most likely tokens that make up this probability.
-        max_new_tokens: longest answer.
-        seed: makes sampling repeatable.
+        run, system, base, temperature, top_p, max_new_tokens, seed: as `chat`, but the most likely answer by default.
+        base_model, revision, quantization, overrides: as `merge`.
         on_text: called with each piece of the answer as soon as it is certain.
 
     Raises:
@@ -219,6 +247,10 @@ def generate(
         top_p=top_p,
         max_new_tokens=max_new_tokens,
         seed=seed,
+        base_model=base_model,
+        revision=revision,
+        quantization=quantization,
+        overrides=overrides,
     )
     with console.library_noise_to(None):
         return session.ask(prompt, on_text)
@@ -234,6 +266,10 @@ def chat(
     top_p: float = 1.0,
     max_new_tokens: int = 512,
     seed: int | None = None,
+    base_model: AnyPath | None = None,
+    revision: str | None = None,
+    quantization: LoadedAs | None = None,
+    overrides: Mapping[str, Any] | Sequence[str] = (),
 ) -> ChatSession:
     """Load a model to talk with, as `qlora chat`: `chat().ask("Hello").text`. The turns are remembered.
 
@@ -245,57 +281,23 @@ def chat(
         top_p: sample from the most likely tokens that make up this probability.
         max_new_tokens: longest answer.
         seed: makes sampling repeatable.
+        base_model, revision, quantization, overrides: as `merge`.
 
     Raises:
         QloraError: if there is no such model.
         KeyboardInterrupt: after Ctrl-C. Later on, Ctrl-C ends an answer, and what was said is kept.
     """
-    _check_range("temperature", temperature, 0)
-    _check_range("top_p", top_p, 0, 1)
-    _check_range("max_new_tokens", max_new_tokens, 1)
-    _check_range("seed", seed, 0)
+    check_range("temperature", temperature, 0)
+    check_range("top_p", top_p, 0, 1)
+    check_range("max_new_tokens", max_new_tokens, 1)
+    check_range("seed", seed, 0)
     with progress(STARTING):
+        from qlora_cli.model.tuned import choose_tuned
         from qlora_cli.serve.chat import ChatSession
         from qlora_cli.serve.generation import SamplingOptions
         from qlora_cli.serve.speaker import load_speaker
 
     with console.library_noise_to(None):
         options = SamplingOptions(temperature, top_p, max_new_tokens, seed)
-        return ChatSession(load_speaker(_path(run), is_base_wanted=base), options, system)
-
-
-def _path(path: AnyPath | None) -> Path | None:
-    return None if path is None else Path(path)
-
-
-def _as_texts(overrides: Mapping[str, Any] | Sequence[str]) -> list[str]:
-    """Overrides as `--set` takes them; what JSON says YAML says too.
-
-    >>> _as_texts({"training.learning_rate": 2e-4, "lora.target_modules": ["q_proj"]})
-    ['training.learning_rate=0.0002', 'lora.target_modules=["q_proj"]']
-    """
-    from qlora_cli.recipe.mapping import plain_scalar
-
-    if not isinstance(overrides, Mapping):
-        return [overrides] if isinstance(overrides, str) else list(overrides)
-    texts = []
-    for key, value in overrides.items():
-        try:
-            texts.append(f"{key}={json.dumps(value, ensure_ascii=False, default=plain_scalar)}")
-        except TypeError:
-            raise ArgumentError(
-                f"the override '{key}' is of the type {type(value).__qualname__}",
-                hint="a recipe holds text, numbers, true, false, null, lists and mappings, as YAML does",
-            ) from None
-    return texts
-
-
-def _check_range(name: str, value: float | None, low: float, high: float = float("inf")) -> None:
-    if value is not None and not low <= value <= high:
-        limits = f"at least {low}" if high == float("inf") else f"from {low} to {high}"
-        raise ArgumentError(f"{name} is {value}", hint=f"give a number {limits}")
-
-
-def _check_choice(name: str, value: str, choices: Collection[str]) -> None:
-    if value not in choices:
-        raise ArgumentError(f"{name} is {value!r}", hint=f"choose {' or '.join(map(repr, choices))}")
+        source = choose_tuned(run, base_model, revision, quantization, overrides)
+        return ChatSession(load_speaker(source, is_base_wanted=base), options, system)

@@ -6,12 +6,12 @@ import gc
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
 from qlora_cli import compat, console, environment
-from qlora_cli.errors import QloraError
+from qlora_cli.errors import ArgumentError, QloraError
 from qlora_cli.interruption import handed_on, is_listening
 
 Parameters = ParamSpec("Parameters")
@@ -80,3 +80,24 @@ def _give_back_memory() -> None:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
+
+
+def check_range(name: str, value: float | None, low: float, high: float = float("inf")) -> None:
+    """Refuse an argument that is not from `low` to `high`.
+
+    Raises:
+        ArgumentError: with the value.
+    """
+    if value is not None and not low <= value <= high:
+        limits = f"at least {low}" if high == float("inf") else f"from {low} to {high}"
+        raise ArgumentError(f"{name} is {value}", hint=f"give a number {limits}")
+
+
+def check_choice(name: str, value: str, choices: Collection[str]) -> None:
+    """Refuse an argument that is none of `choices`.
+
+    Raises:
+        ArgumentError: with the value.
+    """
+    if value not in choices:
+        raise ArgumentError(f"{name} is {value!r}", hint=f"choose {' or '.join(map(repr, choices))}")

@@ -28,3 +28,6 @@ Onto = Literal["dequantized", "original", "auto"]
 
 MergedDtype = Literal["auto", "bfloat16", "float16", "float32"]
 """Precision of merged weights; auto keeps that of each tensor of the base."""
+
+LoadedAs = Literal["none", "nf4", "fp4", "int8"]
+"""Storage of the base under a finished adapter: unquantized, or a `quant_type` of the recipe."""

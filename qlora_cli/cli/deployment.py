@@ -12,7 +12,7 @@ import typer
 
 from qlora_cli import api, console
 from qlora_cli.choices import EXPORT_FORMATS, ExportFormat, MergedDtype, Onto
-from qlora_cli.cli.options import AsJson, Run
+from qlora_cli.cli.options import AsJson, BaseModel, LoadingOverrides, Quantization, Revision, Run
 from qlora_cli.interruption import Interruption, keyboard_interrupts
 
 Model = Annotated[
@@ -42,10 +42,25 @@ def merge(
     ] = False,
     dtype: Annotated[MergedDtype, typer.Option(help="Precision of the merged weights; auto: as in the base.")] = "auto",
     force: Force = False,
+    base_model: BaseModel = None,
+    revision: Revision = None,
+    quantization: Quantization = None,
+    overrides: LoadingOverrides = None,
     as_json: AsJson = False,
 ) -> None:
     """Fold an adapter into its base model and prove that nothing was lost."""
-    merged = api.merge(run, out=out, onto=onto, base_only=base_only, dtype=dtype, force=force)
+    merged = api.merge(
+        run,
+        out=out,
+        onto=onto,
+        base_only=base_only,
+        dtype=dtype,
+        force=force,
+        base_model=base_model,
+        revision=revision,
+        quantization=quantization,
+        overrides=overrides or (),
+    )
     if as_json:
         console.data(asdict(merged) | {"path": str(merged.path)})
         return
@@ -62,10 +77,23 @@ def export(
     out: Annotated[Path, typer.Option(help="Folder to make.", show_default=False)],
     format: Format = "hf",
     force: Force = False,
+    base_model: BaseModel = None,
+    revision: Revision = None,
+    quantization: Quantization = None,
+    overrides: LoadingOverrides = None,
     as_json: AsJson = False,
 ) -> None:
     """Write the tuned model for other tools to use."""
-    exported = api.export(run, out=out, format=format, force=force)
+    exported = api.export(
+        run,
+        out=out,
+        format=format,
+        force=force,
+        base_model=base_model,
+        revision=revision,
+        quantization=quantization,
+        overrides=overrides or (),
+    )
     if as_json:
         console.data(asdict(exported) | {"path": str(exported.path)})
         return
@@ -84,6 +112,10 @@ def generate(
     top_p: TopP = 1.0,
     max_new_tokens: MaxNewTokens = 512,
     seed: Seed = None,
+    base_model: BaseModel = None,
+    revision: Revision = None,
+    quantization: Quantization = None,
+    overrides: LoadingOverrides = None,
     stream: Annotated[bool, typer.Option("--stream/--no-stream", help="Print while it is made.")] = True,
     as_json: AsJson = False,
 ) -> None:
@@ -97,6 +129,10 @@ def generate(
         top_p=top_p,
         max_new_tokens=max_new_tokens,
         seed=seed,
+        base_model=base_model,
+        revision=revision,
+        quantization=quantization,
+        overrides=overrides or (),
     )
     with console.library_noise_to(None), keyboard_interrupts():
         answer = session.ask(prompt, console.piece if is_streamed else None)
@@ -120,6 +156,10 @@ def chat(
     top_p: TopP = 1.0,
     max_new_tokens: MaxNewTokens = 512,
     seed: Seed = None,
+    base_model: BaseModel = None,
+    revision: Revision = None,
+    quantization: Quantization = None,
+    overrides: LoadingOverrides = None,
 ) -> None:
     """Talk with a model in the terminal, or through a pipe."""
     from qlora_cli.serve.chat import chat as chat_on
@@ -134,6 +174,10 @@ def chat(
         top_p=top_p,
         max_new_tokens=max_new_tokens,
         seed=seed,
+        base_model=base_model,
+        revision=revision,
+        quantization=quantization,
+        overrides=overrides or (),
     )
     console.note(f"{describe(session.tuned)}; /help lists the commands")
     with console.library_noise_to(None), keyboard_interrupts():

@@ -9,7 +9,7 @@ import typer
 
 from qlora_cli import api, console
 from qlora_cli.choices import MetricName
-from qlora_cli.cli.options import Run
+from qlora_cli.cli.options import BaseModel, LoadingOverrides, Quantization, Revision, Run
 from qlora_cli.progress import STARTING, progress
 
 Data = Annotated[
@@ -81,6 +81,10 @@ def evaluate(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Only the first N questions of each task.", metavar="N")
     ] = None,
+    base_model: BaseModel = None,
+    revision: Revision = None,
+    quantization: Quantization = None,
+    overrides: LoadingOverrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the measures as JSON.")] = False,
 ) -> None:
     """Measure a tuned model beside its base."""
@@ -93,6 +97,10 @@ def evaluate(
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
         limit=limit,
+        base_model=base_model,
+        revision=revision,
+        quantization=quantization,
+        overrides=overrides or (),
     )
     if as_json:
         console.data(comparison.as_dict())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 
 import torch
 from peft import PeftModel
@@ -10,6 +11,7 @@ from peft.utils.other import ModulesToSaveWrapper
 
 from qlora_cli.choices import Onto
 from qlora_cli.errors import ArgumentError, IdentityError, NumericError
+from qlora_cli.model.adapter_kind import AdapterKind
 from qlora_cli.model.fingerprint import base_folder
 from qlora_cli.model.prequantized import stored_in
 from qlora_cli.model.tuned import TunedSource
@@ -17,6 +19,9 @@ from qlora_cli.run.files import read_json_object
 
 MERGE_RECORD = "qlora_merge.json"
 """Record of the merge in a merged model folder."""
+
+IN_NO_WEIGHT = ("ADAPTION_PROMPT", "LILY")
+"""Methods beside the prompt methods that PEFT itself cannot merge."""
 
 
 def refuse_no_adapter(source: TunedSource) -> None:
@@ -30,6 +35,51 @@ def refuse_no_adapter(source: TunedSource) -> None:
             f"'{source.folder}' is a model without an adapter: there is nothing to merge",
             hint="name a run directory or a PEFT adapter folder",
         )
+
+
+def refuse_unmergeable(source: TunedSource) -> None:
+    """Refuse an adapter that is no update of weight matrices as this project folds them, by name and with the way on.
+
+    Raises:
+        ArgumentError: with what to type.
+    """
+    kind = source.kind
+    if kind is None:
+        return
+    if kind.is_prompt or kind.method in IN_NO_WEIGHT:
+        raise ArgumentError(
+            f"is {kind.title}, which no weight of the base holds: there is nothing to merge",
+            place=str(kind.folder),
+            hint=f"use it as it is: `qlora generate {quote(str(kind.folder))} --prompt TEXT`, or chat, or eval",
+        )
+    part = _part_of_its_own(kind)
+    if part is not None:
+        raise ArgumentError(
+            f"is {part}, which `qlora merge` does not fold into weights",
+            place=str(kind.folder),
+            hint=f"PEFT does, without a check: `{_with_peft(source, kind)}`; or use it as it is: `qlora generate`",
+        )
+
+
+def _part_of_its_own(kind: AdapterKind) -> str | None:
+    """What the adapter has beside updates of weight matrices; None where there is nothing."""
+    if not kind.is_lora:
+        return kind.title
+    if kind.layer_replication:
+        return f"{kind.title} on replicated layers (layer_replication)"
+    if kind.trainable_token_indices:
+        return f"{kind.title} with single embeddings (trainable_token_indices)"
+    return f"{kind.title} with biases of its own (lora_bias)" if kind.lora_bias else None
+
+
+def _with_peft(source: TunedSource, kind: AdapterKind) -> str:
+    """The command that merges with PEFT onto the unquantized base."""
+    code = (
+        "import sys; from peft import PeftModel; from transformers import AutoModelForCausalLM as M; "
+        "PeftModel.from_pretrained(M.from_pretrained(sys.argv[1]), sys.argv[2]).merge_and_unload()"
+        ".save_pretrained(sys.argv[3])"
+    )
+    return f'python -c "{code}" {quote(source.model.base_model)} {quote(str(kind.folder))} MERGED'
 
 
 def refuse_second_merge(source: TunedSource, adapter_sha256: str) -> None:

@@ -49,7 +49,7 @@ class Exported:
         return self.agreement.figures() | {"compared in": str(self.compared_in)}
 
 
-def export_run(path: Path | None, out: Path, *, format: ExportFormat, force: bool) -> Exported:
+def export_run(path: TunedSource | Path | None, out: Path, *, format: ExportFormat, force: bool) -> Exported:
     """Write the tuned model of a run or adapter into `out` in a format, and prove that it is the same model.
 
     A merged model of the same adapter in the run is copied; otherwise the adapter is merged first, in the

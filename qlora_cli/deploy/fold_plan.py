@@ -17,10 +17,10 @@ from transformers.pytorch_utils import Conv1D
 
 from qlora_cli import upstream
 from qlora_cli.deploy.changes import Change, ExpertsChange, LinearChange, Replacement
-from qlora_cli.deploy.lora_math import LowRankUpdate
+from qlora_cli.deploy.lora_math import LowRankUpdate, merged_weight
 from qlora_cli.deploy.stored_precision import StoredPrecision, stored_precision
 from qlora_cli.errors import ArgumentError
-from qlora_cli.model.dequantize import is_quantized
+from qlora_cli.model.dequantize import dequantized_weight, is_quantized
 
 ADAPTER = "default"
 """The name that `PeftModel.from_pretrained` gives the one adapter it loads."""
@@ -36,21 +36,29 @@ class FoldPlan:
     precisions: dict[str, StoredPrecision] = field(default_factory=dict)
     """How training stored them, where it quantized them."""
 
+    is_of_memory: bool = False
+    """Adapted weights are taken as they are in memory, and not from the base's files."""
+
     @property
     def names(self) -> list[str]:
         """Of all parameters that are not the base's any more."""
         return sorted({*self.changes, *self.precisions})
 
 
-def fold_plan(tuned: PeftModel) -> FoldPlan:
+def fold_plan(tuned: PeftModel, *, is_of_memory: bool = False) -> FoldPlan:
     """Read the plan off a loaded model; of its tensors only those of the adapter are kept.
+
+    Args:
+        tuned: base and adapter.
+        is_of_memory: PEFT has changed the base's weights as it loaded the adapter, which its files do not say: those of
+            adapted layers are then kept merged, in memory.
 
     Raises:
         ArgumentError: if the adapter has a part that is not an update of a weight matrix.
         ResourceError: if an installed library lacks what this needs of it.
     """
     upstream.check(upstream.Road.MERGE)
-    plan = FoldPlan()
+    plan = FoldPlan(is_of_memory=is_of_memory)
     base = tuned.base_model.model
     _visit(base, "", plan)
     if tuned.peft_config[ADAPTER].bias != "none":  # PEFT has put the trained ones into the base
@@ -94,7 +102,15 @@ def _visit_layer(layer: LoraLayer, prefix: str, plan: FoldPlan) -> None:
     if not is_matrix or is_other_variant or layer.lora_bias[ADAPTER]:
         raise unmergeable(prefix, type(layer).__name__)
     _visit(base_layer, prefix, plan)
-    plan.changes[f"{prefix}weight"] = LinearChange(_update(layer), _is_turned(base_layer))
+    is_turned = _is_turned(base_layer)
+    if plan.is_of_memory:
+        stored = dequantized_weight(base_layer) if is_quantized(base_layer) else base_layer.get_parameter("weight")
+        weight_OI = stored.T if is_turned and not is_quantized(base_layer) else stored
+        merged_OI = merged_weight(weight_OI.detach().cpu(), _update(layer))
+        plan.changes[f"{prefix}weight"] = Replacement(merged_OI.T if is_turned else merged_OI)
+        plan.precisions.pop(f"{prefix}weight", None)
+    else:
+        plan.changes[f"{prefix}weight"] = LinearChange(_update(layer), is_turned)
 
 
 def _visit_experts(wrapper: ParamWrapper, prefix: str, plan: FoldPlan) -> None:

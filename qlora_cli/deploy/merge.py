@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from qlora_cli.choices import MergedDtype, Onto
 from qlora_cli.data.render.renderer import Renderer
+from qlora_cli.deploy.base_logits import base_logits
 from qlora_cli.deploy.checks import (
     MERGE_RECORD,
     refuse_loftq_onto_original,
@@ -18,6 +19,7 @@ from qlora_cli.deploy.checks import (
     refuse_no_original,
     refuse_plain_base,
     refuse_second_merge,
+    refuse_unmergeable,
     refuse_zero_adapter,
 )
 from qlora_cli.deploy.fold_plan import fold_plan, plain_skeleton
@@ -89,7 +91,7 @@ class _Reference:
     weights: WrittenWeights
 
 
-def merge_run(path: Path | None, out: Path | None, options: MergeOptions) -> Merged:
+def merge_run(path: TunedSource | Path | None, out: Path | None, options: MergeOptions) -> Merged:
     """Merge the run or adapter at `path` into `out`, verified; `out` appears complete or not at all.
 
     Args:
@@ -149,6 +151,7 @@ def check_mergeable(source: TunedSource, options: MergeOptions) -> str:
         ArgumentError: if they belong onto another base than `options` names.
     """
     adapter_sha256 = adapter_identity(source)
+    refuse_unmergeable(source)
     refuse_second_merge(source, adapter_sha256)
     refuse_loftq_onto_original(source, options.onto)
     refuse_no_original(source, options.onto)
@@ -195,17 +198,18 @@ def _write_merged(source: TunedSource, options: MergeOptions, stage: Path) -> _R
     renderer = Renderer(tuned.tokenizer)
     rows = probe_rows(source.recipe, renderer)
     logits, precision = record_logits(tuned.model, rows), precision_of(tuned.model)
-    with tuned.model.disable_adapter():
-        of_base = record_logits(tuned.model, rows)
+    of_base = base_logits(tuned, rows)
     effect = compare(logits, of_base)
     losses = held_out_losses(tuned.model, source, renderer) if options.onto == "auto" else {}
     onto: Onto = better(losses) if options.onto == "auto" else options.onto
-    plan, skeleton = fold_plan(tuned.model), plain_skeleton(tuned.model)
+    is_of_memory = source.is_base_apart and source.base_source is None
+    plan, skeleton = fold_plan(tuned.model, is_of_memory=is_of_memory), plain_skeleton(tuned.model)
     if onto == "original":
         plan.precisions.clear()
     if options.base_only:
         plan.changes.clear()
-        logits = of_base
+        with tuned.model.disable_adapter():
+            logits = record_logits(tuned.model, rows)
     is_float32, tokenizer = tuned.model.dtype is torch.float32, tuned.tokenizer
     del tuned
     free_memory()

@@ -137,7 +137,7 @@ def evaluate_run(tuned: Tuned, evaluation: Evaluation) -> Comparison:
     """
     _check_reach(tuned, evaluation)
     base = None
-    if tuned.source.base_source is not None:
+    if tuned.source.is_base_apart:
         original = load_base(tuned.source.model, tuned.source.quantization).eval()
         base = _measure(replace(tuned, model=original), evaluation, "base")
         del original

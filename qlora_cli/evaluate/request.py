@@ -24,7 +24,7 @@ from qlora_cli.evaluate.comparison import (
 from qlora_cli.evaluate.metrics import METRICS
 from qlora_cli.evaluate.run_columns import read_like_the_run
 from qlora_cli.evaluate.tasks import load_task
-from qlora_cli.model.tuned import Tuned, find_tuned, load_tuned
+from qlora_cli.model.tuned import Tuned, TunedSource, find_tuned, load_tuned
 from qlora_cli.recipe.data_schema import SourceSection
 from qlora_cli.recipe.schema import TaskSection
 from qlora_cli.run.claim import refuse_links
@@ -70,7 +70,7 @@ def task_sections(
     return tuple(TaskSection.model_validate({"path": str(file), **named, **chosen}) for file in files)
 
 
-def measure(folder: Path | None, request: EvalRequest) -> Comparison:
+def measure(folder: TunedSource | Path | None, request: EvalRequest) -> Comparison:
     """Load the model in `folder` (the latest run when None), measure it, and write down the results of a run.
 
     The results go to `<run>/eval/`, or `<folder>/eval/` for an adapter made elsewhere.

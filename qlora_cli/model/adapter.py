@@ -95,13 +95,18 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
         return put_on_base(base, kind).eval()
 
 
-def save_adapter(model: PeftModel, folder: Path) -> None:
-    """Write the adapter as a PEFT folder, tensors as they were trained, named as on the base's own class."""
+def save_adapter(model: PeftModel, folder: Path, *, revision: str | None = None) -> None:
+    """Write the adapter as a PEFT folder, tensors as they were trained, named as on the base's own class.
+
+    Args:
+        revision: of the base, for adapter_config.json.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = with_own_names(model.get_base_model(), get_peft_model_state_dict(model, save_embedding_layers=False))
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / ADAPTER_WEIGHTS)
     config = copy.copy(model.peft_config["default"])
     config.inference_mode = True
+    config.revision = revision
     config.save_pretrained(folder)
 
 

@@ -60,6 +60,4 @@ def _say_once(reason: str) -> None:
 
 
 def _path_hint(name: str) -> str:
-    if name.startswith("~") and Path(name).expanduser().is_dir():
-        return f"write {Path(name).expanduser()}"
     return f"paths start at the current directory, {Path.cwd()}; a Hub id has the form Qwen/Qwen3-8B"

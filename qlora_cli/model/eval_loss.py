@@ -89,7 +89,8 @@ def labelled_losses(model: PreTrainedModel | PeftModel, rows: Mapping[str, Any])
         name: value.to(device) if torch.is_tensor(value) else value for name, value in rows.items() if name != "labels"
     }
     labels_RL = rows["labels"].to(device)[:, 1:]
-    logits_RLV = model(**inputs, use_cache=False).logits[:, :-1]
+    logits_RLV = model(**inputs, use_cache=False).logits
+    logits_RLV = logits_RLV[:, -rows["labels"].shape[1] : -1]  # virtual tokens of a prompt method come first
     is_labelled_RL = labels_RL != IGNORE_INDEX
     return cross_entropy(logits_RLV[is_labelled_RL].float(), labels_RL[is_labelled_RL], reduction="none")
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerBase
 
 from qlora_cli.errors import IdentityError
 from qlora_cli.hub import why_offline
@@ -61,6 +63,12 @@ def base_folder(model: ModelSection, *, whole: bool = False) -> Path:
             + f": {reason}" * bool(reason),
             hint=f"check the name; offline, fetch them beforehand with `hf download {model.base_model}`",
         ) from fault
+
+
+def resolved_revision(model: ModelSection) -> str | None:
+    """The commit of the base's files, where they come from the Hub; else the revision as it is written."""
+    folder = base_folder(model)
+    return folder.name if folder.parent.name == "snapshots" else model.revision
 
 
 def has_only_pickles(folder: Path) -> bool:
@@ -131,3 +139,21 @@ def fingerprint_base(model: ModelSection) -> str:
                 file.seek(max(size - SAMPLE_BYTES, 0))
                 digest.update(file.read(SAMPLE_BYTES))
     return digest.hexdigest()
+
+
+def fingerprint_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 over vocabulary, merges, added tokens and rules; without padding and truncation, which calls set."""
+    vocabulary = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    vocabulary.no_padding()
+    vocabulary.no_truncation()
+    return hashlib.sha256(vocabulary.to_str().encode()).hexdigest()
+
+
+def fingerprint_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 over the text of the chat template; of an empty one where there is none.
+
+    Of several that have names it is the one named default.
+    """
+    template = tokenizer.chat_template
+    text = template.get("default") if isinstance(template, dict) else template
+    return hashlib.sha256(str(text or "").encode()).hexdigest()

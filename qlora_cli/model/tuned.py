@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, get_args
 
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from qlora_cli import console
+from qlora_cli.calling import check_choice
+from qlora_cli.choices import LoadedAs
 from qlora_cli.errors import ArgumentError, IdentityError
 from qlora_cli.model.adapter import load_adapter
+from qlora_cli.model.adapter_kind import ADAPTER_CONFIG, AdapterKind, read_adapter_kind
+from qlora_cli.model.adapter_record import read_adapter_record, saved_tokenizer, tokenizer_section
 from qlora_cli.model.base import load_base
-from qlora_cli.model.fingerprint import fingerprint_base
+from qlora_cli.model.base_choice import AS_SAVED, BaseChoice
+from qlora_cli.model.base_place import placed_base, refuse_moved
+from qlora_cli.model.fingerprint import fingerprint_base, fingerprint_template, fingerprint_tokenizer
 from qlora_cli.model.tokenizer import load_tokenizer
-from qlora_cli.recipe.base_files import config_here
+from qlora_cli.recipe.mapping import as_texts
 from qlora_cli.recipe.reader import load_recipe
 from qlora_cli.recipe.schema import ModelSection, QuantizationSection, Recipe
-from qlora_cli.recipe.stored_rules import as_stored
 from qlora_cli.run.directory import RunDirectory, latest_run
-from qlora_cli.run.files import read_json_object
-from qlora_cli.run.manifest import recorded_fingerprint
+from qlora_cli.run.manifest import read_manifest
 from qlora_cli.run.origin import located
 
 
@@ -44,6 +51,20 @@ class TunedSource:
     run: RunDirectory | None = None
     recipe: Recipe | None = None
 
+    kind: AdapterKind | None = None
+    """What the adapter is; None for a model folder."""
+
+    tokenizer: Path | None = None
+    """Folder whose tokenizer and chat template are used; None for the base's own."""
+
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
+    """Of `base`, `tokenizer` and `template` as they were trained; what was not recorded is not there."""
+
+    @property
+    def is_base_apart(self) -> bool:
+        """Whether the weights in memory, with the adapter switched off, are not the base: PiSSA and the like."""
+        return self.base_source is not None or (self.kind is not None and self.kind.changes_base)
+
 
 @dataclass(frozen=True)
 class Tuned:
@@ -54,22 +75,53 @@ class Tuned:
     source: TunedSource
 
 
-def find_tuned(path: Path | None) -> TunedSource:
+def find_tuned(path: TunedSource | Path | None, choice: BaseChoice = AS_SAVED) -> TunedSource:
     """The tuned model at `path`: a run directory (the latest run when None), a PEFT adapter or a model folder.
+
+    Whatever leads to an adapter of a run (its folder, `.` inside it, a link) gives what the run gives. A copy of it
+    elsewhere has its own tokenizer and chat template, and the record of its base, quantization and fingerprints.
+
+    Args:
+        path: what a command was given; what was found already stays.
+        choice: options that are laid over what was saved.
 
     Raises:
         ArgumentError: if it is none of them, or a run that is not finished.
+        IdentityError: if files of the adapter are missing or damaged.
     """
-    folder = latest_run().path if path is None else path
+    if isinstance(path, TunedSource):
+        return path
+    folder = latest_run().path if path is None else path.expanduser()
     if path is None:
         console.note(f"the latest run is {folder}")
+    return _chosen(_found(folder), choice)
+
+
+def choose_tuned(
+    path: str | os.PathLike[str] | None,
+    base_model: str | os.PathLike[str] | None,
+    revision: str | None,
+    quantization: LoadedAs | None,
+    overrides: Mapping[str, Any] | Sequence[str],
+) -> TunedSource:
+    """`find_tuned` with the options as commands take them; None and nothing stand for what was saved.
+
+    Raises:
+        ArgumentError, RecipeError: also for an option that cannot have its value.
+    """
+    if quantization is not None:
+        check_choice("quantization", quantization, get_args(LoadedAs))
+    base = None if base_model is None else os.fspath(base_model)
+    choice = BaseChoice(base, revision, quantization, tuple(as_texts(overrides)))
+    return find_tuned(None if path is None else Path(path), choice)
+
+
+def _found(folder: Path) -> TunedSource:
     run = _run_around(folder)
     if run is not None:
         return _from_run(folder, run)
-    if (folder / "adapter_config.json").is_file():
-        model = _base_of_adapter(folder / "adapter_config.json")
-        config = config_here(model.base_model, model.revision)
-        return TunedSource(folder, model, None if config is None else as_stored(None, config), adapter=folder)
+    if (folder / ADAPTER_CONFIG).is_file():
+        return _from_adapter(folder)
     if (folder / "config.json").is_file():
         return TunedSource(folder, ModelSection(base_model=str(folder)))
     raise ArgumentError(
@@ -78,51 +130,131 @@ def find_tuned(path: Path | None) -> TunedSource:
     )
 
 
-def _base_of_adapter(config_path: Path) -> ModelSection:
-    """The base model that an adapter made elsewhere says it belongs to."""
-    hint = "write the Hub id or folder of the adapter's base as `base_model_name_or_path` in that file"
-    base_model = read_json_object(config_path, hint=hint).get("base_model_name_or_path")
-    if not isinstance(base_model, str) or not base_model:
-        raise IdentityError(f"names no base model, but {base_model!r}", place=str(config_path), hint=hint)
-    return ModelSection(base_model=base_model)
+def _chosen(source: TunedSource, choice: BaseChoice) -> TunedSource:
+    if choice == AS_SAVED:
+        return source
+    model, quantization = choice.apply(source.model, source.quantization)
+    if source.run is not None and quantization != source.quantization:
+        raise IdentityError(
+            f"was trained on a base stored as {_stored_as(source.quantization)}, not {_stored_as(quantization)}",
+            place=str(source.run.path),
+            hint="leave --quantization out; `qlora merge --onto original` adds the adapter to the unquantized base",
+        )
+    tokenizer = None if model.chat_template != source.model.chat_template else source.tokenizer
+    return replace(source, model=model, quantization=quantization, tokenizer=tokenizer)
+
+
+def _stored_as(quantization: QuantizationSection | None) -> str:
+    return "16 bit" if quantization is None else quantization.quant_type
+
+
+def _from_adapter(folder: Path) -> TunedSource:
+    """An adapter that lies outside of its run, or that another program made."""
+    kind, record = read_adapter_kind(folder), read_adapter_record(folder)
+    if record is None:
+        model = ModelSection(base_model=placed_base(kind), revision=kind.revision)
+        return TunedSource(folder, model, adapter=folder, kind=kind, tokenizer=saved_tokenizer(folder, model))
+    return TunedSource(
+        folder,
+        record.model,
+        record.quantization,
+        folder,
+        str(record.residual) if record.residual else None,
+        kind=kind,
+        tokenizer=saved_tokenizer(folder, record.model),
+        fingerprints=record.fingerprints,
+    )
 
 
 def _run_around(folder: Path) -> RunDirectory | None:
-    """The run that `folder` is, or whose adapter or checkpoint it is."""
-    for candidate in (folder, folder.parent, folder.parent.parent):
+    """The run that `folder` is, or whose adapter or checkpoint it is, whatever way leads there."""
+    real = folder.resolve()
+    for candidate, spelled in zip(
+        (real, real.parent, real.parent.parent), (folder, folder.parent, folder.parent.parent), strict=True
+    ):
         run = RunDirectory(candidate)
-        is_part = folder in (run.path, run.adapter_path) or folder.parent == run.checkpoints_path
+        is_part = real in (run.path, run.adapter_path) or real.parent == run.checkpoints_path
         if is_part and run.is_started:
-            return run
+            return RunDirectory(spelled) if spelled.resolve() == candidate else run
     return None
 
 
 def _from_run(folder: Path, run: RunDirectory) -> TunedSource:
     recipe = located(load_recipe(run.recipe_path), run)
-    adapter = run.adapter_path if folder == run.path else folder
-    if not (adapter / "adapter_config.json").is_file():
+    real = folder.resolve()
+    is_checkpoint = real.parent == run.checkpoints_path.resolve()
+    adapter = run.checkpoints_path / real.name if is_checkpoint else run.adapter_path
+    if not (adapter / ADAPTER_CONFIG).is_file():
         raise ArgumentError(
             f"run '{run.path}' is not finished: it has no adapter yet",
             hint=f"finish it with `{run.resume_command}`",
         )
-    residual = str(run.residual_path) if recipe.lora.init_lora_weights == "pissa" else None
-    return TunedSource(folder, recipe.model, recipe.quantization, adapter, residual, run, recipe)
+    recorded = {name: values for name, values in read_manifest(run).items() if isinstance(values, dict)}
+    revision = recipe.model.revision or recorded.get("base", {}).get("revision")
+    model = recipe.model.model_copy(update={"revision": revision})
+    fingerprints = {name: values["fingerprint"] for name, values in recorded.items() if "fingerprint" in values}
+    tokenizer = saved_tokenizer(run.adapter_path, model)
+    if tokenizer is not None and (record := read_adapter_record(tokenizer)) is not None:
+        fingerprints["tokenizer"] = record.fingerprints["tokenizer"]  # as the saved one was read back
+    return TunedSource(
+        folder,
+        model,
+        recipe.quantization,
+        adapter,
+        str(run.residual_path) if recipe.lora.init_lora_weights == "pissa" else None,
+        run,
+        recipe,
+        read_adapter_kind(adapter),
+        tokenizer,
+        fingerprints,
+    )
 
 
 def check_base(source: TunedSource) -> None:
-    """Refuse a base whose weights are not those that the run was trained on.
+    """Refuse a base whose weights are not those that the adapter was trained on, as far as that was recorded.
 
     Raises:
-        IdentityError: if the fingerprints differ.
+        IdentityError: if the fingerprints differ, or the folder of the base is not there.
     """
-    if source.run is None or source.base_source is not None:
-        return
-    if fingerprint_base(source.model) != recorded_fingerprint(source.run, "base"):
+    refuse_moved(source.model.base_model, source.base_source, source.run.path if source.run else source.folder)
+    if source.base_source is None and _differs(source, "base", fingerprint_base(source.model)):
         raise IdentityError(
-            f"base model '{source.model.base_model}' is not the one that run '{source.run.path}' was trained on: "
+            f"base model '{source.model.base_model}' is not the one that {_owner(source)} was trained on: "
             "its weights have changed",
-            hint="bring back the base as it was, or train again on this one",
+            hint="bring back the base as it was, or name it with --base-model, or train again on this one",
         )
+
+
+def _differs(source: TunedSource, name: str, fingerprint: str) -> bool:
+    return source.fingerprints.get(name, fingerprint) != fingerprint
+
+
+def _owner(source: TunedSource) -> str:
+    return f"run '{source.run.path}'" if source.run else f"the adapter in '{source.adapter}'"
+
+
+def load_tokenizer_of(source: TunedSource) -> PreTrainedTokenizerBase:
+    """The tokenizer and chat template that were saved with the adapter; the base's where none were.
+
+    Raises:
+        IdentityError: if they are not those that the adapter was trained with.
+    """
+    section = source.model if source.tokenizer is None else tokenizer_section(source.model, source.tokenizer)
+    tokenizer = load_tokenizer(section)
+    place = section.base_model
+    if _differs(source, "tokenizer", fingerprint_tokenizer(tokenizer)):
+        raise IdentityError(
+            f"the tokenizer is not the one that {_owner(source)} was trained with: it has changed",
+            place=place,
+            hint="bring back its files as they were, or train again with this one",
+        )
+    if tokenizer.chat_template and _differs(source, "template", fingerprint_template(tokenizer)):
+        raise IdentityError(
+            f"the chat template is not the one that {_owner(source)} was trained with: it has changed",
+            place=source.model.chat_template or place if source.tokenizer is None else place,
+            hint="bring back the template as it was, or train again with this one",
+        )
+    return tokenizer
 
 
 def load_tuned(found: TunedSource | Path | None) -> Tuned:
@@ -132,11 +264,11 @@ def load_tuned(found: TunedSource | Path | None) -> Tuned:
 
     Raises:
         ArgumentError: as `find_tuned`.
-        IdentityError: if the base or the adapter is not the one that belongs there.
+        IdentityError: if the base, the tokenizer or the adapter is not the one that belongs there.
     """
-    source = found if isinstance(found, TunedSource) else find_tuned(found)
+    source = find_tuned(found)
     check_base(source)
-    tokenizer = load_tokenizer(source.model)
+    tokenizer = load_tokenizer_of(source)
     base = load_base(source.model, source.quantization, source=source.base_source)
     model = base.eval() if source.adapter is None else load_adapter(base, source.adapter)
     return Tuned(model, tokenizer, source)

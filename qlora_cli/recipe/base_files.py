@@ -33,7 +33,7 @@ def check_base(written: RawRecipe) -> Iterator[Conflict]:
     name = at(written, KEY)
     if not isinstance(name, str) or not name:
         return
-    folder = Path(name)
+    folder = Path(name).expanduser() if name.startswith("~") else Path(name)
     if folder.is_dir():
         yield from _check_folder(folder, written)
     elif folder.exists():
@@ -173,8 +173,6 @@ def _is_meant_here(path: Path) -> bool:
 
 
 def _path_hint(path: Path) -> str:
-    if str(path).startswith("~") and path.expanduser().is_dir():
-        return f"'~' is not filled in here: write {path.expanduser()}"
     if close := _close(path):
         return "did you mean " + " or ".join(f"'{path.parent / name}'" for name in close) + "?"
     return f"paths start at the current directory, {Path.cwd()}; a Hub id has the form Qwen/Qwen3-8B"

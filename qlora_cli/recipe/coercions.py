@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
@@ -35,6 +36,11 @@ def as_tuples(value: Any) -> Any:
     return {key: as_tuple(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
+def in_home(value: Any) -> Any:
+    """A path that begins with `~`, with the home directory in its place."""
+    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~") else value
+
+
 def as_date(value: Any) -> Any:
     """A day as `2026-11-28`; there must be such a day."""
     if isinstance(value, str):
@@ -48,6 +54,7 @@ Day = Annotated[
     BeforeValidator(as_date),
 ]
 Number = Annotated[float, BeforeValidator(as_float), Field(allow_inf_nan=False)]
+FolderOrId = Annotated[str, BeforeValidator(in_home)]
 Names = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
 Scalar = bool | int | float | str
 LeftOut = Annotated[dict[str, Scalar | tuple[Scalar, ...]], BeforeValidator(as_tuples)]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
+from qlora_cli.errors import ArgumentError
 from qlora_cli.recipe.tree import UNREADABLE, Node, PathPart, PlacedProblem, RecipePlace, path_text, problem_at
 from qlora_cli.recipe.yaml_text import MAX_DEPTH
 
@@ -70,3 +72,26 @@ def tree_of(recipe: Mapping[str, Any], place: RecipePlace) -> tuple[Node, list[P
         )
 
     return node(recipe, ()), problems
+
+
+def as_texts(overrides: Mapping[str, Any] | Sequence[str]) -> list[str]:
+    """Overrides as `--set` takes them; what JSON says YAML says too.
+
+    Raises:
+        ArgumentError: for a value that no recipe can hold.
+
+    >>> as_texts({"training.learning_rate": 2e-4, "lora.target_modules": ["q_proj"]})
+    ['training.learning_rate=0.0002', 'lora.target_modules=["q_proj"]']
+    """
+    if not isinstance(overrides, Mapping):
+        return [overrides] if isinstance(overrides, str) else list(overrides)
+    texts = []
+    for key, value in overrides.items():
+        try:
+            texts.append(f"{key}={json.dumps(value, ensure_ascii=False, default=plain_scalar)}")
+        except TypeError:
+            raise ArgumentError(
+                f"the override '{key}' is of the type {type(value).__qualname__}",
+                hint="a recipe holds text, numbers, true, false, null, lists and mappings, as YAML does",
+            ) from None
+    return texts

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from qlora_cli.choices import ExchangeFormat, MetricName
-from qlora_cli.recipe.coercions import Names, Number, as_float, as_tuple
+from qlora_cli.recipe.coercions import FolderOrId, Names, Number, as_float, as_tuple
 from qlora_cli.recipe.data_schema import DataSection
 from qlora_cli.recipe.section import Section
 
@@ -21,7 +21,7 @@ DEFAULT_EPOCHS = 3.0
 class ModelSection(Section):
     """The pretrained model that stays frozen."""
 
-    base_model: str = Field(min_length=1)
+    base_model: FolderOrId = Field(min_length=1)
     """Hub id or local folder of the base model."""
 
     revision: str | None = None

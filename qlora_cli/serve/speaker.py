@@ -9,8 +9,7 @@ from peft import PeftModel
 from qlora_cli import console
 from qlora_cli.model.base import load_base
 from qlora_cli.model.device import precision_of
-from qlora_cli.model.tokenizer import load_tokenizer
-from qlora_cli.model.tuned import Tuned, find_tuned, load_tuned
+from qlora_cli.model.tuned import Tuned, TunedSource, check_base, find_tuned, load_tokenizer_of, load_tuned
 
 
 def describe(speaker: Tuned) -> str:
@@ -25,13 +24,13 @@ def describe(speaker: Tuned) -> str:
     return f"base {source.model.base_model}, without the adapter" if source.adapter else f"model {source.folder}"
 
 
-def load_speaker(path: Path | None, *, is_base_wanted: bool) -> Tuned:
+def load_speaker(path: TunedSource | Path | None, *, is_base_wanted: bool) -> Tuned:
     """The tuned model at `path`, or the base model that it stands on, quantized in the same way.
 
     A note says in which precision it computes.
 
     Args:
-        path: run directory, PEFT adapter folder or model folder; the latest run when None.
+        path: run directory, PEFT adapter folder or model folder, or what was found there; the latest run when None.
         is_base_wanted: leave the adapter out.
 
     Raises:
@@ -41,8 +40,9 @@ def load_speaker(path: Path | None, *, is_base_wanted: bool) -> Tuned:
         speaker = load_tuned(path)
     else:
         source = find_tuned(path)
+        check_base(source)
         base = load_base(source.model, source.quantization).eval()
-        speaker = Tuned(base, load_tokenizer(source.model), source)
+        speaker = Tuned(base, load_tokenizer_of(source), source)
     console.note(_precision_in_words(speaker))
     return speaker
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from qlora_cli.errors import StoppedBySignal
 from qlora_cli.model.adapter import save_adapter
+from qlora_cli.model.adapter_record import write_adapter_record
+from qlora_cli.recipe.reader import load_recipe
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.folders import replaced_folder
 from qlora_cli.run.manifest import read_manifest, write_manifest
@@ -96,14 +99,21 @@ def _write_end(result: TrainingResult, trainer: QloraTrainer) -> None:
             trainer.load_adapter_of(result.adapter_step)
         trainer.check_finite()
         with replaced_folder(run.adapter_path) as folder:
-            save_adapter(trainer.model, folder)
-            trainer.processing_class.save_pretrained(folder)
+            _save_finished(trainer, run, manifest["base"], folder)
         manifest["adapter_step"] = result.adapter_step
     if result.early_stop is not None:
         manifest["early_stop"] = result.early_stop.as_dict()
     if result.num_steps_now:
         manifest["memory"] = result.memory
     write_manifest(run, manifest)
+
+
+def _save_finished(trainer: QloraTrainer, run: RunDirectory, base: dict[str, Any], folder: Path) -> None:
+    """Adapter, tokenizer and chat template, and the record of what they belong to."""
+    recipe = load_recipe(run.recipe_path)
+    residual = run.residual_path if recipe.lora.init_lora_weights == "pissa" else None
+    save_adapter(trainer.model, folder, revision=None if residual else base["revision"])
+    write_adapter_record(folder, recipe, residual=residual, base=base, tokenizer=trainer.processing_class)
 
 
 def training_result(

@@ -139,7 +139,7 @@ def test_an_inert_adapter_is_refused(tmp_path, llama_folder):
 def test_an_adapter_without_safetensors_is_refused(tmp_path, llama_folder):
     run = save_run(tmp_path / "run", llama_folder)
     (run.adapter_path / ADAPTER_WEIGHTS).unlink()
-    with pytest.raises(ArgumentError, match="holds no adapter_model"):
+    with pytest.raises(IdentityError, match="holds no adapter_model"):
         merge_run(run.path, None, FLOAT32)
 
 

@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import bitsandbytes as bnb
 import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
-from qlora_cli.errors import ArgumentError, IdentityError, RecipeError
+from qlora_cli.errors import ArgumentError, IdentityError
+from qlora_cli.model.base_choice import BaseChoice
 from qlora_cli.model.tuned import find_tuned, load_tuned
 from qlora_cli.recipe.schema import Recipe
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.train.session import TrainOptions, train_recipe
+from tests.conftest import CHATML, byte_tokenizer, tiny_llama
+from tests.model.foreign_adapters import change_config, lora, save_adapter_of
 
 
-def train(folder, base, data, *, steps=2, **lora) -> RunDirectory:
+def train(folder, base, data, *, steps=2, chat_template=None, **lora) -> RunDirectory:
     """A short NF4 run; one step of two leaves it unfinished."""
     values = {
         "name": "short",
-        "model": {"base_model": str(base)},
+        "model": {"base_model": str(base), "chat_template": chat_template},
         "quantization": {},
         "lora": {"r": 4, **lora},
         "data": {"train": str(data), "max_length": 64},
@@ -66,12 +72,148 @@ def test_a_checkpoint_of_a_run_is_a_tuned_model_too(run):
     assert (source.run, source.adapter) == (run, checkpoint)
 
 
-def test_an_adapter_made_elsewhere_names_its_base_itself(run, tiny_base, tmp_path):
-    shutil.copytree(run.adapter_path, tmp_path / "adapter")
-    source = find_tuned(tmp_path / "adapter")
-    assert (source.run, source.recipe, source.quantization) == (None, None, None)
+def test_a_copy_of_the_adapter_knows_what_it_was_trained_on(run, tiny_base, tmp_path):
+    copy = shutil.copytree(run.adapter_path, tmp_path / "adapter")
+    source, original = find_tuned(copy), find_tuned(run.path)
+    assert (source.run, source.recipe, source.adapter) == (None, None, copy)
+    assert source.quantization == original.quantization
     assert source.model.base_model == str(tiny_base)
-    assert isinstance(load_tuned(tmp_path / "adapter").model, PeftModel)
+    assert source.tokenizer == copy
+    assert source.fingerprints == {name: original.fingerprints[name] for name in ("base", "tokenizer", "template")}
+    ids = torch.arange(16)[None]
+    with torch.no_grad():
+        assert torch.equal(load_tuned(copy).model(ids).logits, load_tuned(run.path).model(ids).logits)
+
+
+def test_an_adapter_made_elsewhere_names_its_base_itself(tiny_base, tmp_path):
+    save_adapter_of(tiny_base, lora(), tmp_path)
+    change_config(tmp_path, revision="v1")
+    source = find_tuned(tmp_path)
+    assert (source.run, source.quantization, source.tokenizer) == (None, None, None)
+    assert (source.model.base_model, source.model.revision) == (str(tiny_base), "v1")
+    assert isinstance(load_tuned(tmp_path).model, PeftModel)
+
+
+def test_every_way_to_an_adapter_of_a_run_leads_to_the_run(run, tmp_path, monkeypatch):
+    expected = replace(find_tuned(run.path), folder=Path())
+    (tmp_path / "run").symlink_to(run.path)
+    (tmp_path / "adapter").symlink_to(run.adapter_path)
+    for place, name in (
+        (run.path, "."),
+        (run.path, "adapter"),
+        (run.adapter_path, "."),
+        (run.adapter_path, ".."),
+        (run.checkpoints_path, "../adapter"),
+        (tmp_path, "adapter"),
+        (tmp_path, "run"),
+        (tmp_path, "run/adapter"),
+    ):
+        monkeypatch.chdir(place)
+        found = find_tuned(Path(name))
+        paths = {"run": found.run.path, "adapter": found.adapter, "tokenizer": found.tokenizer}
+        here = {key: path.resolve() for key, path in paths.items()}
+        assert here == {"run": run.path, "adapter": run.adapter_path, "tokenizer": run.adapter_path}, name
+        kind = replace(found.kind, folder=run.adapter_path)
+        same = replace(found, **here | {"run": run, "kind": kind, "folder": Path()})
+        assert same == expected, name
+
+
+def test_the_revision_that_the_manifest_records_is_the_one_that_is_used(tmp_path, tiny_base, chat_data):
+    unpinned = train(tmp_path / "run", tiny_base, chat_data)
+    manifest = json.loads(unpinned.manifest_path.read_text())
+    manifest["base"]["revision"] = "0" * 40
+    unpinned.manifest_path.write_text(json.dumps(manifest))
+    assert find_tuned(unpinned.path).model.revision == "0" * 40
+
+
+EDITS = {
+    "chat template": ("chat_template.jinja", lambda text: text + " "),
+    "tokenizer": ("tokenizer.json", lambda text: text.replace("<|im_start|>", "<|im_begin|>")),
+}
+
+
+@pytest.mark.parametrize("what", EDITS)
+@pytest.mark.parametrize("is_copy", [False, True])
+def test_an_edited_file_of_the_adapter_is_noticed(run, tmp_path, what, is_copy):
+    whole = shutil.copytree(run.path, tmp_path / "run")
+    adapter = shutil.copytree(run.adapter_path, tmp_path / "copy") if is_copy else whole / "adapter"
+    name, edit = EDITS[what]
+    (adapter / name).write_text(edit((adapter / name).read_text()))
+    with pytest.raises(IdentityError, match=f"the {what} is not the one") as caught:
+        load_tuned(adapter)
+    assert caught.value.problems[0].place == str(adapter)
+
+
+def test_the_template_of_the_run_is_used_whatever_became_of_the_recipes_file(tmp_path, tiny_base, chat_data):
+    template = tmp_path / "mine.jinja"
+    template.write_text(CHATML.replace("<|im_end|>", "<|im_end|>!"))
+    run = train(tmp_path / "run", tiny_base, chat_data, chat_template=str(template))
+    template.unlink()
+    assert "<|im_end|>!" in load_tuned(run.path).tokenizer.chat_template
+
+
+def test_a_template_that_was_edited_since_is_noticed_where_none_was_saved(tmp_path, tiny_base, chat_data):
+    template = tmp_path / "mine.jinja"
+    template.write_text(CHATML)
+    run = train(tmp_path / "run", tiny_base, chat_data, steps=1, chat_template=str(template))
+    template.write_text(CHATML + "!")
+    with pytest.raises(IdentityError, match="the chat template is not the one") as caught:
+        load_tuned(run.checkpoints_path / "step-000001")
+    assert caught.value.problems[0].place == str(template)
+
+
+def test_a_token_that_was_added_beside_a_foreign_adapter_is_used(tiny_base, tmp_path):
+    save_adapter_of(tiny_base, lora(), tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    tokenizer.add_tokens(["<think>"])
+    tokenizer.save_pretrained(tmp_path)
+    assert load_tuned(tmp_path).tokenizer("<think>").input_ids == [259]
+
+
+def test_a_base_that_has_moved_is_told_as_moved_and_can_be_named(tmp_path, tiny_base, chat_data):
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    run = train(tmp_path / "run", base, chat_data)
+    copy = shutil.copytree(run.adapter_path, tmp_path / "copy")
+    base.rename(tmp_path / "moved")
+    for path in (run.path, copy):
+        with pytest.raises(IdentityError, match="it has moved") as caught:
+            load_tuned(path)
+        assert "--base-model FOLDER" in caught.value.problems[0].hint
+        assert load_tuned(find_tuned(path, BaseChoice(str(tmp_path / "moved")))).source.adapter
+
+
+def test_another_base_than_that_of_training_is_refused_by_its_weights(run, tmp_path):
+    tiny_llama(259, seed=3).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(IdentityError, match="its weights have changed"):
+        load_tuned(find_tuned(run.path, BaseChoice(str(tmp_path))))
+
+
+def test_a_run_is_not_loaded_in_another_storage_than_it_was_trained_on(run):
+    with pytest.raises(IdentityError, match="stored as nf4, not int8") as caught:
+        find_tuned(run.path, BaseChoice(quantization="int8"))
+    assert "--onto original" in caught.value.problems[0].hint
+    assert find_tuned(run.path, BaseChoice(quantization="nf4")).quantization is not None
+
+
+def test_the_home_directory_may_be_written_as_a_tilde(run, tiny_base, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tiny_base.parent))
+    save_adapter_of(tiny_base, lora(), tmp_path)
+    change_config(tmp_path, base_model_name_or_path=f"~/{tiny_base.name}")
+    assert find_tuned(tmp_path).model.base_model == str(tiny_base)
+    assert find_tuned(run.path, BaseChoice(f"~/{tiny_base.name}")).model.base_model == str(tiny_base)
+
+
+def test_after_pissa_a_copy_of_the_adapter_stands_on_the_residual_of_its_run(tmp_path, tiny_base, chat_data):
+    run = train(tmp_path / "run", tiny_base, chat_data, init_lora_weights="pissa")
+    copy = shutil.copytree(run.adapter_path, tmp_path / "copy")
+    ids = torch.arange(16)[None]
+    with torch.no_grad():
+        assert torch.equal(load_tuned(copy).model(ids).logits, load_tuned(run.path).model(ids).logits)
+    assert find_tuned(copy).is_base_apart
+    run.residual_path.rename(tmp_path / "elsewhere")
+    with pytest.raises(IdentityError, match="stands on PiSSA's residual"):
+        load_tuned(copy)
 
 
 def test_a_model_folder_is_loaded_without_an_adapter(tiny_base):
@@ -122,7 +264,7 @@ def test_after_pissa_the_residual_stands_in_for_the_base(tmp_path, tiny_base, ch
         whole = load_tuned(run.path).model(ids).logits
         shutil.rmtree(run.residual_path)
     assert whole.isfinite().all()
-    with pytest.raises(RecipeError, match="cannot be loaded"):
+    with pytest.raises(IdentityError, match="stands on PiSSA's residual"):
         load_tuned(run.path)
 
 

@@ -14,7 +14,12 @@ from transformers import PreTrainedTokenizerBase
 
 from qlora_cli.data.prepare import PreparedData
 from qlora_cli.model.device import dtype_name, pick_device, pick_dtype
-from qlora_cli.model.fingerprint import fingerprint_base
+from qlora_cli.model.fingerprint import (
+    fingerprint_base,
+    fingerprint_template,
+    fingerprint_tokenizer,
+    resolved_revision,
+)
 from qlora_cli.recipe.schema import Recipe
 from qlora_cli.run.manifest import library_versions
 
@@ -50,15 +55,14 @@ def run_identity(
     Args:
         printed_date: today, as the rows hold it, where the chat template prints it.
     """
-    vocabulary = tokenizer.backend_tokenizer.to_str().encode()
     return {
         "base": {
             "base_model": recipe.model.base_model,
-            "revision": recipe.model.revision,
+            "revision": resolved_revision(recipe.model),
             "fingerprint": fingerprint_base(recipe.model),
         },
-        "tokenizer": {"fingerprint": hashlib.sha256(vocabulary).hexdigest()},
-        "template": {"fingerprint": hashlib.sha256(tokenizer.chat_template.encode()).hexdigest()},
+        "tokenizer": {"fingerprint": fingerprint_tokenizer(tokenizer)},
+        "template": {"fingerprint": fingerprint_template(tokenizer)},
         "data": {
             "fingerprint": prepared.fingerprint,
             "num_train_rows": prepared.report.num_train,

@@ -1,0 +1,54 @@
+"""Where the base of a finished adapter lies: its folder may have moved since, or be another machine's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from qlora_cli.errors import IdentityError
+from qlora_cli.hub import is_hub_id
+from qlora_cli.model.adapter_kind import ADAPTER_CONFIG, AdapterKind
+
+CONFIG_HINT = (
+    "name the Hub id or folder of the adapter's base with --base-model, or write it as `base_model_name_or_path` "
+    "in that file"
+)
+
+
+def placed_base(kind: AdapterKind) -> str:
+    """The base that an adapter made elsewhere says it belongs to; `~` is the home directory.
+
+    Raises:
+        IdentityError: if it names none.
+    """
+    base_model = kind.base_model
+    if not isinstance(base_model, str) or not base_model:
+        raise IdentityError(
+            f"names no base model, but {base_model!r}", place=str(kind.folder / ADAPTER_CONFIG), hint=CONFIG_HINT
+        )
+    return base_model
+
+
+def refuse_moved(base_model: str, residual: str | None, owner: Path) -> None:
+    """Refuse a base that was a folder and is not there, before anything takes its path for a name on the Hub.
+
+    Args:
+        base_model: Hub id or folder.
+        residual: folder that stands in for it.
+        owner: run or adapter that belongs to it.
+
+    Raises:
+        IdentityError: with what to type.
+    """
+    if residual is not None and not Path(residual).is_dir():
+        raise IdentityError(
+            f"stands on PiSSA's residual, which is not at '{residual}': it has moved, or was not copied with it",
+            place=str(owner),
+            hint="use the adapter inside its run directory, or put the residual back there",
+        )
+    path = Path(base_model).expanduser()
+    if residual is None and not path.exists() and not is_hub_id(base_model):
+        raise IdentityError(
+            f"belongs to the base in the folder '{base_model}', which is not on this machine: it has moved",
+            place=str(owner),
+            hint="name its place with --base-model FOLDER, or its Hub id",
+        )
