@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import torch
-from transformers import PreTrainedModel
 
 from qlora_cli.choices import MergedDtype, Onto
 from qlora_cli.data.render.renderer import Renderer
@@ -28,6 +26,7 @@ from qlora_cli.deploy.merged_model import write_model
 from qlora_cli.deploy.model_folder import write_generation_settings, write_tokenizer
 from qlora_cli.deploy.onto import better, held_out_losses
 from qlora_cli.deploy.record import Merged, Precisions, describe_base, describe_onto, merge_record
+from qlora_cli.deploy.reload import is_on_disk, reloaded
 from qlora_cli.deploy.verification_rows import probe_rows
 from qlora_cli.deploy.verify import (
     MAX_KL_ORIGINAL,
@@ -40,16 +39,11 @@ from qlora_cli.deploy.verify import (
 )
 from qlora_cli.errors import ArgumentError
 from qlora_cli.model.adapter import ADAPTER_WEIGHTS
-from qlora_cli.model.base import load_base
-from qlora_cli.model.device import DTYPES, free_memory, pick_device, precision_of
+from qlora_cli.model.device import DTYPES, free_memory, precision_of
 from qlora_cli.model.tuned import TunedSource, find_tuned, load_tuned
-from qlora_cli.recipe.schema import ModelSection
 from qlora_cli.run.claim import refuse_links
 from qlora_cli.run.files import sha256_file, write_json
 from qlora_cli.run.staging import staged_folder
-
-ROOM_FOR_ACTIVATIONS = 1.2
-"""Free GPU memory that verification wants, as a multiple of the merged weights."""
 
 
 @dataclass(frozen=True)
@@ -123,8 +117,9 @@ def merge_into(folder: Path, source: TunedSource, options: MergeOptions, adapter
         NumericError: as `merge_run`.
     """
     reference = _write_merged(source, options, folder)
-    plain = _reload(folder, source.model, reference.weights.dtype)
-    agreement = compare(reference.logits, record_logits(plain, reference.rows))
+    with reloaded(folder, source.model, reference.weights.dtype) as plain:
+        agreement = compare(reference.logits, record_logits(plain, reference.rows, together=is_on_disk(plain)))
+        compared_in = Precisions(reference.precision, precision_of(plain))
     merged = Merged(
         path=folder,
         onto=reference.onto,
@@ -135,7 +130,7 @@ def merge_into(folder: Path, source: TunedSource, options: MergeOptions, adapter
         num_tensors=reference.weights.num_tensors,
         effect=reference.effect,
         agreement=agreement,
-        compared_in=Precisions(reference.precision, precision_of(plain)),
+        compared_in=compared_in,
         max_kl=_bound(source, options, reference) if options.max_kl is None else options.max_kl,
     )
     refuse_disagreement(agreement, merged.max_kl)
@@ -219,28 +214,6 @@ def _write_merged(source: TunedSource, options: MergeOptions, stage: Path) -> _R
     write_tokenizer(stage, tokenizer, renderer, trust_code=source.model.trust_remote_code)
     write_generation_settings(stage, skeleton, tokenizer, renderer)
     return _Reference(onto, losses, rows, logits, effect, precision, is_float32, weights)
-
-
-def _reload(folder: Path, base: ModelSection, dtype: str) -> PreTrainedModel:
-    """The model as it is on disk, on the GPU where it fits there."""
-    device = pick_device()
-    num_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    if device.type == "cuda" and torch.cuda.mem_get_info(device)[0] < ROOM_FOR_ACTIVATIONS * num_bytes:
-        device = torch.device("cpu")
-    computes_in = "float32" if dtype == "float16" and device.type == "cpu" else dtype  # the CPU lacks its operations
-    settings = {
-        "base_model": str(folder),
-        "dtype": computes_in,
-        "attn_implementation": _attention(base),
-        "trust_remote_code": base.trust_remote_code,
-    }
-    model = ModelSection.model_validate(settings)
-    return load_base(model, None, device=device).eval()
-
-
-def _attention(base: ModelSection) -> Literal["sdpa", "eager"]:
-    """One that runs anywhere: torch's fused attention where the run used it, else the one that all bases have."""
-    return "sdpa" if base.attn_implementation == "sdpa" else "eager"
 
 
 def _bound(source: TunedSource, options: MergeOptions, reference: _Reference) -> float:

@@ -59,11 +59,21 @@ class Agreement:
 
 
 @torch.no_grad()
-def record_logits(model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+def record_logits(
+    model: PreTrainedModel, rows: Sequence[Sequence[int]], *, together: bool = False
+) -> list[torch.Tensor]:
     """The model's logits at the last positions of each row: float32 tensors [L, V] on the CPU.
 
     Rows run one by one, so no padding and no other row can touch a figure.
+
+    Args:
+        model: a causal language model.
+        rows: token ids.
+        together: run them in one pass, shorter ones filled up on the right, where no token of theirs looks; for a model
+            whose weights are read from the disk in each pass.
     """
+    if together:
+        return _recorded_together(model, rows)
     recorded = []
     with progress("computing logits", len(rows)) as phase:
         for row in rows:
@@ -72,6 +82,17 @@ def record_logits(model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> list
             recorded.append(logits_LV.float().cpu())
             phase.advance()
     return recorded
+
+
+def _recorded_together(model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+    longest = max(len(row) for row in rows)
+    input_ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=model.device)
+    with progress("computing logits"):
+        logits_RLV = model(input_ids=input_ids, use_cache=False).logits
+    return [
+        logits_LV[max(0, len(row) - NUM_LAST_POSITIONS) : len(row)].float().cpu()
+        for row, logits_LV in zip(rows, logits_RLV, strict=True)
+    ]
 
 
 def compare(reference: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> Agreement:

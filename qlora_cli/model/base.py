@@ -90,6 +90,8 @@ def load_base(
     *,
     source: str | None = None,
     device: torch.device | None = None,
+    max_memory: Mapping[int | str, int] | None = None,
+    offloaded: Path | None = None,
 ) -> PreTrainedModel:
     """The base model with every parameter frozen, on one device.
 
@@ -98,6 +100,8 @@ def load_base(
         quantization: how its linear weights are stored; None keeps them in `model.dtype`.
         source: folder that stands in for `model.base_model`, such as the residual that PiSSA leaves.
         device: where to; the GPU where there is one when None.
+        max_memory: bytes of each device instead; what fits in none of them stays on the disk.
+        offloaded: empty folder for weights that the disk holds in another form than the model.
 
     Raises:
         RecipeError: if the model cannot be found, read or quantized, or if weights of it are missing.
@@ -130,7 +134,9 @@ def load_base(
             quantization_config=None
             if quantization is None or is_stored
             else bitsandbytes_config(quantization, dtype, _modules_to_skip(model, quantization, config)),
-            device_map={"": device},
+            device_map={"": device} if max_memory is None else "auto",
+            max_memory=None if max_memory is None else dict(max_memory),
+            offload_folder=offloaded,
             use_safetensors=not is_pickled,
             output_loading_info=True,
         )
