@@ -15,7 +15,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # Tests start many processes; each that had to compile the project's code again would take a second longer.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help install install-dev demo test test-quick test-gpu torture check check-latest format fuzz bench-data bench-checkpoint bench-gpu bench-plan clean
+.PHONY: help install install-dev demo test test-quick test-gpu torture check check-latest test-engines format fuzz bench-data bench-checkpoint bench-merge bench-gpu bench-plan clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,6 +70,15 @@ check-latest: ## names that we need, signatures and fast tests with the newest l
 	@$(LATEST) -m pip --disable-pip-version-check freeze | grep -iE '^(accelerate|bitsandbytes|datasets|huggingface_hub|jinja2|peft|torch|transformers|trl)=='
 	OMP_NUM_THREADS=1 $(LATEST) -m pytest -n $(WORKERS) --dist worksteal -m "not gpu and not torture" $(LATEST_TESTS)
 
+# What engines carry that do not follow the newest transformers.
+OLDER := .venv-older/bin/python
+
+test-engines: install-dev ## merged folders opened by transformers 4.57, in .venv-older
+	test -x $(OLDER) || $(PYTHON) -m venv .venv-older
+	$(OLDER) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt torch
+	$(OLDER) -m pip --disable-pip-version-check install --quiet 'transformers==4.57.*' safetensors jinja2
+	QLORA_OLDER_PYTHON=$(CURDIR)/$(OLDER) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/engines
+
 format: install-dev ## let ruff fix what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -82,6 +91,9 @@ bench-data: install ## JSON Lines to packed rows on disk, beside the bare tokeni
 
 bench-checkpoint: install ## what saving every 50 steps costs a run
 	$(BIN)/python benchmarks/checkpoint.py
+
+bench-merge: install ## writing a merged model, beside PEFT and cp
+	$(BIN)/python benchmarks/merge.py
 
 bench-gpu: install ## tokens/s and peak memory of an 8B shape with random weights
 	$(BIN)/python benchmarks/gpu.py

@@ -88,10 +88,14 @@ def _add_older_names(content: dict[str, Any]) -> None:
     sections = [content, *(part for part in content.values() if isinstance(part, dict) and "model_type" in part)]
     for section in sections:
         rope = section.get("rope_parameters")
+        if isinstance(rope, dict) and isinstance(local := rope.get("sliding_attention"), dict):
+            rope = rope.get("full_attention")
+            if "rope_theta" in local:
+                section.setdefault("rope_local_base_freq", local["rope_theta"])
         if isinstance(rope, dict) and "rope_theta" in rope:
             section.setdefault("rope_theta", rope["rope_theta"])
             scaling = {name: value for name, value in rope.items() if name != "rope_theta"}
-            if scaling.get("rope_type", "default") != "default":
+            if scaling.keys() - {"rope_type"} or scaling.get("rope_type", "default") != "default":
                 section.setdefault("rope_scaling", scaling)
         if "dtype" in section:
             section.setdefault("torch_dtype", section["dtype"])
@@ -114,9 +118,10 @@ def write_generation_settings(
     else:
         settings = GenerationConfig.from_model_config(model.config).to_diff_dict()
     settings.pop("_from_model_config", None)  # it would let the model's config win over what is written here
-    known = settings.get("eos_token_id")
-    known = known if isinstance(known, list) else [known]
-    settings["eos_token_id"] = sorted({*known, *renderer.end_of_turn_ids} - {None})
+    value = settings.get("eos_token_id")
+    known = set(value if isinstance(value, list) else [value]) - {None}
+    if not known.issuperset(renderer.end_of_turn_ids):
+        settings["eos_token_id"] = sorted({*known, *renderer.end_of_turn_ids})
     if settings.get("pad_token_id") is None and tokenizer.pad_token_id is not None:
         settings["pad_token_id"] = tokenizer.pad_token_id
     path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
@@ -140,8 +145,9 @@ def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, renderer: 
     if not is_same:
         tokenizer.save_pretrained(folder)
     settings = own if is_same else _read_object(path)
-    if "tokenizer_class" in own:  # transformers 5 writes a name that earlier versions do not know
+    if "tokenizer_class" in own:
         settings["tokenizer_class"] = own["tokenizer_class"]
+    _use_older_names(settings)
     if settings.get("pad_token") is None and tokenizer.pad_token is not None:
         settings["pad_token"] = tokenizer.pad_token
     if there is None or there.chat_template != renderer.template:
@@ -150,6 +156,16 @@ def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, renderer: 
         (folder / "chat_template.jinja").write_text(renderer.template, encoding="utf-8")
     if settings != _read_object(path):
         path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _use_older_names(settings: dict[str, Any]) -> None:
+    """Names for what transformers 5 calls otherwise in a tokenizer_config.json; it reads the older ones too."""
+    if settings.get("tokenizer_class") == "TokenizersBackend":
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    extra = settings.get("extra_special_tokens")
+    if isinstance(extra, list):
+        del settings["extra_special_tokens"]
+        settings["additional_special_tokens"] = extra
 
 
 def _read_object(path: Path) -> dict[str, Any]:

@@ -28,6 +28,10 @@ def test_end_of_turn_joins_what_the_base_stops_at(base, eos_token_id):
     assert settings["eos_token_id"] == ([3] if eos_token_id is None else [0, 3])
 
 
+def test_a_base_that_stops_there_already_keeps_its_own_form(base):
+    assert saved_settings(base, {"eos_token_id": 3})["eos_token_id"] == 3
+
+
 def test_all_other_settings_are_the_bases(base):
     own = {"do_sample": False, "temperature": 0.9, "top_p": 0.6, "top_k": 20, "pad_token_id": 2}
     assert saved_settings(base, own) == own | {"eos_token_id": [3]}
@@ -39,7 +43,7 @@ def test_a_base_without_settings_gets_those_of_its_config(base):
     tokenizer = AutoTokenizer.from_pretrained(base)
     write_generation_settings(base, AutoModelForCausalLM.from_pretrained(base), tokenizer, Renderer(tokenizer))
     settings = AutoModelForCausalLM.from_pretrained(base).generation_config
-    assert (settings.eos_token_id, settings.pad_token_id) == ([3], tokenizer.pad_token_id)
+    assert (settings.eos_token_id, settings.pad_token_id) == (3, tokenizer.pad_token_id)
 
 
 def test_a_base_without_template_gets_the_one_that_training_used(base):
@@ -52,6 +56,10 @@ def test_a_base_without_template_gets_the_one_that_training_used(base):
 
 def test_the_bases_own_tokenizer_files_stay_as_they_are(base):
     tokenizer = AutoTokenizer.from_pretrained(base)
+    path = base / "tokenizer_config.json"
+    older = json.loads(path.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    older.pop("extra_special_tokens", None)
+    path.write_text(json.dumps(older))
     before = {path.name: path.read_bytes() for path in base.iterdir()}
     write_tokenizer(base, tokenizer, Renderer(tokenizer), trust_code=False)
     assert {path.name: path.read_bytes() for path in base.iterdir()} == before
@@ -91,6 +99,24 @@ def test_files_of_the_base_are_copied_and_weights_that_nobody_merged_are_named(b
     names = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
     assert {"modeling_own.py", "assets/picture.txt", "config.json", "tokenizer.json"} <= names
     assert not any("safetensors" in name or ".cache" in name for name in names)
+
+
+def test_older_libraries_find_the_class_and_the_special_tokens(base):
+    path = base / "tokenizer_config.json"
+    own = json.loads(path.read_text())
+    path.write_text(
+        json.dumps(own | {"tokenizer_class": "TokenizersBackend", "extra_special_tokens": ["<|im_start|>"]})
+    )
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    expected = tokenizer("<|im_start|>a").input_ids
+    write_tokenizer(base, tokenizer, Renderer(tokenizer), trust_code=False)
+    settings = json.loads(path.read_text())
+    assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert settings["additional_special_tokens"] == ["<|im_start|>"]
+    assert "extra_special_tokens" not in settings
+    again = AutoTokenizer.from_pretrained(base)
+    assert again("<|im_start|>a").input_ids == expected
+    assert "<|im_start|>" in again.all_special_tokens
 
 
 def test_older_libraries_find_the_rotation(base):
