@@ -11,6 +11,7 @@ One optimizer step, as it is called between two lines of metrics.jsonl (upper ca
         is_finite(loss)                else NumericError names the rows, before the update
         _sum_gradients                 last micro-batch only: all-reduce over the processes
       _get_grad_norm                   after clipping; not finite: NumericError, before the update
+      ReachedCallback                  first step only: no trained tensor without a gradient
       FiniteWeightsCallback            around OPTIMIZER.step: weights and learning rate finite before and after
       _maybe_log_save_evaluate
         ProgressCallback.on_log        the line of metrics.jsonl, the bar
@@ -51,6 +52,7 @@ from qlora_cli.train.step.finite import (
 )
 from qlora_cli.train.step.microbatch import MicrobatchRunner
 from qlora_cli.train.step.parameter_groups import parameter_groups
+from qlora_cli.train.step.reached import ReachedCallback
 from qlora_cli.train.step.row_ids import ROW_IDS, RowIdCollator, dataset_with_row_ids
 from qlora_cli.train.step.sampler import PaddedDataset, ShardedSampler
 
@@ -99,7 +101,12 @@ class QloraTrainer(CheckpointingTrainer):
                 eval_dataset=parts.data.eval.dataset if len(parts.data.eval) else None,
                 processing_class=parts.tokenizer,
                 data_collator=RowIdCollator(parts.collator),
-                callbacks=[FiniteWeightsCallback(str(saving.run.path)), saving.watch, *parts.callbacks],
+                callbacks=[
+                    ReachedCallback(str(saving.run.path)),
+                    FiniteWeightsCallback(str(saving.run.path)),
+                    saving.watch,
+                    *parts.callbacks,
+                ],
             )
         upstream.check_alone(self.accelerator.num_processes)
         self.remove_callback(PrinterCallback)
