@@ -13,7 +13,6 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
-from transformers.quantizers.base import get_keys_to_not_convert
 
 from qlora_cli import compat, upstream
 from qlora_cli.errors import RecipeError
@@ -23,6 +22,7 @@ from qlora_cli.model.fingerprint import base_folder, has_only_pickles, weight_fi
 from qlora_cli.model.prequantized import cast_plain_parts, compute_in, quantization_on, refuse_other_storage
 from qlora_cli.model.towers.auto_class import auto_class
 from qlora_cli.model.towers.own_names import note_own_class
+from qlora_cli.model.towers.skeleton import kept_modules
 from qlora_cli.progress import progress
 from qlora_cli.recipe.schema import ModelSection, QuantizationSection
 from qlora_cli.recipe.shipped import command_for_base
@@ -246,7 +246,7 @@ def _modules_to_skip(
                 f"quantization.skip_modules: '{model.base_model}' has no module named '{skipped}'",
                 hint=f"its linear modules are {', '.join(linear_names(skeleton))}",
             )
-    return [*get_keys_to_not_convert(skeleton), *quantization.skip_modules]
+    return [*kept_modules(skeleton), *quantization.skip_modules]
 
 
 def linear_names(model: torch.nn.Module) -> list[str]:

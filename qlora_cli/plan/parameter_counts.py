@@ -6,9 +6,12 @@ from dataclasses import dataclass, replace
 
 import bitsandbytes as bnb
 from peft import PeftModel
+from torch import nn
 
 from qlora_cli.constants import GIB
 from qlora_cli.model.embedding_limits import has_position_table, num_positions
+from qlora_cli.model.towers.auto_class import auto_class, is_loaded_whole
+from qlora_cli.model.towers.text_reach import text_reach, untouched_roots
 from qlora_cli.plan.disk import TrainedTensor
 from qlora_cli.plan.trace.fake_model import meta_model
 from qlora_cli.plan.trace.request import PlanRequest
@@ -44,12 +47,38 @@ def parameter_counts(request: PlanRequest) -> ParameterCounts:
     """
     model = meta_model(request)
     facts = count_parameters(model, is_quantized=request.recipe.quantization is not None)
+    facts = replace(facts, notes=(*facts.notes, *_notes_on_parts(model, request)))
     positions, length = num_positions(request.config), request.recipe.data.max_length
     if positions is None or length <= positions:
         return facts
     effect = "rows beyond cannot be trained on" if has_position_table(model) else "it has never seen later ones"
     note = f"this base was made for {positions:,} positions, and data.max_length is {length:,}: {effect}."
     return replace(facts, notes=(*facts.notes, note))
+
+
+def _notes_on_parts(model: PeftModel, request: PlanRequest) -> list[str]:
+    """What becomes of a base's parts that text does not go through: loaded all the same, or left out."""
+    base = model.get_base_model()
+    if not is_loaded_whole(base, request.config):
+        name = type(base).__name__
+        return [f"the language model of this base is loaded alone, as {name}; its other parts take no memory."]
+    reach = text_reach(auto_class(request.config), request.config)
+    roots = untouched_roots(reach.unreached, reach.reached) if reach is not None else []
+    if not roots:
+        return []
+    left = [value for name, value in base.named_parameters() if name.startswith(tuple(f"{root}." for root in roots))]
+    num_bytes = sum(_stored_bytes(parameter) for parameter in left)
+    return [
+        f"text does not go through {' and '.join(roots)}: {sum(value.numel() for value in left):,} parameters without "
+        f"an adapter, which are loaded all the same and take {num_bytes / GIB:,.2f} GiB."
+    ]
+
+
+def _stored_bytes(parameter: nn.Parameter) -> float:
+    """Bytes of a weight as it will be stored, its constants left out."""
+    if isinstance(parameter, bnb.nn.Params4bit):
+        return parameter.numel() / 2
+    return parameter.numel() * (1 if isinstance(parameter, bnb.nn.Int8Params) else parameter.element_size())
 
 
 def count_parameters(model: PeftModel, *, is_quantized: bool) -> ParameterCounts:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from qlora_cli.plan.parameter_counts import parameter_counts
+from tests.model.bases import MULTIMODAL
 from tests.plan.bases import AMPERE, config_of, request_for
 
 
@@ -52,4 +55,26 @@ def test_rows_beyond_the_positions_of_the_base_are_said(architecture, effect):
     [note] = parameter_counts(request_for(config, AMPERE, data__max_length=positions + 1)).notes
     assert note == (
         f"this base was made for {positions:,} positions, and data.max_length is {positions + 1:,}: {effect}."
+    )
+
+
+def test_a_tower_that_is_loaded_is_said_with_its_bytes():
+    config = MULTIMODAL["gemma3"]().config
+    config.vision_config.hidden_size, config.vision_config.intermediate_size = 1024, 4096
+    config.vision_config.num_hidden_layers = 4
+    facts = parameter_counts(request_for(config, AMPERE))
+    linear = 4 * (4 * 1024 * 1024 + 2 * 1024 * 4096)
+    [note] = facts.notes
+    assert "text does not go through model.vision_tower: " in note
+    num_bytes = float(re.search(r"take ([\d.]+) GiB", note)[1]) * 2**30
+    assert linear / 2 < num_bytes < 2 * linear  # four bits a weight of the linear layers, not all in 16 bit
+    adapted = parameter_counts(request_for(MULTIMODAL["gemma3"]().config, AMPERE))
+    assert facts.num_trained == adapted.num_trained
+    assert facts.num_base > linear
+
+
+def test_a_tower_that_is_not_loaded_is_said_too():
+    facts = parameter_counts(request_for(MULTIMODAL["qwen3_5_vl"]().config, AMPERE))
+    assert facts.notes == (
+        "the language model of this base is loaded alone, as Qwen3_5ForCausalLM; its other parts take no memory.",
     )

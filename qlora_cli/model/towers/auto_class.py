@@ -10,6 +10,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForMultimodalLM,
     PreTrainedConfig,
+    PreTrainedModel,
 )
 
 AutoClass = Any
@@ -33,6 +34,16 @@ def own_auto_class(config: PreTrainedConfig) -> AutoClass:
     """The auto class that loads everything that the base's files hold, as engines that serve it do."""
     is_whole = type(config) in MODEL_FOR_MULTIMODAL_LM_MAPPING and not _own_code(config)
     return AutoModelForMultimodalLM if is_whole else auto_class(config)
+
+
+def is_loaded_whole(base: PreTrainedModel, config: PreTrainedConfig) -> bool:
+    """Whether `base` is of the class that its files are made of.
+
+    Args:
+        base: what `auto_class` has made of it.
+        config: of the whole base, as its config.json has it.
+    """
+    return own_auto_class(config) is auto_class(config) or type(base) is MODEL_FOR_MULTIMODAL_LM_MAPPING[type(config)]
 
 
 def has_parts(config: PreTrainedConfig) -> bool:

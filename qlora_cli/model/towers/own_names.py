@@ -16,7 +16,7 @@ from typing import TypeVar
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from qlora_cli.model.towers.auto_class import auto_class, own_auto_class
+from qlora_cli.model.towers.auto_class import is_loaded_whole, own_auto_class
 from qlora_cli.model.towers.skeleton import bare_skeleton
 
 ADAPTER_PREFIX = "base_model.model."
@@ -72,11 +72,9 @@ def note_own_class(base: PreTrainedModel, config: PreTrainedConfig) -> None:
     Args:
         config: of the whole base, as its config.json has it.
     """
-    if own_auto_class(config) is auto_class(config):
+    if is_loaded_whole(base, config):
         return
     whole = bare_skeleton(own_auto_class(config), config)
-    if type(whole) is type(base):
-        return
     renamings = _renamings(base, whole)
     names = {name for name, _ in whole.named_parameters(remove_duplicate=False)}
     if all(_renamed(name, renamings) in names for name, _ in base.named_parameters()):

@@ -7,6 +7,7 @@ import warnings
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.quantizers.base import get_keys_to_not_convert
 
 from qlora_cli.model.towers.auto_class import AutoClass
 
@@ -23,3 +24,16 @@ def bare_skeleton(auto: AutoClass, config: PreTrainedConfig) -> PreTrainedModel:
             copy.deepcopy(config), dtype=torch.bfloat16, attn_implementation="eager"
         )
     return model.eval()
+
+
+def kept_modules(skeleton: PreTrainedModel) -> set[str]:
+    """Names of the modules that `transformers` leaves unquantized by itself.
+
+    One of them is the model's last parameter, which it looks for before it ties the output head: where a tied head is
+    last, the skeleton, whose weights are tied, would have it take the one before, such as Gemma 4's image projection.
+    """
+    kept = set(get_keys_to_not_convert(skeleton))
+    last, last_before_ties = (
+        list(skeleton.named_parameters(remove_duplicate=is_tied))[-1][0] for is_tied in (True, False)
+    )
+    return kept if last == last_before_ties else kept - {last.removesuffix(".weight")}

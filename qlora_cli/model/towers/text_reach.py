@@ -57,11 +57,18 @@ def untouched_pattern(unreached: Collection[str], reached: Collection[str]) -> s
     >>> untouched_pattern(set(), {"text.layers.0.q_proj"}) is None
     True
     """
+    roots = [re.escape(root) for root in untouched_roots(unreached, reached)]
+    return rf"(.*\.)?({'|'.join(roots)})(\..*)?" if roots else None
+
+
+def untouched_roots(unreached: Collection[str], reached: Collection[str]) -> list[str]:
+    """The topmost modules that hold something of `unreached` and nothing of `reached`.
+
+    >>> untouched_roots({"tower.layers.0.q_proj", "tower.layers.1.q_proj"}, {"text.layers.0.q_proj"})
+    ['tower']
+    """
     kept = {branch for name in reached for branch in _branches(name)}
-    roots = {next(branch for branch in _branches(name) if branch not in kept) for name in unreached}
-    if not roots:
-        return None
-    return rf"(.*\.)?({'|'.join(re.escape(root) for root in sorted(roots))})(\..*)?"
+    return sorted({next(branch for branch in _branches(name) if branch not in kept) for name in unreached})
 
 
 def _branches(name: str) -> list[str]:

@@ -18,7 +18,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from transformers import PreTrainedModel
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
-from transformers.quantizers.base import HfQuantizer, get_keys_to_not_convert
+from transformers.quantizers.base import HfQuantizer
 
 from qlora_cli import compat, upstream
 from qlora_cli.errors import RecipeError
@@ -27,6 +27,7 @@ from qlora_cli.model.base import bitsandbytes_config, source_error
 from qlora_cli.model.model_support import require_position_ids
 from qlora_cli.model.prequantized import is_kept_in_float32
 from qlora_cli.model.towers.auto_class import auto_class
+from qlora_cli.model.towers.skeleton import kept_modules
 from qlora_cli.plan.trace.cuda_attention import attention_on
 from qlora_cli.plan.trace.request import PlanRequest
 from qlora_cli.recipe.schema import QuantizationSection
@@ -149,7 +150,7 @@ def _swap_linear_layers(base: PreTrainedModel, quantization: QuantizationSection
                 hint="name modules by the last part of their name, such as down_proj",
             )
     config = bitsandbytes_config(quantization, dtype)
-    kept = kept_plain(base) or [*get_keys_to_not_convert(base), *quantization.skip_modules]
+    kept = kept_plain(base) or [*kept_modules(base), *quantization.skip_modules]
     replace_with_bnb_linear(base, modules_to_not_convert=kept, quantization_config=config)
     setattr(base, "is_loaded_in_8bit" if config.load_in_8bit else "is_loaded_in_4bit", True)
 

@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import nn
+from transformers import PreTrainedModel
 
+from qlora_cli.model.towers.auto_class import has_parts
 from qlora_cli.plan.trace.live_memory import LiveMemory, Stage
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """The model's layers in their order: the longest list of modules that is nested least deep.
+    """The model's layers in their order: the longest list of modules that is nested least deep in its decoder.
 
     >>> block = nn.Module()
     >>> block.experts = nn.ModuleList([nn.Identity()] * 8)
@@ -23,7 +25,9 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
     >>> len(decoder_layers(base))
     2
     """
-    lists = [(name, list(module)) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    decoder = base.get_decoder() if isinstance(base, PreTrainedModel) and has_parts(base.config) else base
+    lists = [(name, list(module)) for name, module in decoder.named_modules() if isinstance(module, nn.ModuleList)]
     depth = min((name.count(".") for name, _ in lists), default=0)
     return max((layers for name, layers in lists if name.count(".") == depth), key=len, default=[])
 

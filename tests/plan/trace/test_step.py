@@ -13,6 +13,7 @@ from qlora_cli.errors import RecipeError
 from qlora_cli.plan.trace.live_memory import MemoryKind, Stage
 from qlora_cli.plan.trace.optimizers import make_optimizer
 from qlora_cli.plan.trace.step import count_step, fake_step
+from tests.model.bases import MULTIMODAL, save_toy
 from tests.plan.bases import AMPERE, CONFIGS, config_of, real_model, request_for, trl_loss
 
 WITHIN = 0.001
@@ -45,6 +46,17 @@ def test_a_traced_step_holds_what_a_real_one_holds(base_folder, name, checkpoint
     folder = base_folder(name)
     settings = {"training__gradient_checkpointing": checkpointing}
     request = request_for(AutoConfig.from_pretrained(folder), **settings)
+    real, fake = count_step(real_model(request, folder), request, trl_loss), fake_step(request)
+    assert_same(real, fake)
+    assert fake.peak.by_kind == real.peak.by_kind
+    assert fake.largest == real.largest
+
+
+@pytest.mark.parametrize("name", MULTIMODAL)
+def test_a_base_of_several_parts_is_traced_as_it_is_loaded(tmp_path, name):
+    """The tower is loaded, and quantized as bitsandbytes does it, or left out; its adapters are not there."""
+    folder = save_toy(name, tmp_path)
+    request = request_for(AutoConfig.from_pretrained(folder))
     real, fake = count_step(real_model(request, folder), request, trl_loss), fake_step(request)
     assert_same(real, fake)
     assert fake.peak.by_kind == real.peak.by_kind
