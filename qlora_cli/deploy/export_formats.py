@@ -9,8 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
+from qlora_cli.model.towers.auto_class import own_auto_class
 from qlora_cli.model.tuned import TunedSource
 
 
@@ -30,8 +31,10 @@ def as_it_is(folder: Path, source: TunedSource) -> None:
 
 
 def load_with_transformers(folder: Path, source: TunedSource) -> PreTrainedModel:
-    """The model as plain `transformers` loads it."""
-    return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=source.model.trust_remote_code)
+    """The model as plain `transformers` loads it: whole, as the class that the base's files are made of."""
+    trusted = {"trust_remote_code": source.model.trust_remote_code}
+    config = AutoConfig.from_pretrained(folder, **trusted)
+    return own_auto_class(config).from_pretrained(folder, **trusted)
 
 
 FORMATS: dict[str, Format] = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM
 
 from qlora_cli.deploy.export import export_run
 from qlora_cli.deploy.merge import MergeOptions, merge_run
@@ -16,6 +16,7 @@ from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.metrics import read_metrics
 from qlora_cli.train.session import TrainOptions, train_recipe
 from tests.conftest import byte_tokenizer
+from tests.model.bases import MULTIMODAL, save_toy
 from tests.plan.bases import config_of
 
 NO_DROPOUT = {"lora": {"lora_dropout": 0}}
@@ -61,6 +62,35 @@ def test_an_architecture_is_trained_resumed_and_merged(small_recipe, tmp_path, n
     merged = merge_run(straight.path, None, MergeOptions(dtype="float32"))
     assert merged.agreement.mean_kl < 1e-7
     assert merged.effect.mean_kl > 100 * merged.agreement.mean_kl
+
+
+UNPACKED = {"qwen3_5_vl", "qwen3_5_moe_vl", "qwen2_5_vl"}
+"""Bases that keep packed documents apart by no mask; training refuses to pack for them."""
+
+
+@pytest.mark.parametrize("name", MULTIMODAL)
+def test_a_base_with_a_vision_tower_is_tuned_on_text_and_merged_into_its_own_checkpoint(small_recipe, tmp_path, name):
+    base = save_toy(name, tmp_path / "base")
+    recipe = small_recipe(
+        **NO_DROPOUT,
+        model={"base_model": str(base)},
+        quantization={},
+        data={"packing": name not in UNPACKED},
+        training={"max_steps": 2, "gradient_accumulation_steps": 1},
+    )
+    straight, stopped = RunDirectory(tmp_path / "straight"), RunDirectory(tmp_path / "stopped")
+    assert train_recipe(recipe, straight, TrainOptions()).is_finished
+    train_recipe(recipe, stopped, TrainOptions(stop_after=1))
+    assert train_recipe(recipe, stopped, TrainOptions(resume=True)).is_finished
+    weights = [(run.adapter_path / "adapter_model.safetensors").read_bytes() for run in (straight, stopped)]
+    assert weights[0] == weights[1]
+    trained = load_file(straight.adapter_path / "adapter_model.safetensors")
+    assert [key for key, tensor in trained.items() if not tensor.any()] == []
+    merged = merge_run(straight.path, None, MergeOptions(dtype="float32"))
+    assert merged.effect.mean_kl > 100 * merged.agreement.mean_kl
+    whole, report = AutoModelForMultimodalLM.from_pretrained(straight.merged_path, output_loading_info=True)
+    assert type(whole).__name__ == type(MULTIMODAL[name]()).__name__
+    assert not report["missing_keys"]
 
 
 STORED = {
