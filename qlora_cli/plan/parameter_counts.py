@@ -10,11 +10,14 @@ from torch import nn
 
 from qlora_cli.constants import GIB
 from qlora_cli.model.embedding_limits import has_position_table, num_positions
-from qlora_cli.model.towers.auto_class import auto_class, is_loaded_whole
-from qlora_cli.model.towers.text_reach import text_reach, untouched_roots
+from qlora_cli.model.towers.auto_class import is_loaded_whole
+from qlora_cli.model.towers.targets import reach_of
+from qlora_cli.model.towers.text_reach import untouched_roots
 from qlora_cli.plan.disk import TrainedTensor
 from qlora_cli.plan.trace.fake_model import meta_model
 from qlora_cli.plan.trace.request import PlanRequest
+
+NUM_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -59,19 +62,22 @@ def parameter_counts(request: PlanRequest) -> ParameterCounts:
 def _notes_on_parts(model: PeftModel, request: PlanRequest) -> list[str]:
     """What becomes of a base's parts that text does not go through: loaded all the same, or left out."""
     base = model.get_base_model()
+    notes = []
     if not is_loaded_whole(base, request.config):
         name = type(base).__name__
-        return [f"the language model of this base is loaded alone, as {name}; its other parts take no memory."]
-    reach = text_reach(auto_class(request.config), request.config)
-    roots = untouched_roots(reach.unreached, reach.reached) if reach is not None else []
-    if not roots:
-        return []
+        notes.append(f"the language model of this base is loaded alone, as {name}; its other parts take no memory.")
+    reach = reach_of(base)
+    if reach is None or not reach.unreached:
+        return notes
+    roots = untouched_roots(reach.unreached, reach.reached)
     left = [value for name, value in base.named_parameters() if name.startswith(tuple(f"{root}." for root in roots))]
     num_bytes = sum(_stored_bytes(parameter) for parameter in left)
-    return [
-        f"text does not go through {' and '.join(roots)}: {sum(value.numel() for value in left):,} parameters without "
-        f"an adapter, which are loaded all the same and take {num_bytes / GIB:,.2f} GiB."
-    ]
+    shown = ", ".join(roots[:NUM_SHOWN]) + (", …" if len(roots) > NUM_SHOWN else "")
+    notes.append(
+        f"text does not go through {shown}: {sum(value.numel() for value in left):,} parameters without an adapter, "
+        f"which are loaded all the same and take {num_bytes / GIB:,.2f} GiB."
+    )
+    return notes
 
 
 def _stored_bytes(parameter: nn.Parameter) -> float:

@@ -30,7 +30,7 @@ def check_targets(base: PreTrainedModel, lora: LoraSection) -> None:
     names = {name for name, _ in base.named_modules()}
     targets = () if isinstance(lora.target_modules, str) else lora.target_modules
     linear = {name for name, module in base.named_modules() if is_linear(module)}
-    reach = text_reach(auto_class(base.config), base.config) or TextReach(frozenset(linear))
+    reach = reach_of(base) or TextReach(frozenset(linear))
     reached_names = ", ".join(sorted({name.split(".")[-1] for name in reach.reached}))
     for target in targets:
         if not matches(target, linear):
@@ -67,10 +67,27 @@ def modules_to_exclude(base: PreTrainedModel, targets: Targets) -> str | list[st
         Last parts of names, or a pattern of whole names where a part of the base is left out.
     """
     routers = _routers(base) if targets == "all-linear" else []
-    pattern = _untouched(targets, text_reach(auto_class(base.config), base.config))
+    pattern = _untouched(targets, reach_of(base))
     if pattern is None:
         return routers or None
     return "|".join([pattern, *(rf"(.*\.)?{re.escape(router)}" for router in routers)])
+
+
+def reach_of(base: PreTrainedModel) -> TextReach | None:
+    """The layers that text goes through by their names on `base`; None for a language model and no more.
+
+    They are looked for in the whole base: a language model that is loaded alone may have layers that only images reach,
+    such as the cross-attention of Llama 3.2 Vision.
+    """
+    own = own_class(base)
+    if own is None:
+        return text_reach(auto_class(base.config), base.config)
+    whole = text_reach(own_auto_class(own.config), own.config)
+    if whole is None:
+        return None
+    names = frozenset(name for name, _ in base.named_modules())
+    reached, unreached = (frozenset(map(own.loaded_name, each)) & names for each in (whole.reached, whole.unreached))
+    return TextReach(reached, unreached, names)
 
 
 def settle_config(model: PeftModel, base: PreTrainedModel) -> None:

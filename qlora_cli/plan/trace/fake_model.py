@@ -27,6 +27,7 @@ from qlora_cli.model.base import bitsandbytes_config, source_error
 from qlora_cli.model.model_support import require_position_ids
 from qlora_cli.model.prequantized import is_kept_in_float32
 from qlora_cli.model.towers.auto_class import auto_class
+from qlora_cli.model.towers.own_names import note_own_class
 from qlora_cli.model.towers.skeleton import kept_modules
 from qlora_cli.plan.trace.cuda_attention import attention_on
 from qlora_cli.plan.trace.request import PlanRequest
@@ -129,6 +130,7 @@ def _from_config(request: PlanRequest, attention: str) -> PreTrainedModel:
             attn_implementation=attention,
             trust_remote_code=request.recipe.model.trust_remote_code,
         )
+    note_own_class(base, request.config)
     _keep_in_float32(base, request.dtype)
     return base
 

@@ -100,3 +100,25 @@ def test_a_target_outside_the_language_model_is_refused_with_those_inside(toy, n
 def test_a_module_to_train_in_full_outside_the_language_model_is_refused(toy):
     with pytest.raises(RecipeError, match=r"lora.modules_to_save: 'multi_modal_projector' is only in a part"):
         attach_adapter(load(toy("mistral3")), LoraSection(modules_to_save=["multi_modal_projector"]))
+
+
+def test_layers_that_only_images_reach_are_left_out_of_a_language_model_that_is_loaded_alone(tmp_path):
+    """Llama 3.2 Vision's cross-attention: text goes past it."""
+    text = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128, "vocab_size": 128, "pad_token_id": 0}
+    text |= {"num_attention_heads": 4, "num_key_value_heads": 2, "cross_attention_layers": [1]}
+    vision = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_global_layers": 1}
+    vision |= {"attention_heads": 2, "vision_output_dim": 128, "intermediate_layers_indices": [0], "image_size": 28}
+    torch.manual_seed(0)
+    config = hf.MllamaConfig(text_config=text, vision_config=vision)
+    hf.MllamaForConditionalGeneration(config).save_pretrained(tmp_path / "base")
+    model = adapter_on(tmp_path / "base").train()
+    assert type(model.get_base_model()).__name__ == "MllamaForCausalLM"
+    model(input_ids=ROWS, labels=ROWS).loss.backward()
+    trained = {key: parameter for key, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained
+    assert [key for key, parameter in trained.items() if parameter.grad is None] == []
+    save_adapter(model.eval(), tmp_path / "adapter")
+    whole = hf.AutoModelForMultimodalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
+    plain = PeftModel.from_pretrained(whole, str(tmp_path / "adapter")).eval()
+    assert torch.allclose(logits(plain), logits(model), atol=1e-5)
+    assert sum("lora_A" in key for key, _ in plain.named_parameters()) == sum("lora_A" in key for key in trained)
