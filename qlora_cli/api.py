@@ -128,12 +128,10 @@ def evaluate(
     if named and data is None and not files:
         raise ArgumentError("--columns needs a file to read", hint="add --data FILE or --task FILE")
     sections = task_sections([Path(file) for file in files], names, named)
+    rows = None if data is None else Path(data)
     with console.library_noise_to(None):
         source = choose_tuned(run, base_model, revision, quantization, overrides)
-        return measure(
-            source,
-            EvalRequest(None if data is None else Path(data), sections, batch_size, max_new_tokens, limit, named),
-        )
+        return measure(source, EvalRequest(rows, sections, batch_size, max_new_tokens, limit, named))
 
 
 @called

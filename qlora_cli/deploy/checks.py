@@ -57,7 +57,7 @@ def refuse_unmergeable(source: TunedSource) -> None:
         raise ArgumentError(
             f"is {part}, which `qlora merge` does not fold into weights",
             place=str(kind.folder),
-            hint=f"PEFT does, without a check: `{_with_peft(source, kind)}`; or use it as it is: `qlora generate`",
+            hint=f"{_way_on(source, kind)}; unmerged it works: `qlora generate {quote(str(kind.folder))} --prompt X`",
         )
 
 
@@ -72,14 +72,21 @@ def _part_of_its_own(kind: AdapterKind) -> str | None:
     return f"{kind.title} with biases of its own (lora_bias)" if kind.lora_bias else None
 
 
-def _with_peft(source: TunedSource, kind: AdapterKind) -> str:
-    """The command that merges with PEFT onto the unquantized base."""
+def _way_on(source: TunedSource, kind: AdapterKind) -> str:
+    """How to merge with PEFT onto the unquantized base."""
+    if kind.lora_bias:
+        return (
+            "PEFT's merge_and_unload folds them where the base's layers have biases too (Qwen 2 has some, Llama none)"
+        )
+    if kind.layer_replication:
+        return "PEFT's merge_and_unload adds the updates of a layer's copies into the one weight that they share"
     code = (
-        "import sys; from peft import PeftModel; from transformers import AutoModelForCausalLM as M; "
-        "PeftModel.from_pretrained(M.from_pretrained(sys.argv[1]), sys.argv[2]).merge_and_unload()"
-        ".save_pretrained(sys.argv[3])"
+        "import sys; from peft import PeftModel; from transformers import AutoModelForCausalLM as Base; "
+        "model = PeftModel.from_pretrained(Base.from_pretrained(sys.argv[1]), sys.argv[2]).merge_and_unload(); "
+        "model.save_pretrained(sys.argv[3])"
     )
-    return f'python -c "{code}" {quote(source.model.base_model)} {quote(str(kind.folder))} MERGED'
+    command = f'python -c "{code}" {quote(source.model.base_model)} {quote(str(kind.folder))} MERGED'
+    return f"PEFT does, without a check: `{command}`"
 
 
 def refuse_second_merge(source: TunedSource, adapter_sha256: str) -> None:

@@ -20,10 +20,8 @@ from qlora_cli.deploy.changes import Change, ExpertsChange, LinearChange, Replac
 from qlora_cli.deploy.lora_math import LowRankUpdate, merged_weight
 from qlora_cli.deploy.stored_precision import StoredPrecision, stored_precision
 from qlora_cli.errors import ArgumentError
+from qlora_cli.model.adapter_tensors import ADAPTER
 from qlora_cli.model.dequantize import dequantized_weight, is_quantized
-
-ADAPTER = "default"
-"""The name that `PeftModel.from_pretrained` gives the one adapter it loads."""
 
 
 @dataclass

@@ -85,8 +85,8 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
     vocabulary is not that of the adapter is resized, where all rows are in the adapter.
 
     Raises:
-        ArgumentError: if the weights are a pickle, or the method needs more than a prompt.
-        IdentityError: if the folder holds no adapter, or one that does not fit the base.
+        ArgumentError: if the folder holds no weights, or the method needs more than a prompt.
+        IdentityError: if the adapter does not fit the base, or a file is damaged.
     """
     kind = read_adapter_kind(folder)
     refuse_unloadable(kind, base)

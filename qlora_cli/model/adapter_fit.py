@@ -99,6 +99,9 @@ def fit_vocabulary(base: PreTrainedModel, kind: AdapterKind) -> None:
         raise _without_rows(kind, num_rows)
     console.note(f"the adapter brings embeddings of {kind.vocabulary:,} tokens, in place of the base's {num_rows:,}")
     base.resize_token_embeddings(kind.vocabulary, mean_resizing=False)
+    with torch.no_grad():  # the adapter's rows take their place; with the adapter switched off they are nothing
+        for table in (base.get_input_embeddings(), base.get_output_embeddings()):
+            table.weight[num_rows:] = 0
 
 
 def _without_rows(kind: AdapterKind, num_rows: int) -> IdentityError:

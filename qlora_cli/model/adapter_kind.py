@@ -83,7 +83,6 @@ class AdapterKind:
 
     modules_to_save: tuple[str, ...] = ()
     ensure_weight_tying: bool = False
-    target_parameters: tuple[str, ...] = ()
     num_virtual_tokens: int = 0
 
     @property
@@ -135,8 +134,8 @@ def read_adapter_kind(folder: Path) -> AdapterKind:
     """What the adapter in `folder` is.
 
     Raises:
-        IdentityError: if a file is missing or damaged, or the configuration names no method.
-        ArgumentError: if the weights are a pickle.
+        IdentityError: if a file is damaged, or the configuration names no method.
+        ArgumentError: if there are no weights, or only pickled ones.
     """
     settings, shapes = read_settings(folder), read_shapes(folder)
     try:
@@ -170,7 +169,6 @@ def _kind(folder: Path, settings: Mapping[str, Any], shapes: Mapping[str, tuple[
         layer_replication=tuple((first, end) for first, end in settings.get("layer_replication") or ()),
         modules_to_save=tuple(settings.get("modules_to_save") or ()),
         ensure_weight_tying=settings.get("ensure_weight_tying") is True,
-        target_parameters=tuple(settings.get("target_parameters") or ()),
         num_virtual_tokens=settings.get("num_virtual_tokens") or 0,
     )
 
@@ -196,8 +194,8 @@ def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Name and shape of each tensor of the adapter, from the header of its file.
 
     Raises:
-        IdentityError: if there is no such file, or it is damaged.
-        ArgumentError: if the weights are a pickle.
+        ArgumentError: if there is no such file; where it is a pickle, with the command that converts it.
+        IdentityError: if it is damaged.
     """
     path = folder / ADAPTER_WEIGHTS
     if not path.is_file():
@@ -211,10 +209,10 @@ def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
         ) from fault
 
 
-def _without_weights(folder: Path) -> ArgumentError | IdentityError:
+def _without_weights(folder: Path) -> ArgumentError:
     pickled = folder / PICKLED_WEIGHTS
     if not pickled.is_file():
-        return IdentityError(
+        return ArgumentError(
             f"'{folder}' holds no {ADAPTER_WEIGHTS}", hint="name a run directory or a PEFT adapter folder"
         )
     code = (

@@ -48,7 +48,7 @@ def refuse_moved(base_model: str, residual: str | None, owner: Path) -> None:
     path = Path(base_model).expanduser()
     if residual is None and not path.exists() and not is_hub_id(base_model):
         raise IdentityError(
-            f"belongs to the base in the folder '{base_model}', which is not on this machine: it has moved",
+            f"belongs to the base in the folder '{base_model}', which is not there: it has moved, or was never here",
             place=str(owner),
             hint="name its place with --base-model FOLDER, or its Hub id",
         )
