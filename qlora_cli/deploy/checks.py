@@ -20,6 +20,9 @@ from qlora_cli.run.files import read_json_object
 MERGE_RECORD = "qlora_merge.json"
 """Record of the merge in a merged model folder."""
 
+MERGED_BY_PEFT = ("MiCA", "QA-LoRA")
+"""Variants of LoRA whose merge by PEFT was compared with the adapter."""
+
 IN_NO_WEIGHT = ("ADAPTION_PROMPT", "LILY")
 """Methods beside the prompt methods that PEFT itself cannot merge."""
 
@@ -65,6 +68,8 @@ def _part_of_its_own(kind: AdapterKind) -> str | None:
     """What the adapter has beside updates of weight matrices; None where there is nothing."""
     if not kind.is_lora:
         return kind.title
+    if kind.variant is not None:
+        return f"{kind.variant}, a variant of LoRA"
     if kind.layer_replication:
         return f"{kind.title} on replicated layers (layer_replication)"
     if kind.trainable_token_indices:
@@ -78,6 +83,8 @@ def _way_on(source: TunedSource, kind: AdapterKind) -> str:
         return (
             "PEFT's merge_and_unload folds them where the base's layers have biases too (Qwen 2 has some, Llama none)"
         )
+    if kind.variant is not None and kind.variant not in MERGED_BY_PEFT:
+        return f"whether PEFT's merge_and_unload gives the same model was not tried for {kind.variant}"
     if kind.layer_replication:
         return "PEFT's merge_and_unload adds the updates of a layer's copies into the one weight that they share"
     code = (

@@ -42,6 +42,17 @@ TITLES = {
 }
 """Names of PEFT's methods as papers write them; the others are called as PEFT calls them."""
 
+VARIANTS = {
+    "use_qalora": "QA-LoRA",
+    "velora_config": "VeLoRA",
+    "alora_invocation_tokens": "aLoRA",
+    "monteclora_config": "MonteCLoRA",
+    "use_bdlora": "BD-LoRA",
+    "arrow_config": "Arrow",
+    "kasa_config": "KaSA",
+}
+"""Keys of LoRA's configuration that make another method of it, DoRA apart."""
+
 INPUT_EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "embeddings")
 OUTPUT_HEADS = ("lm_head", "embed_out")
 
@@ -70,11 +81,10 @@ class AdapterKind:
     init: str = "default"
     """`init_lora_weights` in lower case; "default" for true, false, and where there is none."""
 
-    use_dora: bool = False
-    lora_bias: bool = False
-    bias: str = "none"
-    """none, all or lora_only: biases of the base that were trained too."""
+    variant: str | None = None
+    """A method made of LoRA whose update is not scaling * B @ A, by its name."""
 
+    lora_bias: bool = False
     trainable_token_indices: Mapping[str, tuple[int, ...]] | None = None
     """Embedding module -> rows that were trained; a plain list stands under "embed_tokens"."""
 
@@ -162,9 +172,8 @@ def _kind(folder: Path, settings: Mapping[str, Any], shapes: Mapping[str, tuple[
         task_type=settings.get("task_type") or None,
         peft_version=settings.get("peft_version") or None,
         init=init.lower() if isinstance(init, str) else "default",
-        use_dora=settings.get("use_dora") is True,
+        variant="MiCA" if init == "mica" else next((VARIANTS[key] for key in VARIANTS if settings.get(key)), None),
         lora_bias=settings.get("lora_bias") is True,
-        bias=settings.get("bias") or "none",
         trainable_token_indices={name: tuple(rows) for name, rows in indices.items()} if indices else None,
         layer_replication=tuple((first, end) for first, end in settings.get("layer_replication") or ()),
         modules_to_save=tuple(settings.get("modules_to_save") or ()),

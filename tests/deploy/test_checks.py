@@ -16,7 +16,7 @@ from qlora_cli.model.tuned import find_tuned
 from tests.model.foreign_adapters import ADAPTERS, METHODS, lora, plain_base, save_adapter_of
 
 IDS = torch.arange(1, 40)[None]
-PARTS = ("trainable_token_indices", "trainable_token_indices of two")
+PARTS = ("trainable_token_indices", "trainable_token_indices of two", "init mica", "qalora")
 PROMPTS = ("PromptTuning", "PromptEncoder", "PrefixTuning", "CPT", "AdaptionPrompt")
 WITH_PEFT = (*PARTS, *(name for name in METHODS if name not in PROMPTS))
 

@@ -82,7 +82,9 @@ METHODS = {
 ADAPTERS = LORAS | METHODS
 
 
-def save_adapter_of(base: Path, config: peft.PeftConfig, folder: Path, *, rows: int | None = None) -> Path:
+def save_adapter_of(
+    base: Path, config: peft.PeftConfig, folder: Path, *, rows: int | None = None, std: float = 0.5
+) -> Path:
     """The adapter on `base` (with `rows` embeddings, if given), moved from its start, as PEFT saves it."""
     torch.manual_seed(0)
     model = plain_base(base)
@@ -92,7 +94,7 @@ def save_adapter_of(base: Path, config: peft.PeftConfig, folder: Path, *, rows: 
     with torch.no_grad():
         for parameter in tuned.parameters():
             if parameter.requires_grad:
-                parameter += torch.randn_like(parameter) * 0.5
+                parameter += torch.randn_like(parameter) * std
     tuned.save_pretrained(folder)
     return folder
 

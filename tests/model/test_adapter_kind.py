@@ -40,7 +40,9 @@ def test_a_plain_lora_has_no_special_part(tmp_path):
 @pytest.mark.parametrize(
     ("options", "field", "value"),
     [
-        ({"use_dora": True}, "use_dora", True),
+        ({"use_dora": True}, "variant", None),
+        ({"use_qalora": True, "qalora_group_size": 16}, "variant", "QA-LoRA"),
+        ({"init_lora_weights": "mica"}, "variant", "MiCA"),
         ({"lora_bias": True}, "lora_bias", True),
         ({"layer_replication": [[0, 2], [1, 2]]}, "layer_replication", ((0, 2), (1, 2))),
         ({"layer_replication": [[0, 2], [1, 2]]}, "changes_base", True),
