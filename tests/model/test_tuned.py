@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from qlora_cli.recipe.schema import Recipe
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.train.session import TrainOptions, train_recipe
 from tests.conftest import CHATML, byte_tokenizer, tiny_llama
-from tests.model.foreign_adapters import change_config, lora, save_adapter_of
+from tests.model.foreign_adapters import change_config, lora, plain_base, save_adapter_of
 
 
 def train(folder, base, data, *, steps=2, chat_template=None, **lora) -> RunDirectory:
@@ -124,6 +125,47 @@ def test_the_revision_that_the_manifest_records_is_the_one_that_is_used(tmp_path
     manifest["base"]["revision"] = "0" * 40
     unpinned.manifest_path.write_text(json.dumps(manifest))
     assert find_tuned(unpinned.path).model.revision == "0" * 40
+
+
+COMMITS = {"main": "a" * 40, "v1": "b" * 40}
+
+
+@pytest.fixture
+def hub(tmp_path, tiny_base, monkeypatch):
+    """A cache of the Hub with a base whose weights differ from one revision to the other."""
+    cache = tmp_path / "hub"
+    entry = cache / "models--org--base"
+    (entry / "refs").mkdir(parents=True)
+    for seed, (name, commit) in enumerate(COMMITS.items()):
+        shutil.copytree(tiny_base, entry / "snapshots" / commit)
+        tiny_llama(259, seed=seed).save_pretrained(entry / "snapshots" / commit)
+        (entry / "refs" / name).write_text(commit)
+    for module in [module for name, module in sys.modules.items() if name.startswith(("huggingface_hub", "transf"))]:
+        if "HF_HUB_CACHE" in vars(module):
+            monkeypatch.setattr(module, "HF_HUB_CACHE", str(cache))
+    return entry
+
+
+def test_the_revision_of_a_foreign_adapter_is_honoured(hub, tiny_base, tmp_path):
+    save_adapter_of(hub / "snapshots" / COMMITS["v1"], lora(), tmp_path / "adapter")
+    change_config(tmp_path / "adapter", base_model_name_or_path="org/base", revision="v1")
+    ids = torch.arange(16)[None]
+    with torch.no_grad():
+        base = plain_base(hub / "snapshots" / COMMITS["v1"])
+        expected = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()(ids).logits
+        found = load_tuned(tmp_path / "adapter").model(ids).logits
+        other = load_tuned(find_tuned(tmp_path / "adapter", BaseChoice(revision="main"))).model(ids).logits
+    assert torch.equal(found, expected)
+    assert not torch.allclose(other, expected, atol=1e-3)
+
+
+def test_a_run_writes_the_commit_that_it_used_and_stays_with_it(hub, tmp_path, chat_data):
+    run = train(tmp_path / "run", "org/base", chat_data)
+    assert json.loads((run.adapter_path / "adapter_config.json").read_text())["revision"] == COMMITS["main"]
+    (hub / "refs/main").write_text(COMMITS["v1"])  # the branch moves on
+    for path in (run.path, shutil.copytree(run.adapter_path, tmp_path / "copy")):
+        assert find_tuned(path).model.revision == COMMITS["main"]
+        assert load_tuned(path).source.model.base_model == "org/base"
 
 
 EDITS = {
