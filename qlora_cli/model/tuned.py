@@ -87,14 +87,17 @@ def find_tuned(path: TunedSource | Path | None, choice: BaseChoice = AS_SAVED) -
 
     Raises:
         ArgumentError: if it is none of them, or a run that is not finished.
-        IdentityError: if files of the adapter are missing or damaged.
+        IdentityError: if files of the adapter are damaged, or the folder of its base is not there.
     """
     if isinstance(path, TunedSource):
         return path
     folder = latest_run().path if path is None else path.expanduser()
     if path is None:
         console.note(f"the latest run is {folder}")
-    return _chosen(_found(folder), choice)
+    source = _chosen(_found(folder), choice)
+    if source.adapter is not None:
+        refuse_moved(source.model.base_model, source.base_source, source.run.path if source.run else source.folder)
+    return source
 
 
 def choose_tuned(
@@ -214,9 +217,8 @@ def check_base(source: TunedSource) -> None:
     """Refuse a base whose weights are not those that the adapter was trained on, as far as that was recorded.
 
     Raises:
-        IdentityError: if the fingerprints differ, or the folder of the base is not there.
+        IdentityError: if the fingerprints differ.
     """
-    refuse_moved(source.model.base_model, source.base_source, source.run.path if source.run else source.folder)
     if source.base_source is None and _differs(source, "base", fingerprint_base(source.model)):
         raise IdentityError(
             f"base model '{source.model.base_model}' is not the one that {_owner(source)} was trained on: "

@@ -7,8 +7,9 @@ import typer
 from typer.testing import CliRunner
 
 from qlora_cli.cli import deployment
-from qlora_cli.errors import ArgumentError
+from qlora_cli.errors import ArgumentError, IdentityError
 from tests.deploy.models import save_llama, save_run
+from tests.model.foreign_adapters import ADAPTERS, change_config, save_adapter_of
 
 pytestmark = pytest.mark.slow
 
@@ -99,3 +100,25 @@ def test_generate_names_what_a_folder_lacks(app, tmp_path):
 def test_declaring_the_commands_imports_no_torch():
     check = "import sys; import qlora_cli.cli.deployment; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
+def test_an_adapter_made_elsewhere_is_put_on_the_base_that_is_named(app, tiny_base, tmp_path):
+    save_adapter_of(tiny_base, ADAPTERS["IA3"], tmp_path / "adapter")
+    change_config(tmp_path / "adapter", base_model_name_or_path="/root/models/base")
+    with pytest.raises(IdentityError, match="it has moved") as caught:
+        call(app, "generate", tmp_path / "adapter", "--prompt", "Hello", *SHORT)
+    assert "--base-model FOLDER" in caught.value.problems[0].hint
+    named = ("--base-model", tiny_base, "--set", "model.dtype=float32", *SHORT, "--json")
+    answer = json.loads(call(app, "generate", tmp_path / "adapter", "--prompt", "Hello", *named).stdout)
+    assert answer["computed_in"] == "float32 on cpu"
+
+
+@pytest.mark.parametrize("command", ["merge", "export", "generate", "chat"])
+def test_every_command_takes_the_options_about_the_base(app, run, command, tmp_path):
+    given = {"merge": [], "export": ["--out", tmp_path / "out"], "generate": ["--prompt", "Hi"], "chat": []}[command]
+    with pytest.raises(IdentityError, match="stored as nf4, not int8"):
+        call(app, command, run.path, *given, "--quantization", "int8")
+    with pytest.raises(ArgumentError, match=r"--set lora\.r=3"):
+        call(app, command, run.path, *given, "--set", "lora.r=3")
+    with pytest.raises(IdentityError, match="it has moved"):
+        call(app, command, run.path, *given, "--base-model", tmp_path / "nowhere")
