@@ -87,6 +87,8 @@ SEVERAL = "training in several processes"
 PAGED = "the resume of a paged optimizer"
 FOUR_BIT = "a 4-bit base"
 INT8 = "an int8 base"
+STORED = "a base that is stored by bitsandbytes"
+DEQUANTIZE = "model.dequantize"
 MASK = "the loss mask"
 MERGE = "merging an adapter"
 TRACE = "tracing a step"
@@ -184,6 +186,23 @@ NAMES = (
         (Use.READ, "PreTrainedModel._hf_peft_config_loaded", "refusing a base with an adapter beside it"),
         (Use.WRITTEN, "PreTrainedModel.base_model_prefix", "training Llama 4"),
         (Use.CALLED, "quantizers.base.get_keys_to_not_convert", "quantization.skip_modules"),
+        (Use.READ, "PreTrainedModel._keep_in_fp32_modules", STORED),
+        (Use.READ, "PreTrainedModel._keep_in_fp32_modules_strict", STORED),
+        (Use.TRUSTED, "update_weight_conversions", DEQUANTIZE, "conversion_mapping.get_model_conversion_mapping"),
+    ),
+    *_rows(
+        Road.BASE,
+        "transformers.core_model_loading",
+        (Use.WRITTEN, "quantization_operation", DEQUANTIZE, "WeightConverter.convert"),
+        (Use.WRITTEN, "_weight_conversions", DEQUANTIZE, "revert_weight_conversion"),
+        (Use.WRITTEN, "HF_DEACTIVATE_ASYNC_LOAD", DEQUANTIZE, "convert_and_load_state_dict_in_model"),
+    ),
+    *_rows(
+        Road.BASE,
+        "transformers.quantizers.base",
+        (Use.TRUSTED, "_convert_model_for_quantization", DEQUANTIZE, "HfQuantizer.preprocess_model"),
+        (Use.TRUSTED, "_process_model_before_weight_loading", DEQUANTIZE, "HfQuantizer.preprocess_model"),
+        (Use.TRUSTED, "_process_model_after_weight_loading", DEQUANTIZE, "HfQuantizer.postprocess_model"),
     ),
     *_rows(
         Road.QUANTIZED,
@@ -193,6 +212,7 @@ NAMES = (
         (Use.READ, "state2", "double quantization", "functional.QuantState.__init__"),
         (Use.CALLED, "functional.dequantize_4bit", FOUR_BIT),
         (Use.READ, "SCB", INT8, "nn.Int8Params.__new__"),
+        (Use.WRITTEN, "compute_type_is_set", FOUR_BIT, "nn.Linear4bit.forward"),
         (Use.READ, "MatmulLtState.SCB", INT8),
         (Use.WRITTEN, "MatmulLtState.threshold", INT8),
     ),
@@ -222,9 +242,8 @@ NAMES = (
         Road.PLAN,
         "transformers",
         (Use.CALLED, "integrations.bitsandbytes.replace_with_bnb_linear", TRACE),
+        (Use.CALLED, "quantizers.base.HfQuantizer.get_modules_to_not_convert", TRACE),
         (Use.READ, "integrations.sdpa_attention.sdpa_attention_forward", TRACE),
-        (Use.READ, "PreTrainedModel._keep_in_fp32_modules", TRACE),
-        (Use.READ, "PreTrainedModel._keep_in_fp32_modules_strict", TRACE),
     ),
     *_rows(
         Road.PLAN,

@@ -118,6 +118,7 @@ KEYS: dict[str, Row] = {
     "model.revision": Row(identity, ("one", "two"), {"model.base_model": "org/name"}),
     "model.trust_remote_code": Row(weights, (False, True), {"model.base_model": "remote-base"}, may_refuse=True),
     "model.allow_pickle": Row(weights, (False, True), {"model.base_model": "pickled-base"}, may_refuse=True),
+    "model.dequantize": Row(weights, (False, True), {"model.base_model": "packed-base"}, may_refuse=True),
     "model.dtype": Row(weights, ("float32", "bfloat16")),
     "model.attn_implementation": Row(weights, ("sdpa", "eager")),
     "model.chat_template": Row(train_tokens, (None, "shout.jinja")),

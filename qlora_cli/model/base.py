@@ -17,9 +17,11 @@ from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedConfig, PreTr
 from qlora_cli import compat, upstream
 from qlora_cli.errors import RecipeError
 from qlora_cli.model.at_hand import look_for_base
+from qlora_cli.model.dequantized_loading import DequantizingConfig, dequantizing_config, one_by_one
 from qlora_cli.model.device import pick_device, pick_dtype
 from qlora_cli.model.fingerprint import base_folder, has_only_pickles, weight_files
-from qlora_cli.model.prequantized import cast_plain_parts, compute_in, quantization_on, refuse_other_storage
+from qlora_cli.model.prequantized import fit_stored, quantization_on, refuse_other_storage
+from qlora_cli.model.source_error import source_error
 from qlora_cli.model.towers.auto_class import auto_class
 from qlora_cli.model.towers.own_names import note_own_class
 from qlora_cli.model.towers.skeleton import kept_modules
@@ -113,37 +115,31 @@ def load_base(
         upstream.check(upstream.Road.QUANTIZED)
     device = device or pick_device()
     dtype = pick_dtype(model.dtype, device)
-    name = source or model.base_model
-    is_pickled = model.allow_pickle and source is None and has_only_pickles(base_folder(model))
-    if Path(name).is_dir() and not has_only_pickles(Path(name)):
-        weight_files(Path(name))  # an index that leads out of the folder is refused
-    config = read_config(model, source=source)
-    _forget_secrets(config)
+    name, revision = (source, None) if source else (model.base_model, model.revision)
+    config = _config_to_load(model, source)
     if source is None:
         quantization = quantization_on(model, quantization, config)
-    is_stored = stored_weights(config.to_dict()) is not None
-    compute_in(config, dtype)
-    with progress(f"loading {shown_name(name)}"), reading(name, None if source else model.revision):
+    is_packed = stored_weights(config.to_dict()) is not None and not model.dequantize
+    packing = None if is_packed else _packing(model, quantization, config, dtype)
+    with one_by_one(packing), progress(f"loading {shown_name(name)}"), reading(name, revision):
         config._attn_implementation = model.attn_implementation  # a base's own choice, if any, would win over ours
         base, report = auto_class(config).from_pretrained(
             name,
             config=config,
-            revision=None if source else model.revision,
+            revision=revision,
             trust_remote_code=model.trust_remote_code,
             dtype=dtype,
-            quantization_config=None
-            if quantization is None or is_stored
-            else bitsandbytes_config(quantization, dtype, _modules_to_skip(model, quantization, config)),
+            quantization_config=packing,
             device_map={"": device} if max_memory is None else "auto",
             max_memory=None if max_memory is None else dict(max_memory),
             offload_folder=offloaded,
-            use_safetensors=not is_pickled,
+            use_safetensors=not _is_pickled(model, source),
             output_loading_info=True,
         )
     _refuse_parts(name, base, report["missing_keys"])
     refuse_other_storage(base, name, quantization)
-    if is_stored:
-        cast_plain_parts(base, dtype)
+    if is_packed:
+        fit_stored(base, dtype)
     note_own_class(base, config)
     compat.keep_four_bit_weights_unpacked(base)
     base.requires_grad_(False)
@@ -228,6 +224,28 @@ def bitsandbytes_config(
     )
 
 
+def _config_to_load(model: ModelSection, source: str | None) -> PreTrainedConfig:
+    """The base's configuration, where its files may be read."""
+    folder = Path(source or model.base_model)
+    if folder.is_dir() and not has_only_pickles(folder):
+        weight_files(folder)  # an index that leads out of the folder is refused
+    config = read_config(model, source=source)
+    _forget_secrets(config)
+    return config
+
+
+def _is_pickled(model: ModelSection, source: str | None) -> bool:
+    return model.allow_pickle and source is None and has_only_pickles(base_folder(model))
+
+
+def _packing(
+    model: ModelSection, quantization: QuantizationSection | None, config: PreTrainedConfig, dtype: torch.dtype
+) -> BitsAndBytesConfig | DequantizingConfig | None:
+    """What `from_pretrained` is to do with the weights: pack them, dequantize them first, or neither."""
+    packing = quantization and bitsandbytes_config(quantization, dtype, _modules_to_skip(model, quantization, config))
+    return dequantizing_config(config, packing, dtype) if stored_weights(config.to_dict()) else packing
+
+
 def _modules_to_skip(
     model: ModelSection, quantization: QuantizationSection, config: PreTrainedConfig
 ) -> list[str] | None:
@@ -265,35 +283,3 @@ def is_linear(module: torch.nn.Module) -> bool:
     """
     kind = type(module)
     return kind.__name__ == "Conv1D" or (isinstance(module, torch.nn.Linear) and not kind.__name__.endswith("Router"))
-
-
-def source_error(name: str, fault: BaseException) -> RecipeError:
-    """The library's reason why `name` cannot be loaded, in one line, with what to do."""
-    reason = " ".join(str(fault).split())
-    if not isinstance(fault, OSError | ValueError | ImportError):  # a text such as "'added_tokens'" says little
-        reason = f"{type(fault).__name__}: {reason}"
-    lowered = reason.lower()
-    if "cuda" in lowered:
-        hint = "look at the GPU with `qlora doctor`"
-    elif isinstance(fault, SafetensorError | RecursionError | LookupError | pickle.UnpicklingError) or type(fault) in (
-        Exception,
-        RuntimeError,
-    ):
-        hint = "a file of it is damaged, or belongs to another model: download it again"
-    elif "gated" in lowered or "401" in lowered or "403" in lowered:
-        hint = "accept its licence on the Hub, then `hf auth login`, or set HF_TOKEN"
-    elif "custom code" in lowered:
-        hint = "read that code; if you trust it, --set model.trust_remote_code=true with a model.revision"
-    elif "offline" in lowered or "couldn't connect" in lowered or "can't load" in lowered or "cannot find" in lowered:
-        hint = "check the name for typing errors; offline, it must be a local folder or already in the Hub cache"
-    elif "attention implementation" in lowered or "flash" in lowered:
-        reason = reason.partition(". ")[0]  # the rest asks to open an issue with transformers
-        hint = "--set model.attn_implementation=eager, or install the kernel that it names"
-    elif "safetensors" in lowered:
-        hint = (
-            "convert the model to safetensors, or choose a revision that has them; "
-            "if you trust its .bin files, --set model.allow_pickle=true"
-        )
-    else:
-        hint = "give a Hub id such as Qwen/Qwen3-8B, or a folder with config.json and safetensors weights"
-    return RecipeError(f"model.base_model '{name}' cannot be loaded: {reason[:300]}", hint=hint)

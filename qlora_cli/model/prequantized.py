@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import bitsandbytes as bnb
 import torch
@@ -55,14 +54,6 @@ def quantization_on(
     return as_stored(quantization, settings)
 
 
-def compute_in(config: PreTrainedConfig, dtype: torch.dtype) -> None:
-    """Let the layers that a base stores by bitsandbytes compute in `dtype`, not in what its config.json names."""
-    for part in (config, config.get_text_config()):
-        section: Any = getattr(part, "quantization_config", None)
-        if isinstance(section, dict) and section.get("load_in_4bit"):
-            part.quantization_config = {**section, "bnb_4bit_compute_dtype": dtype}
-
-
 def is_kept_in_float32(base: PreTrainedModel, name: str, dtype: torch.dtype) -> bool:
     """Whether `from_pretrained` loads a parameter or buffer in float32 where the model is in `dtype`."""
     names: set[str] = set()
@@ -73,11 +64,15 @@ def is_kept_in_float32(base: PreTrainedModel, name: str, dtype: torch.dtype) -> 
     return any(f".{kept}." in f".{name}." for kept in names)
 
 
-def cast_plain_parts(base: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Bring the parts of a stored base that are not quantized into the model's dtype.
+def fit_stored(base: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Bring a loaded base that bitsandbytes had stored into the model's dtype, as one that is packed while it loads.
 
-    `transformers` leaves them in the dtype in which they are stored, whatever dtype it is asked for.
+    `transformers` leaves its plain parts in the dtype in which they are stored, whatever dtype it is asked for, and
+    lets 4-bit layers compute in the dtype that config.json names.
     """
+    for module in base.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            module.compute_dtype, module.compute_type_is_set = dtype, True
     packed = {id(module.weight) for module in base.modules() if _storage(module) is not None}
     for name, parameter in base.named_parameters():
         if id(parameter) not in packed and parameter.is_floating_point():

@@ -51,7 +51,8 @@ class ModelSection(Section):
 
 
 class QuantizationSection(Section):
-    """Storage of the frozen weights by bitsandbytes (QLoRA, arXiv:2305.14314). Leave it out for 16-bit LoRA."""
+    """Storage of the frozen weights by bitsandbytes (QLoRA, arXiv:2305.14314). Leave it out for 16-bit LoRA, or where
+    the base is stored by bitsandbytes already: what that is decides."""
 
     quant_type: Literal["nf4", "fp4", "int8"] = "nf4"
     """nf4: 16 levels at the quantiles of a normal distribution, blocks of 64 (section 3 of the paper). fp4: 4-bit
@@ -274,7 +275,7 @@ class Recipe(Section):
     """The pretrained model that stays frozen."""
 
     quantization: QuantizationSection | None = None
-    """Storage of the frozen weights; leave it out for 16-bit LoRA, write `quantization: {}` for NF4."""
+    """Storage of the frozen weights; left out, they stay as the base has them; write `quantization: {}` for NF4."""
 
     lora: LoraSection = LoraSection()
     """The adapter that is trained."""

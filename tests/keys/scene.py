@@ -10,6 +10,7 @@ import datasets
 import torch
 
 from tests.conftest import byte_tokenizer, tiny_llama
+from tests.model.packed_bases import packed_base
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -40,6 +41,8 @@ def set_scene(folder: Path) -> None:
     config |= {"model_type": "mine", "auto_map": code, "architectures": ["MyModel"]}
     (folder / "remote-base/config.json").write_text(json.dumps(config))
     (folder / "remote-base/modeling_mine.py").write_text(REMOTE_CODE)
+    packed_base("fp8", folder / "fp8", vocab_size=len(byte_tokenizer()))[0].rename(folder / "packed-base")
+    byte_tokenizer().save_pretrained(folder / "packed-base")
     byte_tokenizer().save_pretrained(folder / "pickled-base")
     pickled = tiny_llama(len(byte_tokenizer()), seed=5)
     pickled.config.save_pretrained(folder / "pickled-base")

@@ -23,9 +23,10 @@ from transformers.quantizers.base import HfQuantizer
 from qlora_cli import compat, upstream
 from qlora_cli.errors import RecipeError
 from qlora_cli.model.adapter import attach_adapter
-from qlora_cli.model.base import bitsandbytes_config, source_error
+from qlora_cli.model.base import bitsandbytes_config
 from qlora_cli.model.model_support import require_position_ids
 from qlora_cli.model.prequantized import is_kept_in_float32
+from qlora_cli.model.source_error import source_error
 from qlora_cli.model.towers.auto_class import auto_class
 from qlora_cli.model.towers.own_names import note_own_class
 from qlora_cli.model.towers.skeleton import kept_modules
@@ -98,9 +99,9 @@ def _make_fake(model: PeftModel, request: PlanRequest) -> None:
 
 def packed_dtype(request: PlanRequest) -> torch.dtype:
     """What 4-bit weights are unpacked to: the model's dtype, or that of the weights which a stored base was made of."""
-    if stored_weights(request.config.to_dict()) is None or not isinstance(request.config.dtype, torch.dtype):
-        return request.dtype
-    return request.config.dtype
+    stored = stored_weights(request.config.to_dict())
+    is_packed = stored is not None and stored.is_bitsandbytes
+    return request.config.dtype if is_packed and isinstance(request.config.dtype, torch.dtype) else request.dtype
 
 
 def skeleton(request: PlanRequest) -> PreTrainedModel:
