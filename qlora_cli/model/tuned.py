@@ -23,9 +23,12 @@ from qlora_cli.model.base_choice import AS_SAVED, BaseChoice
 from qlora_cli.model.base_place import placed_base, refuse_moved
 from qlora_cli.model.fingerprint import fingerprint_base, fingerprint_template, fingerprint_tokenizer
 from qlora_cli.model.tokenizer import load_tokenizer
+from qlora_cli.recipe.base_files import config_here
 from qlora_cli.recipe.mapping import as_texts
 from qlora_cli.recipe.reader import load_recipe
 from qlora_cli.recipe.schema import ModelSection, QuantizationSection, Recipe
+from qlora_cli.recipe.stored_rules import as_stored
+from qlora_cli.recipe.stored_weights import stored_weights
 from qlora_cli.run.directory import RunDirectory, latest_run
 from qlora_cli.run.manifest import read_manifest
 from qlora_cli.run.origin import located
@@ -126,7 +129,7 @@ def _found(folder: Path) -> TunedSource:
     if (folder / ADAPTER_CONFIG).is_file():
         return _from_adapter(folder)
     if (folder / "config.json").is_file():
-        return TunedSource(folder, ModelSection(base_model=str(folder)))
+        return TunedSource(folder, _section(str(folder)))
     raise ArgumentError(
         f"'{folder}' is not a run directory, an adapter folder or a model folder",
         hint="`qlora runs` lists the runs; an adapter folder has adapter_config.json, a model folder config.json",
@@ -155,8 +158,9 @@ def _from_adapter(folder: Path) -> TunedSource:
     """An adapter that lies outside of its run, or that another program made."""
     kind, record = read_adapter_kind(folder), read_adapter_record(folder)
     if record is None:
-        model = ModelSection(base_model=placed_base(kind), revision=kind.revision)
-        return TunedSource(folder, model, adapter=folder, kind=kind, tokenizer=saved_tokenizer(folder, model))
+        model = _section(placed_base(kind), kind.revision)
+        stored = as_stored(None, config_here(model.base_model, model.revision) or {})
+        return TunedSource(folder, model, stored, folder, kind=kind, tokenizer=saved_tokenizer(folder, model))
     return TunedSource(
         folder,
         record.model,
@@ -167,6 +171,13 @@ def _from_adapter(folder: Path) -> TunedSource:
         tokenizer=saved_tokenizer(folder, record.model),
         fingerprints=record.fingerprints,
     )
+
+
+def _section(base_model: str, revision: str | None = None) -> ModelSection:
+    """A base without a recipe; one that is stored in FP8 or the like can be loaded in one way only."""
+    stored = stored_weights(config_here(base_model, revision) or {})
+    is_dequantized = stored is not None and stored.can_be_dequantized
+    return ModelSection(base_model=base_model, revision=revision, dequantize=is_dequantized)
 
 
 def _run_around(folder: Path) -> RunDirectory | None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from qlora_cli.constants import GIB
 from qlora_cli.errors import RecipeError, ResourceError
 from qlora_cli.model.embedding_limits import num_positions
+from qlora_cli.model.prequantized import recipe_on
 from qlora_cli.plan.likeness import config_or_sketch
 from qlora_cli.plan.machine.gpus import Gpu
 from qlora_cli.plan.parameter_counts import parameter_counts
@@ -73,6 +74,7 @@ def recommend_values(base_model: str, data: str, card: Gpu) -> StarterValues:
         {"name": "new", "model": {"base_model": base_model}, "quantization": {}, "data": {"train": data}}
     )
     config, origin = config_or_sketch(recipe.model)
+    recipe = recipe_on(recipe, config)
     target = card_target(card)
     memory = round((target.memory_bytes or 0) * FILLED)
     request, num_params = _supported(PlanRequest(recipe, config, target.device))

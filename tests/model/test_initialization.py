@@ -9,8 +9,10 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from qlora_cli.model.adapter import attach_adapter
 from qlora_cli.model.base import load_base
+from qlora_cli.model.dequantize import dequantized_weight
 from qlora_cli.model.initialization import quantization_error_values, set_adapter_values, split_principal
 from qlora_cli.recipe.schema import LoraSection, ModelSection, QuantizationSection
+from tests.model.packed_bases import packed_base
 
 LORA = LoraSection(r=16, lora_alpha=8)  # scaling 0.5: an init that forgets it is off by a factor of two
 
@@ -62,3 +64,26 @@ def test_pissa_splits_the_base_without_changing_its_function(tiny_base, tmp_path
         without = (tuned(ids).logits - wanted).abs().max()
         set_adapter_values(tuned, values)
         assert (tuned(ids).logits - wanted).abs().max() < 1e-4 < without
+
+
+@pytest.mark.parametrize("kind", ["fp8", "mxfp4"])
+def test_a_dequantized_base_is_fitted_to_its_plain_weights(tmp_path, kind):
+    packed, plain = packed_base(kind, tmp_path)
+    model = ModelSection(base_model=str(packed), dequantize=True, attn_implementation="eager")
+    tuned = attach_adapter(load_base(model, QuantizationSection()), LORA)
+    values = quantization_error_values(tuned, model)
+    original = AutoModelForCausalLM.from_pretrained(plain, dtype=torch.float32)
+    assert values
+    for name, (a, b) in values.items():
+        layer = tuned.base_model.model.get_submodule(name)
+        stored = dequantized_weight(layer.get_base_layer()).float()
+        error = original.get_submodule(name).weight - stored
+        assert (error - layer.scaling["default"] * b @ a).norm() < 0.95 * error.norm(), name
+
+
+def test_the_residual_of_a_dequantized_base_is_plain(tmp_path):
+    packed, _ = packed_base("fp8", tmp_path)
+    model = ModelSection(base_model=str(packed), dequantize=True, dtype="bfloat16")
+    split_principal(model, LORA, tmp_path / "residual")
+    residual = load_base(model, QuantizationSection(), source=str(tmp_path / "residual"))
+    assert residual.model.layers[0].mlp.up_proj.weight.quant_state.quant_type == "nf4"

@@ -15,6 +15,7 @@ from qlora_cli.model.base import load_base
 from qlora_cli.recipe.schema import LoraSection, ModelSection, QuantizationSection
 from qlora_cli.train.preflight import attention
 from qlora_cli.train.preflight.attention import check_causal_attention, check_packed_isolation
+from tests.model.packed_bases import packed_base
 from tests.plan.bases import config_of
 
 
@@ -96,13 +97,40 @@ def test_documents_that_are_apart_do_not_move_each_other_by_a_bit(tiny_base, att
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize(
-    ("attention", "remedy"), [("sdpa", ""), ("eager", ", or --set model.attn_implementation=sdpa")]
-)
-def test_documents_that_see_each_other_are_found_out(tiny_base, attention, remedy, dtype):
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_documents_that_see_each_other_are_found_out(tiny_base, attention, dtype):
+    model = tuned(tiny_base, attention, dtype=dtype)
     with pytest.raises(NumericError, match="see each other") as caught:
-        check_packed_isolation(tuned(tiny_base, attention, dtype=dtype), LeakyCollator(0))
-    assert caught.value.problems[0].hint == f"--set data.packing=false{remedy}"
+        check_packed_isolation(model, LeakyCollator(0))
+    assert caught.value.problems[0].hint == "--set data.packing=false"
+    assert model.config._attn_implementation == attention
+
+
+def test_another_attention_is_offered_where_it_keeps_documents_apart(tiny_base):
+    model = tuned(tiny_base, "eager")
+    for layer in model.get_base_model().model.layers:
+        layer.register_forward_pre_hook(see_what_came_before_in_eager, with_kwargs=True)
+    with pytest.raises(NumericError, match="see each other") as caught:
+        check_packed_isolation(model, Collator(0))
+    assert caught.value.problems[0].hint == "--set data.packing=false, or --set model.attn_implementation=sdpa"
+
+
+def see_what_came_before_in_eager(layer, args, kwargs):
+    """A causal mask without bounds of documents, unless attention is torch's own."""
+    if layer.self_attn.config._attn_implementation != "eager":
+        return args, kwargs
+    length = args[0].shape[1]
+    mask = torch.full((1, 1, length, length), torch.finfo(args[0].dtype).min).triu(1)
+    return args, {**kwargs, "attention_mask": mask}
+
+
+def test_a_base_that_looks_past_positions_and_has_one_attention_is_offered_no_other(tmp_path):
+    packed, _ = packed_base("mxfp4", tmp_path)
+    section = ModelSection(base_model=str(packed), dequantize=True, attn_implementation="eager")
+    model = attach_adapter(load_base(section, QuantizationSection()), LoraSection(r=4, lora_dropout=0))
+    with pytest.raises(NumericError, match="see each other") as caught:
+        check_packed_isolation(model, Collator(0))
+    assert caught.value.problems[0].hint == "--set data.packing=false"
 
 
 @pytest.mark.parametrize("architecture", ["mixtral", "qwen3_moe"])
