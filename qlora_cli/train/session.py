@@ -97,10 +97,10 @@ def train_recipe(
     environment.send_no_telemetry()
     upstream.check(upstream.Road.TRAINING)
     run = replace(run, launcher=monitor.launch.command)
+    with interruption_as_error(run), console.library_noise_to(None):  # refused before anything is written
+        recipe = recipe_on(recipe, read_config(recipe.model))
     claim = claimed(run) if monitor.is_main_process else nullcontext()
     with interruption_as_error(run), claim, interruption_as_error(run):  # inside the claim a replaced run is moved away
-        with console.library_noise_to(None):
-            recipe = recipe_on(recipe, read_config(recipe.model))
         session = _Session(recipe, run, options, monitor)
         forecast = session.forecast()
         checkpoint = session.checkpoint()

@@ -13,16 +13,17 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from qlora_cli.errors import ArgumentError, IdentityError
 from qlora_cli.model.base_choice import BaseChoice
 from qlora_cli.model.tuned import find_tuned, load_tuned
-from qlora_cli.recipe.schema import Recipe
+from qlora_cli.recipe.schema import QuantizationSection, Recipe
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.train.session import TrainOptions, train_recipe
 from tests.conftest import CHATML, byte_tokenizer, tiny_llama
 from tests.model.foreign_adapters import change_config, lora, plain_base, save_adapter_of
+from tests.model.packed_bases import packed_base
 
 
 def train(folder, base, data, *, steps=2, chat_template=None, **lora) -> RunDirectory:
@@ -256,6 +257,25 @@ def test_after_pissa_a_copy_of_the_adapter_stands_on_the_residual_of_its_run(tmp
     run.residual_path.rename(tmp_path / "elsewhere")
     with pytest.raises(IdentityError, match="stands on PiSSA's residual"):
         load_tuned(copy)
+
+
+@pytest.mark.parametrize("kind", ["fp8", "mxfp4", "nf4"])
+def test_what_a_stored_base_is_needs_no_recipe(tmp_path, kind):
+    """The adapter folder says nothing of it, and there is one way to load such a base."""
+    if kind == "nf4":
+        _, plain = packed_base("fp8", tmp_path)
+        AutoModelForCausalLM.from_pretrained(
+            plain, quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+        ).save_pretrained(tmp_path / "packed-by-bitsandbytes")
+        folder = tmp_path / "packed-by-bitsandbytes"
+    else:
+        folder, plain = packed_base(kind, tmp_path)
+    save_adapter_of(plain, lora(), tmp_path / "adapter")
+    change_config(tmp_path / "adapter", base_model_name_or_path=str(folder))
+    source = find_tuned(tmp_path / "adapter")
+    assert source.quantization == (QuantizationSection(double_quant=False) if kind == "nf4" else None)
+    for found in (source, find_tuned(folder)):
+        assert found.model.dequantize == (kind != "nf4")
 
 
 def test_a_model_folder_is_loaded_without_an_adapter(tiny_base):

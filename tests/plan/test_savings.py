@@ -7,7 +7,7 @@ import shlex
 import pytest
 
 from qlora_cli.plan import savings
-from qlora_cli.plan.savings import attention_names, rank_savings
+from qlora_cli.plan.savings import attention_names, changes, rank_savings
 from qlora_cli.plan.trace.fake_model import skeleton
 from qlora_cli.plan.trace_cache import Tracer
 from qlora_cli.recipe.overrides import parse_override
@@ -108,3 +108,13 @@ def test_nothing_of_cuda_is_tried_on_a_cpu():
 def test_attention_is_known_by_its_place(name, names):
     assert name in CONFIGS
     assert attention_names(skeleton(request_for(config_of(name)))) == names
+
+
+def test_a_base_that_is_stored_quantized_keeps_its_storage():
+    config = config_of("llama")
+    config.quantization_config = {"load_in_8bit": True}
+    request = request_for(config, AMPERE, quantization__quant_type="int8")
+    assert not any("quantization" in key for _, settings in changes(request) for key in settings)
+    config = config_of("llama")
+    request = request_for(config, AMPERE, quantization__quant_type="int8")
+    assert any("quantization" in key for _, settings in changes(request) for key in settings)
