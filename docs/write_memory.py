@@ -229,18 +229,20 @@ def true_bits() -> str:
 
 def experts() -> str:
     """Steps of two mixtures of experts, 1 x 2,048 tokens."""
-    targets = {
-        "attention": ("lora.target_modules=[q_proj,k_proj,v_proj,o_proj]",),
-        "experts too": (),
-    }
+    attention = "lora.target_modules=[q_proj,k_proj,v_proj,o_proj]"
+    ways = (
+        ("16 bit", "attention", ("quantization.experts=false", attention)),
+        ("4 bit", "attention", (attention,)),
+        ("4 bit", "experts too", ()),
+    )
     rows = []
     for base in ("mixtral-8x7b", "qwen3-30b-a3b"):
-        for where, settings in targets.items():
+        for stored, where, settings in ways:
             bill = traced(base, *settings)
             facts = bill.facts
             shares = (f"{facts.num_quantized / facts.num_base:.1%}", f"{facts.num_trained / 1e6:,.0f} M")
-            rows.append((base, where, *shares, *parts(bill)))
-    return table(("base", "adapter on", "quantized", "trained", *HEAD), rows)
+            rows.append((base, stored, where, *shares, *parts(bill)))
+    return table(("base", "experts in", "adapter on", "quantized", "trained", *HEAD), rows)
 
 
 def as_options(*settings: str) -> str:

@@ -86,6 +86,7 @@ RESUME = "exact resume"
 SEVERAL = "training in several processes"
 PAGED = "the resume of a paged optimizer"
 FOUR_BIT = "a 4-bit base"
+EXPERTS = "experts in 4 bit"
 INT8 = "an int8 base"
 STORED = "a base that is stored by bitsandbytes"
 DEQUANTIZE = "model.dequantize"
@@ -106,6 +107,8 @@ OPERATORS = (
     "_to_copy",
 )
 """Those of torch that have rules of ours in a trace, and no promise in their names."""
+
+BNB_QUANTIZER = "quantizers.quantizer_bnb_4bit.Bnb4BitHfQuantizer"
 
 NAMES = (
     *_rows(
@@ -215,6 +218,21 @@ NAMES = (
         (Use.WRITTEN, "compute_type_is_set", FOUR_BIT, "nn.Linear4bit.forward"),
         (Use.READ, "MatmulLtState.SCB", INT8),
         (Use.WRITTEN, "MatmulLtState.threshold", INT8),
+    ),
+    *_rows(
+        Road.QUANTIZED,
+        "transformers",
+        (Use.OVERRIDDEN, f"{BNB_QUANTIZER}._process_model_before_weight_loading", EXPERTS),
+        (Use.OVERRIDDEN, f"{BNB_QUANTIZER}._process_model_after_weight_loading", EXPERTS),
+        (Use.TRUSTED, "param_needs_quantization", EXPERTS, "core_model_loading.convert_and_load_state_dict_in_model"),
+        (Use.TRUSTED, "get_quantize_ops", EXPERTS, "core_model_loading.convert_and_load_state_dict_in_model"),
+        (Use.TRUSTED, "quantization_operation", EXPERTS, "core_model_loading.WeightConverter.convert"),
+        (Use.TRUSTED, "integrations.bitsandbytes.Bnb4bitQuantize.convert", EXPERTS),
+    ),
+    *_rows(
+        Road.QUANTIZED,
+        "peft",
+        (Use.WRITTEN, "tuners.lora.layer.ParamWrapper._activate_lora", "an adapter on experts in 4 bit"),
     ),
     *_rows(
         Road.MERGE,

@@ -124,6 +124,9 @@ KEYS: dict[str, Row] = {
     "model.chat_template": Row(train_tokens, (None, "shout.jinja")),
     "quantization.quant_type": Row(weights, ("nf4", "fp4", "int8")),
     "quantization.double_quant": Row(weights, (True, False)),
+    "quantization.experts": Row(
+        weights, (True, False), {"model.base_model": "mixture", "quantization.quant_type": "nf4"}
+    ),
     "quantization.skip_modules": Row(weights, ([], ["down_proj"])),
     "lora.r": Row(adapter, (4, 8)),
     "lora.lora_alpha": Row(adapter, (8, 16)),

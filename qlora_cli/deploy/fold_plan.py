@@ -18,10 +18,11 @@ from transformers.pytorch_utils import Conv1D
 from qlora_cli import upstream
 from qlora_cli.deploy.changes import Change, ExpertsChange, LinearChange, Replacement
 from qlora_cli.deploy.lora_math import LowRankUpdate, merged_weight
-from qlora_cli.deploy.stored_precision import StoredPrecision, stored_precision
+from qlora_cli.deploy.stored_precision import StoredPrecision, stored_precision, stored_precision_of
 from qlora_cli.errors import ArgumentError
 from qlora_cli.model.adapter_tensors import ADAPTER
 from qlora_cli.model.dequantize import dequantized_weight, is_quantized
+from qlora_cli.model.experts.packed import packed_experts
 
 
 @dataclass
@@ -33,6 +34,9 @@ class FoldPlan:
 
     precisions: dict[str, StoredPrecision] = field(default_factory=dict)
     """How training stored them, where it quantized them."""
+
+    has_experts: bool = False
+    """Training quantized fused experts too."""
 
     is_of_memory: bool = False
     """Adapted weights are taken as they are in memory, and not from the base's files."""
@@ -89,8 +93,13 @@ def _visit(module: nn.Module, prefix: str, plan: FoldPlan) -> None:
     elif is_quantized(module):
         plan.precisions[f"{prefix}weight"] = stored_precision(module, is_turned=_is_turned(module))
     else:
+        experts = packed_experts(module)
+        for name, reader in experts.items():
+            plan.precisions[f"{prefix}{name}"] = stored_precision_of(reader.quant_state, is_flat=True)
+            plan.has_experts = True
         for name, child in module.named_children():
-            _visit(child, f"{prefix}{name}.", plan)
+            if not (experts and name == "parametrizations"):
+                _visit(child, f"{prefix}{name}.", plan)
 
 
 def _visit_layer(layer: LoraLayer, prefix: str, plan: FoldPlan) -> None:
@@ -114,11 +123,11 @@ def _visit_layer(layer: LoraLayer, prefix: str, plan: FoldPlan) -> None:
 def _visit_experts(wrapper: ParamWrapper, prefix: str, plan: FoldPlan) -> None:
     """Experts or a router whose parameters carry adapters, each in a wrapper around the next."""
     for layer, below in _unwrapped(wrapper):
-        parameter = below.get_parameter(layer.parameter_name)
-        is_stack = parameter.dim() == 3
+        packed = packed_experts(below).get(layer.parameter_name)
+        shape = below.get_parameter(layer.parameter_name).shape if packed is None else packed.shape
         change = (
-            ExpertsChange(_update(layer), len(parameter), layer._did_swap_in_out_features)
-            if is_stack
+            ExpertsChange(_update(layer), shape[0], layer._did_swap_in_out_features)
+            if len(shape) == 3
             else LinearChange(_update(layer), is_turned=False)
         )
         plan.changes[f"{prefix}{layer.parameter_name}"] = change

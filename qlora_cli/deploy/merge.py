@@ -74,6 +74,7 @@ class _Reference:
     onto: Onto
     """dequantized or original, also where `auto` was asked for."""
 
+    onto_in_words: str
     losses: dict[Onto, float]
     """Held-out loss onto each, where it was measured."""
 
@@ -123,7 +124,7 @@ def merge_into(folder: Path, source: TunedSource, options: MergeOptions, adapter
     merged = Merged(
         path=folder,
         onto=reference.onto,
-        onto_in_words=describe_base(source) if options.base_only else describe_onto(source, reference.onto),
+        onto_in_words=reference.onto_in_words,
         losses=reference.losses,
         dtype=reference.weights.dtype,
         num_parameters=reference.weights.num_parameters,
@@ -205,6 +206,7 @@ def _write_merged(source: TunedSource, options: MergeOptions, stage: Path) -> _R
         plan.changes.clear()
         with tuned.model.disable_adapter():
             logits = record_logits(tuned.model, rows)
+    onto_in_words = describe_base(source) if options.base_only else describe_onto(source, onto, plan.has_experts)
     is_float32, tokenizer = tuned.model.dtype is torch.float32, tuned.tokenizer
     del tuned
     free_memory()
@@ -213,7 +215,7 @@ def _write_merged(source: TunedSource, options: MergeOptions, stage: Path) -> _R
     )
     write_tokenizer(stage, tokenizer, renderer, trust_code=source.model.trust_remote_code)
     write_generation_settings(stage, skeleton, tokenizer, renderer)
-    return _Reference(onto, losses, rows, logits, effect, precision, is_float32, weights)
+    return _Reference(onto, onto_in_words, losses, rows, logits, effect, precision, is_float32, weights)
 
 
 def _bound(source: TunedSource, options: MergeOptions, reference: _Reference) -> float:

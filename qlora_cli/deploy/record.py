@@ -68,8 +68,11 @@ class Merged:
         return measured | self.agreement.figures() | ways
 
 
-def describe_onto(source: TunedSource, onto: Onto) -> str:
+def describe_onto(source: TunedSource, onto: Onto, has_packed_experts: bool = False) -> str:
     """One line: what the adapter is added to, and why.
+
+    Args:
+        has_packed_experts: the base has fused experts, and they were quantized too.
 
     >>> from qlora_cli.recipe.schema import QuantizationSection
     >>> source = TunedSource(Path("runs/a"), ModelSection(base_model="base"), QuantizationSection())
@@ -85,7 +88,8 @@ def describe_onto(source: TunedSource, onto: Onto) -> str:
         return f"merged onto PiSSA's residual before it was quantized to {kind}: the figures show the price"
     if onto == "original":
         return f"merged onto the original base, not the {kind} one that training saw: the figures show the price"
-    return f"merged onto the dequantized {kind} base, the weights that training saw"
+    experts = ", experts included" if has_packed_experts else ""
+    return f"merged onto the dequantized {kind} base{experts}, the weights that training saw"
 
 
 def describe_base(source: TunedSource) -> str:

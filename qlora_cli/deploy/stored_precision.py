@@ -35,6 +35,9 @@ class StoredInFourBit:
     is_turned: bool = False
     """The weight was turned before it was quantized, as that of `Conv1D` is."""
 
+    is_flat: bool = False
+    """The weight was quantized as one long row, as fused experts are."""
+
     _absmax: torch.Tensor = field(default_factory=lambda: torch.empty(0))
 
     @property
@@ -59,7 +62,7 @@ class StoredInFourBit:
         if self.is_double:
             first = start * rows_SC.shape[1] // self.blocksize
             state.absmax = self._absmax[first : first + state.absmax.numel()].to(state.absmax.device)
-        return bnb.functional.dequantize_4bit(codes, state).float().cpu()
+        return bnb.functional.dequantize_4bit(codes, state).float().cpu().view(rows_SC.shape)
 
     def _largest(self, rows_SC: torch.Tensor) -> torch.Tensor:
         """Largest magnitude of each block, which is its constant before double quantization."""
@@ -69,6 +72,7 @@ class StoredInFourBit:
 
     def _quantized(self, rows_SC: torch.Tensor) -> tuple[torch.Tensor, QuantState]:
         rows = rows_SC.to(pick_device(), self.dtype).contiguous()
+        rows = rows.flatten() if self.is_flat else rows
         return bnb.functional.quantize_4bit(rows, blocksize=self.blocksize, quant_type=self.quant_type)
 
 
@@ -106,4 +110,9 @@ def stored_precision(module: nn.Module, *, is_turned: bool) -> StoredPrecision:
         return StoredInInt8(is_turned)
     state = getattr(module.weight, "quant_state", None)
     assert isinstance(state, QuantState), "only a loaded layer says how its weight is stored"
-    return StoredInFourBit(state.quant_type, state.blocksize, state.nested, state.dtype, is_turned)
+    return stored_precision_of(state, is_turned=is_turned)
+
+
+def stored_precision_of(state: QuantState, *, is_turned: bool = False, is_flat: bool = False) -> StoredInFourBit:
+    """How a weight in 4 bit is stored, by the state that bitsandbytes keeps beside it."""
+    return StoredInFourBit(state.quant_type, state.blocksize, state.nested, state.dtype, is_turned, is_flat)

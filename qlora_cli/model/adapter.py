@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.tuners.lora.layer import ParamWrapper
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
@@ -15,9 +16,12 @@ from qlora_cli.errors import IdentityError, RecipeError
 from qlora_cli.model.adapter_fit import fit_vocabulary, fitting, refuse_unloadable
 from qlora_cli.model.adapter_kind import ADAPTER_WEIGHTS, read_adapter_kind
 from qlora_cli.model.adapter_tensors import put_on_base
+from qlora_cli.model.experts.attaching import experts_shown_whole
 from qlora_cli.model.towers.own_names import with_loaded_names, with_own_names
-from qlora_cli.model.towers.targets import check_targets, modules_to_exclude, settle_config
+from qlora_cli.model.towers.targets import check_targets, fused_targets, modules_to_exclude, settle_config
 from qlora_cli.recipe.schema import LoraSection
+
+LEAVE_EXPERTS_OUT = "or leave the experts out: --set lora.target_modules=[q_proj,v_proj]"
 
 # A learned magnitude is near 1 and moves by less than bfloat16 can hold, so it is always kept in float32.
 MAGNITUDE_KEY = "lora_magnitude_vector"
@@ -31,18 +35,31 @@ def attach_adapter(base: PreTrainedModel, lora: LoraSection) -> PeftModel:
     Raises:
         RecipeError: if a target matches no linear module, a module to save does not exist, or PEFT refuses the base.
     """
-    check_targets(base, lora)
     compat.name_backbone(base)
     try:
-        model = get_peft_model(base, lora_config(lora, base), autocast_adapter_dtype=lora.autocast_adapter_dtype)
+        with experts_shown_whole(base):
+            check_targets(base, lora)
+            model = get_peft_model(base, lora_config(lora, base), autocast_adapter_dtype=lora.autocast_adapter_dtype)
     except ValueError as fault:
         raise _refusal(lora, fault) from fault
+    _refuse_init_of_experts(model, lora)
     settle_config(model, base)
     adapter_dtype = torch.float32 if lora.autocast_adapter_dtype else base.dtype
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(torch.float32 if MAGNITUDE_KEY in name else adapter_dtype)
     return model
+
+
+def _refuse_init_of_experts(model: PeftModel, lora: LoraSection) -> None:
+    """LoftQ and PiSSA take weight matrices apart; PEFT's wrappers of fused experts have none of their own."""
+    has_experts = any(isinstance(module, ParamWrapper) for module in model.modules())
+    if lora.init_lora_weights in ("loftq", "pissa") and has_experts:
+        raise RecipeError(
+            f"lora.init_lora_weights is {lora.init_lora_weights}, which is for linear layers, and this adapter is on "
+            "fused experts too",
+            hint=f"--set lora.init_lora_weights=default, {LEAVE_EXPERTS_OUT}",
+        )
 
 
 def _refusal(lora: LoraSection, fault: ValueError) -> RecipeError:
@@ -52,7 +69,12 @@ def _refusal(lora: LoraSection, fault: ValueError) -> RecipeError:
         return RecipeError(
             "this base keeps its experts in fused weights, and PEFT's adapters on such weights take no dropout: "
             f"lora.lora_dropout is {lora.lora_dropout:g}",
-            hint="--set lora.lora_dropout=0, or leave the experts out: --set lora.target_modules=[q_proj,v_proj]",
+            hint=f"--set lora.lora_dropout=0, {LEAVE_EXPERTS_OUT}",
+        )
+    if "ParamWrapper" in reason and "use_dora" in reason:
+        return RecipeError(
+            "this base keeps its experts in fused weights, for which PEFT has no DoRA: lora.use_dora is true",
+            hint=f"--set lora.use_dora=false, {LEAVE_EXPERTS_OUT}",
         )
     return RecipeError(f"no adapter can be put on this base: {reason}", hint="see the keys under lora")
 
@@ -64,12 +86,14 @@ def lora_config(lora: LoraSection, base: PreTrainedModel) -> LoraConfig:
     nothing of them: PEFT would otherwise repeat the init, and change the base, whenever the adapter is loaded.
     """
     targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
+    fused = fused_targets(base, lora)
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.r,
         lora_alpha=lora.lora_alpha,
         lora_dropout=lora.lora_dropout,
-        target_modules=targets,
+        target_modules=[name for name in targets if name not in fused] if fused else targets,
+        target_parameters=fused or None,
         exclude_modules=modules_to_exclude(base, targets),
         modules_to_save=list(lora.modules_to_save) or None,
         use_dora=lora.use_dora,
@@ -91,8 +115,9 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
     kind = read_adapter_kind(folder)
     refuse_unloadable(kind, base)
     fit_vocabulary(base, kind)
-    with fitting(kind):
-        return put_on_base(base, kind).eval()
+    with fitting(kind), experts_shown_whole(base):
+        model = put_on_base(base, kind)
+    return model.eval()
 
 
 def save_adapter(model: PeftModel, folder: Path, *, revision: str | None = None) -> None:

@@ -19,6 +19,8 @@ from qlora_cli.errors import RecipeError
 from qlora_cli.model.at_hand import look_for_base
 from qlora_cli.model.dequantized_loading import DequantizingConfig, dequantizing_config, one_by_one
 from qlora_cli.model.device import pick_device, pick_dtype
+from qlora_cli.model.experts.packed import expert_parameters
+from qlora_cli.model.experts.wanted import for_experts, refuse_experts_that_are_none
 from qlora_cli.model.fingerprint import base_folder, has_only_pickles, weight_files
 from qlora_cli.model.prequantized import fit_stored, quantization_on, refuse_other_storage
 from qlora_cli.model.source_error import source_error
@@ -138,6 +140,7 @@ def load_base(
         )
     _refuse_parts(name, base, report["missing_keys"])
     refuse_other_storage(base, name, quantization)
+    refuse_experts_that_are_none(quantization, name, base)
     if is_packed:
         fit_stored(base, dtype)
     note_own_class(base, config)
@@ -242,7 +245,10 @@ def _packing(
     model: ModelSection, quantization: QuantizationSection | None, config: PreTrainedConfig, dtype: torch.dtype
 ) -> BitsAndBytesConfig | DequantizingConfig | None:
     """What `from_pretrained` is to do with the weights: pack them, dequantize them first, or neither."""
-    packing = quantization and bitsandbytes_config(quantization, dtype, _modules_to_skip(model, quantization, config))
+    packing = None
+    if quantization is not None:
+        skipped = _modules_to_skip(model, quantization, config)
+        packing = for_experts(quantization, bitsandbytes_config(quantization, dtype, skipped))
     return dequantizing_config(config, packing, dtype) if stored_weights(config.to_dict()) else packing
 
 
@@ -257,7 +263,7 @@ def _modules_to_skip(
         return None
     with torch.device("meta"):
         skeleton = auto_class(config).from_config(config, trust_remote_code=model.trust_remote_code)
-    names = [name for name, _ in skeleton.named_modules()]
+    names = [name for name, _ in skeleton.named_modules()] + [name for name, _, _ in expert_parameters(skeleton)]
     for skipped in quantization.skip_modules:
         if not any(name.split(".")[-1] == skipped for name in names):
             raise RecipeError(

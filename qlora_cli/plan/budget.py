@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from qlora_cli.constants import MIB
+from qlora_cli.plan.loading import loading_bytes
 from qlora_cli.plan.machine.device import Device
 from qlora_cli.plan.parameter_counts import ParameterCounts, parameter_counts
 from qlora_cli.plan.trace.allocator import allocate_trace
@@ -14,6 +15,7 @@ from qlora_cli.plan.trace.request import PlanRequest
 from qlora_cli.plan.trace.timeline import MemoryTrace, Moment
 from qlora_cli.plan.trace.trace_step import trace_step
 
+LOADING = "packing experts while loading"
 CONTEXT = "CUDA context"
 CONTEXT_BYTES = 550 * MIB
 """Memory that a process takes of a GPU before it allocates anything: the driver's context and the kernels that torch,
@@ -115,23 +117,31 @@ def memory_budget(request: PlanRequest, trace: MemoryTrace, facts: ParameterCoun
 def device_memory(request: PlanRequest, trace: MemoryTrace) -> DeviceMemory:
     """Memory that the device must have for a traced step."""
     tensors = trace.peak.num_bytes
+    loading = loading_bytes(request, trace)
     if request.device.kind == "cpu":
-        return DeviceMemory(tensors, tensors, ())
+        return DeviceMemory(tensors, max(tensors, loading), _more_to_load(loading - tensors))
     workspace, workspace_source = _cublas(request)
     context, context_source = context_on(request.device)
     allocator = allocate_trace(trace, beforehand=workspace)
     rounding = max(0, allocator.peak_allocated - tensors - workspace)
+    reserved = max(allocator.peak_reserved, loading)
     replayed = "the step replayed by the allocator's rules"
     return DeviceMemory(
         allocator.peak_allocated,
-        allocator.peak_reserved,
+        reserved,
         (
             Overhead("cuBLAS workspaces", workspace, workspace_source),
             Overhead("rounding", rounding, replayed),
             Overhead("fragmentation", allocator.peak_reserved - allocator.peak_allocated, replayed),
+            *_more_to_load(reserved - allocator.peak_reserved),
             Overhead(CONTEXT, context, context_source),
         ),
     )
+
+
+def _more_to_load(num_bytes: int) -> tuple[Overhead, ...]:
+    """What loading takes beyond a step, if it does."""
+    return (Overhead(LOADING, num_bytes, "two copies of one fused weight in 16 bit"),) if num_bytes > 0 else ()
 
 
 def _cublas(request: PlanRequest) -> tuple[int, str]:

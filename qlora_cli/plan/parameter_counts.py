@@ -15,6 +15,7 @@ from qlora_cli.model.towers.targets import reach_of
 from qlora_cli.model.towers.text_reach import untouched_roots
 from qlora_cli.plan.disk import TrainedTensor
 from qlora_cli.plan.loading_peak import loading_peak
+from qlora_cli.plan.trace.fake_experts import is_marked
 from qlora_cli.plan.trace.fake_model import meta_model
 from qlora_cli.plan.trace.request import PlanRequest
 
@@ -30,7 +31,7 @@ class ParameterCounts:
     num_trained: int
 
     num_in_fused_experts: int
-    """In weights of three dimensions, one slice an expert, which are not quantized."""
+    """In weights of three dimensions, one slice an expert, quantized or not."""
 
     notes: tuple[str, ...]
     """Sentences that the user should read beside the budget."""
@@ -92,7 +93,7 @@ def _stored_bytes(parameter: nn.Parameter) -> float:
 
 def count_parameters(model: PeftModel, *, is_quantized: bool) -> ParameterCounts:
     """The facts of a model on the meta device, its quantized weights in their original shape."""
-    num_base = num_quantized = num_fused = fused_bytes = 0
+    num_base = num_quantized = num_fused = fused_bytes = num_packed = 0
     trained: list[TrainedTensor] = []
     for parameter in model.parameters():
         size = parameter.numel()
@@ -102,20 +103,25 @@ def count_parameters(model: PeftModel, *, is_quantized: bool) -> ParameterCounts
         num_base += size
         if isinstance(parameter, bnb.nn.Params4bit | bnb.nn.Int8Params):
             num_quantized += size
+        elif is_marked(parameter):
+            num_packed += size
         elif parameter.dim() == 3:
             num_fused += size
             fused_bytes += size * parameter.element_size()
     notes = []
-    if is_quantized and num_fused > num_quantized:
+    if is_quantized and num_fused > num_quantized + num_packed:
         notes.append(
-            f"bitsandbytes quantizes linear layers only, and this base keeps its experts in fused weights of three "
+            f"this recipe quantizes linear layers only, and this base keeps its experts in fused weights of three "
             f"dimensions: {num_fused / num_base:.0%} of its parameters stay in 16 bit, {fused_bytes / GIB:,.1f} GiB. "
-            f"Only {num_quantized / num_base:.0%} are quantized: nearer to LoRA on a 16-bit base than to QLoRA."
+            f"Only {num_quantized / num_base:.0%} are quantized: nearer to LoRA on a 16-bit base than to QLoRA. "
+            "`quantization: {quant_type: nf4}` without `experts: false` quantizes them too."
         )
-    elif is_quantized and num_quantized == 0:
+    elif is_quantized and num_quantized + num_packed == 0:
         notes.append(
             f"nothing of this base is quantized: transformers swaps plain linear layers only, and the layers of "
             f"{type(model.get_base_model()).__name__} are of a class of their own. All of it stays in 16 bit."
         )
     num_trained = sum(tensor.num_elements for tensor in trained)
-    return ParameterCounts(num_base, num_quantized, num_trained, num_fused, tuple(notes), tuple(trained))
+    return ParameterCounts(
+        num_base, num_quantized + num_packed, num_trained, num_fused + num_packed, tuple(notes), tuple(trained)
+    )

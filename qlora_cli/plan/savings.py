@@ -12,6 +12,7 @@ from torch import nn
 
 from qlora_cli.constants import AMPERE
 from qlora_cli.model.base import is_linear
+from qlora_cli.model.experts.packed import expert_parameters
 from qlora_cli.plan.trace.fake_model import skeleton
 from qlora_cli.plan.trace.request import PlanRequest
 from qlora_cli.plan.trace.stages import decoder_layers
@@ -112,6 +113,9 @@ def _changes_of_storage(request: PlanRequest) -> Iterator[tuple[str, dict[str, A
         yield "store the base in 4 bit", {"quantization.quant_type": "nf4"}
     elif quantization.double_quant is False:
         yield "quantize the block constants too, 0.37 bit a weight", {"quantization.double_quant": True}
+    is_16_bit = quantization is not None and quantization.experts is False and quantization.quant_type != "int8"
+    if is_16_bit and any(expert_parameters(skeleton(request))):
+        yield "store the experts in 4 bit too", {"quantization.experts": True}
     if request.device.kind == "cuda" and optim != "paged_adamw_8bit":
         yield "optimizer state in 8 bit, moved to the host when the GPU is full", {"training.optim": "paged_adamw_8bit"}
     elif optim not in ("paged_adamw_8bit", "adamw_8bit"):

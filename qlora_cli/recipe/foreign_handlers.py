@@ -195,6 +195,7 @@ AXOLOTL: dict[str, Handler] = {
     "model_type": needless("the architecture is read from the base's config"),
     "tokenizer_type": needless("the tokenizer comes with the base"),
     "base_model_config": needless("the config comes with the base"),
+    "quantize_moe_experts": copy_to("quantization.experts"),
     "resize_token_embeddings_to_32x": lost("the embeddings stay as the base has them"),
     "group_by_length": lost("there is no counterpart; 'data.packing' fills every row"),
 }

@@ -81,6 +81,11 @@ def _quantization(written: RawRecipe) -> Iterator[Conflict]:
         hint = "int8 has no block constants: take 'quantization.double_quant' out"
         key = "quantization.double_quant"
         yield conflict(key, ("quantization.quant_type",), text, hint, weaker=(key,))
+    if at(written, "quantization.quant_type") == "int8" and at(written, "quantization.experts"):
+        text = "'quantization.experts: true' cannot work with 'quantization.quant_type: int8'"
+        hint = "int8 is for linear layers only: write `quant_type: nf4`, or take 'quantization.experts' out"
+        key = "quantization.experts"
+        yield conflict(key, ("quantization.quant_type",), text, hint, weaker=(key,))
 
 
 def _initial_weights(written: RawRecipe) -> Iterator[Conflict]:

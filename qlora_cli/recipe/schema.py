@@ -62,6 +62,10 @@ class QuantizationSection(Section):
     """Quantize the block constants too: 0.127 instead of 0.5 bit per parameter. On for nf4 and fp4 unless set to
     false; int8 has none."""
 
+    experts: bool | None = None
+    """Quantize the experts of a mixture too, which `transformers` keeps in fused weights of three dimensions. On for
+    nf4 and fp4 unless set to false; int8 leaves them in 16 bit."""
+
     skip_modules: Names = ()
     """Modules left in 16 bit beside the output head, by the last part of their name, e.g. `[down_proj]`."""
 
@@ -79,7 +83,8 @@ class LoraSection(Section):
     """Probability of zeroing an input element of the adapter while training."""
 
     target_modules: Literal["all-linear"] | Names = "all-linear"
-    """Modules that get an adapter: every linear layer except the output head, or a list of names."""
+    """Modules that get an adapter: every linear layer except the output head, or a list of names; fused experts are
+    named by their weights, such as `experts.gate_up_proj`."""
 
     modules_to_save: Names = ()
     """Modules trained in full and saved with the adapter, e.g. `[embed_tokens]`."""

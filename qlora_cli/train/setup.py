@@ -10,6 +10,9 @@ from qlora_cli.data.collator import Collator
 from qlora_cli.model.adapter import attach_adapter
 from qlora_cli.model.base import load_base
 from qlora_cli.model.device import dtype_name, pick_device, pick_dtype
+from qlora_cli.model.experts.packed import trained_and_all
+from qlora_cli.model.experts.passes import keep_experts_packed
+from qlora_cli.model.experts.wanted import experts_in_words, keeps_experts_packed
 from qlora_cli.model.initialization import quantization_error_values, set_adapter_values, split_principal
 from qlora_cli.model.model_support import require_gradient_checkpointing, require_position_ids
 from qlora_cli.model.noise import add_embedding_noise
@@ -40,7 +43,9 @@ def setup_model(recipe: Recipe, run: RunDirectory, *, is_resumed: bool) -> PeftM
         values = quantization_error_values(model, recipe.model)
     if values is not None:
         set_adapter_values(model, values)
-    num_trained, num_total = model.get_nb_trainable_parameters()
+    if experts := experts_in_words(base, recipe.quantization):
+        console.note(experts)
+    num_trained, num_total = trained_and_all(model)
     console.note(
         f"adapter: {num_trained:,} trained parameters, {num_trained / num_total:.2%} of the model, "
         f"in {dtype_name(next(p.dtype for p in model.parameters() if p.requires_grad))}"
@@ -78,6 +83,8 @@ def setup_trainer(recipe: Recipe, run: RunDirectory, parts: TrainerParts, identi
             f"replacing one document moves the next one's logits by {isolation.max_change:.1g}"
             f"{_beside(recipe)}"
         )
+    if keeps_experts_packed(recipe.training):
+        keep_experts_packed(model)
     if recipe.training.neftune_noise_alpha is not None:
         add_embedding_noise(model, recipe.training.neftune_noise_alpha)
     device = pick_device()

@@ -23,3 +23,10 @@ FP4 = QuantizationSection(quant_type="fp4")
 )
 def test_the_line_says_onto_what_and_why(source, onto, words):
     assert words in describe_onto(source, onto)
+
+
+def test_the_line_names_experts_that_were_quantized():
+    source = TunedSource(Path("a"), MODEL, QuantizationSection(), recipe=RECIPE)
+    assert "the dequantized NF4 base, experts included, the" in describe_onto(
+        source, "dequantized", has_packed_experts=True
+    )

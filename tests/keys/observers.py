@@ -19,6 +19,7 @@ from qlora_cli.data.render.for_data import data_renderer
 from qlora_cli.evaluate.comparison import evaluate_run
 from qlora_cli.evaluate.request import EvalRequest, prepare_evaluation
 from qlora_cli.model.base import load_base
+from qlora_cli.model.experts.packed import packed_experts
 from qlora_cli.model.fingerprint import fingerprint_base
 from qlora_cli.model.tokenizer import load_tokenizer
 from qlora_cli.model.tuned import Tuned, TunedSource
@@ -34,7 +35,7 @@ from qlora_cli.train.trainer import QloraTrainer, TrainerParts
 
 
 def weights(recipe: Recipe, folder: Path) -> Any:
-    """Class, attention and linear layers of the base: how each is stored, and its bytes."""
+    """Class, attention, linear layers and experts of the base: how each is stored, and its bytes."""
     base = load_base(recipe.model, recipe.quantization)
     layers = []
     for name, module in base.named_modules():
@@ -42,6 +43,8 @@ def weights(recipe: Recipe, folder: Path) -> Any:
             state = getattr(module.weight, "quant_state", None)
             storage = (state.quant_type, state.nested) if state is not None else None
             layers.append((name, type(module).__name__, str(module.weight.dtype), storage, module.weight.sum().item()))
+        for fused, reader in packed_experts(module).items():
+            layers.append((f"{name}.{fused}", reader.quant_state.quant_type, reader.quant_state.nested))
     return type(base).__name__, base.config._attn_implementation, layers
 
 

@@ -8,9 +8,11 @@ from typing import Any
 
 import datasets
 import torch
+from transformers import AutoModelForCausalLM
 
 from tests.conftest import byte_tokenizer, tiny_llama
 from tests.model.packed_bases import packed_base
+from tests.plan.bases import config_of
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -32,6 +34,9 @@ def set_scene(folder: Path) -> None:
         tokenizer = byte_tokenizer(f"<|tool-{seed}|>")
         tiny_llama(len(tokenizer), seed=seed).save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
+    torch.manual_seed(6)
+    AutoModelForCausalLM.from_config(config_of("mixtral")).save_pretrained(folder / "mixture")
+    byte_tokenizer().save_pretrained(folder / "mixture")
     refs = folder / "hub/models--org--name/refs"
     refs.mkdir()
     for name, digit in (("main", "1"), ("one", "1"), ("two", "2")):

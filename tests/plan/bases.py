@@ -14,8 +14,10 @@ from transformers import (
     FalconConfig,
     Gemma2Config,
     Gemma3TextConfig,
+    Gemma4TextConfig,
     Glm4Config,
     GPT2Config,
+    GptOssConfig,
     GraniteMoeConfig,
     Llama4TextConfig,
     LlamaConfig,
@@ -89,6 +91,22 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
         **SIZES, head_dim=32, num_local_experts=4, num_experts_per_tok=1, intermediate_size_mlp=64
     ),
     "phimoe": lambda: PhimoeConfig(**SIZES, num_local_experts=4, num_experts_per_tok=2),
+    "gpt_oss": lambda: GptOssConfig(
+        **SIZES, head_dim=32, num_local_experts=4, num_experts_per_tok=2, sliding_window=64
+    ),
+    "gemma4_moe": lambda: Gemma4TextConfig(
+        **SIZES,
+        head_dim=32,
+        global_head_dim=32,
+        layer_types=["full_attention"] * SIZES["num_hidden_layers"],
+        sliding_window=64,
+        vocab_size_per_layer_input=512,
+        hidden_size_per_layer_input=0,
+        enable_moe_block=True,
+        num_experts=4,
+        top_k_experts=2,
+        moe_intermediate_size=64,
+    ),
     "qwen3_5": lambda: Qwen3_5TextConfig(
         **{**SIZES, "head_dim": 32, "linear_key_head_dim": 16, "linear_value_head_dim": 16},
         linear_num_key_heads=4,
@@ -96,7 +114,7 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     ),
 }
 
-NEEDS_EAGER = {"gemma2"}
+NEEDS_EAGER = {"gemma2", "gpt_oss"}
 """Architectures whose attention transformers computes by plain matrix products only."""
 
 

@@ -23,13 +23,31 @@ def test_weights_are_counted_before_they_are_packed():
 def test_experts_that_are_not_quantized_are_said_with_their_bytes():
     config = config_of("mixtral")
     config.intermediate_size = 4096
-    facts = parameter_counts(request_for(config, AMPERE))
+    facts = parameter_counts(request_for(config, AMPERE, quantization__experts=False))
     experts = 2 * 4 * 3 * 128 * 4096
     assert facts.num_in_fused_experts == experts
     [note] = facts.notes
     assert "fused weights of three dimensions" in note
     assert f"{2 * experts / 2**30:.1f} GiB" in note  # bfloat16
     assert "98% of its parameters stay in 16 bit" in note
+    assert "without `experts: false` quantizes them too" in note
+
+
+@pytest.mark.parametrize("quant_type", ["nf4", "fp4"])
+def test_experts_that_are_quantized_are_counted_so(quant_type):
+    config = config_of("mixtral")
+    kept = parameter_counts(request_for(config, AMPERE, quantization__experts=False))
+    facts = parameter_counts(request_for(config, AMPERE, quantization__quant_type=quant_type))
+    experts = 2 * 4 * 3 * 128 * 256
+    assert facts.num_in_fused_experts == kept.num_in_fused_experts == experts
+    assert facts.num_quantized == kept.num_quantized + experts
+    assert facts.num_base == kept.num_base
+    assert facts.notes == ()
+
+
+def test_int8_leaves_experts_as_they_are_and_the_plan_says_so():
+    [note] = parameter_counts(request_for(config_of("mixtral"), AMPERE, quantization__quant_type="int8")).notes
+    assert "linear layers only" in note
 
 
 def test_without_quantization_there_is_nothing_to_say():

@@ -96,6 +96,15 @@ def test_nothing_of_cuda_is_tried_on_a_cpu():
     assert tried["training.optim"] == "adamw_8bit"
 
 
+def test_experts_in_4_bit_are_tried_where_there_are_some_in_16():
+    kept = request_for(config_of("mixtral"), AMPERE, quantization__experts=False)
+    assert settings_tried(kept)["quantization.experts"] is True
+    assert "quantization.experts" not in settings_tried(request_for(config_of("mixtral"), AMPERE))
+    assert "quantization.experts" not in settings_tried(
+        request_for(config_of("llama"), AMPERE, quantization__experts=False)
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "names"),
     [

@@ -19,6 +19,7 @@ PAIRS = {
     "initial weights the other way": ("lora.init_lora_weights", "pissa", "lora.use_dora", "true"),
     "warm-up": ("training.warmup_ratio", "0.1", "training.lr_scheduler_type", "constant"),
     "constants of int8": ("quantization.double_quant", "true", "quantization.quant_type", "int8"),
+    "experts of int8": ("quantization.experts", "true", "quantization.quant_type", "int8"),
     "commit of a folder": ("model.revision", "main", "model.base_model", "./base"),
     "dtype of adapters": ("lora.autocast_adapter_dtype", "false", "model.dtype", "float16"),
     "kernel in float32": ("model.attn_implementation", "flash_attention_2", "model.dtype", "float32"),

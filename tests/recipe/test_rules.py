@@ -97,6 +97,10 @@ CONFLICTS: dict[str, tuple[list[str], list[str]]] = {
         ["quantization.quant_type=int8", "quantization.double_quant=true"],
         ["quantization.quant_type", "quantization.double_quant"],
     ),
+    "experts of int8": (
+        ["quantization.quant_type=int8", "quantization.experts=true"],
+        ["quantization.quant_type", "quantization.experts"],
+    ),
     "LoftQ in 16 bit": (["lora.init_lora_weights=loftq"], ["quantization"]),
     "LoftQ on int8": (
         ["lora.init_lora_weights=loftq", "quantization.quant_type=int8"],
@@ -190,6 +194,8 @@ def test_a_conflict_is_refused_and_names_both_settings(recipe_path, case):
         ["training.lr_scheduler_type=constant", "training.warmup_ratio=0"],
         ["training.lr_scheduler_type=constant_with_warmup", "training.warmup_ratio=0.1"],
         ["quantization={quant_type: int8, double_quant: false}"],
+        ["quantization={quant_type: int8, experts: false}"],
+        ["quantization={quant_type: fp4, experts: true}"],
         ["quantization={}", "lora.init_lora_weights=loftq"],
         ["quantization={quant_type: int8}", "lora.init_lora_weights=pissa"],
         ["quantization={}", "lora.use_dora=true", "lora.use_rslora=true"],

@@ -33,6 +33,8 @@ CASES = {
     "deepseek_v3": NO_DROPOUT,
     "llama4": NO_DROPOUT,
     "phimoe": NO_DROPOUT,
+    "gpt_oss": {"model": {"attn_implementation": "eager"}, "data": {"packing": False}},
+    "gemma4_moe": {},
 }
 """Architecture -> the keys that it needs."""
 
@@ -49,10 +51,28 @@ def test_an_architecture_is_trained_resumed_and_merged(small_recipe, tmp_path, n
     config = config_of(name)
     if name == "qwen3_5":
         config.layer_types = ["linear_attention", "full_attention"]
+    go_the_whole_way(small_recipe, tmp_path, config, CASES[name])
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+@pytest.mark.parametrize("name", ["mixtral", "llama4", "gpt_oss", "gemma4_moe"])
+def test_adapters_on_experts_in_4_bit_are_trained_resumed_and_merged(
+    small_recipe, tmp_path, capsys, name, checkpointing
+):
+    lora = {"lora_dropout": 0, "target_modules": ["o_proj", "experts.gate_up_proj", "experts.down_proj"]}
+    keys = {**CASES.get(name, {}), "lora": lora, "training": {"gradient_checkpointing": checkpointing}}
+    run = go_the_whole_way(small_recipe, tmp_path, config_of(name), keys)
+    assert any("experts" in key for key in load_file(run.adapter_path / "adapter_model.safetensors"))
+    assert "fused weights, in NF4" in capsys.readouterr().err
+
+
+def go_the_whole_way(small_recipe, tmp_path, config, keys):
+    """Train, stop, resume to the same bytes and merge to the same model; the run that was not stopped."""
     base = save_base(tmp_path / "base", config)
-    keys = {"model": {}, **CASES[name]}
+    keys = {"model": {}, "training": {}, **keys}
     keys["model"] = {**keys["model"], "base_model": base}
-    recipe = small_recipe(**keys, quantization={}, training={"max_steps": 2, "gradient_accumulation_steps": 1})
+    keys["training"] = {"max_steps": 2, "gradient_accumulation_steps": 1, **keys["training"]}
+    recipe = small_recipe(**keys, quantization={})
     straight, stopped = RunDirectory(tmp_path / "straight"), RunDirectory(tmp_path / "stopped")
     assert train_recipe(recipe, straight, TrainOptions()).is_finished
     train_recipe(recipe, stopped, TrainOptions(stop_after=1))
@@ -62,6 +82,8 @@ def test_an_architecture_is_trained_resumed_and_merged(small_recipe, tmp_path, n
     merged = merge_run(straight.path, None, MergeOptions(dtype="float32"))
     assert merged.agreement.mean_kl < 1e-7
     assert merged.effect.mean_kl > 100 * merged.agreement.mean_kl
+    assert ("experts included" in merged.onto_in_words) == any(each in config.model_type for each in MIXTURES)
+    return straight
 
 
 UNPACKED = {"qwen3_5_vl", "qwen3_5_moe_vl", "qwen2_5_vl"}
@@ -92,6 +114,9 @@ def test_a_base_with_a_vision_tower_is_tuned_on_text_and_merged_into_its_own_che
     assert type(whole).__name__ == type(MULTIMODAL[name]()).__name__
     assert not report["missing_keys"]
 
+
+MIXTURES = ("moe", "mixtral", "llama4", "gpt_oss", "deepseek", "gemma4")
+"""Parts of the names of those whose experts are fused."""
 
 STORED = {
     "nf4": {"quantization": {}},

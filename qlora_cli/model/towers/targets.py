@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from qlora_cli.errors import RecipeError
 from qlora_cli.model.base import is_linear, linear_names
+from qlora_cli.model.experts.packed import expert_parameters
 from qlora_cli.model.towers.auto_class import auto_class, own_auto_class
 from qlora_cli.model.towers.own_names import own_class
 from qlora_cli.model.towers.text_reach import TextReach, text_reach, untouched_pattern
@@ -32,11 +33,14 @@ def check_targets(base: PreTrainedModel, lora: LoraSection) -> None:
     linear = {name for name, module in base.named_modules() if is_linear(module)}
     reach = reach_of(base) or TextReach(frozenset(linear))
     reached_names = ", ".join(sorted({name.split(".")[-1] for name in reach.reached}))
+    fused = fused_targets(base, lora)
     for target in targets:
+        if target in fused:
+            continue
         if not matches(target, linear):
             raise RecipeError(
                 f"lora.target_modules: '{target}' matches no linear module of the base model",
-                hint=f"its linear modules are {', '.join(linear_names(base))}",
+                hint=f"its linear modules are {', '.join(linear_names(base))}{_and_experts(base)}",
             )
         if not matches(target, reach.reached):
             raise RecipeError(
@@ -58,6 +62,23 @@ def check_targets(base: PreTrainedModel, lora: LoraSection) -> None:
                 f"{sorted(found)[0]}",
                 hint="`embed_tokens` and `lm_head` are the usual ones",
             )
+
+
+def fused_targets(base: PreTrainedModel, lora: LoraSection) -> list[str]:
+    """Names of the list that are fused weights of experts and no modules: PEFT has a list of its own for them."""
+    targets = () if isinstance(lora.target_modules, str) else lora.target_modules
+    experts = {name for name, _, _ in expert_parameters(base)}
+    modules = {name for name, _ in base.named_modules()}
+    return [target for target in targets if matches(target, experts) and not matches(target, modules)]
+
+
+def _and_experts(base: PreTrainedModel) -> str:
+    """
+    >>> _and_experts(torch.nn.Linear(2, 2))
+    ''
+    """
+    names = sorted({name.rpartition(".")[2] for name, _, _ in expert_parameters(base)})
+    return f"; its fused experts are {', '.join(names)}" if names else ""
 
 
 def modules_to_exclude(base: PreTrainedModel, targets: Targets) -> str | list[str] | None:

@@ -24,6 +24,8 @@ from qlora_cli import compat, upstream
 from qlora_cli.errors import RecipeError
 from qlora_cli.model.adapter import attach_adapter
 from qlora_cli.model.base import bitsandbytes_config
+from qlora_cli.model.experts.packed import expert_parameters
+from qlora_cli.model.experts.wanted import quantizes_experts
 from qlora_cli.model.model_support import require_position_ids
 from qlora_cli.model.prequantized import is_kept_in_float32
 from qlora_cli.model.source_error import source_error
@@ -31,6 +33,7 @@ from qlora_cli.model.towers.auto_class import auto_class
 from qlora_cli.model.towers.own_names import note_own_class
 from qlora_cli.model.towers.skeleton import kept_modules
 from qlora_cli.plan.trace.cuda_attention import attention_on
+from qlora_cli.plan.trace.fake_experts import mark_experts, pack_marked, refuse_experts_to_come
 from qlora_cli.plan.trace.request import PlanRequest
 from qlora_cli.recipe.schema import QuantizationSection
 from qlora_cli.recipe.stored_weights import stored_weights
@@ -77,6 +80,7 @@ def meta_model(request: PlanRequest) -> PeftModel:
         warnings.simplefilter("ignore")
         if request.recipe.quantization is not None:
             _swap_linear_layers(base, request.recipe.quantization, request.dtype)
+            refuse_experts_to_come(base, request.recipe)
             if request.recipe.lora.use_dora:
                 _quantize_on_meta(base)
         compat.keep_four_bit_weights_unpacked(base)
@@ -88,6 +92,10 @@ def _make_fake(model: PeftModel, request: PlanRequest) -> None:
     has_map_each = request.device.kind == "cuda"
     dtypes = request.dtype, packed_dtype(request)
     made: dict[int, nn.Parameter] = {}
+    for packed in pack_marked(model, request.recipe.quantization):
+        if has_map_each:
+            _give_map(packed.quant_state)
+        made[id(packed)] = packed
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
@@ -145,7 +153,8 @@ def _keep_in_float32(base: PreTrainedModel, dtype: torch.dtype) -> None:
 
 def _swap_linear_layers(base: PreTrainedModel, quantization: QuantizationSection, dtype: torch.dtype) -> None:
     """Swap the layers as `from_pretrained` does before it loads their weights."""
-    names = {name.split(".")[-1] for name, _ in base.named_modules()}
+    fused = [name for name, _, _ in expert_parameters(base)]
+    names = {name.split(".")[-1] for name in (*dict(base.named_modules()), *fused)}
     for skipped in quantization.skip_modules:
         if skipped not in names:
             raise RecipeError(
@@ -156,6 +165,8 @@ def _swap_linear_layers(base: PreTrainedModel, quantization: QuantizationSection
     kept = kept_plain(base) or [*kept_modules(base), *quantization.skip_modules]
     replace_with_bnb_linear(base, modules_to_not_convert=kept, quantization_config=config)
     setattr(base, "is_loaded_in_8bit" if config.load_in_8bit else "is_loaded_in_4bit", True)
+    if quantizes_experts(quantization, base.config):
+        mark_experts(base, kept)
 
 
 def kept_plain(base: PreTrainedModel) -> list[str]:
@@ -214,9 +225,8 @@ def _four_bit(module: nn.Module, parameter: Any, dtype: torch.dtype, has_map_eac
         quant_type=parameter.quant_type,
         quant_storage=parameter.quant_storage,
     )
-    if has_map_each and state.nested:
-        # The map of the second quantization is in CPU memory and is copied to the GPU for each weight.
-        state.state2.code = torch.empty(DYNAMIC_MAP_BYTES // 4)
+    if has_map_each:
+        _give_map(state)
     fake: Any = nn.Parameter(packed, requires_grad=False)
     fake.quant_state = module.quant_state = state
     fake.compress_statistics = parameter.compress_statistics
@@ -224,6 +234,12 @@ def _four_bit(module: nn.Module, parameter: Any, dtype: torch.dtype, has_map_eac
     fake.bnb_quantized = True
     fake.__class__ = _FAKE_CLASSES["Params4bit"]
     return fake
+
+
+def _give_map(state: Any) -> None:
+    """The map of the second quantization is in CPU memory and is copied to the GPU for each weight."""
+    if state.nested:
+        state.state2.code = torch.empty(DYNAMIC_MAP_BYTES // 4)
 
 
 def _eight_bit(parameter: Any) -> nn.Parameter:

@@ -19,6 +19,8 @@ from peft import PeftModel
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
 from qlora_cli.errors import RecipeError
+from qlora_cli.model.experts.passes import keep_experts_packed
+from qlora_cli.model.experts.wanted import keeps_experts_packed
 from qlora_cli.model.model_support import require_gradient_checkpointing
 from qlora_cli.model.noise import add_embedding_noise
 from qlora_cli.plan.trace.cuda_kernels import FAKE_KERNELS, AsOnCuda, cuda_autocast, use_cuda_int8, workspaces
@@ -82,6 +84,8 @@ def count_step(model: PeftModel, request: PlanRequest, loss: Loss | None = None)
         optimizer = make_optimizer(request, trained)
     if request.recipe.training.neftune_noise_alpha is not None:
         add_embedding_noise(model, request.recipe.training.neftune_noise_alpha)
+    if keeps_experts_packed(request.recipe.training):
+        keep_experts_packed(model)
     if request.recipe.training.gradient_checkpointing:
         _turn_on_checkpointing(model, request, memory)
     if request.recipe.training.num_passes > 1:

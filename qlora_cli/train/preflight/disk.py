@@ -9,6 +9,7 @@ from peft import PeftModel
 from qlora_cli import console
 from qlora_cli.console import SIZE_UNITS, size_in_words
 from qlora_cli.errors import ResourceError
+from qlora_cli.model.experts.packed import trained_and_all
 from qlora_cli.plan.disk import Disk, TrainedTensor, disk_of
 from qlora_cli.recipe.schema import Recipe
 from qlora_cli.run.directory import RunDirectory
@@ -20,7 +21,7 @@ SMALL_FILES_BYTES = 32 * 10**6
 def required_disk(recipe: Recipe, model: PeftModel) -> Disk:
     """Disk space of a run that trains `model`."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    _, num_all = model.get_nb_trainable_parameters()
+    _, num_all = trained_and_all(model)
     num_base = num_all - sum(parameter.numel() for parameter in trained)
     return disk_of(recipe, (TrainedTensor(each.numel(), each.element_size()) for each in trained), num_base)
 

@@ -1,0 +1,58 @@
+"""What loading takes of the device is part of the plan where it is more than a step takes."""
+
+from __future__ import annotations
+
+import pytest
+from transformers import MixtralConfig
+
+from qlora_cli.model.base import load_base
+from qlora_cli.plan.budget import LOADING, device_memory
+from qlora_cli.plan.loading import loading_bytes
+from qlora_cli.plan.trace.step import fake_step
+from qlora_cli.recipe.schema import QuantizationSection
+from tests.model.experts.bases import CPU, OffMeta, section_of
+from tests.plan.bases import AMPERE, config_of, request_for, save_base
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "llama4"])
+def test_loading_takes_no_more_than_is_planned_and_not_much_less(tmp_path, name):
+    config = config_of(name, 4)
+    save_base(tmp_path, config)
+    with OffMeta() as memory:
+        base = load_base(section_of(name, tmp_path), QuantizationSection(), device=CPU)
+    request = request_for(config)
+    planned = loading_bytes(request, fake_step(request))
+    assert base is not None
+    assert 0.6 * planned < memory.peak_bytes <= planned
+
+
+def test_it_counts_where_a_step_is_smaller():
+    config = MixtralConfig(
+        vocab_size=512,
+        hidden_size=512,
+        intermediate_size=2048,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=16,
+    )
+    settings = {
+        "lora__target_modules": ("q_proj",),
+        "data__max_length": 16,
+        "training__per_device_train_batch_size": 1,
+    }
+    for device in (request_for(config).device, AMPERE):
+        request = request_for(config, device, **settings)
+        trace = fake_step(request)
+        needs = device_memory(request, trace)
+        more = {each.name: each.num_bytes for each in needs.overheads}[LOADING]
+        assert needs.reserved_bytes == loading_bytes(request, trace) > needs.allocated_bytes
+        assert more > 0
+
+
+@pytest.mark.parametrize("quantization", [None, {"quant_type": "int8"}, {"experts": False}])
+def test_without_experts_in_4_bit_there_is_nothing_to_pack(quantization):
+    settings = {f"quantization__{key}": value for key, value in (quantization or {}).items()}
+    request = request_for(config_of("mixtral"), quantized=quantization is not None, **settings)
+    assert loading_bytes(request, fake_step(request)) == 0
+    assert loading_bytes(request_for(config_of("llama")), fake_step(request_for(config_of("llama")))) == 0
