@@ -64,6 +64,20 @@ def check_tokens(
         )
 
 
+def tokens_without_rows(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Tokens of the tokenizer that the base has no embeddings for, in the order of their ids.
+
+    Args:
+        base: with or without an adapter.
+        tokenizer: which may have been extended beside an adapter.
+    """
+    num_known = base.get_input_embeddings().weight.shape[0]
+    vocabulary = tokenizer.get_vocab() if len(tokenizer) > num_known else {}
+    return sorted(
+        (token for token, token_id in vocabulary.items() if token_id >= num_known), key=vocabulary.__getitem__
+    )
+
+
 def check_length(base: PreTrainedModel, name: str, num_tokens: int, *, remedy: str | None = None) -> None:
     """Refuse rows that reach beyond the table of positions, if the base has one.
 

@@ -21,6 +21,7 @@ from qlora_cli.model.adapter_record import read_adapter_record, saved_tokenizer,
 from qlora_cli.model.base import load_base
 from qlora_cli.model.base_choice import AS_SAVED, BaseChoice
 from qlora_cli.model.base_place import placed_base, refuse_moved
+from qlora_cli.model.embedding_limits import tokens_without_rows
 from qlora_cli.model.fingerprint import fingerprint_base, fingerprint_template, fingerprint_tokenizer
 from qlora_cli.model.tokenizer import load_tokenizer
 from qlora_cli.recipe.base_files import config_here
@@ -284,4 +285,9 @@ def load_tuned(found: TunedSource | Path | None) -> Tuned:
     tokenizer = load_tokenizer_of(source)
     base = load_base(source.model, source.quantization, source=source.base_source)
     model = base.eval() if source.adapter is None else load_adapter(base, source.adapter)
+    if source.adapter is not None and (unknown := tokens_without_rows(model, tokenizer)):
+        console.note(
+            f"{len(unknown):,} of the tokenizer's tokens have embeddings in neither base nor adapter, such as "
+            f"{unknown[0]!r}: texts that hold one are refused"
+        )
     return Tuned(model, tokenizer, source)

@@ -15,7 +15,7 @@ from qlora_cli.data.example import Message
 from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.errors import ArgumentError
 from qlora_cli.model.device import precision_of
-from qlora_cli.model.embedding_limits import num_positions
+from qlora_cli.model.embedding_limits import check_tokens, num_positions
 from qlora_cli.model.generation_settings import generation_settings, only_these_settings
 from qlora_cli.model.tuned import Tuned
 from qlora_cli.serve.decoding import StreamDecoder
@@ -117,8 +117,10 @@ def generate_answer(
     Raises:
         ArgumentError: if the conversation fills the model's context.
         DataError: if the chat template refuses the messages.
+        RecipeError: if a token of them has no embedding.
     """
     prompt_ids = renderer.prompt_ids(messages)
+    check_tokens(tuned.model, tuned.tokenizer, tuned.source.model.base_model, lambda: max(prompt_ids))
     room = _room_for_answer(tuned, len(prompt_ids))
     settings = generation_settings(
         renderer.end_of_turn_ids,

@@ -15,7 +15,8 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from qlora_cli.errors import ArgumentError, IdentityError
+from qlora_cli.api import generate
+from qlora_cli.errors import ArgumentError, IdentityError, RecipeError
 from qlora_cli.model.base_choice import BaseChoice
 from qlora_cli.model.tuned import find_tuned, load_tuned
 from qlora_cli.recipe.schema import QuantizationSection, Recipe
@@ -205,12 +206,26 @@ def test_a_template_that_was_edited_since_is_noticed_where_none_was_saved(tmp_pa
     assert caught.value.problems[0].place == str(template)
 
 
-def test_a_token_that_was_added_beside_a_foreign_adapter_is_used(tiny_base, tmp_path):
+def test_a_token_that_was_added_beside_a_foreign_adapter_is_used(tiny_base, tmp_path, capsys):
     save_adapter_of(tiny_base, lora(), tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tiny_base)
     tokenizer.add_tokens(["<think>"])
     tokenizer.save_pretrained(tmp_path)
     assert load_tuned(tmp_path).tokenizer("<think>").input_ids == [259]
+    assert (
+        "1 of the tokenizer's tokens have embeddings in neither base nor adapter, such as '<think>'"
+        in capsys.readouterr().err
+    )
+
+
+def test_a_text_with_a_token_that_has_no_embedding_is_refused(tiny_base, tmp_path):
+    save_adapter_of(tiny_base, lora(), tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    tokenizer.add_tokens(["<think>"])
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(RecipeError, match="makes token 259, '<think>'"):
+        generate("<think>", tmp_path, max_new_tokens=4)
+    assert generate("think", tmp_path, max_new_tokens=4).num_new_tokens == 4
 
 
 def test_a_base_that_has_moved_is_told_as_moved_and_can_be_named(tmp_path, tiny_base, chat_data):
