@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -273,6 +274,6 @@ def test_every_function_is_documented():
     for name in qlora_cli.__all__:
         function = getattr(api, name, None)
         if function is not None:
-            described = inspect.getdoc(function)
-            missing = [each for each in inspect.signature(function).parameters if f"    {each}: " not in described]
-            assert missing == [], name
+            lines = re.findall(r"^    (\w+(?:, \w+)*): ", inspect.getdoc(function), flags=re.MULTILINE)
+            described = {each for line in lines for each in line.split(", ")}
+            assert [each for each in inspect.signature(function).parameters if each not in described] == [], name
