@@ -61,3 +61,9 @@ def test_parts_are_found_from_the_working_directory(tmp_path, monkeypatch):
         {"extends": "part.yaml", "model": {"base_model": "base"}, "data": {"train": "rows.jsonl"}, "lora": {"r": 2}}
     )
     assert (recipe.name, recipe.lora.r, recipe.lora.lora_alpha) == ("recipe", 2, 8)
+
+
+def test_the_home_directory_may_be_written_as_a_tilde_in_the_name_of_the_base(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    recipe = load_recipe({"name": "a", "model": {"base_model": "~/base"}, "data": {"train": "rows.jsonl"}})
+    assert recipe.model.base_model == f"{tmp_path}/base"
