@@ -77,7 +77,7 @@ def refuse_unloadable(kind: AdapterKind, base: PreTrainedModel) -> None:
     for key, value in read_settings(kind.folder).items():
         if key not in known and value:
             console.note(f"{kind.folder / ADAPTER_CONFIG}: the installed PEFT has no key '{key}' and leaves it out")
-    if "_niter_" in kind.init:
+    if "niter" in kind.init:
         console.note(
             f"{kind.init} in {kind.folder / ADAPTER_CONFIG}: PEFT repeats a randomized decomposition whenever it loads "
             "this adapter, so the model is close to the one that was trained and not the same"
