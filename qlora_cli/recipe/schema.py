@@ -84,7 +84,8 @@ class LoraSection(Section):
 
     target_modules: Literal["all-linear"] | Names = "all-linear"
     """Modules that get an adapter: every linear layer except the output head, or a list of names; fused experts are
-    named by their weights, such as `experts.gate_up_proj`."""
+    named by their weights, such as `experts.gate_up_proj`. Of a base with a vision tower only layers that text goes
+    through get one."""
 
     modules_to_save: Names = ()
     """Modules trained in full and saved with the adapter, e.g. `[embed_tokens]`."""
