@@ -202,6 +202,11 @@ NAMES = (
     ),
     *_rows(
         Road.BASE,
+        "transformers.integrations.finegrained_fp8",
+        (Use.TRUSTED, "_dequantize_one", DEQUANTIZE, "Fp8Dequantize.convert"),
+    ),
+    *_rows(
+        Road.BASE,
         "transformers.quantizers.base",
         (Use.TRUSTED, "_convert_model_for_quantization", DEQUANTIZE, "HfQuantizer.preprocess_model"),
         (Use.TRUSTED, "_process_model_before_weight_loading", DEQUANTIZE, "HfQuantizer.preprocess_model"),

@@ -16,11 +16,13 @@ from typing import Any
 import torch
 from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import ConversionOps, WeightConverter
+from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 from transformers.quantizers.auto import AutoHfQuantizer, AutoQuantizationConfig, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from qlora_cli.errors import RecipeError
+from qlora_cli.model.packed_weights import as_scale
 from qlora_cli.model.prequantized import is_kept_in_float32
 
 METHOD = "qlora_dequantize_then_quantize"
@@ -143,6 +145,7 @@ class DequantizingQuantizer(HfQuantizer):
             conversions.append(WeightConverter("weight", "weight", [_AsItIs()]))
         for conversion in conversions:
             if isinstance(conversion, WeightConverter):
+                conversion.operations = [_with_cut_blocks(operation) for operation in conversion.operations]
                 conversion.quantization_operation = finish
         return conversions
 
@@ -156,6 +159,30 @@ class DequantizingQuantizer(HfQuantizer):
         model.quantization_method = self.packing.quantization_config.quant_method
         model.hf_quantizer = self.packing
         return self.packing._process_model_after_weight_loading(model, **kwargs)
+
+
+def _with_cut_blocks(operation: ConversionOps) -> ConversionOps:
+    return _CutBlocks(operation.hf_quantizer) if type(operation) is Fp8Dequantize else operation
+
+
+class _CutBlocks(Fp8Dequantize):
+    """FP8 whose last blocks are cut short, since the weight is no multiple of a block.
+
+    transformers 5.23 divides the weight evenly among its scales: it refuses 320 rows with blocks of 128, and reads 192
+    rows as two blocks of 96.
+    """
+
+    def _dequantize_one(
+        self, quantized: torch.Tensor, scales: torch.Tensor, output_dtype: torch.dtype | None = None
+    ) -> torch.Tensor:
+        block = self.hf_quantizer.quantization_config.weight_block_size
+        shape = quantized.shape[-2:]
+        is_blocked = block is not None and quantized.is_floating_point() and scales.dim() >= 2
+        if not is_blocked or all(size % side == 0 for size, side in zip(shape, block, strict=True)):
+            return super()._dequantize_one(quantized, scales, output_dtype)
+        rows, columns = (torch.arange(size) // side for size, side in zip(shape, block, strict=True))
+        scale = as_scale(scales)[..., rows.to(scales.device), :][..., columns.to(scales.device)]
+        return (quantized.float() * scale).to(output_dtype or torch.bfloat16)
 
 
 class _AsItIs(ConversionOps):

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import bitsandbytes as bnb
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from qlora_cli.errors import RecipeError
+from qlora_cli.errors import IdentityError, RecipeError
+from qlora_cli.model.packed_weights import packed_weights
+from qlora_cli.recipe.base_files import cached_base
 from qlora_cli.recipe.schema import ModelSection, QuantizationSection, Recipe
-from qlora_cli.recipe.stored_rules import as_stored, check_stored, recipe_as_stored
+from qlora_cli.recipe.stored_rules import as_stored, check_stored, original_hint, recipe_as_stored
 from qlora_cli.recipe.stored_weights import StoredWeights, stored_weights
 from qlora_cli.run.files import read_json_object
+
+PACKED_EXPERT = re.compile(r"\.experts\.\d+\.")
+"""In the name of a weight of one expert."""
 
 
 def stored_in(folder: Path) -> StoredWeights | None:
@@ -33,6 +39,7 @@ def recipe_on(recipe: Recipe, config: PreTrainedConfig) -> Recipe:
     Raises:
         RecipeError: if the recipe asks for another storage than the base has, or the base's cannot be trained on.
     """
+    _refuse_experts_apart(recipe.model, config)
     settings = config.to_dict()
     for conflict in check_stored(settings, recipe.model_dump(mode="json", exclude_none=True)):
         raise RecipeError(conflict.text, hint=conflict.hint)
@@ -47,11 +54,41 @@ def quantization_on(
     Raises:
         RecipeError: as `recipe_on`.
     """
+    _refuse_experts_apart(model, config)
     settings = config.to_dict()
     asked = None if quantization is None else quantization.model_dump(mode="json", exclude_none=True)
     for conflict in check_stored(settings, {"model": model.model_dump(mode="json"), "quantization": asked}):
         raise RecipeError(conflict.text, hint=conflict.hint)
     return as_stored(quantization, settings)
+
+
+def _refuse_experts_apart(model: ModelSection, config: PreTrainedConfig) -> None:
+    """Refuse a base on this machine whose experts bitsandbytes has packed one by one, where the model fuses them.
+
+    transformers 5 would put the packed bytes of a layer's experts together as if they were weights.
+
+    Raises:
+        RecipeError: naming one of them.
+    """
+    stored = stored_weights(config.to_dict())
+    here = Path(model.base_model)
+    folder = here if here.is_dir() else cached_base(model.base_model, model.revision)
+    if stored is None or not stored.is_bitsandbytes or folder is None:
+        return
+    try:
+        apart = next((name for name in packed_weights(folder) if PACKED_EXPERT.search(name)), None)
+    except IdentityError:  # a plan needs no weights, and loading says what is wrong with them
+        return
+    if apart is None:
+        return
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
+    if any(parameter.dim() == 3 and "experts" in name for name, parameter in skeleton.named_parameters()):
+        raise RecipeError(
+            f"model.base_model '{model.base_model}' stores each expert by itself in {stored.quant_type} ('{apart}'), "
+            f"and {type(skeleton).__name__} keeps the experts of a layer in one weight: it cannot be loaded",
+            hint=original_hint(model.base_model, config.to_dict()),
+        )
 
 
 def is_kept_in_float32(base: PreTrainedModel, name: str, dtype: torch.dtype) -> bool:

@@ -41,10 +41,10 @@ def check_stored(config: Mapping[str, Any], written: RawRecipe) -> Iterator[Conf
             text = f"'{DEQUANTIZE}: true' has no effect: the weights of '{KEY}: {name}' are not quantized"
             yield conflict(DEQUANTIZE, (KEY,), text, f"take '{DEQUANTIZE}' out", weaker=(DEQUANTIZE,))
     elif stored.is_bitsandbytes:
-        yield from _check_bitsandbytes(stored, written, _original(str(name), config))
+        yield from _check_bitsandbytes(stored, written, original_hint(str(name), config))
     elif not stored.can_be_dequantized:
         text = f"the weights of '{KEY}: {name}' are stored in {stored}, which cannot be trained on here"
-        yield conflict(KEY, (), text, _original(str(name), config))
+        yield conflict(KEY, (), text, original_hint(str(name), config))
     elif not at(written, DEQUANTIZE):
         text = f"the weights of '{KEY}: {name}' are stored in {stored}, which cannot be trained on as they are"
         hint = f"--set {DEQUANTIZE}=true, or write `dequantize: true` under `model:`; 'quantization' then applies"
@@ -106,7 +106,7 @@ def recipe_as_stored(recipe: Recipe, config: Mapping[str, Any]) -> Recipe:
     return recipe.model_copy(update={"quantization": as_stored(recipe.quantization, config)})
 
 
-def _original(name: str, config: Mapping[str, Any]) -> str:
+def original_hint(name: str, config: Mapping[str, Any]) -> str:
     """Hint that leads to the weights before they were quantized."""
     found = unquantized_name(name, config)
     if found is None:

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from qlora_cli.errors import RecipeError
 from qlora_cli.model.base import load_base
-from qlora_cli.model.dequantized_loading import ONE_BY_ONE, dequantizing_config
+from qlora_cli.model.dequantized_loading import ONE_BY_ONE, DequantizingQuantizer, dequantizing_config
 from qlora_cli.recipe.schema import ModelSection, QuantizationSection
 from tests.model.packed_bases import packed_base
 
@@ -97,3 +97,17 @@ def test_a_missing_package_is_named(bases):
     config.quantization_config = {"quant_method": "compressed-tensors", "config_groups": {}}
     with pytest.raises(RecipeError, match="pip install compressed-tensors"):
         dequantizing_config(config, None, torch.bfloat16)
+
+
+@pytest.mark.parametrize("height", [320, 192])
+def test_blocks_that_are_cut_short_keep_their_scale(bases, height):
+    """192 rows in blocks of 128 are not two blocks of 96, as transformers would read them."""
+    config = load(bases["fp8"][1], None).config
+    config.quantization_config = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    quantizer = DequantizingQuantizer(dequantizing_config(config, None, torch.float32))
+    conversions = quantizer.update_weight_conversions([], torch.nn.Module())
+    [converter] = [each for each in conversions if "weight" in each.source_patterns]
+    weight = torch.ones(height, 128).to(torch.float8_e4m3fn)
+    scales = torch.arange(1.0, 1 + -(-height // 128))[:, None]
+    [value] = converter.operations[0].convert({"weight": [weight], "weight_scale_inv": [scales]}).values()
+    assert value[:, 0].tolist() == [1.0 + row // 128 for row in range(height)]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 
+import bitsandbytes as bnb
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from qlora_cli.errors import RecipeError
@@ -13,6 +15,7 @@ from qlora_cli.model.base import load_base, read_config
 from qlora_cli.model.dequantize import is_quantized
 from qlora_cli.model.prequantized import quantization_on, recipe_on, stored_in
 from qlora_cli.recipe.schema import ModelSection, QuantizationSection, Recipe
+from tests.model.packed_bases import packed_base
 
 NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
 SINGLE = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
@@ -124,3 +127,22 @@ def test_weights_that_are_not_what_config_json_says_are_refused(stored):
     (folder / "config.json").write_text(json.dumps(settings))
     with pytest.raises(RecipeError, match="q_proj are nf4, and not nf4 without double quantization"):
         load_base(ModelSection(base_model=str(folder)), None)
+
+
+def test_experts_that_were_packed_one_by_one_are_refused_with_the_way_on(tmp_path):
+    """As transformers 4 saved them: transformers 5 has one weight for all experts of a layer."""
+    packed, plain = packed_base("fp8 experts", tmp_path)
+    tensors = {}
+    for name, weight in load_file(plain / "model.safetensors").items():
+        tensors[name] = weight
+        if ".experts." in name:
+            tensors[name], state = bnb.functional.quantize_4bit(weight, quant_type="nf4", compress_statistics=True)
+            tensors |= {f"{name}.{part}": tensor for part, tensor in state.as_dict(packed=True).items()}
+    save_file(tensors, packed / "model.safetensors", metadata={"format": "pt"})
+    settings = json.loads((packed / "config.json").read_text())
+    (packed / "config.json").write_text(json.dumps({**settings, "quantization_config": NF4}))
+    (packed / "README.md").write_text("---\nbase_model: Qwen/Qwen3-30B-A3B\n---\n")
+    model = ModelSection(base_model=str(packed))
+    for refused in (lambda: load_base(model, None), lambda: recipe_on(recipe(packed), read_config(model))):
+        with pytest.raises(RecipeError, match=r"stores each expert by itself in nf4[\s\S]*=Qwen/Qwen3-30B-A3B"):
+            refused()
