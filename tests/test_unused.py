@@ -9,7 +9,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 TREES = {path: ast.parse(path.read_text("utf-8")) for path in sorted((ROOT / "qlora_cli").rglob("*.py"))}
 
-CALLED_BY_LIBRARIES = {"TrainerCallback", "Trainer", "SFTTrainer", "NodeTransformer", "Handler", "HfQuantizer"}
+CALLED_BY_LIBRARIES = {
+    "TrainerCallback",
+    "Trainer",
+    "SFTTrainer",
+    "NodeTransformer",
+    "Handler",
+    "HfQuantizer",
+    "ConversionOps",
+}
 READ_BY_OTHERS = {
     "format_help": "by typer",
     "writelines": "by those who write to the terminal's stream",

@@ -119,8 +119,7 @@ def load_base(
     dtype = pick_dtype(model.dtype, device)
     name, revision = (source, None) if source else (model.base_model, model.revision)
     config = _config_to_load(model, source)
-    if source is None:
-        quantization = quantization_on(model, quantization, config)
+    quantization = quantization if source else quantization_on(model, quantization, config)
     is_packed = stored_weights(config.to_dict()) is not None and not model.dequantize
     packing = None if is_packed else _packing(model, quantization, config, dtype)
     with one_by_one(packing), progress(f"loading {shown_name(name)}"), reading(name, revision):
@@ -141,8 +140,7 @@ def load_base(
     _refuse_parts(name, base, report["missing_keys"])
     refuse_other_storage(base, name, quantization)
     refuse_experts_that_are_none(quantization, name, base)
-    if is_packed:
-        fit_stored(base, dtype)
+    fit_stored(base, dtype if is_packed else None)
     note_own_class(base, config)
     compat.keep_four_bit_weights_unpacked(base)
     base.requires_grad_(False)

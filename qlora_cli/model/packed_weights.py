@@ -101,8 +101,12 @@ class FourBit(Packed):
 
     @property
     def stored_names(self) -> tuple[str, ...]:
-        beside = (f"{self.name}.{part}" for part in ("absmax", "quant_map", "nested_absmax", "nested_quant_map"))
-        return (self.name, *(name for name in beside if name in self.tensors), self.state_name)
+        beside = ("absmax", "quant_map", *(("nested_absmax", "nested_quant_map") if self._is_nested else ()))
+        return (self.name, *(f"{self.name}.{part}" for part in beside), self.state_name)
+
+    @property
+    def _is_nested(self) -> bool:
+        return "nested_blocksize" in self._state
 
     @property
     def _state(self) -> dict[str, Any]:
@@ -222,7 +226,7 @@ def packed_weights(folder: Path) -> dict[str, Packed]:
     """The weights of a model folder that are stored packed, by the name that they would have if they were plain.
 
     Raises:
-        IdentityError: if the folder has no weights, or they are packed in a way that is not known here.
+        IdentityError: if the folder has no weights, or a part of a packed one is missing.
     """
     tensors = StoredTensors(folder)
     found: dict[str, Packed] = {}
@@ -239,6 +243,9 @@ def packed_weights(folder: Path) -> dict[str, Packed]:
         elif name.endswith("_blocks") and f"{name.removesuffix('blocks')}scales" in tensors:
             plain = name.removesuffix("_blocks")
             found[plain] = MicroScaled(plain, tensors)
+    for one in found.values():
+        if missing := [name for name in one.stored_names if name not in tensors]:
+            raise IdentityError(f"'{folder}' lacks '{missing[0]}'", hint="download the base model again")
     return found
 
 

@@ -101,12 +101,17 @@ def is_kept_in_float32(base: PreTrainedModel, name: str, dtype: torch.dtype) -> 
     return any(f".{kept}." in f".{name}." for kept in names)
 
 
-def fit_stored(base: PreTrainedModel, dtype: torch.dtype) -> None:
+def fit_stored(base: PreTrainedModel, dtype: torch.dtype | None) -> None:
     """Bring a loaded base that bitsandbytes had stored into the model's dtype, as one that is packed while it loads.
 
     `transformers` leaves its plain parts in the dtype in which they are stored, whatever dtype it is asked for, and
     lets 4-bit layers compute in the dtype that config.json names.
+
+    Args:
+        dtype: the model's; None leaves a base alone that was not stored so.
     """
+    if dtype is None:
+        return
     for module in base.modules():
         if isinstance(module, bnb.nn.Linear4bit):
             module.compute_dtype, module.compute_type_is_set = dtype, True

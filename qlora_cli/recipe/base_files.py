@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from qlora_cli.hub import is_hub_id
-from qlora_cli.recipe.stored_rules import check_stored
+from qlora_cli.recipe.stored_rules import KEY, check_stored
 from qlora_cli.recipe.written import Conflict, RawRecipe, at, conflict
-
-KEY = "model.base_model"
 
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json"),
