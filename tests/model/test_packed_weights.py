@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
+from qlora_cli.errors import IdentityError
 from qlora_cli.model.dequantize import dequantized_weight, is_quantized
 from qlora_cli.model.packed_weights import packed_weights
 
@@ -111,3 +112,10 @@ def test_mxfp4_reads_as_transformers_reads_it(tmp_path):
     wanted = convert_moe_packed_tensors(blocks, scales, dtype=torch.float32)
     assert packed.shape == tuple(wanted.shape) == (3, 64, 8)
     assert torch.equal(packed.rows(1, 3), wanted[1:])
+
+
+def test_a_packed_weight_of_which_a_part_is_missing_is_refused(tmp_path):
+    save_file({"up_proj.weight_scale_inv": torch.ones(1, 1)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(IdentityError, match="lacks 'up_proj.weight'"):
+        packed_weights(tmp_path)
