@@ -117,5 +117,5 @@ def test_mxfp4_reads_as_transformers_reads_it(tmp_path):
 def test_a_packed_weight_of_which_a_part_is_missing_is_refused(tmp_path):
     save_file({"up_proj.weight_scale_inv": torch.ones(1, 1)}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(IdentityError, match="lacks 'up_proj.weight'"):
+    with pytest.raises(IdentityError, match=r"lacks 'up_proj\.weight'"):
         packed_weights(tmp_path)
