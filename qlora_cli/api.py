@@ -108,7 +108,7 @@ def evaluate(
             the run's own rows when there are none.
         batch_size: rows or prompts in a batch; the recipe's, or 8, when None.
         max_new_tokens: longest answer; the recipe's, or 256, when None.
-        limit: questions of each task, the first ones.
+        limit: first questions of each task.
         base_model, revision, quantization, overrides: as `merge`.
 
     Raises:
@@ -154,11 +154,10 @@ def merge(
         run: run directory or PEFT adapter folder; the latest run when None.
         out: folder for the merged model; `<run>/merged` when None.
         onto: the weights that training saw, the base before quantization, or the one with the lower held-out loss.
-        base_only: leave the adapter out, and write the base as training saw it.
+        base_only: leave the adapter out.
         dtype: precision of the merged weights; auto keeps that of the base.
         force: replace a model folder that is there.
-        base_model, revision, quantization, overrides: the adapter's base, laid over what was saved with it; overrides
-            are of `model` and `quantization`, as in `train`.
+        base_model, revision, quantization, overrides: of the base, laid over what was saved with the adapter.
 
     Raises:
         QloraError: if there is nothing to merge, or the merged model is not the trained one; nothing is written then.

@@ -231,7 +231,6 @@ NAMES = (
         (Use.OVERRIDDEN, f"{BNB_QUANTIZER}._process_model_after_weight_loading", EXPERTS),
         (Use.TRUSTED, "param_needs_quantization", EXPERTS, "core_model_loading.convert_and_load_state_dict_in_model"),
         (Use.TRUSTED, "get_quantize_ops", EXPERTS, "core_model_loading.convert_and_load_state_dict_in_model"),
-        (Use.TRUSTED, "quantization_operation", EXPERTS, "core_model_loading.WeightConverter.convert"),
         (Use.TRUSTED, "integrations.bitsandbytes.Bnb4bitQuantize.convert", EXPERTS),
     ),
     *_rows(
@@ -255,6 +254,15 @@ NAMES = (
         (Use.READ, "scaling", MERGE, "tuners.lora.LoraLayer.__init__"),
         (Use.READ, "utils.other.AuxiliaryTrainingWrapper", MERGE),
         (Use.READ, "utils.other.ModulesToSaveWrapper", MERGE),
+    ),
+    *_rows(
+        Road.MERGE,
+        "transformers",
+        (Use.CALLED, "conversion_mapping.get_model_conversion_mapping", MERGE),
+        (Use.CALLED, "core_model_loading.rename_source_key", MERGE),
+        (Use.CALLED, "core_model_loading.revert_weight_conversion", MERGE),
+        (Use.CALLED, "core_model_loading.dot_natural_key", MERGE),
+        (Use.READ, "_from_model_config", MERGE, "GenerationConfig.__init__"),
     ),
     *_rows(
         Road.MERGE,

@@ -1,6 +1,6 @@
 """The arithmetic of a merge: one frozen weight and one low-rank update in, one weight out.
 
-Shape letters: E = experts, O = output features, I = input features, R = rank of the update.
+Shape letters: O = output features, I = input features, R = rank of the update.
 """
 
 from __future__ import annotations
@@ -60,25 +60,3 @@ def merged_weight(base_weight_OI: torch.Tensor, update: LowRankUpdate) -> torch.
         return weight_OI
     magnitude_O = update.magnitude.to(weight_OI.device).float()
     return weight_OI * (magnitude_O / torch.linalg.norm(weight_OI, dim=1))[:, None]
-
-
-def merged_experts(weight: torch.Tensor, update: LowRankUpdate, *, is_output_first: bool) -> torch.Tensor:
-    """The weights of all experts of a layer, each with its own update.
-
-    PEFT's `ParamWrapper` keeps the factors of all experts in two matrices: A as [E x R, I], the rows of an expert
-    together, and B as [O, R x E], the columns of a direction together.
-
-    Args:
-        weight: the frozen weights, [E, O, I] or [E, I, O].
-        update: the adapter's part, without a magnitude.
-        is_output_first: the layout of `weight` is [E, O, I].
-
-    Returns:
-        Float32 tensor in the layout and on the device of `weight`; the argument is left as it was.
-    """
-    num_experts = weight.shape[0]
-    A, B = (factor.to(weight.device, torch.float32) for factor in (update.A_RI, update.B_OR))
-    A_ERI = A.reshape(num_experts, -1, A.shape[1])
-    B_EOR = B.reshape(B.shape[0], -1, num_experts).permute(2, 0, 1)
-    left, right = (B_EOR, A_ERI) if is_output_first else (A_ERI.mT, B_EOR.mT)
-    return torch.baddbmm(weight.float(), left, right, alpha=update.scaling)

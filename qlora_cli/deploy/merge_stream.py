@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from qlora_cli.deploy.changes import Change
+from qlora_cli.deploy.changes import Change, Replacement
 from qlora_cli.deploy.checkpoint import Checkpoint, StoredTensor
 from qlora_cli.deploy.checkpoint_map import CheckpointMap, Origin, Slab
 from qlora_cli.deploy.fold_plan import FoldPlan
@@ -132,7 +132,7 @@ class _Writer:
         self, sources: MergeSources, plan: FoldPlan, tie: BrokenTie | None, folder: Path, dtype: torch.dtype | None
     ) -> None:
         self._sources, self._plan, self._tie = sources, plan, tie
-        self.layout = MergedLayout(sources.base, folder, dtype, self._head_of_its_own(dtype))
+        self.layout = MergedLayout(sources.base, folder, dtype, self._head_of_its_own(dtype), self._resized())
         self.written = WrittenWeights(self.layout.num_parameters, self.layout.dtype)
 
     def changes(self) -> Iterator[Task]:
@@ -173,12 +173,23 @@ class _Writer:
                 )
         return origins.values()
 
+    def _resized(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of embeddings that the adapter has more rows of than the base, or fewer."""
+        shapes = {}
+        for name, change in self._plan.changes.items():
+            origin = self._sources.base_map.origins.get(name)
+            if isinstance(change, Replacement) and origin is not None and origin.converter is None:
+                [key] = origin.keys
+                shapes[key] = tuple(change.tensor.shape)
+        return shapes
+
     def _head_of_its_own(self, dtype: torch.dtype | None) -> dict[str, NewTensor]:
         if self._tie is None or self._tie.key is None:
             return {}
         [key] = self._sources.base_map.origins[self._tie.embedding].keys
-        embedding = self._sources.base.tensors[key]
-        return {key: NewTensor(self._tie.key, dtype or embedding.dtype, embedding.shape)}
+        embedding, change = self._sources.base.tensors[key], self._plan.changes.get(self._tie.head)
+        shape = tuple(change.tensor.shape) if isinstance(change, Replacement) else embedding.shape
+        return {key: NewTensor(self._tie.key, dtype or embedding.dtype, shape)}
 
     def _in_rows(self, origin: Origin) -> Task | None:
         """The work where the parameter can be cut into rows; None where it cannot."""
@@ -211,6 +222,8 @@ class _Writer:
 
     def _changed(self, name: str, value: torch.Tensor) -> torch.Tensor:
         change, precision = self._plan.changes.get(name), self._plan.precisions.get(name)
+        if isinstance(change, Replacement):
+            return change.tensor
         rows = value.reshape(-1, value.shape[-1])
         if precision is not None:
             turned = rows.T if precision.is_turned else rows

@@ -22,7 +22,12 @@ class MergedLayout:
     """Where each tensor of the merged checkpoint goes."""
 
     def __init__(
-        self, base: Checkpoint, folder: Path, dtype: torch.dtype | None, beside: dict[str, NewTensor] | None = None
+        self,
+        base: Checkpoint,
+        folder: Path,
+        dtype: torch.dtype | None,
+        beside: dict[str, NewTensor] | None = None,
+        shapes: dict[str, tuple[int, ...]] | None = None,
     ) -> None:
         """Lay out all files.
 
@@ -31,11 +36,12 @@ class MergedLayout:
             folder: where the files will be.
             dtype: of all floating tensors; None keeps the base's.
             beside: tensors that the base does not have, by the key that each is put behind.
+            shapes: of tensors that have another than in the base, by their keys.
         """
         self.base = base
         self.tensors: dict[str, NewTensor] = {}
         self._folder, self._dtype = folder, dtype
-        self._beside = beside or {}
+        self._beside, self._shapes = beside or {}, shapes or {}
         self._file_of: dict[str, WeightsFile] = {}
         self.files = [self._laid_out(file) for file in base.files]
 
@@ -94,7 +100,9 @@ class MergedLayout:
         if not old.is_file():
             return
         is_same = all(
-            key in self.base.tensors and key not in self.base.packed and tensor.dtype == self.base.tensors[key].dtype
+            key in self.base.tensors
+            and key not in self.base.packed
+            and (tensor.dtype, tensor.shape) == (self.base.tensors[key].dtype, self.base.tensors[key].shape)
             for key, tensor in self.tensors.items()
         )
         if is_same and old.name == name:
@@ -114,7 +122,7 @@ class MergedLayout:
             if old.file == file:
                 is_number = old.dtype in NUMBERS
                 dtype = self._dtype if self._dtype is not None and is_number else old.dtype
-                tensors.append(NewTensor(old.key, dtype, old.shape))
+                tensors.append(NewTensor(old.key, dtype, self._shapes.get(old.key, old.shape)))
                 tensors += [self._beside[old.key]] if old.key in self._beside else []
         is_safe = file.suffix == ".safetensors"
         metadata = read_header(file)[0].get("__metadata__") or {} if is_safe else {"format": "pt"}

@@ -14,7 +14,7 @@ from qlora_cli.deploy.checkpoint import open_checkpoint
 from qlora_cli.deploy.checkpoint_map import CheckpointMap
 from qlora_cli.deploy.fold_plan import FoldPlan
 from qlora_cli.deploy.merge_stream import MergeSources, WrittenWeights, write_merged_weights
-from qlora_cli.deploy.model_folder import copy_other_files, write_config
+from qlora_cli.deploy.model_folder import copy_other_files, vocabulary_of, write_config
 from qlora_cli.deploy.ties import broken_tie
 from qlora_cli.errors import ResourceError
 from qlora_cli.model.device import dtype_name
@@ -56,6 +56,8 @@ def write_model(
             weights = write_merged_weights(sources, plan, tie, folder, dtype)
             weights.left_out = copy_other_files(base, folder)
     changes: dict[str, object] = {"quantization_config": None}
+    if skeleton.config.get_text_config().vocab_size != vocabulary_of(base):
+        changes["vocab_size"] = skeleton.config.get_text_config().vocab_size
     if tie is not None:
         changes["tie_word_embeddings"] = False
     if dtype is not None:

@@ -6,13 +6,14 @@ wrote them for.
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import CONFIG_MAPPING, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.deploy.checks import MERGE_RECORD
@@ -24,6 +25,9 @@ WEIGHT_SUFFIXES = frozenset(
     ]
 )
 """Files of weights: the base's are merged, and a second copy of them in another format would not be."""
+
+OLDER_NAMES = ("rope_theta", "rope_scaling", "rope_local_base_freq", "torch_dtype", "dtype")
+"""Keys of config.json that may be there twice, under an older name and a newer one."""
 
 NOT_COPIED = frozenset({MERGE_RECORD, "adapter_config.json", ".gitattributes"})
 
@@ -68,8 +72,19 @@ def write_config(folder: Path, changes: dict[str, Any]) -> None:
                 section.pop(name, None)
             else:
                 section[name] = value
-    _add_older_names(content)
+    with_older = copy.deepcopy(content)
+    _add_older_names(with_older)
+    if _is_read_alike(content, with_older):
+        content = with_older
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def vocabulary_of(folder: Path) -> int | None:
+    """The size of the vocabulary that a config.json names; None where it names none."""
+    content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    [section, *_] = _sections_with(content, "vocab_size")
+    size = section.get("vocab_size")
+    return size if isinstance(size, int) else None
 
 
 def _sections_with(content: dict[str, Any], name: str) -> list[dict[str, Any]]:
@@ -99,6 +114,28 @@ def _add_older_names(content: dict[str, Any]) -> None:
                 section.setdefault("rope_scaling", scaling)
         if "dtype" in section:
             section.setdefault("torch_dtype", section["dtype"])
+
+
+def _is_read_alike(content: dict[str, Any], with_older: dict[str, Any]) -> bool:
+    """Whether transformers makes the same of a config with older names beside the new ones.
+
+    Of some it takes the older name for the truth, such as `rope_scaling` where each kind of layer has a rotation of its
+    own. A config whose class is not known here stays as it is.
+    """
+    if content.get("model_type") not in CONFIG_MAPPING:
+        return False
+    kind = CONFIG_MAPPING[content["model_type"]]
+    try:
+        read, read_older = (kind.from_dict(copy.deepcopy(each)).to_dict() for each in (content, with_older))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return False
+    return _without_older_names(read) == _without_older_names(read_older)
+
+
+def _without_older_names(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {name: _without_older_names(part) for name, part in value.items() if name not in OLDER_NAMES}
 
 
 def write_generation_settings(

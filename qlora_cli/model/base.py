@@ -131,17 +131,31 @@ def load_base(
             trust_remote_code=model.trust_remote_code,
             dtype=dtype,
             quantization_config=packing,
-            device_map={"": device} if max_memory is None else "auto",
-            max_memory=None if max_memory is None else dict(max_memory),
-            offload_folder=offloaded,
-            use_safetensors=not _is_pickled(model, source),
+            **_placement(device, max_memory, offloaded),
+            use_safetensors=not (model.allow_pickle and source is None and has_only_pickles(base_folder(model))),
             output_loading_info=True,
         )
-    _refuse_parts(name, base, report["missing_keys"])
-    refuse_other_storage(base, name, quantization)
-    refuse_experts_that_are_none(quantization, name, base)
     fit_stored(base, dtype if is_packed else None)
     note_own_class(base, config)
+    return _frozen(base, name, quantization, report["missing_keys"])
+
+
+def _placement(
+    device: torch.device, max_memory: Mapping[int | str, int] | None, offloaded: Path | None
+) -> dict[str, Any]:
+    """Where `from_pretrained` is to put the weights."""
+    if max_memory is None:
+        return {"device_map": {"": device}}
+    return {"device_map": "auto", "max_memory": dict(max_memory), "offload_folder": offloaded}
+
+
+def _frozen(
+    base: PreTrainedModel, name: str, quantization: QuantizationSection | None, missing: set[str]
+) -> PreTrainedModel:
+    """The loaded base, if its weights are all there and stored as they were to be, ready for adapters."""
+    _refuse_parts(name, base, missing)
+    refuse_other_storage(base, name, quantization)
+    refuse_experts_that_are_none(quantization, name, base)
     compat.keep_four_bit_weights_unpacked(base)
     base.requires_grad_(False)
     return base
@@ -233,10 +247,6 @@ def _config_to_load(model: ModelSection, source: str | None) -> PreTrainedConfig
     config = read_config(model, source=source)
     _forget_secrets(config)
     return config
-
-
-def _is_pickled(model: ModelSection, source: str | None) -> bool:
-    return model.allow_pickle and source is None and has_only_pickles(base_folder(model))
 
 
 def _packing(

@@ -14,7 +14,7 @@ from qlora_cli.model.towers.auto_class import is_loaded_whole
 from qlora_cli.model.towers.targets import reach_of
 from qlora_cli.model.towers.text_reach import untouched_roots
 from qlora_cli.plan.disk import TrainedTensor
-from qlora_cli.plan.loading_peak import loading_peak
+from qlora_cli.plan.loading import loading_peak
 from qlora_cli.plan.trace.fake_experts import is_marked
 from qlora_cli.plan.trace.fake_model import meta_model
 from qlora_cli.plan.trace.request import PlanRequest

@@ -4,7 +4,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from qlora_cli.deploy.lora_math import LowRankUpdate, merged_experts, merged_weight
+from qlora_cli.deploy.lora_math import LowRankUpdate, merged_weight
 
 
 def peft_layer(linear, **settings):
@@ -69,23 +69,3 @@ def test_base_weight_stays_as_it_was():
 def test_shapes_that_do_not_belong_together_are_refused():
     with pytest.raises(ValueError, match=r"B \[5, 2\] @ A \[2, 8\] does not fit a weight \[6, 8\]"):
         merged_weight(torch.zeros(6, 8), LowRankUpdate(torch.zeros(2, 8), torch.zeros(5, 2), 1.0))
-
-
-@pytest.mark.parametrize("is_output_first", [True, False])
-def test_merged_experts_are_those_that_peft_merges(is_output_first):
-    torch.manual_seed(0)
-    module = nn.Module()
-    module.experts = nn.Module()
-    module.experts.weight = nn.Parameter(torch.randn(4, 6, 10))
-    module.experts.is_transposed = not is_output_first
-    config = LoraConfig(r=3, lora_alpha=5, target_modules=[], target_parameters=["experts.weight"])
-    wrapper = get_peft_model(module, config).base_model.model.experts
-    nn.init.normal_(wrapper.lora_B["default"].weight)
-    update = LowRankUpdate(
-        wrapper.lora_A["default"].weight, wrapper.lora_B["default"].weight, wrapper.scaling["default"]
-    )
-    weight = module.experts.get_param().detach().clone()
-    ours = merged_experts(weight, update, is_output_first=is_output_first)
-    assert torch.allclose(ours, weight + wrapper.get_delta_weight("default"), atol=1e-6)
-    assert not torch.allclose(ours, weight, atol=0.1)
-    assert torch.equal(weight, module.experts.get_param())

@@ -87,11 +87,6 @@ def packed_parameter(module: nn.Module, name: str) -> nn.Parameter:
     return module.get_parameter(f"parametrizations.{name}.original")
 
 
-def dequantized_experts(module: nn.Module, name: str) -> torch.Tensor:
-    """The frozen weight, with the values that the forward pass multiplies by, in their dtype."""
-    return packed_experts(module)[name].dequantized(packed_parameter(module, name))
-
-
 def pack(weight: torch.Tensor, *, quant_type: str, double_quant: bool) -> nn.Parameter:
     """The weight in 4 bit on its own device, as a parameter of bytes that carries its `quant_state` and `whole_shape`.
 

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from qlora_cli.model.base import load_base
-from qlora_cli.model.experts.packed import dequantized_experts, packed_experts
+from qlora_cli.model.experts.packed import packed_experts, packed_parameter
 from qlora_cli.plan.trace.live_memory import LiveMemory
 from qlora_cli.recipe.schema import ModelSection, QuantizationSection
 from tests.plan.bases import NEEDS_EAGER, config_of, save_base
@@ -29,6 +29,11 @@ def made(name: str, folder: Path) -> ModelSection:
     """A tiny base of that architecture, written to `folder`."""
     save_base(folder, config_of(name))
     return section_of(name, folder)
+
+
+def dequantized_experts(module, name: str) -> torch.Tensor:
+    """The frozen weight, with the values that the forward pass multiplies by, in their dtype."""
+    return packed_experts(module)[name].dequantized(packed_parameter(module, name))
 
 
 def with_dequantized_experts(section: ModelSection, packed: PreTrainedModel) -> PreTrainedModel:

@@ -9,13 +9,20 @@ from transformers import AutoModelForCausalLM
 from qlora_cli.errors import RecipeError
 from qlora_cli.model.base import load_base
 from qlora_cli.model.experts.packed import (
-    dequantized_experts,
     expert_parameters,
     packed_experts,
     packed_parameter,
 )
 from qlora_cli.recipe.schema import QuantizationSection
-from tests.model.experts.bases import CPU, MIXTURES, OffMeta, made, section_of, with_dequantized_experts
+from tests.model.experts.bases import (
+    CPU,
+    MIXTURES,
+    OffMeta,
+    dequantized_experts,
+    made,
+    section_of,
+    with_dequantized_experts,
+)
 from tests.plan.bases import config_of, save_base
 
 WIDEST_STEP = 0.3038

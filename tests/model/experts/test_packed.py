@@ -10,7 +10,6 @@ from torch.nn.utils import parametrize
 from qlora_cli.model.adapter import attach_adapter
 from qlora_cli.model.base import load_base
 from qlora_cli.model.experts.packed import (
-    dequantized_experts,
     expert_parameters,
     install,
     pack,
@@ -18,7 +17,7 @@ from qlora_cli.model.experts.packed import (
     trained_and_all,
 )
 from qlora_cli.recipe.schema import LoraSection, QuantizationSection
-from tests.model.experts.bases import CPU, made
+from tests.model.experts.bases import CPU, dequantized_experts, made
 
 
 class Experts(nn.Module):

@@ -1,0 +1,61 @@
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+from qlora_cli.deploy.changes import ExpertsChange, LinearChange, Replacement
+from qlora_cli.deploy.lora_math import LowRankUpdate, merged_weight
+
+WEIGHT = torch.randn(12, 8, generator=torch.Generator().manual_seed(1))
+UPDATE = LowRankUpdate(torch.ones(2, 8), torch.arange(24.0).view(12, 2), 0.5)
+
+
+def in_parts(change, rows, step):
+    return torch.cat([change.apply(rows[start : start + step], start) for start in range(0, len(rows), step)])
+
+
+@pytest.mark.parametrize("magnitude", [None, torch.arange(1.0, 13.0)])
+@pytest.mark.parametrize("step", [1, 5, 12])
+def test_rows_can_be_changed_in_parts(magnitude, step):
+    update = LowRankUpdate(UPDATE.A_RI, UPDATE.B_OR, UPDATE.scaling, magnitude)
+    expected = merged_weight(WEIGHT, update)
+    assert torch.allclose(in_parts(LinearChange(update, is_turned=False), WEIGHT, step), expected)
+
+
+def test_rows_of_a_turned_weight_are_its_inputs():
+    turned = WEIGHT.T.contiguous()
+    change = LinearChange(UPDATE, is_turned=True)
+    assert change.rows_at_once is None
+    assert torch.allclose(in_parts(change, turned, 3), merged_weight(WEIGHT, UPDATE).T)
+
+
+def test_a_turned_weight_with_magnitudes_needs_all_its_rows_at_once():
+    update = LowRankUpdate(UPDATE.A_RI, UPDATE.B_OR, UPDATE.scaling, torch.ones(12))
+    change = LinearChange(update, is_turned=True)
+    assert change.rows_at_once == 0
+    assert torch.allclose(change.apply(WEIGHT.T, 0), merged_weight(WEIGHT, update).T)
+
+
+def test_a_replacement_gives_its_own_rows():
+    assert torch.equal(in_parts(Replacement(WEIGHT * 2), WEIGHT, 5), WEIGHT * 2)
+
+
+@pytest.mark.parametrize("is_output_first", [True, False])
+def test_merged_experts_are_those_that_peft_merges(is_output_first):
+    torch.manual_seed(0)
+    module = nn.Module()
+    module.experts = nn.Module()
+    module.experts.weight = nn.Parameter(torch.randn(4, 6, 10))
+    module.experts.is_transposed = not is_output_first
+    config = LoraConfig(r=3, lora_alpha=5, target_modules=[], target_parameters=["experts.weight"])
+    wrapper = get_peft_model(module, config).base_model.model.experts
+    nn.init.normal_(wrapper.lora_B["default"].weight)
+    update = LowRankUpdate(
+        wrapper.lora_A["default"].weight, wrapper.lora_B["default"].weight, wrapper.scaling["default"]
+    )
+    weight = module.experts.get_param().detach().clone()
+    change = ExpertsChange(update, len(weight), is_output_first)
+    ours = in_parts(change, weight.reshape(-1, weight.shape[-1]), change.rows_at_once).view(weight.shape)
+    assert torch.allclose(ours, weight + wrapper.get_delta_weight("default"), atol=1e-6)
+    assert not torch.allclose(ours, weight, atol=0.1)
+    assert torch.equal(weight, module.experts.get_param())
