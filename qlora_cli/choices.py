@@ -26,7 +26,7 @@ EXPORT_FORMATS: dict[ExportFormat, str] = {"hf": "a folder that plain `transform
 Onto = Literal["dequantized", "original", "auto"]
 """Base of a merge: the weights that training saw, the base before quantization, or the one with the lower loss."""
 
-MergedDtype = Literal["auto", "bfloat16", "float16", "float32"]
+MergedDtype = Literal["auto", "bfloat16", "float32"]
 """Precision of merged weights; auto keeps that of each tensor of the base."""
 
 LoadedAs = Literal["none", "nf4", "fp4", "int8"]

@@ -45,7 +45,7 @@ def test_merge_says_onto_what_how_well_and_where(app, run, tmp_path):
 
 
 def test_merge_json_holds_the_figures(app, run, tmp_path):
-    merged = json.loads(call(app, "merge", run.path, "--out", tmp_path / "out", "--json").stdout)
+    merged = json.loads(call(app, "merge", run.path, "--out", tmp_path / "out", "--dtype", "bfloat16", "--json").stdout)
     assert merged["path"] == str(tmp_path / "out")
     assert 0 < merged["agreement"]["mean_kl"] < merged["max_kl"]
 

@@ -18,7 +18,7 @@ WRONG = [
     ("train --resme", "`qlora train` has no option --resme", "did you mean --resume?"),
     ("train r.yaml --fast", "`qlora train` has no option --fast", SEE.format("train")),
     ("plan --gpu", "option '--gpu' requires an argument", SEE.format("plan")),
-    ("merge --onto x", "--onto: 'x' is not one of 'dequantized', 'original'", SEE.format("merge")),
+    ("merge --onto x", "--onto: 'x' is not one of 'dequantized', 'original', 'auto'", SEE.format("merge")),
     ("train r.yaml --stop-after=-3", "--stop-after: input should be greater than or equal to 1, not '-3'",
      SEE.format("train")),
     ("data show r.yaml -n two", "-n: input should be a valid integer, not 'two'", SEE.format("data show")),

@@ -139,7 +139,6 @@ IGNORED = (
     tokenizer_class_with_a_path,
     generation_code,
     attention_from_the_hub,
-    unknown_quantization,
 )
 """Harmless, since nobody reads them."""
 
@@ -162,6 +161,7 @@ REFUSED_BASES: tuple[Callable[[Place], None], ...] = (
     weights_with_a_deep_header,
     unknown_tokenizer_model,
     tokenizer_with_a_broken_pattern,
+    unknown_quantization,
 )
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn.functional import pad
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -27,6 +28,9 @@ aten = torch.ops.aten
 
 WITHOUT_MASK = "sdpa_without_mask"
 """A name that transformers knows no mask for, so it makes none; the attention itself is SDPA's."""
+
+AS_FLASH = "sdpa_of_padded_values"
+"""The same for the package of flash attention; a name with `flash` in it would be looked for on the Hub."""
 
 CUDNN_FIRST = (9, 10)
 """Major compute capabilities on which torch prefers cuDNN's attention, Hopper and Blackwell for data centres, where its
@@ -46,8 +50,22 @@ def attention_on(request: PlanRequest) -> str:
     name = request.recipe.model.attn_implementation
     if name == "eager" or request.has_mask:
         return name
+    if name.startswith("flash_attention"):
+        AttentionInterface.register(AS_FLASH, _flash_attention_forward)
+        return AS_FLASH
     AttentionInterface.register(WITHOUT_MASK, sdpa_attention_forward)
     return WITHOUT_MASK
+
+
+def _flash_attention_forward(
+    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **options: Any
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """transformers' way to the flash kernels: values narrower than queries, as DeepSeek has them, are padded."""
+    width, missing = value.shape[-1], query.shape[-1] - value.shape[-1]
+    if missing:
+        value = pad(value, (0, missing))
+    output, weights = sdpa_attention_forward(module, query, key, value, mask, **options)
+    return output[..., :width], weights
 
 
 def cuda_attention(capability: tuple[int, int]) -> Callable[..., torch.Tensor]:
@@ -68,7 +86,7 @@ def cuda_attention(capability: tuple[int, int]) -> Callable[..., torch.Tensor]:
             query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
             if attn_mask is not None and attn_mask.is_floating_point():
                 attn_mask = attn_mask.to(dtype)
-        kernel = _kernel(query, attn_mask is not None, enable_gqa, capability)
+        kernel = _kernel(query, value, attn_mask is not None, enable_gqa, capability)
         if attn_mask is not None and attn_mask.dtype is torch.bool:
             zero = torch.zeros((), dtype=query.dtype)
             attn_mask = torch.where(attn_mask.logical_not(), -torch.inf, zero)
@@ -78,13 +96,16 @@ def cuda_attention(capability: tuple[int, int]) -> Callable[..., torch.Tensor]:
     return attend
 
 
-def _kernel(query: torch.Tensor, has_mask: bool, has_shared_heads: bool, capability: tuple[int, int]) -> str:
+def _kernel(
+    query: torch.Tensor, value: torch.Tensor, has_mask: bool, has_shared_heads: bool, capability: tuple[int, int]
+) -> str:
     """The first kernel, in torch's order of preference, whose conditions hold."""
     width = query.shape[-1]
     is_16bit = query.dtype in (torch.float16, torch.bfloat16)
+    is_even = value.shape[-1] == width  # the flash kernel takes heads of one width
     if is_16bit and capability[0] in CUDNN_FIRST and width % 8 == 0 and width <= MAX_CUDNN_WIDTH:
         return "cudnn"
-    if is_16bit and capability >= AMPERE and not has_mask and width <= MAX_FLASH_WIDTH:
+    if is_16bit and capability >= AMPERE and not has_mask and width <= MAX_FLASH_WIDTH and is_even:
         return "flash"
     if width % (8 if is_16bit else 4) == 0 and not has_shared_heads:
         return "efficient"

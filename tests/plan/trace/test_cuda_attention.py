@@ -7,11 +7,12 @@ import torch
 from torch.nn import functional
 
 from qlora_cli.plan.machine.device import Device
-from qlora_cli.plan.trace.cuda_attention import WITHOUT_MASK, attention_on
+from qlora_cli.plan.trace.cuda_attention import AS_FLASH, WITHOUT_MASK, attention_on
 from qlora_cli.plan.trace.cuda_kernels import AsOnCuda, workspaces
 from qlora_cli.plan.trace.fake_model import fake_tensors
 from qlora_cli.plan.trace.live_memory import LiveMemory, MemoryKind
 from qlora_cli.plan.trace.timeline import finished_trace
+from qlora_cli.plan.trace.trace_step import trace_step
 from tests.plan.bases import AMPERE, config_of, request_for
 
 BFLOAT16, FLOAT32 = torch.bfloat16, torch.float32
@@ -118,7 +119,7 @@ def test_wide_heads_add_up_keys_and_values_too():
     [
         ({}, "sdpa"),
         ({"model__attn_implementation": "eager"}, "eager"),
-        ({"model__attn_implementation": "flash_attention_2"}, WITHOUT_MASK),
+        ({"model__attn_implementation": "flash_attention_2"}, AS_FLASH),
         ({"data__packing": False, "training__per_device_train_batch_size": 1}, WITHOUT_MASK),
         ({"data__packing": False, "training__per_device_train_batch_size": 2}, "sdpa"),
     ],
@@ -126,3 +127,12 @@ def test_wide_heads_add_up_keys_and_values_too():
 )
 def test_a_mask_is_made_where_rows_hold_several_documents_or_padding(settings, name):
     assert attention_on(request_for(config_of("llama"), AMPERE, **settings)) == name
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "flash_attention_2"])
+def test_values_narrower_than_queries_can_be_planned(attention):
+    """DeepSeek-V2 and V3 have heads of 192 for queries and of 128 for values."""
+    config = config_of("deepseek_v3")
+    config.v_head_dim = 8
+    request = request_for(config, AMPERE, model__attn_implementation=attention, model__dtype="bfloat16")
+    assert trace_step(request).peak.num_bytes > 0
