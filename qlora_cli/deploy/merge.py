@@ -129,6 +129,7 @@ def merge_into(folder: Path, source: TunedSource, options: MergeOptions, adapter
         dtype=reference.weights.dtype,
         num_parameters=reference.weights.num_parameters,
         num_tensors=reference.weights.num_tensors,
+        left_out=reference.weights.left_out,
         effect=reference.effect,
         agreement=agreement,
         compared_in=compared_in,

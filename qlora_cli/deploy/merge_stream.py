@@ -73,7 +73,7 @@ class WrittenWeights:
     """They are the base's in the type that was asked for."""
 
     left_out: list[str] = field(default_factory=list)
-    """Files of weights beside the base's own, which the merge knows nothing of."""
+    """Files and folders beside the base's weights that were not copied."""
 
     @property
     def num_tensors(self) -> dict[str, int]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,32 +28,36 @@ WEIGHT_SUFFIXES = frozenset(
 OLDER_NAMES = ("rope_theta", "rope_scaling", "rope_local_base_freq", "torch_dtype", "dtype")
 """Keys of config.json that may be there twice, under an older name and a newer one."""
 
-NOT_COPIED = frozenset({MERGE_RECORD, "adapter_config.json", ".gitattributes"})
+NOT_COPIED = frozenset({MERGE_RECORD, "adapter_config.json", "__pycache__"})
+
+TEMPLATES = "additional_chat_templates"
 
 
 def copy_other_files(base: Path, folder: Path) -> list[str]:
-    """Copy everything of a base but its weights; links into the Hub's cache are followed.
+    """Copy the files of a base but its weights: those beside its config.json, and its further chat templates.
 
     Returns:
-        Files of weights that were left out, but for those that the merge writes itself; sorted.
+        What was left out, sorted: weights that the index does not name, other folders, and links that lead out of
+        the base.
     """
     left_out = []
-    for path in _files(base):
-        name = path.relative_to(base)
+    for path in sorted(base.iterdir()):
+        if path.name.startswith(".") or path.name in NOT_COPIED:
+            continue
         is_of_weights = path.suffix in WEIGHT_SUFFIXES or path.name.endswith(".index.json")
-        if not is_of_weights and path.name not in NOT_COPIED:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, folder / name)
-        elif is_of_weights and not path.name.startswith(("model", "pytorch_model")):
-            left_out.append(str(name))
-    return sorted(left_out)
+        if path.name == TEMPLATES and path.is_dir() and _is_inside(path, base):
+            shutil.copytree(path, folder / path.name)
+        elif path.is_file() and not is_of_weights and _is_inside(path, base):
+            shutil.copyfile(path, folder / path.name)
+        elif not is_of_weights or not path.name.startswith(("model", "pytorch_model")):
+            left_out.append(path.name)
+    return left_out
 
 
-def _files(base: Path) -> Iterator[Path]:
-    for path in sorted(base.rglob("*")):
-        parts = path.relative_to(base).parts
-        if path.is_file() and not any(part.startswith(".") or part == "__pycache__" for part in parts):
-            yield path
+def _is_inside(path: Path, base: Path) -> bool:
+    """Whether a file is the base's own; those of the Hub's cache are links to its `blobs`."""
+    real, own = path.resolve(), base.resolve()
+    return real.is_relative_to(own) or real.is_relative_to(own.parent.parent / "blobs")
 
 
 def write_config(folder: Path, changes: dict[str, Any]) -> None:

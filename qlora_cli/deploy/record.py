@@ -42,6 +42,9 @@ class Merged:
     num_tensors: dict[str, int]
     """By what was done with them."""
 
+    left_out: list[str]
+    """Files and folders of the base that are not in the merged one."""
+
     effect: Agreement
     """Effect of the adapter: adapter on against adapter off."""
 
@@ -61,6 +64,7 @@ class Merged:
         measured = {f"held-out loss onto {onto}": f"{loss:.4f}" for onto, loss in self.losses.items()}
         ways = {
             "tensors": ", ".join(f"{number:,} {way}" for way, number in self.num_tensors.items()),
+            **({"left out": ", ".join(self.left_out)} if self.left_out else {}),
             "compared in": str(self.compared_in),
             "mean KL allowed": f"{self.max_kl:.3g}",
             "the adapter's own effect": f"mean KL {self.effect.mean_kl:.3g}, top-1 {self.effect.top1_agreement:.2%}",

@@ -1,5 +1,6 @@
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -88,17 +89,35 @@ def test_an_added_token_is_saved_and_the_class_stays_the_bases(base):
 
 def test_files_of_the_base_are_copied_and_weights_that_nobody_merged_are_named(base, tmp_path):
     (base / "modeling_own.py").write_text("VALUE = 1\n")
-    (base / "assets").mkdir()
-    (base / "assets" / "picture.txt").write_text("a picture")
+    (base / "additional_chat_templates").mkdir()
+    (base / "additional_chat_templates" / "tools.jinja").write_text("{{ tools }}")
+    (base / "rows").mkdir()
+    (base / "rows" / "train.jsonl").write_text("{}")
+    (tmp_path / "secret.txt").write_text("a secret")
+    (base / "notes.txt").symlink_to(tmp_path / "secret.txt")
     (base / "consolidated.safetensors").write_bytes(b"old weights")
     (base / ".cache").mkdir()
     (base / ".cache" / "download.json").write_text("{}")
     out = tmp_path / "out"
     out.mkdir()
-    assert copy_other_files(base, out) == ["consolidated.safetensors"]
+    assert copy_other_files(base, out) == ["consolidated.safetensors", "notes.txt", "rows"]
     names = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
-    assert {"modeling_own.py", "assets/picture.txt", "config.json", "tokenizer.json"} <= names
-    assert not any("safetensors" in name or ".cache" in name for name in names)
+    assert {"modeling_own.py", "additional_chat_templates/tools.jinja", "config.json", "tokenizer.json"} <= names
+    assert not any(part in name for name in names for part in ("safetensors", ".cache", "notes", "rows"))
+
+
+def test_links_into_the_cache_of_the_hub_are_followed(base, tmp_path):
+    snapshot = tmp_path / "models--org--base" / "snapshots" / "main"
+    blobs = tmp_path / "models--org--base" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    shutil.copy(base / "config.json", blobs / "1234")
+    (snapshot / "config.json").symlink_to(Path("../../blobs/1234"))
+    out = tmp_path / "out"
+    out.mkdir()
+    assert copy_other_files(snapshot, out) == []
+    assert not (out / "config.json").is_symlink()
+    assert (out / "config.json").read_bytes() == (base / "config.json").read_bytes()
 
 
 def test_older_libraries_find_the_class_and_the_special_tokens(base):
