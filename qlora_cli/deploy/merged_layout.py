@@ -141,7 +141,7 @@ class MergedLayout:
 
 def _safe_name(name: str) -> str:
     """
-    >>> _safe_name("pytorch_model-00001-of-00002.bin"), _safe_name("model.safetensors")
-    ('model-00001-of-00002.safetensors', 'model.safetensors')
+    >>> _safe_name("pytorch_model-00001-of-00002.bin")
+    'model-00001-of-00002.safetensors'
     """
     return name.replace("pytorch_model", "model").replace(".bin", ".safetensors")
