@@ -93,8 +93,9 @@ def pack(weight: torch.Tensor, *, quant_type: str, double_quant: bool) -> nn.Par
     It is quantized as one long row: on a CPU bitsandbytes 0.50.2 packs blocks over the ends of rows, and reads them as
     if each row began a new one, so rows that are no multiple of a block would be read wrong.
     """
+    frozen = weight.detach()  # else its constants would have a history, which the backward pass of each step would walk
     packed, state = bnb.functional.quantize_4bit(
-        weight.flatten(), blocksize=BLOCKSIZE, compress_statistics=double_quant, quant_type=quant_type
+        frozen.flatten(), blocksize=BLOCKSIZE, compress_statistics=double_quant, quant_type=quant_type
     )
     parameter: Any = nn.Parameter(packed, requires_grad=False)
     parameter.quant_state, parameter.whole_shape = state, weight.shape
