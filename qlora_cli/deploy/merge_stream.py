@@ -28,8 +28,8 @@ from qlora_cli.deploy.weights_file import NewTensor
 from qlora_cli.errors import IdentityError
 from qlora_cli.progress import progress
 
-CHUNK_NUMBERS = 2**20
-"""Numbers of a chunk: 4 MiB in float32, of which a thread holds four or five at once."""
+CHUNK_NUMBERS = 2**19
+"""Numbers of a chunk: 2 MiB in float32, of which a thread holds four or five at once."""
 
 MAX_THREADS = 8
 """More do not make a disk faster."""
