@@ -14,6 +14,7 @@ from qlora_cli.deploy.checkpoint import open_checkpoint
 from qlora_cli.deploy.checkpoint_map import CheckpointMap
 from qlora_cli.deploy.fold_plan import FoldPlan
 from qlora_cli.deploy.merge_stream import MergeSources, WrittenWeights, write_merged_weights
+from qlora_cli.deploy.merged_layout import MergedLayout
 from qlora_cli.deploy.model_folder import copy_other_files, vocabulary_of, write_config
 from qlora_cli.deploy.ties import broken_tie
 from qlora_cli.errors import ResourceError
@@ -47,7 +48,7 @@ def write_model(
         if source.base_source is not None:
             values = stack.enter_context(open_checkpoint(Path(source.base_source)))
             sources = MergeSources(checkpoint, base_map, values, CheckpointMap(skeleton, values))
-        refuse_full_disk(folder, sum(tensor.num_bytes for tensor in checkpoint.tensors.values()))
+        refuse_full_disk(folder, MergedLayout(checkpoint, folder, dtype).num_bytes)
         for name, origin in sources.values_map.origins.items():
             if any(sources.values.is_as_trained(key) for key in origin.keys):
                 plan.precisions.pop(name, None)
