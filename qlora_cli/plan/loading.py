@@ -14,6 +14,7 @@ from torch import nn
 from qlora_cli.constants import GIB
 from qlora_cli.model.experts.packed import expert_parameters
 from qlora_cli.model.experts.wanted import quantizes_experts
+from qlora_cli.plan.trace.fake_experts import is_doubly_quantized, is_marked
 from qlora_cli.plan.trace.fake_model import meta_model, skeleton
 from qlora_cli.plan.trace.live_memory import MemoryKind
 from qlora_cli.plan.trace.request import PlanRequest
@@ -92,8 +93,12 @@ def kept_bytes(parameter: nn.Parameter) -> int:
     size = parameter.numel()
     if isinstance(parameter, bnb.nn.Int8Params):
         return size + 4 * parameter.shape[0]
-    if not isinstance(parameter, bnb.nn.Params4bit):
+    if isinstance(parameter, bnb.nn.Params4bit):
+        is_double = parameter.compress_statistics
+    elif is_marked(parameter):
+        is_double = is_doubly_quantized(parameter)
+    else:
         return size * parameter.element_size()
     num_blocks = -(-size // BLOCK)
-    constants = num_blocks + 4 * -(-num_blocks // NESTED_BLOCK) if parameter.compress_statistics else 4 * num_blocks
+    constants = num_blocks + 4 * -(-num_blocks // NESTED_BLOCK) if is_double else 4 * num_blocks
     return size // 2 + constants

@@ -10,20 +10,21 @@ from qlora_cli.model.device import dtype_name
 from qlora_cli.model.experts.loading import with_experts
 from qlora_cli.model.experts.packed import expert_parameters, packed_experts
 from qlora_cli.recipe.schema import QuantizationSection, TrainingSection
+from qlora_cli.recipe.stored_weights import stored_weights
 
 
 def quantizes_experts(quantization: QuantizationSection | None, config: PreTrainedConfig | None = None) -> bool:
     """Whether the recipe quantizes fused experts where the base has some; int8 is for linear layers only.
 
     Args:
-        config: the base's, where it is known; a base that is stored quantized is loaded as it is stored.
+        config: the base's, where it is known; one that bitsandbytes has stored is loaded as it is stored.
 
     >>> quantizes_experts(QuantizationSection()), quantizes_experts(QuantizationSection(quant_type="int8"))
     (True, False)
     """
-    is_stored_so = getattr(config, "quantization_config", None) is not None
+    stored = None if config is None else stored_weights(config.to_dict())
     is_wanted = quantization is not None and quantization.quant_type != "int8" and quantization.experts is not False
-    return is_wanted and not is_stored_so
+    return is_wanted and not (stored is not None and stored.is_bitsandbytes)
 
 
 def for_experts(quantization: QuantizationSection, config: BitsAndBytesConfig) -> BitsAndBytesConfig:

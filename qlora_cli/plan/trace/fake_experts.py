@@ -20,19 +20,25 @@ from qlora_cli.recipe.schema import QuantizationSection, Recipe
 _MARK = "is_packed_when_loaded"
 
 
-def mark_experts(base: nn.Module, kept: list[str]) -> None:
+def mark_experts(base: nn.Module, kept: list[str], *, double_quant: bool) -> None:
     """Mark the fused weights on the meta device that loading would quantize.
 
     Args:
         kept: names of modules that stay as they are.
+        double_quant: the constants of their blocks are quantized too.
     """
     for _, module, name in experts_to_quantize(base, kept):
-        setattr(module.get_parameter(name), _MARK, True)
+        setattr(module.get_parameter(name), _MARK, double_quant)
 
 
 def is_marked(parameter: nn.Parameter) -> bool:
     """Whether `mark_experts` has marked it."""
     return hasattr(parameter, _MARK)
+
+
+def is_doubly_quantized(parameter: nn.Parameter) -> bool:
+    """Whether the constants of a marked weight are quantized too."""
+    return bool(getattr(parameter, _MARK))
 
 
 def refuse_experts_to_come(base: nn.Module, recipe: Recipe) -> None:

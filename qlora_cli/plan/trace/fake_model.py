@@ -164,9 +164,12 @@ def _swap_linear_layers(base: PreTrainedModel, quantization: QuantizationSection
     config = bitsandbytes_config(quantization, dtype)
     kept = kept_plain(base) or [*kept_modules(base), *quantization.skip_modules]
     replace_with_bnb_linear(base, modules_to_not_convert=kept, quantization_config=config)
+    for module in base.modules():
+        if isinstance(module, bnb.nn.Linear4bit | bnb.nn.Linear8bitLt) and module.bias is not None:
+            module.bias.data = module.bias.data.to(dtype)  # the swap makes it in float32, loading does not
     setattr(base, "is_loaded_in_8bit" if config.load_in_8bit else "is_loaded_in_4bit", True)
     if quantizes_experts(quantization, base.config):
-        mark_experts(base, kept)
+        mark_experts(base, kept, double_quant=quantization.double_quant is not False)
 
 
 def kept_plain(base: PreTrainedModel) -> list[str]:
