@@ -86,6 +86,9 @@ class Checkpoint:
     packed: dict[str, Packed] = field(default_factory=dict)
     """Tensors that the files hold packed, in 4 bit or 8; here they are as they were before."""
 
+    metadata: dict[Path, dict[str, str]] = field(default_factory=dict)
+    """Text values in the headers of safetensors files."""
+
     _descriptors: dict[Path, int] = field(default_factory=dict)
 
     def read_rows(self, key: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
@@ -135,14 +138,16 @@ def open_checkpoint(folder: Path, *, allow_pickle: bool = False) -> Iterator[Che
     if allow_pickle and has_only_pickles(folder):
         yield _pickled(folder, files)
         return
-    tensors = {tensor.key: tensor for file in files for tensor in _stored_tensors(file)}
+    headers = {file: read_header(file) for file in files}
+    tensors = {tensor.key: tensor for file in files for tensor in _stored_tensors(file, *headers[file])}
+    metadata = {file: header.get("__metadata__") or {} for file, (header, _) in headers.items()}
     packed = {} if stored_in(folder) is None else packed_weights(folder)
     tensors = _unpacked(tensors, packed)
     descriptors: dict[Path, int] = {}
     try:
         for file in files:
             descriptors[file] = os.open(file, os.O_RDONLY)
-        yield Checkpoint(folder, files, tensors, None, packed, descriptors)
+        yield Checkpoint(folder, files, tensors, None, packed, metadata, descriptors)
     finally:
         for descriptor in descriptors.values():
             os.close(descriptor)
@@ -168,8 +173,7 @@ def read_header(file: Path) -> tuple[dict[str, Any], int]:
     return header, 8 + length
 
 
-def _stored_tensors(file: Path) -> list[StoredTensor]:
-    header, start = read_header(file)
+def _stored_tensors(file: Path, header: dict[str, Any], start: int) -> list[StoredTensor]:
     try:
         tensors = [
             StoredTensor(key, file, DTYPES[facts["dtype"]], tuple(facts["shape"]), start + facts["data_offsets"][0])

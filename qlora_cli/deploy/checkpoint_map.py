@@ -66,13 +66,14 @@ class CheckpointMap:
         """
         self._model = model
         self._checkpoint = checkpoint
+        self._shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         self._rules = get_model_conversion_mapping(model)
         self.origins = _origins(model, checkpoint.tensors, self._rules)
 
     def slabs(self, name: str) -> list[Slab] | None:
         """The rows that each tensor fills, in order; None where a rule mixes rows."""
         origin, tensors = self.origins[name], self._checkpoint.tensors
-        shape = tuple(self._model.state_dict()[name].shape)
+        shape = self._shapes[name]
         if origin.converter is None:
             [key] = origin.keys
             return [Slab(key, 0)] if tensors[key].shape == shape else None

@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from qlora_cli import upstream
 from qlora_cli.deploy.changes import Change, ExpertsChange, LinearChange, Replacement
 from qlora_cli.deploy.lora_math import LowRankUpdate, merged_weight
-from qlora_cli.deploy.stored_precision import StoredPrecision, stored_precision, stored_precision_of
+from qlora_cli.deploy.stored_precision import StoredInFourBit, StoredPrecision, stored_precision, stored_precision_of
 from qlora_cli.errors import ArgumentError
 from qlora_cli.model.adapter_tensors import ADAPTER
 from qlora_cli.model.dequantize import dequantized_weight, is_quantized
@@ -35,11 +35,13 @@ class FoldPlan:
     precisions: dict[str, StoredPrecision] = field(default_factory=dict)
     """How training stored them, where it quantized them."""
 
-    has_experts: bool = False
-    """Training quantized fused experts too."""
-
     is_of_memory: bool = False
     """Adapted weights are taken as they are in memory, and not from the base's files."""
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether training quantized fused experts too."""
+        return any(isinstance(stored, StoredInFourBit) and stored.is_flat for stored in self.precisions.values())
 
     @property
     def names(self) -> list[str]:
@@ -96,7 +98,6 @@ def _visit(module: nn.Module, prefix: str, plan: FoldPlan) -> None:
         experts = packed_experts(module)
         for name, reader in experts.items():
             plan.precisions[f"{prefix}{name}"] = stored_precision_of(reader.quant_state, is_flat=True)
-            plan.has_experts = True
         for name, child in module.named_children():
             if not (experts and name == "parametrizations"):
                 _visit(child, f"{prefix}{name}.", plan)

@@ -24,7 +24,7 @@ from qlora_cli.deploy.fold_plan import FoldPlan
 from qlora_cli.deploy.merged_layout import MergedLayout
 from qlora_cli.deploy.stored_precision import StoredPrecision
 from qlora_cli.deploy.ties import BrokenTie
-from qlora_cli.deploy.weights_file import NewTensor
+from qlora_cli.deploy.weights_file import NewTensor, refuse_full_disk
 from qlora_cli.errors import IdentityError
 from qlora_cli.progress import progress
 
@@ -101,10 +101,12 @@ def write_merged_weights(
 
     Raises:
         IdentityError: if a parameter to be changed is not in the checkpoint, or cannot be written as it is there.
+        ResourceError: if the disk has no room for it.
         OSError: if the disk does not take it.
     """
     writer = _Writer(sources, plan, tie, folder, dtype)
     tasks = [*writer.changes(), *writer.copies()]
+    refuse_full_disk(folder, writer.layout.num_bytes)
     with ExitStack() as stack:
         for file in writer.layout.files:
             stack.enter_context(file.opened())

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from qlora_cli.deploy.checkpoint import Checkpoint, StoredTensor, read_header
+from qlora_cli.deploy.checkpoint import Checkpoint, StoredTensor
 from qlora_cli.deploy.weights_file import NewTensor, WeightsFile
-from qlora_cli.model.device import DTYPES
+from qlora_cli.model.device import DTYPES, dtype_name
 
 NUMBERS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 """Types of tensors that `--dtype` converts; all others are codes of something."""
@@ -60,10 +60,9 @@ class MergedLayout:
         """Type of most of the numbers."""
         sizes: Counter[torch.dtype] = Counter()
         for tensor in self.tensors.values():
-            if tensor.dtype in NUMBERS:
+            if tensor.dtype in DTYPES.values():
                 sizes[tensor.dtype] += tensor.num_bytes
-        names = {torch_dtype: name for name, torch_dtype in DTYPES.items()}
-        return names.get(sizes.most_common(1)[0][0], "float32") if sizes else "float32"
+        return dtype_name(sizes.most_common(1)[0][0]) if sizes else "float32"
 
     def write(self, key: str, values: torch.Tensor, first: int = 0) -> None:
         """Write numbers of a tensor from its number `first` on, rounded to its type."""
@@ -124,8 +123,7 @@ class MergedLayout:
                 dtype = self._dtype if self._dtype is not None and is_number else old.dtype
                 tensors.append(NewTensor(old.key, dtype, self._shapes.get(old.key, old.shape)))
                 tensors += [self._beside[old.key]] if old.key in self._beside else []
-        is_safe = file.suffix == ".safetensors"
-        metadata = read_header(file)[0].get("__metadata__") or {} if is_safe else {"format": "pt"}
+        metadata = self.base.metadata.get(file, {"format": "pt"})  # pickled files have none
         laid_out = WeightsFile(self._folder / _safe_name(file.name), tensors, metadata)
         for tensor in tensors:
             self._file_of[tensor.key], self.tensors[tensor.key] = laid_out, tensor

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import shutil
 from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
-from qlora_cli.console import size_in_words
 from qlora_cli.deploy.checkpoint import open_checkpoint
 from qlora_cli.deploy.checkpoint_map import CheckpointMap
 from qlora_cli.deploy.fold_plan import FoldPlan
 from qlora_cli.deploy.merge_stream import MergeSources, WrittenWeights, write_merged_weights
-from qlora_cli.deploy.merged_layout import MergedLayout
 from qlora_cli.deploy.model_folder import copy_other_files, vocabulary_of, write_config
 from qlora_cli.deploy.ties import broken_tie
-from qlora_cli.errors import ResourceError
 from qlora_cli.model.device import dtype_name
 from qlora_cli.model.fingerprint import base_folder
 from qlora_cli.model.tuned import TunedSource
-from qlora_cli.run.disk_errors import final_name, naming
+from qlora_cli.run.disk_errors import naming
 
 
 def write_model(
@@ -48,7 +44,6 @@ def write_model(
         if source.base_source is not None:
             values = stack.enter_context(open_checkpoint(Path(source.base_source)))
             sources = MergeSources(checkpoint, base_map, values, CheckpointMap(skeleton, values))
-        refuse_full_disk(folder, MergedLayout(checkpoint, folder, dtype).num_bytes)
         for name, origin in sources.values_map.origins.items():
             if any(sources.values.is_as_trained(key) for key in origin.keys):
                 plan.precisions.pop(name, None)
@@ -65,18 +60,3 @@ def write_model(
         changes |= {"dtype": dtype_name(dtype), "torch_dtype": dtype_name(dtype)}
     write_config(folder, changes)
     return weights
-
-
-def refuse_full_disk(folder: Path, num_bytes: int) -> None:
-    """Refuse before anything is written what the disk has no room for.
-
-    Raises:
-        ResourceError: with the sizes.
-    """
-    free_bytes = shutil.disk_usage(folder).free
-    if free_bytes < num_bytes:
-        raise ResourceError(
-            f"the disk is full: the weights take {size_in_words(num_bytes)}, and {size_in_words(free_bytes)} are free",
-            place=final_name(str(folder)),
-            hint="make room, or name a folder on another disk with --out",
-        )

@@ -16,14 +16,7 @@ from transformers import CONFIG_MAPPING, AutoTokenizer, GenerationConfig, PreTra
 
 from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.deploy.checks import MERGE_RECORD
-
-WEIGHT_SUFFIXES = frozenset(
-    [
-        *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".onnx", ".onnx_data"),
-        *(".h5", ".msgpack", ".ot", ".npz", ".tflite", ".mlmodel"),
-    ]
-)
-"""Files of weights: the base's are merged, and a second copy of them in another format would not be."""
+from qlora_cli.model.fingerprint import WEIGHT_SUFFIXES
 
 OLDER_NAMES = ("rope_theta", "rope_scaling", "rope_local_base_freq", "torch_dtype", "dtype")
 """Keys of config.json that may be there twice, under an older name and a newer one."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-import torch
 from peft import PeftModel
 
 from qlora_cli.choices import Onto
@@ -15,6 +14,7 @@ from qlora_cli.deploy.verification_rows import own_rows
 from qlora_cli.errors import ArgumentError
 from qlora_cli.model.adapter import load_adapter
 from qlora_cli.model.base import load_base
+from qlora_cli.model.device import dtype_name
 from qlora_cli.model.eval_loss import score_rows
 from qlora_cli.model.tuned import TunedSource
 
@@ -58,6 +58,5 @@ def _loss(model: PeftModel, rows: list[TokenRow]) -> float:
 
 def _on_original(tuned: PeftModel, source: TunedSource) -> PeftModel:
     assert source.adapter is not None
-    dtype = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}[tuned.dtype]
-    model = source.model.model_copy(update={"dtype": dtype})
+    model = source.model.model_copy(update={"dtype": dtype_name(tuned.dtype)})
     return load_adapter(load_base(model, None, source=source.base_source, device=tuned.device), source.adapter)

@@ -25,10 +25,13 @@ SAFE_FILES = ["model.safetensors", "model-*.safetensors", "*.json"]
 PICKLED_FILES = ["pytorch_model.bin", "pytorch_model-*.bin"]
 
 
-OTHER_WEIGHTS = [
-    *("*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.onnx", "*.onnx_data", "*.h5", "*.msgpack", "*.ot", "*.tflite"),
-    *("original/*", "consolidated*"),
-]
+WEIGHT_SUFFIXES = (
+    *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".onnx", ".onnx_data"),
+    *(".h5", ".msgpack", ".ot", ".npz", ".tflite", ".mlmodel"),
+)
+"""Files of weights."""
+
+OTHER_WEIGHTS = [*(f"*{suffix}" for suffix in WEIGHT_SUFFIXES[1:]), "original/*", "consolidated*"]
 """Further copies of the weights that a repository may hold."""
 
 
