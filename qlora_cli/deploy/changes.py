@@ -26,7 +26,7 @@ class Change(Protocol):
         """The changed rows, float32.
 
         Args:
-            rows_SC: the base's, float32.
+            rows_SC: the base's, float32; their memory may be used for the result.
             start: row of the parameter that the first one is.
         """
 
@@ -50,10 +50,12 @@ class LinearChange:
         A_RI, B_OR = self.update.A_RI, self.update.B_OR
         if not self.is_turned:
             magnitude = None if self.update.magnitude is None else self.update.magnitude[start:stop]
-            return merged_weight(rows_SC, LowRankUpdate(A_RI, B_OR[start:stop], self.update.scaling, magnitude))
+            update = LowRankUpdate(A_RI, B_OR[start:stop], self.update.scaling, magnitude)
+            return merged_weight(rows_SC, update, in_place=True)
         if self.update.magnitude is not None:
             return merged_weight(rows_SC.T, self.update).T
-        return merged_weight(rows_SC, LowRankUpdate(B_OR.T, A_RI.T[start:stop], self.update.scaling))
+        update = LowRankUpdate(B_OR.T, A_RI.T[start:stop], self.update.scaling)
+        return merged_weight(rows_SC, update, in_place=True)
 
 
 @dataclass(frozen=True)
@@ -76,12 +78,12 @@ class ExpertsChange:
 
     def apply(self, rows_SC: torch.Tensor, start: int) -> torch.Tensor:
         """See `Change`; the rows are of one expert, or of whole ones."""
-        num_rows, done = self.rows_at_once, []
+        num_rows = self.rows_at_once
         for first in range(0, len(rows_SC), num_rows):
             rows = rows_SC[first : first + num_rows]
             expert, row = divmod(start + first, num_rows)
-            done.append(merged_weight(rows, self._factors(expert, row, row + len(rows))))
-        return torch.cat(done)
+            merged_weight(rows, self._factors(expert, row, row + len(rows)), in_place=True)
+        return rows_SC
 
     def _factors(self, expert: int, start: int, stop: int) -> LowRankUpdate:
         A, B = self.update.A_RI, self.update.B_OR

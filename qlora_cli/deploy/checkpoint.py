@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from qlora_cli.deploy.scratch import Scratch
 from qlora_cli.errors import IdentityError
 from qlora_cli.model.fingerprint import has_only_pickles, weight_files
 from qlora_cli.model.packed_weights import EightBit, FourBit, Packed, packed_weights
@@ -91,8 +92,16 @@ class Checkpoint:
 
     _descriptors: dict[Path, int] = field(default_factory=dict)
 
-    def read_rows(self, key: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
+    def read_rows(
+        self, key: str, start: int = 0, stop: int | None = None, scratch: Scratch | None = None
+    ) -> torch.Tensor:
         """Rows of a tensor, [stop - start, its last dimension], in the dtype on disk.
+
+        Args:
+            key: of the tensor.
+            start: first row.
+            stop: end of the rows; None for all.
+            scratch: memory to read into, for "rows"; of its own when None.
 
         Raises:
             IdentityError: if the file ends early.
@@ -104,7 +113,7 @@ class Checkpoint:
         if self.pickled is not None:
             return self.pickled[key].reshape(tensor.num_rows, tensor.num_columns)[start:stop]
         row_bytes = tensor.num_columns * tensor.dtype.itemsize
-        buffer = torch.empty((stop - start) * row_bytes, dtype=torch.uint8)
+        buffer = (scratch or Scratch()).take("rows", [(stop - start) * row_bytes], torch.uint8)
         view = memoryview(buffer.numpy())  # type: ignore[arg-type]
         offset = tensor.offset + start * row_bytes
         while view:

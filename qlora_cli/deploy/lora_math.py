@@ -27,7 +27,7 @@ class LowRankUpdate:
     """DoRA's learned length of each output row, [O] (arXiv:2402.09353); None for plain LoRA."""
 
 
-def merged_weight(base_weight_OI: torch.Tensor, update: LowRankUpdate) -> torch.Tensor:
+def merged_weight(base_weight_OI: torch.Tensor, update: LowRankUpdate, *, in_place: bool = False) -> torch.Tensor:
     """The weight that does in one product what base and adapter do in three.
 
     LoRA (arXiv:2106.09685): W' = W + scaling * B @ A. DoRA (arXiv:2402.09353, equation 5) then sets the length of
@@ -39,9 +39,10 @@ def merged_weight(base_weight_OI: torch.Tensor, update: LowRankUpdate) -> torch.
     Args:
         base_weight_OI: the frozen weight, dequantized, as `nn.Linear` stores it.
         update: the adapter's part; on any device and in any floating dtype.
+        in_place: whether the memory of a float32 weight may be used for the result.
 
     Returns:
-        Float32 tensor [O, I] on the base weight's device; the argument is left as it was.
+        Float32 tensor [O, I] on the base weight's device.
 
     Raises:
         ValueError: if the shapes do not belong together.
@@ -55,7 +56,9 @@ def merged_weight(base_weight_OI: torch.Tensor, update: LowRankUpdate) -> torch.
         raise ValueError(
             f"B {list(B_OR.shape)} @ A {list(A_RI.shape)} does not fit a weight {list(base_weight_OI.shape)}"
         )
-    weight_OI = torch.addmm(base_weight_OI.float(), B_OR.float(), A_RI.float(), alpha=update.scaling)
+    frozen_OI = base_weight_OI.float()
+    add = frozen_OI.addmm_ if in_place else frozen_OI.addmm
+    weight_OI = add(B_OR.float(), A_RI.float(), alpha=update.scaling)
     if update.magnitude is None:
         return weight_OI
     magnitude_O = update.magnitude.to(weight_OI.device).float()

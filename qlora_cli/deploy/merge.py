@@ -21,7 +21,6 @@ from qlora_cli.deploy.checks import (
     refuse_zero_adapter,
 )
 from qlora_cli.deploy.fold_plan import fold_plan, plain_skeleton
-from qlora_cli.deploy.merge_stream import WrittenWeights
 from qlora_cli.deploy.merged_model import write_model
 from qlora_cli.deploy.model_folder import write_generation_settings, write_tokenizer
 from qlora_cli.deploy.onto import better, held_out_losses
@@ -37,6 +36,7 @@ from qlora_cli.deploy.verify import (
     record_logits,
     refuse_disagreement,
 )
+from qlora_cli.deploy.written_weights import WrittenWeights
 from qlora_cli.errors import ArgumentError
 from qlora_cli.model.adapter import ADAPTER_WEIGHTS
 from qlora_cli.model.device import DTYPES, free_memory, precision_of

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from qlora_cli.deploy.merged_layout import MergedLayout
 from qlora_cli.deploy.stored_precision import StoredPrecision
 from qlora_cli.deploy.ties import BrokenTie
 from qlora_cli.deploy.weights_file import NewTensor, refuse_full_disk
+from qlora_cli.deploy.written_weights import WrittenWeights
 from qlora_cli.errors import IdentityError
 from qlora_cli.progress import progress
 
@@ -33,6 +34,9 @@ CHUNK_NUMBERS = 2**19
 
 MAX_THREADS = 8
 """More do not make a disk faster."""
+
+FLUSH_BYTES = 2**27
+"""Written between two flushes, so that the disk works while the arithmetic goes on, and not after it."""
 
 Task = Callable[[], int]
 """A piece of work; it returns the bytes that it wrote."""
@@ -50,41 +54,6 @@ class MergeSources:
     """Where the weights come from: the base itself, or PiSSA's residual."""
 
     values_map: CheckpointMap
-
-
-@dataclass
-class WrittenWeights:
-    """Keys of the tensors that have been written."""
-
-    num_parameters: int
-    dtype: str
-    """Of the tensors that changed; where they have several, the one of most."""
-
-    folded: list[str] = field(default_factory=list)
-    """The adapter changed them."""
-
-    dequantized: list[str] = field(default_factory=list)
-    """They have the values to which training had quantized them, and no update."""
-
-    copied: list[str] = field(default_factory=list)
-    """They are the base's, byte for byte."""
-
-    converted: list[str] = field(default_factory=list)
-    """They are the base's in the type that was asked for."""
-
-    left_out: list[str] = field(default_factory=list)
-    """Files and folders beside the base's weights that were not copied."""
-
-    @property
-    def num_tensors(self) -> dict[str, int]:
-        """Of each way, for people."""
-        ways = {
-            "folded": self.folded,
-            "dequantized": self.dequantized,
-            "converted": self.converted,
-            "copied byte for byte": self.copied,
-        }
-        return {way: len(keys) for way, keys in ways.items() if keys}
 
 
 def write_merged_weights(
@@ -111,8 +80,13 @@ def write_merged_weights(
         for file in writer.layout.files:
             stack.enter_context(file.opened())
         with progress("merging", writer.layout.num_bytes) as phase:
+            unflushed = 0
             for num_bytes in _in_threads(tasks):
                 phase.advance(num_bytes)
+                unflushed += num_bytes
+                if unflushed >= FLUSH_BYTES:
+                    writer.layout.flush()
+                    unflushed = 0
     writer.layout.write_index()
     return writer.written
 
@@ -239,7 +213,7 @@ class _Writer:
     def _convert(self, tensor: StoredTensor) -> int:
         """Write a tensor that does not change in another type."""
         for start, stop in _chunks(tensor.num_rows, max(1, CHUNK_NUMBERS // max(1, tensor.num_columns))):
-            rows = self._sources.base.read_rows(tensor.key, start, stop)
+            rows = self._sources.base.read_rows(tensor.key, start, stop, self.layout.scratch)
             self.layout.write(tensor.key, rows, start * tensor.num_columns)
         return self.layout.tensors[tensor.key].num_bytes
 
@@ -261,9 +235,12 @@ class _Rows:
             self.precision.begin(rows for _, _, rows in self._chunks())
         for index, start, rows in self._chunks():
             slab = self.slabs[index]
-            stored = rows if self.precision is None else self.precision.apply(rows, slab.start + start)
-            changed = stored if self.change is None else self.change.apply(stored.float(), slab.start + start)
-            self.layout.write(slab.key, changed, start * rows.shape[1])
+            if self.precision is not None:
+                rows = self.precision.apply(rows, slab.start + start)
+            if self.change is not None:
+                numbers = self.layout.scratch.take("numbers", rows.shape, torch.float32).copy_(rows)
+                rows = self.change.apply(numbers, slab.start + start)
+            self.layout.write(slab.key, rows, start * rows.shape[1])
         return sum(self.layout.tensors[slab.key].num_bytes for slab in self.slabs)
 
     def _chunks(self) -> Iterator[tuple[int, int, torch.Tensor]]:
@@ -276,7 +253,7 @@ class _Rows:
                 step = max(whole, step // whole * whole)
             at_once = self.change.rows_at_once if self.change is not None else None
             for start, stop in _chunks(tensor.num_rows, step, at_once, slab.start):
-                yield index, start, self.values.read_rows(slab.key, start, stop)
+                yield index, start, self.values.read_rows(slab.key, start, stop, self.layout.scratch)
 
 
 def _chunks(num_rows: int, step: int, at_once: int | None = None, offset: int = 0) -> Iterator[tuple[int, int]]:

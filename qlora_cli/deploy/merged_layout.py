@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from qlora_cli.deploy.checkpoint import Checkpoint, StoredTensor
+from qlora_cli.deploy.scratch import Scratch
 from qlora_cli.deploy.weights_file import NewTensor, WeightsFile
 from qlora_cli.model.device import DTYPES, dtype_name
 
@@ -40,6 +41,7 @@ class MergedLayout:
         """
         self.base = base
         self.tensors: dict[str, NewTensor] = {}
+        self.scratch = Scratch()
         self._folder, self._dtype = folder, dtype
         self._beside, self._shapes = beside or {}, shapes or {}
         self._file_of: dict[str, WeightsFile] = {}
@@ -66,7 +68,15 @@ class MergedLayout:
 
     def write(self, key: str, values: torch.Tensor, first: int = 0) -> None:
         """Write numbers of a tensor from its number `first` on, rounded to its type."""
-        self._file_of[key].write(key, values.to(self.tensors[key].dtype), first)
+        dtype = self.tensors[key].dtype
+        if values.dtype != dtype:
+            values = self.scratch.take("rounded", values.shape, dtype).copy_(values)
+        self._file_of[key].write(key, values, first)
+
+    def flush(self) -> None:
+        """Have the disk take what has been written so far."""
+        for file in self.files:
+            file.flush()
 
     def is_copied(self, tensor: StoredTensor) -> bool:
         """Whether a tensor that does not change is the same bytes in the new file."""

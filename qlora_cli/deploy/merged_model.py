@@ -11,9 +11,10 @@ from transformers import PreTrainedModel
 from qlora_cli.deploy.checkpoint import open_checkpoint
 from qlora_cli.deploy.checkpoint_map import CheckpointMap
 from qlora_cli.deploy.fold_plan import FoldPlan
-from qlora_cli.deploy.merge_stream import MergeSources, WrittenWeights, write_merged_weights
+from qlora_cli.deploy.merge_stream import MergeSources, write_merged_weights
 from qlora_cli.deploy.model_folder import copy_other_files, vocabulary_of, write_config
 from qlora_cli.deploy.ties import broken_tie
+from qlora_cli.deploy.written_weights import WrittenWeights
 from qlora_cli.model.device import dtype_name
 from qlora_cli.model.fingerprint import base_folder
 from qlora_cli.model.tuned import TunedSource

@@ -79,6 +79,10 @@ class WeightsFile:
         finally:
             os.close(self._descriptor)
 
+    def flush(self) -> None:
+        """Wait until what has been written so far is on the disk."""
+        os.fdatasync(self._descriptor)
+
     def write(self, key: str, values: torch.Tensor, first: int = 0) -> None:
         """Write numbers of a tensor, contiguous and in its dtype, from its number `first` on."""
         data = memoryview(values.contiguous().reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]

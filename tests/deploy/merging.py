@@ -8,8 +8,8 @@ import torch
 from peft import PeftModel
 
 from qlora_cli.deploy.fold_plan import fold_plan, plain_skeleton
-from qlora_cli.deploy.merge_stream import WrittenWeights
 from qlora_cli.deploy.merged_model import write_model
+from qlora_cli.deploy.written_weights import WrittenWeights
 from qlora_cli.model.tuned import TunedSource
 from qlora_cli.recipe.schema import ModelSection
 
