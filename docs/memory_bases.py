@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import yaml
 from transformers import LlamaConfig, MixtralConfig, PreTrainedConfig, Qwen2Config, Qwen3MoeConfig
 
 from qlora_cli.plan.budget import MemoryBudget, plan
@@ -15,16 +16,25 @@ from qlora_cli.plan.trace.request import PlanRequest
 from qlora_cli.recipe.schema import Recipe
 
 
-def _llama(vocabulary: int, hidden: int, intermediate: int, layers: int, heads: int, key_heads: int) -> LlamaConfig:
-    return LlamaConfig(
+def llama(
+    vocabulary: int,
+    hidden: int,
+    intermediate: int,
+    layers: int,
+    heads: int,
+    key_heads: int,
+    config_class: type[PreTrainedConfig] = LlamaConfig,
+    **more: Any,
+) -> PreTrainedConfig:
+    """The configuration of a base that is built like Llama."""
+    return config_class(
         vocab_size=vocabulary,
         hidden_size=hidden,
         intermediate_size=intermediate,
         num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=key_heads,
-        max_position_embeddings=8192,
-        tie_word_embeddings=False,
+        **{"max_position_embeddings": 8192, "tie_word_embeddings": False, **more},
     )
 
 
@@ -47,10 +57,10 @@ BASES: dict[str, Callable[[], PreTrainedConfig]] = {
         num_key_value_heads=8,
         tie_word_embeddings=True,
     ),
-    "llama-2-7b": lambda: _llama(32_000, 4096, 11_008, 32, 32, 32),
-    "llama-3.1-8b": lambda: _llama(128_256, 4096, 14_336, 32, 32, 8),
-    "llama-65b": lambda: _llama(32_000, 8192, 22_016, 80, 64, 64),
-    "llama-3.1-70b": lambda: _llama(128_256, 8192, 28_672, 80, 64, 8),
+    "llama-2-7b": lambda: llama(32_000, 4096, 11_008, 32, 32, 32),
+    "llama-3.1-8b": lambda: llama(128_256, 4096, 14_336, 32, 32, 8),
+    "llama-65b": lambda: llama(32_000, 8192, 22_016, 80, 64, 64),
+    "llama-3.1-70b": lambda: llama(128_256, 8192, 28_672, 80, 64, 8),
     "mixtral-8x7b": lambda: MixtralConfig(
         vocab_size=32_000,
         hidden_size=4096,
@@ -100,9 +110,8 @@ def traced(base: str, *overrides: str) -> MemoryBudget:
     for override in overrides:
         key, _, value = override.partition("=")
         if value != "null":
-            is_list = value.startswith("[")
-            parsed = {"true": True, "false": False}.get(value)
-            settings[key] = tuple(value[1:-1].split(",")) if is_list else int(value) if parsed is None else parsed
+            parsed = yaml.safe_load(value)
+            settings[key] = tuple(parsed) if isinstance(parsed, list) else parsed
     return plan(PlanRequest(recipe, BASES[base]()).changed(settings))
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from memory_bases import BASES, counts, traced, write_bases
+from memory_points import POINTS, point_row
 
 from qlora_cli.plan.budget import MemoryBudget
 from qlora_cli.plan.machine.gpus import find_card
@@ -245,6 +246,12 @@ def experts() -> str:
     return table(("base", "experts in", "adapter on", "quantized", "trained", *HEAD), rows)
 
 
+def points() -> str:
+    """Measurements of others beside the plan of the same step."""
+    head = ("measured by", "base", "measured", "planned: tensors / reserved", "with all logits", "difference")
+    return table(head, [point_row(point) for point in POINTS])
+
+
 def as_options(*settings: str) -> str:
     """
     >>> as_options("lora.r=8", "data.max_length=512")
@@ -254,7 +261,7 @@ def as_options(*settings: str) -> str:
 
 
 BY_ARITHMETIC = (full_fine_tuning, double_quantization, optimizer_state, true_bits)
-BY_TRACING = (methods, activations, savings, large, logits, experts)
+BY_TRACING = (methods, activations, savings, large, logits, experts, points)
 
 
 def rewritten(page: str, *makers: Callable[[], str]) -> str:

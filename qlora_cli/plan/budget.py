@@ -17,9 +17,13 @@ from qlora_cli.plan.trace.trace_step import trace_step
 
 LOADING = "packing experts while loading"
 CONTEXT = "CUDA context"
-CONTEXT_BYTES = 550 * MIB
-"""Memory that a process takes of a GPU before it allocates anything: the driver's context and the kernels that torch,
-cuBLAS and bitsandbytes load. `nvidia-smi` less `torch.cuda.memory_reserved` shows a machine's own."""
+BARE_CONTEXT_BYTES = 29 * MIB
+CONTEXT_BYTES_A_MULTIPROCESSOR = 28 * MIB // 10
+"""Memory that a process takes of a GPU before it allocates anything. Two that were measured lie on this line: 141 MiB
+on a T4 (40 multiprocessors; fitcheck-llm), 426 MiB on an RTX 6000 Ada (142; unslothai/unsloth-zoo#1053, torch 2.10)."""
+
+KERNEL_BYTES = 120 * MIB
+"""A margin for the kernels of torch, cuBLAS and bitsandbytes, which are loaded at their first use since CUDA 11.7."""
 
 CUBLAS_WORKSPACE_BYTES = 4096 * 1024 * 2 + 16 * 1024 * 8
 CUBLAS_WORKSPACE_BYTES_FROM_HOPPER = 32 * MIB
@@ -157,4 +161,5 @@ def context_on(device: Device) -> tuple[int, str]:
     """Bytes of the CUDA context, and where the figure is from."""
     if device.overheads is not None:
         return device.overheads.context_bytes, device.overheads.source
-    return CONTEXT_BYTES, "an estimate: 300 to 600 MiB by card, driver and libraries"
+    size = BARE_CONTEXT_BYTES + CONTEXT_BYTES_A_MULTIPROCESSOR * device.num_multiprocessors + KERNEL_BYTES
+    return size, f"an estimate from {device.num_multiprocessors} multiprocessors; `--calibrate` measures it"
