@@ -130,7 +130,7 @@ POINTS = (
         "afm-4.5b",
         AXOLOTL,
         "7.8 GiB",
-        "open: 7.5 with norms in float32, as PEFT's `prepare_model_for_kbit_training` leaves them; here they stay as "
+        "open: 7.5 with norms in float32, as PEFT's preparation for k-bit training leaves them; here they stay as "
         "they are stored",
         whole_logits=True,
     ),
