@@ -15,7 +15,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # Tests start many processes; each that had to compile the project's code again would take a second longer.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help install install-dev demo test test-quick test-gpu torture check check-latest test-engines format fuzz bench-data bench-checkpoint bench-merge bench-gpu bench-plan clean
+.PHONY: help install install-dev demo test test-quick test-gpu torture check check-latest test-engines test-trackers format fuzz bench-data bench-checkpoint bench-merge bench-gpu bench-plan clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,7 +77,16 @@ test-engines: install-dev ## merged folders opened by transformers 4.57, in .ven
 	test -x $(OLDER) || $(PYTHON) -m venv .venv-older
 	$(OLDER) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt torch
 	$(OLDER) -m pip --disable-pip-version-check install --quiet 'transformers==4.57.*' safetensors jinja2
-	QLORA_OLDER_PYTHON=$(CURDIR)/$(OLDER) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/engines
+	QLORA_OLDER_PYTHON=$(CURDIR)/$(OLDER) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/engines/test_older_transformers.py
+
+# Trackio needs other versions of libraries than constraints.txt has.
+TRACKERS := .venv-trackers/bin/python
+
+test-trackers: install-dev ## runs written by W&B, MLflow and Trackio and read back, in .venv-trackers
+	test -x $(TRACKERS) || $(PYTHON) -m venv .venv-trackers
+	$(TRACKERS) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt torch
+	$(TRACKERS) -m pip --disable-pip-version-check install --quiet --editable '.[track]'
+	QLORA_TRACKERS_PYTHON=$(CURDIR)/$(TRACKERS) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/engines/test_trackers.py
 
 format: install-dev ## let ruff fix what it can
 	$(BIN)/ruff check --fix .

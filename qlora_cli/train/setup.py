@@ -24,6 +24,7 @@ from qlora_cli.train.callbacks.early_stopping import EarlyStoppingCallback
 from qlora_cli.train.checkpoint.identity import RunIdentity, checkpoint_identity
 from qlora_cli.train.preflight.attention import check_causal_attention, check_packed_isolation
 from qlora_cli.train.saving_trainer import Saving
+from qlora_cli.train.tracking import refuse_in_words
 from qlora_cli.train.trainer import QloraTrainer, TrainerParts
 
 
@@ -97,4 +98,6 @@ def setup_trainer(recipe: Recipe, run: RunDirectory, parts: TrainerParts, identi
     early_stopping = EarlyStoppingCallback(recipe.training, run.metrics_path)
     checkpoint_id = checkpoint_identity(recipe, identity)
     saving = Saving(run, recipe.training.save_total_limit, checkpoint_id, early_stopping)
-    return QloraTrainer(parts, arguments, saving, recipe.lora.loraplus_lr_ratio)
+    trainer = QloraTrainer(parts, arguments, saving, recipe.lora.loraplus_lr_ratio)
+    refuse_in_words(trainer.callback_handler.callbacks)
+    return trainer

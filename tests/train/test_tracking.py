@@ -38,3 +38,30 @@ def test_the_project_reaches_the_trackers(tmp_path, monkeypatch):
         monkeypatch.setenv(variable, "before")
     prepare_trackers(TrackingSection(report_to=("wandb", "mlflow"), project="sums"), RunDirectory(tmp_path))
     assert os.environ["WANDB_PROJECT"] == os.environ["MLFLOW_EXPERIMENT_NAME"] == "sums"
+
+
+def test_a_tracker_that_does_not_start_is_refused_in_one_line():
+    class TrackerCallback:
+        def setup(self, *args):
+            raise ConnectionError("no answer from 127.0.0.1:5000\nand more")
+
+    callback = TrackerCallback()
+    tracking.refuse_in_words([callback])
+    with pytest.raises(RecipeError, match=r"tracker does not start: no answer from 127\.0\.0\.1:5000\n"):
+        callback.setup(1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("driver", "uri", "expected"),
+    [(None, None, "file:./mlruns"), (object(), None, None), (None, "http://here:5000", "http://here:5000")],
+)
+def test_mlflow_writes_where_it_can(tmp_path, monkeypatch, driver, uri, expected):
+    monkeypatch.setattr(tracking, "find_spec", lambda name: driver if name == "sqlalchemy" else object())
+    for variable in ("MLFLOW_TRACKING_URI", "MLFLOW_ALLOW_FILE_STORE"):
+        monkeypatch.setenv(variable, "")  # put back afterwards
+        monkeypatch.delenv(variable)
+    if uri is not None:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    prepare_trackers(TrackingSection(report_to=("mlflow",)), RunDirectory(tmp_path))
+    assert os.environ.get("MLFLOW_TRACKING_URI") == expected
+    assert ("MLFLOW_ALLOW_FILE_STORE" in os.environ) is (expected == "file:./mlruns")
