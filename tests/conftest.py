@@ -12,6 +12,7 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # as the command line has it
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from qlora_cli.model.tiny import TinyOptions, make_tiny_base
+from tests.reliability.harness.forkserver import FOLDER_VARIABLE
 from tests.slowness import (  # noqa: F401 - hooks of pytest
     pytest_ignore_collect,
     pytest_itemcollected,
@@ -52,6 +54,9 @@ def pytest_configure(config: pytest.Config) -> None:
         # Tests find what other tests prepared, also in the other worker, and never what the developer did.
         cache = tempfile.TemporaryDirectory(prefix="qlora-tests-")
         os.environ["QLORA_CACHE"] = cache.name
+        shared = tempfile.TemporaryDirectory(prefix="qlora-shared-")
+        os.environ[FOLDER_VARIABLE] = shared.name
+        config.add_cleanup(shared.cleanup)
         config.add_cleanup(cache.cleanup)
 
 
@@ -64,6 +69,16 @@ def _write_into_memory() -> None:
     if "TMPDIR" not in os.environ and memory.is_dir() and shutil.disk_usage(memory).free >= MEMORY_DISK_BYTES:
         os.environ["TMPDIR"] = str(memory)
         tempfile.tempdir = None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave long versions, marked `torture`, out unless `-m` names them."""
+    if "torture" in (config.option.markexpr or ""):
+        return
+    long = [item for item in items if item.get_closest_marker("torture")]
+    if long:
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
 
 
 def pytest_collection_finish() -> None:

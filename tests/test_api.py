@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 
 import qlora_cli
@@ -23,6 +24,7 @@ from qlora_cli.errors import ArgumentError, RecipeError
 from qlora_cli.run.checkpoints import list_checkpoints
 from qlora_cli.run.files import sha256_file
 from qlora_cli.run.metrics import read_metrics
+from tests.reliability.harness.forkserver import ForkServer
 
 pytestmark = pytest.mark.slow
 
@@ -69,13 +71,13 @@ def test_importing_the_functions_loads_nothing_heavy():
 
 def test_functions_keep_their_names_when_the_packages_of_these_names_are_imported():
     code = (
-        "import qlora_cli.train.session, qlora_cli.evaluate.request\n"
+        "import qlora_cli.train.processes.launch, qlora_cli.evaluate.metrics\n"
         "from qlora_cli import train, evaluate\n"
-        "from qlora_cli.train import session\n"
-        "print(train.__module__, evaluate.__module__, session.__name__)"
+        "from qlora_cli.train.processes import launch\n"
+        "print(train.__module__, evaluate.__module__, launch.__name__)"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert ran.stdout == "qlora_cli.api qlora_cli.api qlora_cli.train.session\n"
+    assert ran.stdout == "qlora_cli.api qlora_cli.api qlora_cli.train.processes.launch\n"
 
 
 @pytest.mark.parametrize(
@@ -142,6 +144,14 @@ FIRSTS = {
 }
 
 
+def train_alone(values, folder: str, num_threads: int) -> int:
+    """In a child of a fork server, where nothing has been trained."""
+    os.chdir(folder)
+    torch.set_num_threads(num_threads)
+    train(values, overrides=SECOND, run_dir="second")
+    return 0
+
+
 @pytest.fixture(scope="module")
 def alone(tiny_base, chat_data, tmp_path_factory):
     """What the second run is when nothing went before, in a process of its own."""
@@ -158,10 +168,10 @@ def alone(tiny_base, chat_data, tmp_path_factory):
             "learning_rate": 0.01,
         },
     }
-    code = f"from qlora_cli import train; train({values!r}, overrides={SECOND!r}, run_dir='second')"
-    threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "")}
-    environment = {name: value for name, value in (os.environ | threads).items() if value or name not in threads}
-    subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, check=True, capture_output=True)
+    asked = {"values": values, "folder": str(folder), "num_threads": torch.get_num_threads()}
+    log = folder / "log"
+    with ForkServer() as server:
+        assert server.run(f"{__name__}:{train_alone.__name__}", asked, log=log) == 0, log.read_text()
     return written(folder / "second")
 
 

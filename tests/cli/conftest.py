@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from typing import Any
 import pytest
 
 from qlora_cli.cli import app
+from tests.reliability.harness.forkserver import Child, ForkServer
+from tests.reliability.harness.rank_runs import has_ended
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,51 @@ def start(tmp_path):
     for process in started:
         process.kill()
         process.communicate()
+
+
+def forked_main(folder: str, arguments: list[str], out: str, err: str) -> int:
+    """In a child of a fork server: the command line, as in a process of its own."""
+    os.chdir(folder)
+    for number, path in ((1, out), (2, err)):
+        with open(path, "w") as file:
+            os.dup2(file.fileno(), number)
+    sys.argv = ["qlora", *arguments]
+    try:
+        app.main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+@dataclass
+class Forked:
+    """A command that was forked with the libraries loaded."""
+
+    child: Child
+    out: Path
+    err: Path
+
+    def is_running(self) -> bool:
+        return not has_ended(self.child.pid)
+
+    def stop(self, number: signal.Signals) -> Ran:
+        """Send it a signal; how it ended."""
+        os.kill(self.child.pid, number)
+        return Ran(self.child.wait(), self.out.read_text(), self.err.read_text())
+
+
+@pytest.fixture
+def fork(tmp_path, monkeypatch):
+    """Start a command in a process of its own, where its imports are not what is tested."""
+    monkeypatch.setenv("NO_COLOR", "1")
+    with ForkServer() as server:
+
+        def run(*arguments: object) -> Forked:
+            out, err = tmp_path / "out.txt", tmp_path / "err.txt"
+            asked = {"folder": str(tmp_path), "arguments": [*map(str, arguments)], "out": str(out), "err": str(err)}
+            return Forked(server.start(f"{__name__}:{forked_main.__name__}", asked, log=err), out, err)
+
+        yield run
 
 
 @pytest.fixture

@@ -180,27 +180,24 @@ def test_a_malformed_data_file_is_exit_code_2_with_its_line(call, recipe_file, t
     assert "Traceback" not in ran.err
 
 
-def stop_by(number: signal.Signals, start, recipe_file):
-    """Start a long run, send the signal once it has done steps, and give back the ended process and the run."""
+def stop_by(number: signal.Signals, fork, recipe_file):
+    """Start a long run and send the signal once it has done steps; how it ended, and the run."""
     run = RunDirectory(recipe_file.parent / "runs/small")
-    process = start("train", recipe_file, "--set", "training.max_steps=80")
+    process = fork("train", recipe_file, "--set", "training.max_steps=40")
     deadline = time.monotonic() + 120
     while not run.metrics_path.exists():
-        assert process.poll() is None, process.stderr.read()
+        assert process.is_running(), process.err.read_text()
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=60)
-    return process.returncode, out, err, run
+    return process.stop(number), run
 
 
-def test_ctrl_c_saves_a_checkpoint_that_finishes_later_without_a_word_from_the_libraries(start, recipe_file):
-    code, out, err, run = stop_by(signal.SIGINT, start, recipe_file)
-    assert code == 130
-    assert out == ""
-    assert "SIGINT: finishing this step and saving a checkpoint" in err
-    assert "the checkpoint is saved" in err
-    assert "Traceback" not in err
+def test_ctrl_c_saves_a_checkpoint_that_finishes_later_without_a_word_from_the_libraries(fork, start, recipe_file):
+    ended, run = stop_by(signal.SIGINT, fork, recipe_file)
+    assert (ended.code, ended.out) == (130, "")
+    assert "SIGINT: finishing this step and saving a checkpoint" in ended.err
+    assert "the checkpoint is saved" in ended.err
+    assert "Traceback" not in ended.err
     newest = list_checkpoints(run.checkpoints_path)[-1]
     assert newest.problem() == ""
     assert read_manifest(run)["num_steps"] == newest.step
@@ -209,17 +206,17 @@ def test_ctrl_c_saves_a_checkpoint_that_finishes_later_without_a_word_from_the_l
     assert resumed.returncode == 0
     assert json.loads(out)["is_finished"] is True
     assert f"resuming at step {newest.step} " in err
-    assert [line["step"] for line in read_metrics(run.metrics_path) if "loss" in line] == list(range(1, 81))
+    assert [line["step"] for line in read_metrics(run.metrics_path) if "loss" in line] == list(range(1, 41))
     for noise in ("Warning", "Loading weights", "it/s", "deprecated"):
         assert noise not in err
         assert noise not in out
     assert "FutureWarning" in run.log_path.read_text()
 
 
-def test_a_plain_kill_saves_a_checkpoint_and_ends_with_143(start, recipe_file):
-    code, _, err, run = stop_by(signal.SIGTERM, start, recipe_file)
-    assert code == 143
-    assert "SIGTERM" in err
+def test_a_plain_kill_saves_a_checkpoint_and_ends_with_143(fork, recipe_file):
+    ended, run = stop_by(signal.SIGTERM, fork, recipe_file)
+    assert ended.code == 143
+    assert "SIGTERM" in ended.err
     assert list_checkpoints(run.checkpoints_path)[-1].problem() == ""
 
 

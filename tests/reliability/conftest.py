@@ -1,4 +1,4 @@
-"""Long versions of these tests are marked `torture`; they run when the marker is asked for by name."""
+"""Places for hostile files, and how many cases the long versions of these tests run."""
 
 from __future__ import annotations
 
@@ -9,16 +9,6 @@ from pathlib import Path
 import pytest
 
 from tests.reliability.harness.hostile import Place, a_copy_of, furnish
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the long versions out unless `-m` names them."""
-    if "torture" in (config.option.markexpr or ""):
-        return
-    long = [item for item in items if item.get_closest_marker("torture")]
-    if long:
-        config.hook.pytest_deselected(items=long)
-        items[:] = [item for item in items if item not in long]
 
 
 def num_cases(name: str, default: int) -> int:

@@ -32,7 +32,7 @@ def contents(folder):
 
 @pytest.fixture(scope="module")
 def server():
-    with ForkServer("qlora_cli.deploy.merge", "transformers.models.qwen3_moe", "trl") as started:
+    with ForkServer("transformers.models.qwen3_moe") as started:
         yield started
 
 

@@ -1,32 +1,50 @@
-"""Processes that start in milliseconds: a server loads the libraries once and forks for each case.
+"""Processes that start in milliseconds: one process loads the libraries once, and all others are forked from it.
 
-    with ForkServer("qlora_cli.train.session") as server:
+    with ForkServer("tests.reliability.harness.saves") as server:
         child = server.start("tests.reliability.harness.saves:save", {"run": "runs/a", "step": 6}, log=path)
         os.kill(child.pid, signal.SIGKILL)
         assert child.wait() == -signal.SIGKILL
 
+The first server that is asked for starts the origin, which imports what takes seconds and listens on a socket. Each
+connection is a server of its own, forked from the origin; it imports what else its children need and forks them:
+
+    pytest worker ── socket ── server ── child
+    pytest worker ── socket ── server ── child
+                                 └ both forked from the origin, which all workers of a session share
+
 A child is an ordinary process of one thread that has done nothing yet; it calls one function and exits with the
-number that this returns. The server forks and waits and never computes anything, so no thread pool is lost.
+number that this returns. Origin and servers fork and wait and never compute anything, so no thread pool is lost.
 """
 
 from __future__ import annotations
 
+import atexit
 import ctypes
+import fcntl
 import gc
 import importlib
 import json
 import os
+import select
 import signal
+import socket
 import subprocess
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[3]
 
+LIBRARIES = ("qlora_cli.train.session", "qlora_cli.cli.app", "qlora_cli.deploy.export", "qlora_cli.evaluate.request")
+"""Modules that the origin imports; with them come all heavy libraries."""
+
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 """Variables that leave the other cores to other processes."""
+
+FOLDER_VARIABLE = "QLORA_TESTS_FOLDER"
+"""Names the folder that all workers of a test session share; `tests/conftest.py` sets it."""
 
 CRASHED = 70
 """Exit code of a child whose function raised; the traceback is in its log."""
@@ -39,27 +57,23 @@ class ForkServer:
     """A server process; one child at a time.
 
     Args:
-        modules: imported before the first fork.
-        environment: beside the variables of this process, for the server and its children.
+        modules: imported before the first fork, beside `LIBRARIES`.
     """
 
-    def __init__(self, *modules: str, environment: dict[str, str] | None = None) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__, *modules],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-            env=os.environ | ONE_THREAD | (environment or {}),
-        )
+    def __init__(self, *modules: str) -> None:
+        self._connection = _connection()
+        self._file = self._connection.makefile("rw", encoding="utf-8")
+        self._write({"modules": modules, "environment": os.environ | ONE_THREAD})
 
     def __enter__(self) -> ForkServer:
         assert self._read() == {"ready": True}
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._process.stdin.close()
-        self._process.wait(timeout=30)
+        self._connection.shutdown(socket.SHUT_WR)
+        self._file.read()  # until the server has ended
+        self._file.close()
+        self._connection.close()
 
     def start(self, function: str, arguments: dict[str, Any], *, log: Path, is_held: bool = False) -> Child:
         """Fork a child.
@@ -69,9 +83,7 @@ class ForkServer:
             log: takes what the child prints and its traceback.
             is_held: the child stops itself before it calls the function, until it gets SIGCONT.
         """
-        asked = {"function": function, "arguments": arguments, "log": str(log), "is_held": is_held}
-        self._process.stdin.write(json.dumps(asked) + "\n")
-        self._process.stdin.flush()
+        self._write({"function": function, "arguments": arguments, "log": str(log), "is_held": is_held})
         pid = self._read()["pid"]
         if is_held:
             assert self._read() == {"held": True}
@@ -81,10 +93,52 @@ class ForkServer:
         """Fork a child and wait for its exit code."""
         return self.start(function, arguments, log=log).wait()
 
+    def _write(self, value: dict[str, Any]) -> None:
+        self._file.write(json.dumps(value) + "\n")
+        self._file.flush()
+
     def _read(self) -> dict[str, Any]:
-        line = self._process.stdout.readline()
+        line = self._file.readline()
         assert line, "the fork server has died"
         return json.loads(line)
+
+
+def _connection() -> socket.socket:
+    """A connection to the origin, which is started if there is none; where two workers ask, one starts it."""
+    folder = Path(os.environ[FOLDER_VARIABLE])
+    with (folder / "origin.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with suppress(FileNotFoundError, ConnectionRefusedError):
+            return _connected(folder / "origin")
+        _start_origin(folder / "origin")
+        return _connected(folder / "origin")
+
+
+def _connected(address: Path) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.connect(str(address))
+    except OSError:
+        connection.close()
+        raise
+    return connection
+
+
+def _start_origin(address: Path) -> None:
+    """Start it and wait until it listens; it ends with this process."""
+    address.unlink(missing_ok=True)
+    origin = subprocess.Popen(
+        [sys.executable, "-m", __name__, str(address)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
+        env=os.environ | ONE_THREAD,
+    )
+    assert origin.stdin
+    assert origin.stdout
+    assert origin.stdout.readline() == b"listening\n"
+    atexit.register(origin.wait, timeout=30)
+    atexit.register(origin.stdin.close)
 
 
 class Child:
@@ -102,27 +156,59 @@ class Child:
         return self._exit_code
 
 
-def _serve(modules: list[str]) -> None:
-    for module in modules:
+def _be_the_origin(address: str) -> None:
+    """Fork a server for each connection, until the process that started this one has ended."""
+    for module in LIBRARIES:
         importlib.import_module(module)
     gc.freeze()  # a collection in a child would otherwise copy every page
-    _answer({"ready": True})
-    for line in sys.stdin:
-        asked = json.loads(line)
-        pid = os.fork()
-        if pid == 0:
-            _work(asked)
-        _answer({"pid": pid})
-        _, status = os.waitpid(pid, os.WUNTRACED)
-        if os.WIFSTOPPED(status):
-            _answer({"held": True})
-            _, status = os.waitpid(pid, 0)
-        _answer({"exit_code": os.waitstatus_to_exitcode(status)})
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address)
+        listener.listen()
+        print("listening", flush=True)
+        while True:
+            ready, _, _ = select.select([sys.stdin, listener], [], [])
+            with suppress(ChildProcessError):
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
+            if sys.stdin in ready:
+                return
+            connection, _ = listener.accept()
+            if os.fork() == 0:
+                listener.close()
+                _serve(connection)
+            connection.close()
 
 
-def _answer(value: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(value) + "\n")
-    sys.stdout.flush()
+def _serve(connection: socket.socket) -> None:
+    """In a server; never returns."""
+    try:
+        file = connection.makefile("rw", encoding="utf-8")
+
+        def answer(value: dict[str, Any]) -> None:
+            file.write(json.dumps(value) + "\n")
+            file.flush()
+
+        asked = json.loads(file.readline())
+        os.environ.clear()
+        os.environ.update(asked["environment"])
+        for module in asked["modules"]:
+            importlib.import_module(module)
+        gc.freeze()
+        answer({"ready": True})
+        for line in iter(file.readline, ""):
+            pid = os.fork()
+            if pid == 0:
+                os.close(connection.detach())
+                _work(json.loads(line))
+            answer({"pid": pid})
+            _, status = os.waitpid(pid, os.WUNTRACED)
+            if os.WIFSTOPPED(status):
+                answer({"held": True})
+                _, status = os.waitpid(pid, 0)
+            answer({"exit_code": os.waitstatus_to_exitcode(status)})
+    except BaseException:  # noqa: BLE001 - the frame that the interpreter would have here
+        traceback.print_exc()
+    os._exit(0)
 
 
 def _work(asked: dict[str, Any]) -> None:
@@ -149,4 +235,4 @@ def _work(asked: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    _serve(sys.argv[1:])
+    _be_the_origin(sys.argv[1])
