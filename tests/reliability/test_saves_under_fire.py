@@ -174,18 +174,26 @@ def wrong_end(run: RunDirectory, fault: Fault, exit_code: int, said: str) -> lis
     return [] if has_place and "--resume" in said else [f"an error without place or way on: {said}"]
 
 
+SHARES = pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.torture)])
+"""Each fourth call, other ones in each scene and with each error, or all of them."""
+
+
+@SHARES
 @pytest.mark.parametrize("name", SCENES)
-def test_a_kill_at_any_call_of_a_save_leaves_whole_checkpoints_only(field, name):
+def test_a_kill_at_any_call_of_a_save_leaves_whole_checkpoints_only(field, name, every):
     faults = field.faults(name, KILL)
     assert len(faults) > 10
-    assert [problem for fault in faults for problem in disturb(field, name, fault)] == []
+    some = faults[list(SCENES).index(name) % every :: every]
+    assert [problem for fault in some for problem in disturb(field, name, fault)] == []
 
 
+@SHARES
 @pytest.mark.parametrize("error", ERRORS)
-def test_a_call_of_a_save_that_fails_is_an_error_with_a_way_on(field, error):
+def test_a_call_of_a_save_that_fails_is_an_error_with_a_way_on(field, error, every):
     faults = field.faults("after a kill", f"error={error}")
     assert len(faults) >= 50
-    assert [problem for fault in faults for problem in disturb(field, "after a kill", fault)] == []
+    some = faults[ERRORS.index(error) % every :: every]
+    assert [problem for fault in some for problem in disturb(field, "after a kill", fault)] == []
 
 
 def test_what_a_save_writes_is_on_the_disk_before_it_has_its_name_and_older_ones_go_after_that(field):

@@ -9,7 +9,7 @@ import pytest
 from qlora_cli.recipe.schema import Recipe
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def small_recipe(tiny_base, chat_data):
     """Builds a recipe of eight steps with dropout; sections and keys can be overridden."""
 
@@ -29,5 +29,17 @@ def small_recipe(tiny_base, chat_data):
         for section, keys in sections.items():
             values[section] = {**values.get(section, {}), **keys} if isinstance(keys, dict) else keys
         return Recipe.model_validate(values)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def narrow_recipe(small_recipe):
+    """The small recipe with adapters on two modules of a layer and activations kept: a step takes 0.4 of the time."""
+
+    def build(**sections: Any) -> Recipe:
+        lora = {"target_modules": ["q_proj", "v_proj"]} | sections.pop("lora", {})
+        training = {"gradient_checkpointing": False} | sections.pop("training", {})
+        return small_recipe(**sections, lora=lora, training=training)
 
     return build

@@ -18,6 +18,7 @@ from qlora_cli.train.session import TrainOptions, train_recipe
 from tests.conftest import byte_tokenizer
 from tests.model.bases import MULTIMODAL, save_toy
 from tests.plan.bases import config_of
+from tests.turns import in_turn
 
 NO_DROPOUT = {"lora": {"lora_dropout": 0}}
 CASES = {
@@ -54,8 +55,9 @@ def test_an_architecture_is_trained_resumed_and_merged(small_recipe, tmp_path, n
     go_the_whole_way(small_recipe, tmp_path, config, CASES[name])
 
 
-@pytest.mark.parametrize("checkpointing", [True, False])
-@pytest.mark.parametrize("name", ["mixtral", "llama4", "gpt_oss", "gemma4_moe"])
+@pytest.mark.parametrize(
+    ("name", "checkpointing"), in_turn(["mixtral", "llama4", "gpt_oss", "gemma4_moe"], [True, False])
+)
 def test_adapters_on_experts_in_4_bit_are_trained_resumed_and_merged(
     small_recipe, tmp_path, capsys, name, checkpointing
 ):

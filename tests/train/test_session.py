@@ -21,6 +21,7 @@ from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.manifest import read_manifest
 from qlora_cli.run.metrics import read_metrics
 from qlora_cli.train.session import TrainOptions, train_recipe
+from tests.turns import in_turn
 
 BASES = {
     "fp32": {},
@@ -53,10 +54,17 @@ def stop_and_resume(recipe, path, steps: int) -> RunDirectory:
     return run
 
 
-@pytest.mark.parametrize("packing", [True, False], ids=["packed", "unpacked"])
-@pytest.mark.parametrize("base", BASES)
-def test_four_steps_and_four_after_a_resume_are_eight_straight_to_the_bit(small_recipe, tmp_path, base, packing):
-    recipe = small_recipe(**BASES[base], data={"packing": packing})
+@pytest.fixture(scope="module")
+def finished(narrow_recipe, tmp_path_factory) -> RunDirectory:
+    """An undisturbed run of the small recipe, to look at."""
+    run = RunDirectory(tmp_path_factory.mktemp("finished") / "run")
+    train_recipe(narrow_recipe(), run, TrainOptions())
+    return run
+
+
+@pytest.mark.parametrize(("base", "packing"), in_turn(BASES, [True, False]))
+def test_four_steps_and_four_after_a_resume_are_eight_straight_to_the_bit(narrow_recipe, tmp_path, base, packing):
+    recipe = narrow_recipe(**BASES[base], data={"packing": packing})
     straight = RunDirectory(tmp_path / "straight")
     train_recipe(recipe, straight, TrainOptions())
     resumed = stop_and_resume(recipe, tmp_path / "resumed", steps=4)
@@ -67,8 +75,8 @@ def test_four_steps_and_four_after_a_resume_are_eight_straight_to_the_bit(small_
     assert losses[0] == losses[1]
 
 
-def test_noise_on_the_embeddings_is_the_same_after_a_resume_and_not_in_the_eval_loss(small_recipe, tmp_path):
-    recipe = small_recipe(training={"neftune_noise_alpha": 50.0, "max_steps": 6}, lora={"lora_dropout": 0.0})
+def test_noise_on_the_embeddings_is_the_same_after_a_resume_and_not_in_the_eval_loss(narrow_recipe, tmp_path):
+    recipe = narrow_recipe(training={"neftune_noise_alpha": 50.0, "max_steps": 6}, lora={"lora_dropout": 0.0})
     straight = RunDirectory(tmp_path / "straight")
     train_recipe(recipe, straight, TrainOptions())
     resumed = stop_and_resume(recipe, tmp_path / "resumed", steps=3)
@@ -77,7 +85,7 @@ def test_noise_on_the_embeddings_is_the_same_after_a_resume_and_not_in_the_eval_
     for alpha in (None, 50.0):
         run = RunDirectory(tmp_path / str(alpha))
         training = {"neftune_noise_alpha": alpha, "max_steps": 1, "learning_rate": 1e-30}
-        train_recipe(small_recipe(training=training, lora={"lora_dropout": 0.0}), run, TrainOptions())
+        train_recipe(narrow_recipe(training=training, lora={"lora_dropout": 0.0}), run, TrainOptions())
         lines = read_metrics(run.metrics_path)
         losses.append([line[key] for line in lines for key in ("loss", "eval_loss") if key in line])
     (loss, eval_loss), (noisy_loss, noisy_eval_loss) = losses
@@ -85,10 +93,10 @@ def test_noise_on_the_embeddings_is_the_same_after_a_resume_and_not_in_the_eval_
     assert noisy_eval_loss == pytest.approx(eval_loss, rel=1e-6)
 
 
-@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_8bit", "paged_adamw_32bit"])
-@pytest.mark.parametrize("steps", [3, 5], ids=["in an epoch", "in a later epoch"])
-def test_every_optimizer_resumes_to_the_bit(small_recipe, tmp_path, optim, steps):
-    recipe = small_recipe(quantization={}, training={"optim": optim}, lora={"r": 32})
+@pytest.mark.parametrize(("optim", "steps"), in_turn(["adamw_torch", "adamw_8bit", "paged_adamw_32bit"], [3, 5]))
+def test_every_optimizer_resumes_to_the_bit(narrow_recipe, tmp_path, optim, steps):
+    """In the first epoch and in a later one."""
+    recipe = narrow_recipe(quantization={}, training={"optim": optim}, lora={"r": 64})  # 4,096 elements: state in 8 bit
     straight = RunDirectory(tmp_path / "straight")
     train_recipe(recipe, straight, TrainOptions())
     resumed = stop_and_resume(recipe, tmp_path / "resumed", steps)
@@ -98,8 +106,8 @@ def test_every_optimizer_resumes_to_the_bit(small_recipe, tmp_path, optim, steps
 @pytest.mark.parametrize(
     "lora", [{"init_lora_weights": "pissa"}, {"init_lora_weights": "loftq"}, {"use_dora": True}], ids=str
 )
-def test_every_kind_of_adapter_resumes_to_the_bit(small_recipe, tmp_path, lora):
-    recipe = small_recipe(quantization={}, lora=lora)
+def test_every_kind_of_adapter_resumes_to_the_bit(narrow_recipe, tmp_path, lora):
+    recipe = narrow_recipe(quantization={}, lora=lora)
     straight = RunDirectory(tmp_path / "straight")
     train_recipe(recipe, straight, TrainOptions())
     resumed = stop_and_resume(recipe, tmp_path / "resumed", 4)
@@ -108,7 +116,7 @@ def test_every_kind_of_adapter_resumes_to_the_bit(small_recipe, tmp_path, lora):
 
 def test_the_loss_falls_and_the_adapter_loads_with_plain_peft(small_recipe, tmp_path, tiny_base):
     run = RunDirectory(tmp_path / "run")
-    result = train_recipe(small_recipe(training={"max_steps": 20}), run, TrainOptions())
+    result = train_recipe(small_recipe(training={"max_steps": 12}), run, TrainOptions())
     lines = read_metrics(run.metrics_path)
     losses = [line["loss"] for line in lines if "loss" in line]
     assert losses[-1] < losses[0] - 0.5
@@ -118,21 +126,19 @@ def test_the_loss_falls_and_the_adapter_loads_with_plain_peft(small_recipe, tmp_
     assert read_manifest(run)["status"] == "finished"
 
 
-def test_no_file_of_a_run_is_a_pickle(small_recipe, tmp_path):
-    run = RunDirectory(tmp_path / "run")
-    train_recipe(small_recipe(), run, TrainOptions())
-    suffixes = {path.suffix for path in run.path.rglob("*") if path.is_file()}
+def test_no_file_of_a_run_is_a_pickle(finished):
+    suffixes = {path.suffix for path in finished.path.rglob("*") if path.is_file()}
     assert suffixes <= {".safetensors", ".json", ".jsonl", ".yaml", ".txt", ".jinja", ""}
 
 
-def test_checkpoints_come_every_save_steps_and_only_the_newest_stay(small_recipe, tmp_path):
+def test_checkpoints_come_every_save_steps_and_only_the_newest_stay(narrow_recipe, tmp_path):
     run = RunDirectory(tmp_path / "run")
     training = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 2}
-    train_recipe(small_recipe(training=training), run, TrainOptions())
+    train_recipe(narrow_recipe(training=training), run, TrainOptions())
     assert [checkpoint.step for checkpoint in list_checkpoints(run.checkpoints_path)] == [6, 8]
 
 
-def test_a_signal_ends_the_run_with_a_checkpoint_and_its_exit_code(small_recipe, tmp_path):
+def test_a_signal_ends_the_run_with_a_checkpoint_and_its_exit_code(narrow_recipe, tmp_path):
     run = RunDirectory(tmp_path / "run")
     handler_before = signal.getsignal(signal.SIGINT)
 
@@ -143,7 +149,7 @@ def test_a_signal_ends_the_run_with_a_checkpoint_and_its_exit_code(small_recipe,
 
     thread = threading.Thread(target=interrupt)
     thread.start()
-    recipe = small_recipe(training={"max_steps": 500})
+    recipe = narrow_recipe(training={"max_steps": 500})
     with pytest.raises(StoppedBySignal, match="checkpoint is saved") as caught:
         train_recipe(recipe, run, TrainOptions())
     thread.join()
@@ -155,8 +161,8 @@ def test_a_signal_ends_the_run_with_a_checkpoint_and_its_exit_code(small_recipe,
     assert signal.getsignal(signal.SIGINT) is handler_before
 
 
-def test_a_damaged_newest_checkpoint_falls_back_to_the_older_one(small_recipe, tmp_path):
-    recipe = small_recipe(training={"save_strategy": "steps", "save_steps": 2})
+def test_a_damaged_newest_checkpoint_falls_back_to_the_older_one(narrow_recipe, tmp_path):
+    recipe = narrow_recipe(training={"save_strategy": "steps", "save_steps": 2})
     straight = RunDirectory(tmp_path / "straight")
     train_recipe(recipe, straight, TrainOptions())
     run = RunDirectory(tmp_path / "run")
@@ -166,27 +172,25 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_older_one(small_recipe, t
     assert bytes_of(straight, 8) == bytes_of(run, 8)
 
 
-def test_a_run_is_not_overwritten_by_accident(small_recipe, tmp_path):
-    run = RunDirectory(tmp_path / "run")
-    train_recipe(small_recipe(), run, TrainOptions())
+def test_a_run_is_not_overwritten_by_accident(narrow_recipe, finished):
     with pytest.raises(ArgumentError, match="already holds a finished run"):
-        train_recipe(small_recipe(), run, TrainOptions())
+        train_recipe(narrow_recipe(), finished, TrainOptions())
 
 
-def test_a_changed_recipe_is_not_resumed_and_the_keys_are_named(small_recipe, tmp_path):
+def test_a_changed_recipe_is_not_resumed_and_the_keys_are_named(narrow_recipe, tmp_path):
     run = RunDirectory(tmp_path / "run")
-    train_recipe(small_recipe(), run, TrainOptions(stop_after=2))
+    train_recipe(narrow_recipe(), run, TrainOptions(stop_after=2))
     with pytest.raises(IdentityError, match=r"lora\.r: 4 -> 8") as caught:
-        train_recipe(small_recipe(lora={"r": 8}), run, TrainOptions(resume=True))
+        train_recipe(narrow_recipe(lora={"r": 8}), run, TrainOptions(resume=True))
     assert caught.value.exit_code == 3
-    train_recipe(small_recipe(training={"logging_steps": 2}), run, TrainOptions(resume=True))
+    train_recipe(narrow_recipe(training={"logging_steps": 2}), run, TrainOptions(resume=True))
 
 
-def test_changed_data_is_not_resumed(small_recipe, tmp_path):
+def test_changed_data_is_not_resumed(narrow_recipe, tmp_path):
     data = tmp_path / "data.jsonl"
     row = {"instruction": "say", "output": "yes"}
     data.write_text("".join(json.dumps({**row, "output": f"yes {n}"}) + "\n" for n in range(20)))
-    recipe = small_recipe(data={"train": str(data)})
+    recipe = narrow_recipe(data={"train": str(data)})
     run = RunDirectory(tmp_path / "run")
     train_recipe(recipe, run, TrainOptions(stop_after=2))
     data.write_text(data.read_text().replace("yes 3", "no 3"))
@@ -194,7 +198,7 @@ def test_changed_data_is_not_resumed(small_recipe, tmp_path):
         train_recipe(recipe, run, TrainOptions(resume=True))
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_update(small_recipe, tiny_base, tmp_path):
+def test_a_loss_that_is_not_finite_stops_before_the_update(narrow_recipe, tiny_base, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(tiny_base)
     tokenizer = AutoTokenizer.from_pretrained(tiny_base)
     with torch.no_grad():
@@ -204,7 +208,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(small_recipe, tiny_ba
     data = tmp_path / "data.jsonl"
     rows = ({"instruction": "say", "output": "}" if number == 30 else str(number)} for number in range(40))
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    recipe = small_recipe(
+    recipe = narrow_recipe(
         model={"base_model": str(tmp_path / "base")},
         data={"train": str(data), "eval_fraction": None, "packing": False},
         training={"max_steps": 20, "save_strategy": "steps", "save_steps": 1},
@@ -220,9 +224,11 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(small_recipe, tiny_ba
 
 
 @pytest.mark.parametrize("max_steps", [4, 6], ids=["in mid-epoch", "later"])
-def test_resuming_a_finished_run_does_no_step_too_many_and_gives_back_a_lost_adapter(small_recipe, tmp_path, max_steps):
+def test_resuming_a_finished_run_does_no_step_too_many_and_gives_back_a_lost_adapter(
+    narrow_recipe, tmp_path, max_steps
+):
     run = RunDirectory(tmp_path / "run")
-    recipe = small_recipe(training={"max_steps": max_steps})
+    recipe = narrow_recipe(training={"max_steps": max_steps})
     train_recipe(recipe, run, TrainOptions())
     weights = run.adapter_path / "adapter_model.safetensors"
     trained = weights.read_bytes()
@@ -232,19 +238,19 @@ def test_resuming_a_finished_run_does_no_step_too_many_and_gives_back_a_lost_ada
     assert weights.read_bytes() == trained
 
 
-def test_a_checkpoint_too_many_that_a_kill_after_the_last_save_left_goes_with_the_resume(small_recipe, tmp_path):
+def test_a_checkpoint_too_many_that_a_kill_after_the_last_save_left_goes_with_the_resume(narrow_recipe, tmp_path):
     run = RunDirectory(tmp_path / "run")
     training = {"max_steps": 4, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 2}
-    train_recipe(small_recipe(training=training), run, TrainOptions())
+    train_recipe(narrow_recipe(training=training), run, TrainOptions())
     shutil.copytree(run.checkpoints_path / "step-000003", run.checkpoints_path / "step-000002")
     shutil.rmtree(run.adapter_path)
-    train_recipe(small_recipe(training=training), run, TrainOptions(resume=True))
+    train_recipe(narrow_recipe(training=training), run, TrainOptions(resume=True))
     assert [checkpoint.step for checkpoint in list_checkpoints(run.checkpoints_path)] == [3, 4]
 
 
-def test_a_start_that_fails_leaves_the_directory_free_for_the_next_one(small_recipe, tmp_path):
+def test_a_start_that_fails_leaves_the_directory_free_for_the_next_one(narrow_recipe, tmp_path):
     run = RunDirectory(tmp_path / "run")
     with pytest.raises(RecipeError, match="matches no linear module"):
-        train_recipe(small_recipe(lora={"target_modules": ("c_attn",)}), run, TrainOptions())
-    train_recipe(small_recipe(), run, TrainOptions())
+        train_recipe(narrow_recipe(lora={"target_modules": ("c_attn",)}), run, TrainOptions())
+    train_recipe(narrow_recipe(), run, TrainOptions())
     assert run.is_finished

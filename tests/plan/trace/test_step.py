@@ -15,6 +15,7 @@ from qlora_cli.plan.trace.optimizers import make_optimizer
 from qlora_cli.plan.trace.step import count_step, fake_step
 from tests.model.bases import MULTIMODAL, save_toy
 from tests.plan.bases import AMPERE, CONFIGS, config_of, real_model, request_for, trl_loss
+from tests.turns import in_turn
 
 WITHIN = 0.001
 
@@ -40,8 +41,7 @@ def mean_square(model, batch):
     return hidden.last_hidden_state.float().square().mean()
 
 
-@pytest.mark.parametrize("checkpointing", [True, False])
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(("name", "checkpointing"), in_turn(CONFIGS, [True, False]))
 def test_a_traced_step_holds_what_a_real_one_holds(base_folder, name, checkpointing):
     folder = base_folder(name)
     settings = {"training__gradient_checkpointing": checkpointing}
@@ -89,8 +89,7 @@ def test_it_does_so_whatever_the_recipe_says(base_folder, settings):
     assert_same(count_step(real_model(request, folder), request, trl_loss), fake_step(request))
 
 
-@pytest.mark.parametrize("checkpointing", [True, False])
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize(("name", "checkpointing"), in_turn(["llama", "gpt2"], [True, False]))
 def test_what_layers_hold_is_the_same_where_the_loss_does_not_hide_it(base_folder, name, checkpointing):
     folder = base_folder(name)
     settings = {"training__gradient_checkpointing": checkpointing, "data__max_length": 128}

@@ -212,11 +212,9 @@ class Field:
         self._folder = folder
         self._recipes = recipes
 
-    def measure(self, start: Start, kind: str, name: str) -> Straight:
+    def measure(self, start: Start, kind: str) -> Straight:
         """Two undisturbed runs, the first with an empty cache; it is what other runs of the kind are compared with."""
-        run, cache, again, known = (
-            self._folder / f"{part}-{kind}-{name}" for part in ("straight", "cache", "again", "known")
-        )
+        run, cache, again, known = (self._folder / f"{part}-{kind}" for part in ("straight", "cache", "again", "known"))
         seconds_tracing = self._timed(start, kind, run, cache)
         shutil.copytree(cache / "plans", known / "plans")
         return Straight(run, cache, seconds_tracing, self._timed(start, kind, again, known))

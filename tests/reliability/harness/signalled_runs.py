@@ -291,3 +291,11 @@ def single_and_double() -> list[tuple[str, tuple[int, ...]]]:
     wanted: list[tuple[str, tuple[int, ...]]] = [(phase, (number,)) for phase in PHASES for number in STOP_SIGNALS]
     pairs = [(first, second) for first in STOP_SIGNALS for second in STOP_SIGNALS]
     return wanted + [(phase, pairs[3 * at % len(pairs)]) for at, phase in enumerate(PHASES)]
+
+
+def one_of_each() -> list[tuple[str, tuple[int, ...]]]:
+    """Every phase with a signal, the signals in turn; every second phase with one pair of them."""
+    every = single_and_double()
+    num_signals = len(STOP_SIGNALS)
+    single = [every[num_signals * at + at % num_signals] for at in range(len(PHASES))]
+    return single + every[num_signals * len(PHASES) :: 2]
