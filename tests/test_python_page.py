@@ -27,7 +27,7 @@ def reader(tiny_base, chat_data, tmp_path, monkeypatch):
     values = {
         "model": {"base_model": "base"},
         "data": {"train": "sums.jsonl", "max_length": 64, "eval_fraction": 0.1},
-        "training": {"max_steps": 8, "learning_rate": 0.01},
+        "training": {"max_steps": 4, "learning_rate": 0.01},
     }
     Path("recipe.yaml").write_text(json.dumps(values), encoding="utf-8")
 

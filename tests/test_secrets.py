@@ -140,11 +140,12 @@ def test_a_login_file_that_holds_nothing_is_no_fault(variables, tmp_path, conten
 @pytest.mark.parametrize("mark", [mark for shape in SHAPES for mark in shape.marks])
 @pytest.mark.parametrize("behind", ["", "-----BEGIN ", "a", "a.", "A "])
 def test_a_text_made_to_take_long_is_searched_at_once(mark, behind):
-    text = (mark + behind) * (1_000_000 // len(mark + behind))
+    """A search whose time grows as the square of the text would take hours."""
+    text = (mark + behind) * (200_000 // len(mark + behind))
     started = time.process_time()
     redacted(text)
     find_secret(text)
-    assert time.process_time() - started < 5
+    assert time.process_time() - started < 1
 
 
 @pytest.mark.parametrize("around", ["https://", "&sig=&sig=", "access_token=", "bearer%20", "?token=", "://a:"])

@@ -202,7 +202,7 @@ def test_ctrl_c_saves_a_checkpoint_that_finishes_later_without_a_word_from_the_l
     assert newest.problem() == ""
     assert read_manifest(run)["num_steps"] == newest.step
     resumed = start("train", run.recipe_path, "--run-dir", run.path, "--resume", "--json")
-    out, err = resumed.communicate(timeout=120)
+    out, err = resumed.communicate(timeout=300)
     assert resumed.returncode == 0
     assert json.loads(out)["is_finished"] is True
     assert f"resuming at step {newest.step} " in err

@@ -38,7 +38,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_ends_the_run_and_what_is_whole_goes_on_when_there_is_room(
     tiny_base, chat_data, tmp_path, small_disk
 ):
-    recipe = small_recipe(tiny_base, chat_data, training={"max_steps": 12, "save_total_limit": 50})
+    training = {"max_steps": 12, "save_total_limit": 50}
+    recipe = small_recipe(tiny_base, chat_data, lora={"target_modules": "all-linear"}, training=training)
     straight = RunDirectory(tmp_path / "straight")
     train_recipe(recipe, straight, TrainOptions())
     run = RunDirectory(small_disk / "run")

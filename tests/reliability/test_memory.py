@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,45 +65,66 @@ def gradients_of(recipe: Recipe, run: RunDirectory, memory: ShortMemory) -> Grad
     return gradients
 
 
+Undisturbed = Callable[[Recipe], tuple[Gradients, list[float]]]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Undisturbed:
+    """Gradients and losses of a recipe's run with plenty of memory; each is trained once."""
+    found: dict[str, tuple[Gradients, list[float]]] = {}
+
+    def train(recipe: Recipe) -> tuple[Gradients, list[float]]:
+        key = recipe.model_dump_json()
+        if key not in found:
+            run = RunDirectory(tmp_path_factory.mktemp("plain") / "run")
+            found[key] = gradients_of(recipe, run, ShortMemory(1000)), losses_of(run)
+        return found[key]
+
+    return train
+
+
 def losses_of(run: RunDirectory) -> list[float]:
     return [line["loss"] for line in read_metrics(run.metrics_path) if "loss" in line]
 
 
-def check_same(recipe: Recipe, folder: Path, memory: ShortMemory, tolerance: float = TOLERANCE) -> None:
+def check_same(
+    undisturbed: Undisturbed, recipe: Recipe, folder: Path, memory: ShortMemory, tolerance: float = TOLERANCE
+) -> None:
     """The step in which memory runs out has the gradients that it has where it does not, and the run its losses."""
-    runs = [RunDirectory(folder / name) for name in ("plain", "split")]
-    plain = gradients_of(recipe, runs[0], ShortMemory(1000))
-    split = gradients_of(recipe, runs[1], memory)
+    plain, losses = undisturbed(recipe)
+    run = RunDirectory(folder / "split")
+    split = gradients_of(recipe, run, memory)
     assert max(memory.rows_seen) > memory.max_rows >= memory.rows_seen[-1]
     assert largest_difference(plain.of_steps[memory.first_step], split.of_steps[memory.first_step]) < tolerance
-    assert losses_of(runs[1]) == pytest.approx(losses_of(runs[0]), rel=10 * tolerance)
+    assert losses_of(run) == pytest.approx(losses, rel=10 * tolerance)
 
 
 @pytest.mark.parametrize("max_rows", [1, 3])
 @pytest.mark.parametrize("where", ["forward", "backward"])
 @pytest.mark.parametrize("base", ["fp32", "nf4", "int8"])
-def test_a_step_in_pieces_has_the_gradients_of_the_whole_one(recipe, tmp_path, base, where, max_rows):
+def test_a_step_in_pieces_has_the_gradients_of_the_whole_one(undisturbed, recipe, tmp_path, base, where, max_rows):
     memory = ShortMemory(max_rows, first_step=1, first_pass=1 if max_rows == 1 else 0, where=where)
-    check_same(recipe(**BASES[base], data={"packing": base == "nf4"}), tmp_path, memory)
+    check_same(undisturbed, recipe(**BASES[base], data={"packing": base == "nf4"}), tmp_path, memory)
 
 
 @pytest.mark.parametrize("where", ["forward", "backward"])
 @pytest.mark.parametrize("recomputes", [True, False], ids=["recomputing", "keeping activations"])
-def test_so_has_a_step_of_a_single_pass(recipe, tmp_path, where, recomputes):
+def test_so_has_a_step_of_a_single_pass(undisturbed, recipe, tmp_path, where, recomputes):
     training = {"gradient_accumulation_steps": 1, "gradient_checkpointing": recomputes}
-    check_same(recipe(training=training), tmp_path, ShortMemory(2, first_step=1, where=where))
+    check_same(undisturbed, recipe(training=training), tmp_path, ShortMemory(2, first_step=1, where=where))
 
 
 @pytest.mark.parametrize("where", ["forward", "backward"])
 @pytest.mark.parametrize("base", ["bf16", "bf16 adapter"])
-def test_in_bfloat16_the_gradients_are_the_same_but_for_its_rounding(recipe, tmp_path, base, where):
+def test_in_bfloat16_the_gradients_are_the_same_but_for_its_rounding(undisturbed, recipe, tmp_path, base, where):
     """Gradients of a pass are rounded to 8 bits before they are added up, so each piece is rounded apart."""
-    check_same(recipe(**BASES[base]), tmp_path, ShortMemory(2, first_step=1, where=where), tolerance=4 * 2**-8)
+    memory = ShortMemory(2, first_step=1, where=where)
+    check_same(undisturbed, recipe(**BASES[base]), tmp_path, memory, tolerance=4 * 2**-8)
 
 
 @pytest.mark.torture
 @pytest.mark.parametrize("seed", range(NUM_TORTURES))
-def test_wherever_memory_runs_out_the_gradients_stay_the_same(recipe, tmp_path, seed):
+def test_wherever_memory_runs_out_the_gradients_stay_the_same(undisturbed, recipe, tmp_path, seed):
     chance = random.Random(seed)
     accumulation, rows = chance.choice([1, 2, 3]), chance.choice([2, 3, 4, 5, 8])
     training = {
@@ -120,7 +142,7 @@ def test_wherever_memory_runs_out_the_gradients_stay_the_same(recipe, tmp_path, 
         where=chance.choice(["forward", "backward"]),
     )
     made = recipe(**base, lora=lora, training=training, data={"packing": chance.choice([True, False])})
-    check_same(made, tmp_path, memory, tolerance=10 * TOLERANCE if lora["use_dora"] else TOLERANCE)
+    check_same(undisturbed, made, tmp_path, memory, tolerance=10 * TOLERANCE if lora["use_dora"] else TOLERANCE)
 
 
 @pytest.mark.parametrize("stop", [2, 3])
@@ -146,17 +168,18 @@ def automatic(recipe, **settings) -> Recipe:
 
 
 @pytest.mark.parametrize("max_rows", [1000, 3], ids=["all at once", "in pieces"])
-def test_automatic_batches_have_the_gradients_and_losses_of_batches_of_any_size(recipe, tmp_path, max_rows):
+def test_automatic_batches_have_the_gradients_and_losses_of_batches_of_any_size(
+    undisturbed, recipe, tmp_path, max_rows
+):
     memory = ShortMemory(max_rows)
     found = gradients_of(automatic(recipe), RunDirectory(tmp_path / "auto"), memory)
     assert memory.rows_seen[0] == ROWS * ACCUMULATION
     for rows, passes in ((ROWS, ACCUMULATION), (1, ROWS * ACCUMULATION)):
-        run = RunDirectory(tmp_path / f"{rows}")
         training = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": passes}
-        expected = gradients_of(recipe(training=training), run, ShortMemory(1000))
+        expected, losses = undisturbed(recipe(training=training))
         for step, gradients in enumerate(expected.of_steps):
             assert largest_difference(found.of_steps[step], gradients) < (TOLERANCE if step == 0 else 1e-3)
-        assert losses_of(RunDirectory(tmp_path / "auto")) == pytest.approx(losses_of(run), rel=1e-4)
+        assert losses_of(RunDirectory(tmp_path / "auto")) == pytest.approx(losses, rel=1e-4)
 
 
 def test_what_the_plan_takes_for_too_much_is_not_tried(recipe, tmp_path):

@@ -11,7 +11,7 @@ from qlora_cli.plan.trace.offload import LEAST_BYTES, NUM_STASHED, FakeOffload, 
 from qlora_cli.plan.trace.step import fake_step
 from tests.plan.bases import AMPERE, request_for
 
-LAYERS, HIDDEN, LENGTH, ROWS = 12, 256, 128, 2
+LAYERS, HIDDEN, LENGTH, ROWS = 8, 256, 128, 2
 ONE_INPUT = ROWS * LENGTH * HIDDEN * 2
 """Bytes of a layer's input in bfloat16."""
 
@@ -24,15 +24,23 @@ def request_16bit():
     return request_for(config, AMPERE, data__max_length=LENGTH)
 
 
+@pytest.fixture(scope="module")
+def plain(request_16bit):
+    return fake_step(request_16bit)
+
+
+@pytest.fixture(scope="module")
+def offloaded(request_16bit):
+    return fake_step(request_16bit.changed({"training.activation_offloading": True}))
+
+
 def kept_at_the_loss(trace) -> int:
     start = next(phase.start for phase in trace.phases if phase.stage is Stage.LOSS)
     return trace.at(start).by_kind[MemoryKind.ACTIVATIONS]
 
 
-def test_with_checkpointing_all_inputs_of_layers_but_the_latest_leave_the_device(request_16bit):
+def test_with_checkpointing_all_inputs_of_layers_but_the_latest_leave_the_device(plain, offloaded):
     """The input of each layer and of the last norm is saved; five of them are still on their way."""
-    plain = fake_step(request_16bit)
-    offloaded = fake_step(request_16bit.changed({"training.activation_offloading": True}))
     assert kept_at_the_loss(plain) - kept_at_the_loss(offloaded) == (LAYERS + 1 - NUM_STASHED) * ONE_INPUT
 
 
@@ -43,9 +51,7 @@ def test_without_checkpointing_more_leaves(request_16bit):
     assert kept_at_the_loss(offloaded) < 0.5 * kept_at_the_loss(plain)
 
 
-def test_the_weights_and_what_is_trained_stay_as_they_are(request_16bit):
-    plain = fake_step(request_16bit)
-    offloaded = fake_step(request_16bit.changed({"training.activation_offloading": True}))
+def test_the_weights_and_what_is_trained_stay_as_they_are(plain, offloaded):
     for kind in (
         MemoryKind.BASE_QUANTIZED,
         MemoryKind.QUANTIZATION_CONSTANTS,
