@@ -22,16 +22,6 @@ def let_idle_threads_sleep() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-def compile_nothing() -> None:
-    """Keep bitsandbytes from loading torch's compiler; call it before bitsandbytes is imported.
-
-    bitsandbytes 0.50 hands four of its functions to `torch.compile` as it is imported, for devices without kernels of
-    their own, of which this project uses none. That loads Inductor, a fifth of all CPU time that imports take.
-    Nothing else here is compiled. Only for the command line: a program that calls us may compile what it likes.
-    """
-    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-
-
 def skip_pydantic_plugins() -> None:
     """Keep pydantic from looking through every installed package for plugins, of which this project uses none.
 

@@ -55,7 +55,6 @@ def main() -> None:
     try:
         with interruptible():
             environment.let_idle_threads_sleep()
-            environment.compile_nothing()
             environment.skip_pydantic_plugins()
             compat.keep_imports_quiet()
             console.keep_streams_clean()
