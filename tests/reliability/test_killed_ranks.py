@@ -88,7 +88,13 @@ def check_killed(ranks: Ranks, recipe: Path, straight: Path, run: Path, rank: in
 
 @pytest.mark.parametrize(
     ("rank", "point"),
-    [(1, "before they meet"), (0, "in a save"), (1, "in an evaluation")],
+    [
+        (1, "before they meet"),
+        pytest.param(0, "in the data", marks=pytest.mark.torture),
+        pytest.param(1, "in a step", marks=pytest.mark.torture),
+        (0, "in a save"),
+        (1, "in an evaluation"),
+    ],
 )
 def test_one_of_two_processes_killed_ends_both_and_the_resumed_run_is_the_undisturbed_one(
     ranks, recipe, straight, tmp_path, rank, point
@@ -101,6 +107,7 @@ def test_one_of_two_processes_killed_ends_both_and_the_resumed_run_is_the_undist
     ("rank", "point", "said"),
     [
         (1, "in the data", "nothing is trained yet"),
+        pytest.param(1, "in the model", "nothing is trained yet", marks=pytest.mark.torture),
         (1, "in an evaluation", "stopped at step 2 of 8; the checkpoint is saved"),
         (0, "at the end", None),
     ],
