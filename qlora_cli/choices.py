@@ -14,8 +14,16 @@ ExchangeFormat = Literal["alpaca", "messages", "sharegpt", "prompt_completion"]
 DataFormat = Literal[ExchangeFormat, "text"]
 """Layouts of a row; FORMATS in `data/read/converters.py`."""
 
-MetricName = Literal["exact_match", "number_match", "contains", "rouge_l"]
-"""Scores of an answer; METRICS in `evaluate/metrics.py`."""
+MetricName = Literal[
+    "exact_match", "number_match", "contains", "regex", "choice", "json_valid", "rouge_l", "bleu", "chrf"
+]
+"""Scores of an answer; METRICS in `evaluate/metrics/table.py`."""
+
+Ignored = Literal["case", "punctuation", "white_space"]
+"""What the comparison of two texts may leave out; `normalized` in `evaluate/metrics/text.py`."""
+
+TaskKind = Literal["generation", "multiple_choice"]
+"""How a task is answered; KINDS in `evaluate/tasks/load.py`."""
 
 ExportFormat = Literal["hf"]
 """Formats that `qlora export` writes; FORMATS in `deploy/export_formats.py`."""

@@ -26,7 +26,7 @@ from qlora_cli.evaluate.run_columns import read_like_the_run
 from qlora_cli.evaluate.tasks import load_task
 from qlora_cli.model.tuned import Tuned, TunedSource, find_tuned, load_tuned
 from qlora_cli.recipe.data_schema import SourceSection
-from qlora_cli.recipe.schema import TaskSection
+from qlora_cli.recipe.eval_schema import TaskSection
 from qlora_cli.run.claim import refuse_links
 from qlora_cli.run.manifest import recorded_date
 

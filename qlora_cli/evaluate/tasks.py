@@ -16,7 +16,7 @@ from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.errors import DataError
 from qlora_cli.evaluate.metrics import METRICS
 from qlora_cli.recipe.data_schema import SourceSection
-from qlora_cli.recipe.schema import TaskSection
+from qlora_cli.recipe.eval_schema import TaskSection
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
+ALLOCATOR_FAULTS = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "DefaultCPUAllocator: can't allocate")
+"""Errors of libraries that got no memory, where torch has no error of its own for it."""
+
 
 def pick_device() -> torch.device:
     """The current CUDA device where there is one, else the CPU."""
@@ -73,3 +76,12 @@ def free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def is_out_of_memory(fault: RuntimeError) -> bool:
+    """Whether memory was asked for and not given.
+
+    >>> is_out_of_memory(torch.OutOfMemoryError("no")), is_out_of_memory(RuntimeError("shapes differ"))
+    (True, False)
+    """
+    return isinstance(fault, torch.OutOfMemoryError) or any(text in str(fault) for text in ALLOCATOR_FAULTS)

@@ -10,9 +10,9 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from qlora_cli.choices import ExchangeFormat, MetricName
 from qlora_cli.recipe.coercions import FolderOrId, Names, Number, as_float, as_tuple
 from qlora_cli.recipe.data_schema import DataSection
+from qlora_cli.recipe.eval_schema import EvalSection
 from qlora_cli.recipe.section import Section
 
 DEFAULT_EPOCHS = 3.0
@@ -216,47 +216,6 @@ class TrainingSection(Section):
     def num_passes(self) -> int:
         """Forward passes of `rows_at_once` that add up to an optimizer step."""
         return 1 if self.per_device_train_batch_size == "auto" else self.gradient_accumulation_steps
-
-
-class TaskSection(Section):
-    """A generation task: prompts with known answers."""
-
-    path: str = Field(min_length=1)
-    """Data in any format that `data.train` reads; the last assistant turn (or completion) is the answer."""
-
-    name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
-    """Name in tables and of the file with the answers; the file's stem when not given."""
-
-    format: ExchangeFormat | None = None
-    """Layout of a row; detected from the column names when not given."""
-
-    columns: dict[str, str] = Field(default_factory=dict)
-    """Format field -> column, as in a data source."""
-
-    metrics: Annotated[tuple[MetricName, ...], BeforeValidator(as_tuple)] = Field(("exact_match",), min_length=1)
-    """How an answer is scored; each is a mean over the examples."""
-
-    max_new_tokens: int = Field(256, ge=1, le=1_048_576)
-    """Longest answer in tokens."""
-
-    limit: int | None = Field(None, ge=1, le=1_000_000_000)
-    """Use only this many examples, the first ones."""
-
-
-class EvalSection(Section):
-    """Measurement on held-out data."""
-
-    eval_strategy: Literal["epoch", "steps", "no"] | None = None
-    """When the eval loss is measured while training; `epoch` where there is eval data, else never."""
-
-    eval_steps: int | None = Field(None, ge=1, le=1_000_000_000)
-    """Optimizer steps between two measurements, with `eval_strategy: steps`."""
-
-    per_device_eval_batch_size: int = Field(8, ge=1, le=65_536)
-    """Rows, or prompts, in one forward pass."""
-
-    tasks: Annotated[tuple[TaskSection, ...], BeforeValidator(as_tuple)] = ()
-    """Generation tasks that `qlora eval` runs."""
 
 
 class TrackingSection(Section):

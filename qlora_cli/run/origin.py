@@ -42,12 +42,16 @@ def located(recipe: Recipe, run: RunDirectory) -> Recipe:
     template = recipe.model.chat_template
     model = {"base_model": find(recipe.model.base_model), "chat_template": template and find(template)}
     data = {"train": find_each(recipe.data.train), "eval": find_each(recipe.data.eval)}
-    tasks = {"tasks": find_each(recipe.eval.tasks)}
+    tasks = tuple(
+        each.model_copy(update={"json_schema": each.json_schema and find(each.json_schema)})
+        for each in find_each(recipe.eval.tasks) or ()
+    )
+    measured = {"tasks": tasks, "general_text": find(recipe.eval.general_text)}
     return recipe.model_copy(
         update={
             "model": recipe.model.model_copy(update=model),
             "data": recipe.data.model_copy(update=data),
-            "eval": recipe.eval.model_copy(update=tasks),
+            "eval": recipe.eval.model_copy(update=measured),
         }
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from qlora_cli.run.eval_results import eval_files
 from qlora_cli.run.inventory import checkpoint_files, is_plain_file, listed_files
 
 FILES = ("log.txt", "metrics.jsonl", "data/report.json", "data/rejected.jsonl", "manifest.json", "recipe.yaml")
@@ -19,7 +20,7 @@ TENSORBOARD_FILES = "events.out.tfevents.*"
 def run_files(run: Path) -> list[str]:
     """The files of the run in the directory `run`, relative to it; its recipe is the last."""
     names = {name for name in FILES if is_plain_file(run, name)}
-    folders = dict.fromkeys(FOLDERS, listed_files)
+    folders = dict.fromkeys(FOLDERS, listed_files) | {"eval": eval_files}
     folders |= {f"checkpoints/{path.name}": checkpoint_files for path in sorted((run / "checkpoints").glob("step-*"))}
     for folder, listing in folders.items():
         if _is_plain_folder(run, folder):

@@ -12,7 +12,8 @@ from qlora_cli.model.base import load_base
 from qlora_cli.model.initialization import set_adapter_values, split_principal
 from qlora_cli.model.tuned import Tuned
 from qlora_cli.recipe.data_schema import SourceSection
-from qlora_cli.recipe.schema import LoraSection, ModelSection, QuantizationSection, TaskSection
+from qlora_cli.recipe.eval_schema import TaskSection
+from qlora_cli.recipe.schema import LoraSection, ModelSection, QuantizationSection
 
 
 @pytest.fixture(scope="module")

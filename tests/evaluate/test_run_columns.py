@@ -9,7 +9,8 @@ import pytest
 from qlora_cli.errors import ArgumentError
 from qlora_cli.evaluate.run_columns import parse_columns, read_like_the_run
 from qlora_cli.recipe.data_schema import SourceSection
-from qlora_cli.recipe.schema import Recipe, TaskSection
+from qlora_cli.recipe.eval_schema import TaskSection
+from qlora_cli.recipe.schema import Recipe
 
 ASKED = {"instruction": "question", "output": "answer"}
 

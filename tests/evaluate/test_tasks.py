@@ -8,7 +8,7 @@ from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.errors import ArgumentError, DataError
 from qlora_cli.evaluate.request import EvalRequest, prepare_evaluation, task_sections
 from qlora_cli.evaluate.tasks import Question, Task, load_task, score_answers, to_question
-from qlora_cli.recipe.schema import TaskSection
+from qlora_cli.recipe.eval_schema import TaskSection
 
 PLACE = Place("rows.jsonl", line=1, row=1)
 

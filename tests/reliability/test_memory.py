@@ -21,7 +21,7 @@ from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.metrics import read_metrics
 from qlora_cli.train.preflight import memory as forecast
 from qlora_cli.train.session import TrainOptions, train_recipe
-from qlora_cli.train.step.microbatch import is_out_of_memory
+from qlora_cli.model.device import is_out_of_memory
 from qlora_cli.train.trainer import QloraTrainer
 from tests.reliability.conftest import num_cases
 from tests.reliability.harness.short_memory import Gradients, ShortMemory, largest_difference

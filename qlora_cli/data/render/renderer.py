@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from qlora_cli.constants import IGNORE_INDEX
 from qlora_cli.data.example import Example, Message, PlainText
 from qlora_cli.data.problems import RowProblems
 from qlora_cli.data.rejection import RejectionReason, RowError
+from qlora_cli.data.render.answer_frame import AnswerFrame, find_answer_frame, marks_of_tokens
 from qlora_cli.data.render.chat_text import ChatText, ChatTexts
 from qlora_cli.data.render.encoding import Encoded, Encoder
 from qlora_cli.data.render.generation_prompt import STAND_IN, Tools
@@ -182,6 +183,16 @@ class Renderer:
             added = self._tokenizer.added_tokens_decoder
             ids.update(token for token in closing_ids.input_ids if token in added and added[token].content.strip())
         return frozenset(ids)
+
+    @cached_property
+    def answer_frame(self) -> AnswerFrame:
+        """Text that the template prints around an answer, and the mark behind reasoning."""
+        mask, as_read = self._texts.mask, self._texts.as_template_reads
+        frame = find_answer_frame(
+            self.template, lambda messages, asks: mask.plain(as_read(messages), add_generation_prompt=asks)
+        )
+        marks = marks_of_tokens(token.content for token in self._tokenizer.added_tokens_decoder.values())
+        return frame if frame.closing or marks is None else replace(frame, opening=marks[0], closing=marks[1])
 
     def _text_or_error(self, example: Example) -> _Text | RowError:
         try:

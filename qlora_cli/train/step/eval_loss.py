@@ -10,11 +10,11 @@ from peft import PeftModel
 from qlora_cli import console
 from qlora_cli.data.collator import Collator
 from qlora_cli.data.packed_rows import PackedRows
-from qlora_cli.model.device import free_memory
+from qlora_cli.model.device import free_memory, is_out_of_memory
 from qlora_cli.model.eval_loss import Score, summed_loss
 from qlora_cli.progress import Phase, progress
 from qlora_cli.train.processes.collectives import ProcessGroup
-from qlora_cli.train.step.microbatch import chunks, is_out_of_memory
+from qlora_cli.train.step.microbatch import chunks
 
 
 class EvalLoss:

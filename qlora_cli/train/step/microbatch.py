@@ -13,22 +13,9 @@ from typing import Any
 import torch
 
 from qlora_cli import console
-from qlora_cli.model.device import free_memory
+from qlora_cli.model.device import free_memory, is_out_of_memory
 
 Batch = dict[str, Any]
-
-ALLOCATOR_FAULTS = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "DefaultCPUAllocator: can't allocate")
-"""Errors of libraries that got no memory, where torch has no error of its own for it."""
-
-
-def is_out_of_memory(fault: RuntimeError) -> bool:
-    """Whether memory was asked for and not given.
-
-    >>> is_out_of_memory(torch.OutOfMemoryError("no")), is_out_of_memory(RuntimeError("shapes differ"))
-    (True, False)
-    """
-    return isinstance(fault, torch.OutOfMemoryError) or any(text in str(fault) for text in ALLOCATOR_FAULTS)
-
 
 def generator_states() -> list[torch.Tensor]:
     """State of the generators that a forward pass draws from: the CPU's and, where there is one, the current GPU's."""
