@@ -21,7 +21,7 @@ from qlora_cli.progress import STARTING, progress
 if TYPE_CHECKING:
     from qlora_cli.deploy.export import Exported
     from qlora_cli.deploy.record import Merged
-    from qlora_cli.evaluate.comparison import Comparison
+    from qlora_cli.evaluate.evaluation import Outcome
     from qlora_cli.serve.chat import ChatSession
     from qlora_cli.serve.generation import Answer
     from qlora_cli.train.result import TrainingResult
@@ -83,12 +83,14 @@ def train(
 
 @called
 def evaluate(
-    run: AnyPath | None = None,
+    run: AnyPath | Sequence[AnyPath] | None = None,
     *,
+    against: AnyPath = "base",
     data: AnyPath | None = None,
     tasks: AnyPath | Sequence[AnyPath] = (),
     metrics: str | Sequence[str] = (),
     columns: Mapping[str, str] | Sequence[str] = (),
+    general_text: AnyPath | None = None,
     batch_size: int | None = None,
     max_new_tokens: int | None = None,
     limit: int | None = None,
@@ -96,16 +98,18 @@ def evaluate(
     revision: str | None = None,
     quantization: LoadedAs | None = None,
     overrides: Mapping[str, Any] | Sequence[str] = (),
-) -> Comparison:
-    """Measure a tuned model beside its base, as `qlora eval`; the results are written to `<run>/eval/` too.
+) -> Outcome:
+    """Measure tuned models beside their base, as `qlora eval`; the results are written to `<run>/eval/` too.
 
     Args:
-        run: run directory or PEFT adapter folder; the latest run when None.
+        run: run directory, PEFT adapter folder or model folder, or several; the latest run when None.
+        against: what each is compared with: `base`, its own base without the adapter, or another run or folder.
         data: rows to measure loss and perplexity on; the recipe's eval rows when None.
         tasks: files of prompts and answers; the recipe's tasks when there are none.
         metrics: for those files, of those that `qlora eval --help` lists; exact_match when there are none.
         columns: `{"instruction": "question"}`, or texts as `--columns` takes them: how `data` and `tasks` are read; as
             the run's own rows when there are none.
+        general_text: text file that shows what was forgotten, `shipped` or `none`; the recipe's when None.
         batch_size: rows or prompts in a batch; the recipe's, or 8, when None.
         max_new_tokens: longest answer; the recipe's, or 256, when None.
         limit: first questions of each task.
@@ -113,14 +117,14 @@ def evaluate(
 
     Raises:
         QloraError: if there is nothing to measure, or on.
-        KeyboardInterrupt: after Ctrl-C; nothing is written.
+        KeyboardInterrupt: after Ctrl-C; what was measured is kept, and the same call continues there.
     """
     for name, value in (("batch_size", batch_size), ("max_new_tokens", max_new_tokens), ("limit", limit)):
         check_range(name, value, 1)
     with progress(STARTING):
         from qlora_cli.evaluate.request import EvalRequest, measure, task_sections
         from qlora_cli.evaluate.run_columns import parse_columns
-        from qlora_cli.model.tuned import choose_tuned
+        from qlora_cli.model.tuned import choose_tuned, find_tuned
 
     files = [tasks] if isinstance(tasks, str | os.PathLike) else tasks
     names = [metrics] if isinstance(metrics, str) else metrics
@@ -129,9 +133,13 @@ def evaluate(
         raise ArgumentError("--columns needs a file to read", hint="add --data FILE or --task FILE")
     sections = task_sections([Path(file) for file in files], names, named)
     rows = None if data is None else Path(data)
+    general = None if general_text is None else os.fspath(general_text)
+    folders: Sequence[AnyPath | None] = [run] if run is None or isinstance(run, str | os.PathLike) else list(run)
     with console.library_noise_to(None):
-        source = choose_tuned(run, base_model, revision, quantization, overrides)
-        return measure(source, EvalRequest(rows, sections, batch_size, max_new_tokens, limit, named))
+        sources = [choose_tuned(one, base_model, revision, quantization, overrides) for one in folders or (None,)]
+        other = None if str(against) == "base" else find_tuned(Path(against))
+        request = EvalRequest(rows, sections, batch_size, max_new_tokens, limit, named, general)
+        return measure(sources, request, other)
 
 
 @called

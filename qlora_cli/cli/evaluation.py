@@ -3,21 +3,42 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
+from rich.text import Text
 
 from qlora_cli import api, console
 from qlora_cli.choices import MetricName
-from qlora_cli.cli.options import BaseModel, LoadingOverrides, Quantization, Revision, Run
+from qlora_cli.cli.options import BaseModel, LoadingOverrides, Quantization, Revision
 from qlora_cli.progress import STARTING, progress
+
+if TYPE_CHECKING:
+    from qlora_cli.run.eval_results import EvalResults
 
 Data = Annotated[
     Path | None, typer.Option(help="Rows to measure loss and perplexity on.", show_default="the recipe's eval rows")
 ]
+Models = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        metavar="[RUN]...", help="Run directories, PEFT adapters or model folders.", show_default="the latest run"
+    ),
+]
+Against = Annotated[
+    str, typer.Option(metavar="base|RUN|FOLDER", help="Compare with the base, or with another run or folder.")
+]
 Tasks = Annotated[
     list[Path] | None,
-    typer.Option(help="File of prompts and answers; may be repeated.", show_default="the recipe's tasks"),
+    typer.Option(
+        "--task", "--tasks", help="File of prompts and answers; may be repeated.", show_default="the recipe's tasks"
+    ),
+]
+GeneralText = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE|shipped|none", help="Text that shows what was forgotten.", show_default="the recipe's, or shipped"
+    ),
 ]
 Metrics = Annotated[
     list[str] | None,
@@ -71,11 +92,13 @@ def tiny(
 
 
 def evaluate(
-    run: Run = None,
+    run: Models = None,
+    against: Against = "base",
     data: Data = None,
     task: Tasks = None,
     metric: Metrics = None,
     columns: Columns = None,
+    general_text: GeneralText = None,
     batch_size: BatchSize = None,
     max_new_tokens: MaxNewTokens = None,
     limit: Annotated[
@@ -85,15 +108,17 @@ def evaluate(
     revision: Revision = None,
     quantization: Quantization = None,
     overrides: LoadingOverrides = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the measures as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
-    """Measure a tuned model beside its base."""
-    comparison = api.evaluate(
+    """Did it help? Measure tuned models beside their base."""
+    outcome = api.evaluate(
         run,
+        against=against,
         data=data,
         tasks=task or (),
         metrics=metric or (),
         columns=columns or (),
+        general_text=general_text,
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
         limit=limit,
@@ -103,9 +128,23 @@ def evaluate(
         overrides=overrides or (),
     )
     if as_json:
-        console.data(comparison.as_dict())
-    else:
-        console.table(("measure", "base", "tuned", "over"), comparison.table())
+        console.data(outcome.as_dict())
+        return
+    _show(outcome.results)
+
+
+def _show(results: EvalResults) -> None:
+    from qlora_cli.evaluate.table import forgotten, remarks, tables
+
+    for number, table in enumerate(tables(results)):
+        if number:
+            console.result("")
+        console.table(table.columns, table.rows)
+    console.result("")
+    for line in remarks(results):
+        console.result(line)
+    for line in forgotten(results):
+        console.result(Text(line, style="bold red"))
 
 
 def register(app: typer.Typer) -> None:

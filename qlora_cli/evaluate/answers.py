@@ -4,11 +4,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from qlora_cli.model.generation_settings import generation_settings, only_these_settings
 
@@ -20,39 +21,41 @@ class AnswerOptions:
     end_of_turn_ids: Collection[int]
     """Tokens that end an answer; the ending one is not part of its text."""
 
+    pad_token_id: int
     max_new_tokens: int = 256
-    batch_size: int = 8
+
+
+class Generated(NamedTuple):
+    """The tokens of an answer."""
+
+    token_ids: list[int]
+    """Without the one that ends the turn."""
+
+    is_ended: bool
+    """Whether the model ended the turn; False where the answer ran into its longest length."""
 
 
 def generate_answers(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Sequence[int]],
-    options: AnswerOptions,
-    on_answers: Callable[[int], None] | None = None,
-) -> list[str]:
-    """The most likely continuation of each prompt, token by token, in the order of the prompts.
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], options: AnswerOptions
+) -> list[Generated]:
+    """The most likely continuation of each prompt, token by token; all prompts are one batch.
 
-    Prompts of like length share a batch. Answers do not depend on it: the attention mask hides the padding, and
-    positions count from each prompt's first token.
+    Answers do not depend on what shares a batch, but for the rounding of 16 bit: the attention mask hides the padding,
+    and positions count from each prompt's first token.
 
     Args:
         model: a causal language model in eval mode.
-        tokenizer: its tokenizer; only `pad_token_id` and decoding are used.
         prompts: token ids of each prompt.
-        options: when an answer ends, and how many are generated together.
-        on_answers: called after each batch with the number of its prompts.
+        options: when an answer ends.
     """
-    by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    answers = [""] * len(prompts)
-    for start in range(0, len(prompts), options.batch_size):
-        indices = by_length[start : start + options.batch_size]
-        texts = _answer_batch(model, tokenizer, [prompts[index] for index in indices], options)
-        for index, text in zip(indices, texts, strict=True):
-            answers[index] = text
-        if on_answers is not None:
-            on_answers(len(indices))
-    return answers
+    input_ids_BL, attention_mask_BL = pad_left(prompts, options.pad_token_id)
+    settings = generation_settings(options.end_of_turn_ids, options.pad_token_id, max_new_tokens=options.max_new_tokens)
+    with torch.no_grad(), only_these_settings(model, settings):
+        sequences = model.generate(
+            input_ids=input_ids_BL.to(model.device), attention_mask=attention_mask_BL.to(model.device)
+        )
+    generated_BG = sequences[:, input_ids_BL.shape[1] :].tolist()
+    return [until_end(token_ids, options.end_of_turn_ids) for token_ids in generated_BG]
 
 
 def pad_left(prompts: Sequence[Sequence[int]], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -68,32 +71,11 @@ def pad_left(prompts: Sequence[Sequence[int]], pad_token_id: int) -> tuple[torch
     return torch.tensor(input_ids_BL), torch.tensor(attention_mask_BL)
 
 
-def _answer_batch(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Sequence[int]],
-    options: AnswerOptions,
-) -> list[str]:
-    input_ids_BL, attention_mask_BL = pad_left(prompts, tokenizer.pad_token_id)
-    settings = generation_settings(
-        options.end_of_turn_ids, tokenizer.pad_token_id, max_new_tokens=options.max_new_tokens
-    )
-    with torch.no_grad(), only_these_settings(model, settings):
-        sequences = model.generate(
-            input_ids=input_ids_BL.to(model.device), attention_mask=attention_mask_BL.to(model.device)
-        )
-    generated_BG = sequences[:, input_ids_BL.shape[1] :].tolist()
-    return [
-        tokenizer.decode(_until_end(token_ids, options.end_of_turn_ids), skip_special_tokens=True)
-        for token_ids in generated_BG
-    ]
-
-
-def _until_end(token_ids: Sequence[int], end_of_turn_ids: Collection[int]) -> Sequence[int]:
+def until_end(token_ids: Sequence[int], end_of_turn_ids: Collection[int]) -> Generated:
     """The tokens before the first that ends the turn.
 
-    >>> _until_end([5, 6, 2, 0, 0], end_of_turn_ids={2})
-    [5, 6]
+    >>> until_end([5, 6, 2, 0, 0], end_of_turn_ids={2}), until_end([5, 6], end_of_turn_ids={2})
+    (Generated(token_ids=[5, 6], is_ended=True), Generated(token_ids=[5, 6], is_ended=False))
     """
-    ends = (index for index, token_id in enumerate(token_ids) if token_id in end_of_turn_ids)
-    return token_ids[: next(ends, len(token_ids))]
+    end = next((index for index, token_id in enumerate(token_ids) if token_id in end_of_turn_ids), None)
+    return Generated(list(token_ids[:end]), end is not None)

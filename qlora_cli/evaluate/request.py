@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import get_args
 
+from qlora_cli.choices import MetricName
 from qlora_cli.data.answer_rows import rows_per_answer
 from qlora_cli.data.prepare import prepare_data
 from qlora_cli.data.read.column_mapping import Where
@@ -14,20 +16,20 @@ from qlora_cli.data.read.examples import read_examples
 from qlora_cli.data.render.for_data import data_renderer
 from qlora_cli.data.render.renderer import Renderer, TokenRow
 from qlora_cli.errors import ArgumentError, DataError
-from qlora_cli.evaluate.comparison import (
-    Comparison,
-    Evaluation,
-    evaluate_run,
-    refuse_foreign_results,
-    write_comparison,
-)
-from qlora_cli.evaluate.metrics import METRICS
+from qlora_cli.evaluate.contest import arrange
+from qlora_cli.evaluate.evaluation import Outcome, evaluate
+from qlora_cli.evaluate.kept import kept_in
 from qlora_cli.evaluate.run_columns import read_like_the_run
-from qlora_cli.evaluate.tasks import load_task
-from qlora_cli.model.tuned import Tuned, TunedSource, find_tuned, load_tuned
+from qlora_cli.evaluate.tasks.general_text import general_text_task
+from qlora_cli.evaluate.tasks.held_out import LossTask
+from qlora_cli.evaluate.tasks.load import load_task
+from qlora_cli.evaluate.tasks.task import Task
+from qlora_cli.evaluate.written import refuse_foreign_results, write_outcome
+from qlora_cli.model.tuned import TunedSource
 from qlora_cli.recipe.data_schema import SourceSection
-from qlora_cli.recipe.eval_schema import TaskSection
+from qlora_cli.recipe.eval_schema import EvalSection, TaskSection
 from qlora_cli.run.claim import refuse_links
+from qlora_cli.run.eval_results import GENERAL_TEXT, HELD_OUT
 from qlora_cli.run.manifest import recorded_date
 
 DEFAULT_BATCH_SIZE = 8
@@ -51,6 +53,8 @@ class EvalRequest:
     columns: Mapping[str, str] = field(default_factory=dict)
     """Format field -> column of `data`; where it is empty, as the run's own rows were read."""
 
+    general_text: str | None = None
+
 
 def task_sections(
     files: Sequence[Path], metrics: Sequence[str], columns: Mapping[str, str] | None = None
@@ -61,8 +65,9 @@ def task_sections(
         ArgumentError: for an unknown metric, or metrics without a file to score.
     """
     for metric in metrics:
-        if metric not in METRICS:
-            raise ArgumentError(f"unknown metric '{metric}'", hint=f"the metrics are {', '.join(METRICS)}")
+        if metric not in get_args(MetricName):
+            known = ", ".join(get_args(MetricName))
+            raise ArgumentError(f"unknown metric '{metric}'", hint=f"the metrics are {known}")
     if metrics and not files:
         raise ArgumentError("--metric needs a --task", hint="add --task FILE")
     chosen = {"metrics": tuple(metrics)} if metrics else {}
@@ -70,67 +75,96 @@ def task_sections(
     return tuple(TaskSection.model_validate({"path": str(file), **named, **chosen}) for file in files)
 
 
-def measure(folder: TunedSource | Path | None, request: EvalRequest) -> Comparison:
-    """Load the model in `folder` (the latest run when None), measure it, and write down the results of a run.
+def measure(sources: Sequence[TunedSource], request: EvalRequest, against: TunedSource | None = None) -> Outcome:
+    """Measure the models, and write down the results beside the first one.
 
     The results go to `<run>/eval/`, or `<folder>/eval/` for an adapter made elsewhere.
+
+    Args:
+        sources: the models; the recipe of the first one says what is measured where `request` does not.
+        request: options.
+        against: what each is compared with; its own base where that is None.
     """
-    source = find_tuned(folder)
-    if source.run is not None:
-        refuse_links(source.run)
-    tuned = load_tuned(source)
-    evaluation = prepare_evaluation(tuned, request)
-    results = tuned.source.run.eval_path if tuned.source.run else tuned.source.folder / "eval"
-    refuse_foreign_results(results, evaluation)
-    comparison = evaluate_run(tuned, evaluation)
-    write_comparison(comparison, results)
-    return comparison
+    first = sources[0]
+    if first.run is not None:
+        refuse_links(first.run)
+    tasks, batch_size = prepare_tasks(first, request)
+    folder = first.run.eval_path if first.run else first.folder / "eval"
+    refuse_foreign_results(folder, [task.name for task in tasks])
+    with kept_in(folder) as kept:
+        outcome = evaluate(arrange(sources, against), tasks, batch_size, kept)
+        write_outcome(outcome, folder)
+    return outcome
 
 
-def prepare_evaluation(tuned: Tuned, request: EvalRequest) -> Evaluation:
-    """Read and render everything that is to be measured, before anything is computed.
+def prepare_tasks(source: TunedSource, request: EvalRequest) -> tuple[list[Task], int]:
+    """Everything that is to be measured, with questions read but not yet rendered; and the batch size.
 
     Raises:
         ArgumentError: if there is nothing to measure on.
         DataError: if a file cannot be read.
     """
-    recipe, run = tuned.source.recipe, tuned.source.run
-    date = recorded_date(run) if run else None  # the day that the run was trained on: its figures can be compared
-    renderer = Renderer(tuned.tokenizer, date=date)
+    recipe = source.recipe
+    section = recipe.eval if recipe else EvalSection()
     where: Where = "option" if request.tasks else "tasks"
-    sections = tuple(read_like_the_run(task, recipe) for task in request.tasks) or (recipe.eval.tasks if recipe else ())
+    sections = tuple(read_like_the_run(task, recipe) for task in request.tasks) or section.tasks
     changes = {"max_new_tokens": request.max_new_tokens, "limit": request.limit}
     given = {name: value for name, value in changes.items() if value is not None}
     with _hinting("--task FILE" if not request.tasks else ""):
-        tasks = [load_task(section.model_copy(update=given), renderer, where) for section in sections]
-    rows = _held_out_rows(tuned, request, renderer)
-    if not rows and not tasks:
+        asked = [load_task(one.model_copy(update=given), where) for one in sections]
+    rows = _held_out_rows(source, request)
+    if rows is None and not asked:
         raise ArgumentError(
-            f"there is nothing to measure '{tuned.source.folder}' on",
+            f"there is nothing to measure '{source.folder}' on",
             hint="name held-out rows with --data FILE, or a task with --task FILE",
         )
-    default = recipe.eval.per_device_eval_batch_size if recipe else DEFAULT_BATCH_SIZE
-    return Evaluation(rows, tasks, request.batch_size or default)
+    _refuse_reserved(asked)
+    general = general_text_task(request.general_text or section.general_text)
+    tasks: list[Task] = [LossTask(HELD_OUT, rows)] if rows is not None else []
+    tasks += [*asked, *([general] if general is not None else [])]
+    default = section.per_device_eval_batch_size if recipe else DEFAULT_BATCH_SIZE
+    return tasks, request.batch_size or default
 
 
-def _held_out_rows(tuned: Tuned, request: EvalRequest, renderer: Renderer) -> list[TokenRow]:
+def _refuse_reserved(tasks: Sequence[Task]) -> None:
+    seen = {HELD_OUT, GENERAL_TEXT}
+    for task in tasks:
+        if task.name in seen:
+            raise ArgumentError(
+                f"two tasks have the name '{task.name}'",
+                hint="rename a file, or give it a `name:` in a recipe",
+            )
+        seen.add(task.name)
+
+
+def _held_out_rows(source: TunedSource, request: EvalRequest) -> Callable[[Renderer], list[TokenRow]] | None:
+    """Gives the rows in the tokens of a model; None where there are none."""
+    recipe = source.recipe
     if request.data is not None:
         asked = SourceSection(path=str(request.data), columns=dict(request.columns))
-        source = read_like_the_run(asked, tuned.source.recipe)
-        examples = read_examples(source, where="option")
-        if tuned.source.recipe is not None and tuned.source.recipe.data.row_per == "answer":
+        examples = read_examples(read_like_the_run(asked, recipe), where="option")
+        if recipe is not None and recipe.data.row_per == "answer":
             examples = [row for example in examples for row in rows_per_answer(example)]
-        rows = renderer.render(examples)
-        if not any(row.num_trained_tokens for row in rows):
-            raise ArgumentError("no row holds an assistant's turn to measure the loss on", place=str(request.data))
-        return rows
-    recipe = tuned.source.recipe
+        place = str(request.data)
+
+        def rendered(renderer: Renderer) -> list[TokenRow]:
+            rows = renderer.render(examples)
+            if not any(row.num_trained_tokens for row in rows):
+                raise ArgumentError("no row holds an assistant's turn to measure the loss on", place=place)
+            return rows
+
+        return rendered
     if recipe is None or (recipe.data.eval is None and recipe.data.eval_fraction is None):
-        return []
-    date = recorded_date(tuned.source.run) if tuned.source.run else None
-    renderer = data_renderer(tuned.tokenizer, recipe.data, date)
-    with _hinting("--data FILE"):
-        return list(prepare_data(recipe.data, renderer, recipe.training.seed).eval.all_documents())
+        return None
+    date = recorded_date(source.run) if source.run else None
+    data, seed = recipe.data, recipe.training.seed
+
+    def prepared(renderer: Renderer) -> list[TokenRow]:
+        own = data_renderer(renderer.tokenizer, data, date)
+        with _hinting("--data FILE"):
+            return list(prepare_data(data, own, seed).eval.all_documents())
+
+    return prepared
 
 
 @contextmanager

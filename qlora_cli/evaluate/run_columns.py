@@ -14,8 +14,8 @@ from qlora_cli.data.read.formats import resolve_format
 from qlora_cli.data.read.sources import parse_row, read_raw
 from qlora_cli.errors import ArgumentError, DataError
 from qlora_cli.recipe.data_schema import SourceSection
-from qlora_cli.recipe.one_line import one_line
 from qlora_cli.recipe.eval_schema import TaskSection
+from qlora_cli.recipe.one_line import one_line
 from qlora_cli.recipe.schema import Recipe
 
 Source = TypeVar("Source", SourceSection, TaskSection)

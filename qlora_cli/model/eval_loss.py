@@ -104,3 +104,23 @@ def _slices(batch: Mapping[str, Any], vocab_size: int) -> Iterator[Mapping[str, 
     rows_at_once = max(1, MAX_LOGITS // (length * vocab_size))
     for start in range(0, num_rows, rows_at_once):
         yield {name: value[start : start + rows_at_once] for name, value in batch.items()}
+
+
+def row_losses(model: PreTrainedModel | PeftModel, batch: Mapping[str, Any]) -> list[tuple[float, int]]:
+    """The loss of each row, summed over its labelled tokens in fp64, and their number.
+
+    The arguments are those of `score_rows`; the batch is not flattened.
+    """
+    vocab_size = model.config.get_text_config().vocab_size
+    was_training = model.training
+    model.eval()
+    found: list[tuple[float, int]] = []
+    try:
+        with torch.no_grad():
+            for rows in _slices(batch, vocab_size):
+                counts = (rows["labels"][:, 1:] != IGNORE_INDEX).sum(dim=1).tolist()
+                losses = labelled_losses(model, rows).double().cpu().split(counts)
+                found += [(losses_T.sum().item(), count) for losses_T, count in zip(losses, counts, strict=True)]
+    finally:
+        model.train(was_training)
+    return found

@@ -61,4 +61,4 @@ class EvalSection(Section):
     """Tasks that `qlora eval` runs."""
 
     general_text: str = Field("shipped", min_length=1)
-    """Text file whose loss shows what was forgotten: `shipped`, a small English one of this project; `none`; or a path."""
+    """Text file whose loss shows what was forgotten; `shipped` is a small English one, `none` leaves it out."""

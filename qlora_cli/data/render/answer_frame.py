@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from os.path import commonprefix
 
 from qlora_cli.data.example import Message
 from qlora_cli.data.render.generation_prompt import STAND_IN
@@ -94,9 +93,18 @@ def _around(render: Render, prompt: str, answer: Message) -> tuple[str, str, str
         ValueError: if the stand-in is not printed once.
     """
     text = render([*_ASKED, {"role": "assistant", **answer}], False)
-    shared = len(commonprefix([prompt, text]))
+    shared = len(_shared_start(prompt, text))
     lead, tail = text[shared:].split(STAND_IN)
     return lead, tail, prompt[shared:]
+
+
+def _shared_start(one: str, other: str) -> str:
+    """
+    >>> _shared_start("abc", "abd")
+    'ab'
+    """
+    pairs = enumerate(zip(one, other, strict=False))
+    return one[: next((at for at, (ours, theirs) in pairs if ours != theirs), min(len(one), len(other)))]
 
 
 def _reasoning_marks(render: Render, prompt: str, lead: str) -> tuple[str, str] | None:
@@ -107,7 +115,7 @@ def _reasoning_marks(render: Render, prompt: str, lead: str) -> tuple[str, str] 
             opening, between = with_reasoning.split(REASONING)
         except (DataError, ValueError):
             continue
-        shared = commonprefix([lead[::-1], between[::-1]])[::-1].strip()
+        shared = _shared_start(lead[::-1], between[::-1])[::-1].strip()
         return opening.strip(), shared or between.strip()
     return None
 

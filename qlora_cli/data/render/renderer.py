@@ -80,7 +80,7 @@ class Renderer:
                 "the tokenizer has no end-of-sequence token, so a model could not learn to stop",
                 hint="set `eos_token` in the base model's tokenizer_config.json",
             )
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._train_on = train_on
         self._encoder = Encoder(tokenizer)
         self.template: str = template or self._own_template()
@@ -89,9 +89,9 @@ class Renderer:
         self._texts = ChatTexts(tokenizer, self.template, date)
 
     def _own_template(self) -> str:
-        if self._tokenizer.chat_template is not None:
+        if self.tokenizer.chat_template is not None:
             try:
-                return str(self._tokenizer.get_chat_template())
+                return str(self.tokenizer.get_chat_template())
             except ValueError as error:  # several named templates and none of them the default
                 raise DataError(
                     f"the tokenizer has no default chat template: {str(error).splitlines()[0]}",
@@ -146,12 +146,12 @@ class Renderer:
 
     def text_of(self, input_ids: Sequence[int]) -> str:
         """Text of tokens, special ones with their names."""
-        return str(self._tokenizer.decode(list(input_ids)))
+        return str(self.tokenizer.decode(list(input_ids)))
 
     @property
     def bos_token_id(self) -> int | None:
         """The tokenizer's token for the beginning of a document."""
-        token: int | None = self._tokenizer.bos_token_id
+        token: int | None = self.tokenizer.bos_token_id
         return token
 
     @property
@@ -162,16 +162,16 @@ class Renderer:
     @cached_property
     def fingerprint(self) -> str:
         """Hash over what shapes tokens and labels here: tokenizer, template, what is trained, and the date."""
-        special_tokens = sorted(map(str, self._tokenizer.special_tokens_map.items()))
+        special_tokens = sorted(map(str, self.tokenizer.special_tokens_map.items()))
         if self.printed_date is not None:
             special_tokens.append(f"date {self.printed_date}")
-        parts = (self._tokenizer.backend_tokenizer.to_str(), self.template, self._train_on, *special_tokens)
+        parts = (self.tokenizer.backend_tokenizer.to_str(), self.template, self._train_on, *special_tokens)
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
     @cached_property
     def end_of_turn_ids(self) -> frozenset[int]:
         """Tokens that end an assistant turn: end of sequence, and what the template closes the turn with."""
-        ids = {self._tokenizer.eos_token_id}
+        ids = {self.tokenizer.eos_token_id}
         messages = [{"role": "user", "content": STAND_IN}, {"role": "assistant", "content": STAND_IN * 2}]
         try:
             trace = self._texts.mask.trace(self._texts.as_template_reads(messages))
@@ -180,7 +180,7 @@ class Renderer:
         _, answer, closing = trace.text.rpartition(STAND_IN)
         if answer:
             [closing_ids] = self._encoder.encode([closing], [[]])
-            added = self._tokenizer.added_tokens_decoder
+            added = self.tokenizer.added_tokens_decoder
             ids.update(token for token in closing_ids.input_ids if token in added and added[token].content.strip())
         return frozenset(ids)
 
@@ -191,7 +191,7 @@ class Renderer:
         frame = find_answer_frame(
             self.template, lambda messages, asks: mask.plain(as_read(messages), add_generation_prompt=asks)
         )
-        marks = marks_of_tokens(token.content for token in self._tokenizer.added_tokens_decoder.values())
+        marks = marks_of_tokens(token.content for token in self.tokenizer.added_tokens_decoder.values())
         return frame if frame.closing or marks is None else replace(frame, opening=marks[0], closing=marks[1])
 
     def _text_or_error(self, example: Example) -> _Text | RowError:
@@ -250,8 +250,8 @@ class Renderer:
         prefix = self._encoder.prefix_ids
         if input_ids[: len(prefix)] == prefix:
             prefix = []
-        if input_ids[-1:] != [self._tokenizer.eos_token_id]:
-            input_ids = [*input_ids, self._tokenizer.eos_token_id]
+        if input_ids[-1:] != [self.tokenizer.eos_token_id]:
+            input_ids = [*input_ids, self.tokenizer.eos_token_id]
         [(start, _)] = spans
         return prefix + input_ids, [(len(prefix) + start, len(prefix) + len(input_ids))]
 

@@ -53,8 +53,8 @@ def number_of(text: str) -> Fraction | None:
     """The number that a text gives as its answer: the one behind the first `####` that has one, else its last.
 
     Commas are part of a number only where they stand before groups of three digits, and so are the narrow spaces that
-    some write there. Signs of currencies and percent do not count: 50 % is 50. A fraction is one number, and so is 2 1/2.
-    A digit behind a letter belongs to a word, as in `m2`.
+    some write there. Signs of currencies and percent do not count: 50 % is 50. A fraction is one number, and so is
+    2 1/2. A digit behind a letter belongs to a word, as in `m2`.
 
     >>> [str(number_of(text)) for text in ("#### 42, in 24 hours", "1,2,3", "1,234", "from 10 to -$1,000.50")]
     ['42', '3', '1234', '-2001/2']
@@ -66,10 +66,8 @@ def number_of(text: str) -> Fraction | None:
         found = next(_NUMBER.finditer(part), None)
         if found is not None:
             return _value(found)
-    last = None
-    for last in _NUMBER.finditer(text):
-        pass
-    return None if last is None else _value(last)
+    everywhere = [*_NUMBER.finditer(text)]
+    return _value(everywhere[-1]) if everywhere else None
 
 
 def _spelled(vulgar: re.Match[str]) -> str:

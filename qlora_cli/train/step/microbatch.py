@@ -17,6 +17,7 @@ from qlora_cli.model.device import free_memory, is_out_of_memory
 
 Batch = dict[str, Any]
 
+
 def generator_states() -> list[torch.Tensor]:
     """State of the generators that a forward pass draws from: the CPU's and, where there is one, the current GPU's."""
     return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if torch.cuda.is_available() else [])]
