@@ -14,7 +14,8 @@ from qlora_cli.data.example import Conversation, Place
 from qlora_cli.data.read.converters import FORMATS
 from qlora_cli.data.read.formats import resolve_format, to_example
 from qlora_cli.deploy import export_formats
-from qlora_cli.evaluate.metrics import METRICS
+from qlora_cli.evaluate.metrics.table import METRICS
+from qlora_cli.evaluate.tasks.load import KINDS
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA_PAGE = (ROOT / "docs" / "data.md").read_text("utf-8")
@@ -27,6 +28,7 @@ PLACE = Place("README.md", 1, 1)
     [
         (choices.DataFormat, FORMATS),
         (choices.MetricName, METRICS),
+        (choices.TaskKind, KINDS),
         (choices.ExportFormat, export_formats.FORMATS),
         (choices.ExportFormat, choices.EXPORT_FORMATS),
     ],

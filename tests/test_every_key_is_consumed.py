@@ -106,6 +106,7 @@ TWO_SOURCES |= {"data.max_length": 512}
 UNEVEN = {"data.train.path": "uneven.jsonl", "data.max_length": 512}
 TASK = {"eval.tasks": [{"path": "sums.jsonl", "max_new_tokens": 2}]}
 TASK_PAIRS = {"eval.tasks": [{"path": "pairs.jsonl", "max_new_tokens": 2}]}
+TASK_CHOICES = {"eval.tasks": [{"path": "choices.jsonl", "max_new_tokens": 2}]}
 TASK_BOTH = {"eval.tasks": [{"path": "both.jsonl", "max_new_tokens": 2}]}
 COLUMNS = ({"instruction": "ask", "output": "say"}, {"instruction": "say", "output": "ask"})
 FLAGGED_TRAIN = {"data.train.path": "flagged.jsonl"}
@@ -210,12 +211,16 @@ KEYS: dict[str, Row] = {
     "eval.eval_steps": Row(trained, (1, 2), HELD_OUT | {"eval.eval_strategy": "steps"}),
     "eval.per_device_eval_batch_size": Row(eval_batch_sizes, (2, 3), HELD_OUT | {"data.packing": False}),
     "eval.tasks.path": Row(task_results, ("sums.jsonl", "others.jsonl"), TASK | {"eval.tasks.name": "same"}),
+    "eval.tasks.kind": Row(task_results, ("generation", "multiple_choice"), TASK_CHOICES),
     "eval.tasks.name": Row(task_results, ("sums", "additions"), TASK),
     "eval.tasks.format": Row(task_results, ("messages", "sharegpt"), TASK_BOTH),
     "eval.tasks.columns": Row(task_results, COLUMNS, TASK_PAIRS),
     "eval.tasks.metrics": Row(task_results, (["exact_match"], ["number_match"], ["exact_match", "contains"]), TASK),
+    "eval.tasks.json_schema": Row(task_results, (None, "schema.json"), TASK | {"eval.tasks.metrics": ["json_valid"]}),
+    "eval.tasks.ignore": Row(task_results, ([], ["case"], ["case", "punctuation"]), TASK),
     "eval.tasks.max_new_tokens": Row(task_results, (1, 4), TASK),
     "eval.tasks.limit": Row(task_results, (1, 2), TASK),
+    "eval.general_text": Row(task_results, ("shipped", "none"), TASK),
     "tracking.report_to": Row(trained, ([], ["tensorboard"])),
     "tracking.project": Row(tracker_project, ("one", "two"), {"tracking.report_to": ["trackio"]}),
 }

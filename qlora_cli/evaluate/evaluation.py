@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from peft import PeftModel
+
 from qlora_cli import console
 from qlora_cli.errors import StoppedBySignal
 from qlora_cli.evaluate.contest import Contest, Entrant, visit
@@ -17,7 +19,9 @@ from qlora_cli.evaluate.table import tables
 from qlora_cli.evaluate.tasks.task import Subject, Task
 from qlora_cli.evaluate.work import Work
 from qlora_cli.interruption import Interruption
+from qlora_cli.model.adapter_health import adapter_health
 from qlora_cli.progress import progress
+from qlora_cli.run.adapter_health import AdapterHealth
 from qlora_cli.run.eval_results import EvalResults
 
 
@@ -30,6 +34,8 @@ class Outcome:
     """Task -> model -> scores."""
 
     results: EvalResults
+    health: AdapterHealth | None = None
+    """Of the first model's adapter, where it has one."""
 
     def __repr__(self) -> str:
         """The tables; all rows and answers would fill a notebook."""
@@ -56,6 +62,7 @@ def evaluate(contest: Contest, tasks: Sequence[Task], batch_size: int, kept: Kep
     kept = kept or Kept()
     scores: dict[str, dict[str, TaskScores]] = {task.name: {} for task in tasks}
     fingerprints: set[str] = set()
+    health: list[AdapterHealth] = []
     if kept.num_found:
         console.note(f"{kept.num_found:,} results of an evaluation that was stopped are taken up")
 
@@ -71,10 +78,12 @@ def evaluate(contest: Contest, tasks: Sequence[Task], batch_size: int, kept: Kep
             for task in tasks:
                 phase.update(phase.done, f"{entrant.name}: {task.name}")
                 scores[task.name][entrant.name] = task.run(subject, Work(batch_size, kept, phase.advance))
+            if entrant.role == "tuned" and isinstance(subject.tuned.model, PeftModel) and not health:
+                health.append(adapter_health(subject.tuned.model, starts_at_zero=not entrant.source.is_base_apart))
 
         models = visit(contest, look)
     results = results_of(models, contest.pairs, scores)
-    return Outcome(contest, scores, results)
+    return Outcome(contest, scores, results, health[0] if health else None)
 
 
 @contextmanager

@@ -12,10 +12,13 @@ from typing import Any
 from qlora_cli.errors import ArgumentError
 from qlora_cli.evaluate.evaluation import Outcome
 from qlora_cli.evaluate.scores import TaskScores
+from qlora_cli.run.adapter_health import write_adapter_health
 from qlora_cli.run.eval_results import PARTIAL_NAME, RESULTS_NAME, answers_name, eval_files
 from qlora_cli.run.files import write_json, write_text
 from qlora_cli.run.folders import replaced_folder
 from qlora_cli.run.inventory import write_inventory
+
+HEALTH_NAME = "adapter_health.json"
 
 MOVE_RESULTS = "move it away, then measure again"
 
@@ -29,7 +32,7 @@ def refuse_foreign_results(folder: Path, tasks: Sequence[str]) -> None:
     if folder.is_symlink():
         raise ArgumentError("is a link, and results are not written through it", place=str(folder), hint=MOVE_RESULTS)
     own = eval_files(folder) if folder.is_dir() else set()
-    for name in (RESULTS_NAME, *map(answers_name, tasks)):
+    for name in (RESULTS_NAME, HEALTH_NAME, *map(answers_name, tasks)):
         if os.path.lexists(folder / name) and name not in own:
             raise ArgumentError(
                 "was not written by qlora, or was changed since", place=str(folder / name), hint=MOVE_RESULTS
@@ -49,6 +52,8 @@ def write_outcome(outcome: Outcome, folder: Path) -> None:
             rows = [json.dumps(row, ensure_ascii=False) + "\n" for row in answer_rows(by_model)]
             if rows:
                 write_text(stage / answers_name(task), "".join(rows), is_content=True)
+        if outcome.health is not None:
+            write_adapter_health(stage / HEALTH_NAME, outcome.health)
         write_json(stage / RESULTS_NAME, outcome.results.as_dict())
         write_inventory(stage)
 

@@ -16,13 +16,15 @@ from typer.testing import CliRunner
 from qlora_cli.cli.app import app
 from qlora_cli.data.prepare import PreparedData, prepare_data
 from qlora_cli.data.render.for_data import data_renderer
-from qlora_cli.evaluate.comparison import evaluate_run
-from qlora_cli.evaluate.request import EvalRequest, prepare_evaluation
+from qlora_cli.evaluate.contest import arrange
+from qlora_cli.evaluate.evaluation import evaluate
+from qlora_cli.evaluate.request import EvalRequest, prepare_tasks
+from qlora_cli.evaluate.written import answer_rows
 from qlora_cli.model.base import load_base
 from qlora_cli.model.experts.packed import packed_experts
 from qlora_cli.model.fingerprint import fingerprint_base
 from qlora_cli.model.tokenizer import load_tokenizer
-from qlora_cli.model.tuned import Tuned, TunedSource
+from qlora_cli.model.tuned import TunedSource
 from qlora_cli.recipe.reader import dump_recipe
 from qlora_cli.recipe.schema import Recipe
 from qlora_cli.run.checkpoints import list_checkpoints
@@ -153,12 +155,11 @@ def eval_batch_sizes(recipe: Recipe, folder: Path) -> Any:
 
 def task_results(recipe: Recipe, folder: Path) -> Any:
     """What `qlora eval` would write down for the recipe's tasks."""
-    model = load_base(recipe.model, None).eval()
-    tuned = Tuned(model, load_tokenizer(recipe.model), TunedSource(folder, recipe.model, recipe=recipe))
-    evaluation = prepare_evaluation(tuned, EvalRequest())
-    comparison = evaluate_run(tuned, evaluation)
-    questions = [[question.prompt_ids for question in task.questions] for task in evaluation.tasks]
-    return comparison.table(), questions, comparison.tuned.answers
+    source = TunedSource(folder, recipe.model, recipe=recipe)
+    tasks, batch_size = prepare_tasks(source, EvalRequest())
+    outcome = evaluate(arrange([source], None), tasks, batch_size)
+    answers = {task: [*answer_rows(by_model)] for task, by_model in outcome.scores.items()}
+    return outcome.as_dict()["measures"], answers
 
 
 def tracker_project(recipe: Recipe, folder: Path) -> Any:

@@ -65,6 +65,9 @@ def set_scene(folder: Path) -> None:
     sums = [{"instruction": f"{n}+1?", "output": str(n + 1)} for n in range(10, 22)]
     write_jsonl(folder / "sums.jsonl", sums)
     write_jsonl(folder / "others.jsonl", sums[:6])
+    asked = {"instruction": "add 1 and 1", "output": "2", "question": "add 1 and 1", "choices": ["2", "3"], "answer": 0}
+    write_jsonl(folder / "choices.jsonl", [asked])
+    (folder / "schema.json").write_text('{"type": "integer"}')
     ends = [
         {"role": "assistant", "content": "so"},
         {"role": "user", "content": "b"},
