@@ -15,7 +15,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # Tests start many processes; each that had to compile the project's code again would take a second longer.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help install install-dev demo test test-quick test-gpu torture check check-latest test-engines test-trackers format fuzz bench-data bench-checkpoint bench-merge bench-gpu bench-plan clean
+.PHONY: help install install-dev demo test test-quick test-gpu torture check check-latest test-engines test-trackers format fuzz bench-data bench-checkpoint bench-merge bench-gpu bench-plan bench-eval clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -109,6 +109,9 @@ bench-gpu: install ## tokens/s and peak memory of an 8B shape with random weight
 
 bench-plan: install ## memory that plans predict beside what 12 recipes take of a GPU
 	$(BIN)/python benchmarks/plan.py
+
+bench-eval: install ## batched evaluation beside one question at a time
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/eval.py
 
 clean: ## delete .venv and caches, never runs/
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache build *.egg-info

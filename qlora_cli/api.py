@@ -122,24 +122,15 @@ def evaluate(
     for name, value in (("batch_size", batch_size), ("max_new_tokens", max_new_tokens), ("limit", limit)):
         check_range(name, value, 1)
     with progress(STARTING):
-        from qlora_cli.evaluate.request import EvalRequest, measure, task_sections
-        from qlora_cli.evaluate.run_columns import parse_columns
+        from qlora_cli.evaluate.request import measure, request_of
         from qlora_cli.model.tuned import choose_tuned, find_tuned
 
-    files = [tasks] if isinstance(tasks, str | os.PathLike) else tasks
-    names = [metrics] if isinstance(metrics, str) else metrics
-    named = dict(columns) if isinstance(columns, Mapping) else parse_columns(columns)
-    if named and data is None and not files:
-        raise ArgumentError("--columns needs a file to read", hint="add --data FILE or --task FILE")
-    sections = task_sections([Path(file) for file in files], names, named)
-    rows = None if data is None else Path(data)
-    general = None if general_text is None else os.fspath(general_text)
-    folders: Sequence[AnyPath | None] = [run] if run is None or isinstance(run, str | os.PathLike) else list(run)
+    request = request_of(data, tasks, metrics, columns, None if general_text is None else os.fspath(general_text))
+    request = replace(request, batch_size=batch_size, max_new_tokens=max_new_tokens, limit=limit)
+    folders: list[AnyPath | None] = [run] if run is None or isinstance(run, str | os.PathLike) else list(run) or [None]
     with console.library_noise_to(None):
-        sources = [choose_tuned(one, base_model, revision, quantization, overrides) for one in folders or (None,)]
-        other = None if str(against) == "base" else find_tuned(Path(against))
-        request = EvalRequest(rows, sections, batch_size, max_new_tokens, limit, named, general)
-        return measure(sources, request, other)
+        sources = [choose_tuned(one, base_model, revision, quantization, overrides) for one in folders]
+        return measure(sources, request, None if str(against) == "base" else find_tuned(Path(against)))
 
 
 @called

@@ -96,9 +96,11 @@ def _free_name(name: str, taken: Sequence[str]) -> str:
 def _identity_of_base(source: TunedSource) -> str:
     """What two bases agree in that give the same figures."""
     stored = source.quantization.model_dump_json() if source.quantization else ""
-    marks = sorted(item for item in source.fingerprints.items() if item[0] != "base")
-    where = str(source.tokenizer.resolve()) if source.tokenizer and not source.fingerprints else ""
-    return key_of(source.model.model_dump_json(), stored, marks, where)
+    computed = source.model.model_dump(mode="json", exclude={"base_model", "revision", "chat_template"})
+    known = source.fingerprints
+    base = known.get("base") or [source.model.base_model, source.model.revision]
+    texts = [known["tokenizer"], known.get("template")] if "tokenizer" in known else str(source.tokenizer)
+    return key_of(base, stored, sorted(map(str, computed.items())), texts)
 
 
 def visit(contest: Contest, look: Callable[[Subject, Entrant], None]) -> list[MeasuredModel]:

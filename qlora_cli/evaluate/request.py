@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,7 @@ from qlora_cli.errors import ArgumentError, DataError
 from qlora_cli.evaluate.contest import arrange
 from qlora_cli.evaluate.evaluation import Outcome, evaluate
 from qlora_cli.evaluate.kept import kept_in
-from qlora_cli.evaluate.run_columns import read_like_the_run
+from qlora_cli.evaluate.run_columns import parse_columns, read_like_the_run
 from qlora_cli.evaluate.tasks.general_text import general_text_task
 from qlora_cli.evaluate.tasks.held_out import LossTask
 from qlora_cli.evaluate.tasks.load import load_task
@@ -54,6 +55,28 @@ class EvalRequest:
     """Format field -> column of `data`; where it is empty, as the run's own rows were read."""
 
     general_text: str | None = None
+
+
+def request_of(
+    data: str | os.PathLike[str] | None,
+    tasks: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    metrics: str | Sequence[str],
+    columns: Mapping[str, str] | Sequence[str],
+    general_text: str | None,
+) -> EvalRequest:
+    """What is measured, as `qlora_cli.evaluate` takes it.
+
+    Raises:
+        ArgumentError: for options that do not go together.
+    """
+    files = [tasks] if isinstance(tasks, str | os.PathLike) else tasks
+    names = [metrics] if isinstance(metrics, str) else metrics
+    named = dict(columns) if isinstance(columns, Mapping) else parse_columns(columns)
+    if named and data is None and not files:
+        raise ArgumentError("--columns needs a file to read", hint="add --data FILE or --task FILE")
+    sections = task_sections([Path(file) for file in files], names, named)
+    rows = None if data is None else Path(data)
+    return EvalRequest(rows, sections, columns=named, general_text=general_text)
 
 
 def task_sections(

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
 
-from qlora_cli.recipe import data_schema
+from qlora_cli.recipe import data_schema, eval_schema
 from qlora_cli.recipe import schema as recipe_schema
 from qlora_cli.recipe.schema import Recipe
 from qlora_cli.recipe.tree import PathPart
@@ -57,7 +57,11 @@ _SECTIONS_WITH_REQUIRED = (("model", "ModelSection"), ("data", "DataSection"))
 def _sentences() -> dict[str, dict[str, str]]:
     """Class -> field -> the text under the field in its source, on one line."""
     found: dict[str, dict[str, str]] = {}
-    sections = (node for module in (data_schema, recipe_schema) for node in ast.parse(inspect.getsource(module)).body)
+    sections = (
+        node
+        for module in (data_schema, eval_schema, recipe_schema)
+        for node in ast.parse(inspect.getsource(module)).body
+    )
     for section in sections:
         if not isinstance(section, ast.ClassDef):
             continue

@@ -71,17 +71,38 @@ def finished(call, recipe_file):
 def test_eval_measures_the_latest_run_on_its_own_held_out_rows(call, finished):
     ran = call("eval", "--json")
     assert ran.code == 0
-    loss, perplexity = ran.json["measures"]
-    assert (loss["name"], perplexity["name"]) == ("loss", "perplexity")
-    assert loss["tuned"] < loss["base"]
+    loss, perplexity, bits, *_ = ran.json["measures"]
+    assert [one["measure"] for one in (loss, perplexity, bits)] == ["loss", "perplexity", "bits_per_byte"]
+    assert loss["values"]["tuned"]["value"] < loss["values"]["base"]["value"]
+    assert [model["name"] for model in ran.json["models"]] == ["base", "tuned"]
     assert json.loads((finished / "eval/results.json").read_text()) == ran.json
 
 
 def test_eval_prints_a_table_of_base_and_tuned(call, finished):
-    header, loss, perplexity = call("eval", finished).out.splitlines()
-    assert header.split() == ["measure", "base", "tuned", "over"]
+    header, loss, perplexity, *rest = call("eval", finished).out.splitlines()
+    assert header.split() == ["measure", "base", "tuned", "difference", "[95", "%]", "verdict"]
     assert (loss.split()[0], perplexity.split()[0]) == ("loss", "perplexity")
     assert float(loss.split()[2]) < float(loss.split()[1])
+    assert any(line.startswith("held-out loss: ") for line in rest)
+
+
+def test_eval_of_several_models_names_them_and_compares_each(call, finished, tmp_path):
+    shutil.copytree(finished / "adapter", tmp_path / "copy")
+    ran = call("eval", finished, "copy", "--general-text", "none", "--json")
+    assert [model["name"] for model in ran.json["models"]] == ["base", "small", "copy"]
+    small, copy = (ran.json["measures"][0]["values"][name] for name in ("small", "copy"))
+    assert small == copy
+    against = call("eval", finished, "--against", "copy", "--general-text", "none", "--json")
+    assert [model["name"] for model in against.json["models"]] == ["copy", "tuned"]
+    [verdict] = against.json["verdicts"]
+    assert (verdict["difference"], verdict["outcome"]) == (0.0, "no evidence")
+
+
+def test_eval_of_a_merged_model_beside_its_run(call, finished, tmp_path):
+    assert call("merge", finished, "--out", "merged", "--dtype", "float32").code == 0
+    ran = call("eval", finished, "merged", "--general-text", "none", "--json")
+    small, merged = (ran.json["measures"][0]["values"][name]["value"] for name in ("small", "merged"))
+    assert merged == pytest.approx(small, rel=1e-4)
 
 
 def test_eval_of_an_adapter_made_elsewhere_takes_data_and_tasks(call, finished, chat_data, tmp_path):
@@ -89,9 +110,9 @@ def test_eval_of_an_adapter_made_elsewhere_takes_data_and_tasks(call, finished, 
     task = ("--task", chat_data, "--metric", "exact_match", "--metric", "contains", "--limit", 3, "--max-new-tokens", 2)
     ran = call("eval", "adapter", "--data", chat_data, *task, "--json")
     assert ran.code == 0
-    counts = {measure["name"]: measure["count"] for measure in ran.json["measures"]}
-    assert counts.keys() == {"loss", "perplexity", "sums exact_match", "sums contains"}
-    assert counts["sums contains"] == 3
+    counts = {one["measure"]: one["values"]["tuned"]["count"] for one in ran.json["measures"] if one["task"] == "sums"}
+    assert counts == {"exact_match": 3, "contains": 3}
+    assert ran.json["tasks"][1]["max_new_tokens"] == 2
     answers = [json.loads(line) for line in (tmp_path / "adapter/eval/answers-sums.jsonl").read_text().splitlines()]
     assert [answer["reference"] for answer in answers] == ["1", "3", "5"]
 
@@ -113,7 +134,7 @@ def test_eval_reads_a_file_by_the_mapping_that_the_run_was_trained_with(call, re
     assert call("train", recipe_file, "--set", train).code == 0
     ran = call("eval", "--data", "asked.jsonl", "--task", "asked.jsonl", "--limit", 2, "--max-new-tokens", 1, "--json")
     assert ran.code == 0
-    assert ran.json["measures"][-1]["count"] == 2
+    assert [task["questions"] for task in ran.json["tasks"]][:2] == [12, 2]
     assert "asked.jsonl is read as the run's asked.jsonl" in ran.err
 
 
@@ -134,7 +155,7 @@ def test_eval_of_an_adapter_made_elsewhere_needs_to_be_told_on_what(call, finish
     ("arguments", "fragment"),
     [
         (("nowhere",), "'nowhere' is not a run directory"),
-        (("--metric", "bleu"), "unknown metric 'bleu'"),
+        (("--metric", "accuracy"), "unknown metric 'accuracy'"),
         (("--metric", "contains"), "--metric needs a --task"),
         ((), "there is no run in 'runs'"),
     ],
@@ -190,7 +211,7 @@ def test_eval_finds_base_and_data_from_another_directory_and_after_a_move(
     from_there = call("eval", project / "runs/one", "--json")
     moved = project.rename(elsewhere / "moved")
     after_move = call("eval", moved / "runs/one", "--json")
-    assert from_there.json == after_move.json == here.json
+    assert from_there.json["measures"] == after_move.json["measures"] == here.json["measures"]
     (moved / "rows.jsonl").unlink()
     lost = call("eval", moved / "runs/one")
     assert (lost.code, lost.out) == (2, "")

@@ -142,7 +142,10 @@ def test_two_models_on_one_base_share_it_and_a_folder_without_an_adapter_is_comp
 
 def test_against_another_folder_there_is_no_base(source, tiny_base):
     contest = arrange([source], find_tuned(tiny_base))
-    assert [(entrant.name, entrant.role) for entrant in contest.entrants] == [("tiny-base", "other"), ("tuned", "tuned")]
+    assert [(entrant.name, entrant.role) for entrant in contest.entrants] == [
+        ("tiny-base", "other"),
+        ("tuned", "tuned"),
+    ]
     assert contest.pairs == [("tuned", "tiny-base")]
 
 
@@ -167,7 +170,8 @@ def test_an_answer_near_the_end_of_the_context_gets_what_room_there_is(source, t
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     sections = task_sections([tmp_path / "rows.jsonl"], [])
     together, alone = (
-        evaluate(arrange([source], None), prepare_tasks(source, EvalRequest(tasks=sections))[0], size) for size in (4, 1)
+        evaluate(arrange([source], None), prepare_tasks(source, EvalRequest(tasks=sections))[0], size)
+        for size in (4, 1)
     )
     assert together.scores["rows"]["base"].answers == alone.scores["rows"]["base"].answers
 

@@ -93,7 +93,7 @@ def test_reasoning_in_a_reference_is_not_compared_with():
     assert part.rule == "scored is what stands behind the last </think>; unended reasoning is no answer"
 
 
-@pytest.mark.parametrize("template", ["chatml", "gemma", "llama_3_1", "mistral_v3", "zephyr", "phi_4", "qwen3_instruct"])
+@pytest.mark.parametrize("template", ["chatml", "gemma", "llama_3_1", "mistral_v3", "zephyr", "qwen3_instruct"])
 def test_a_template_that_adds_nothing_has_no_rule(template):
     tokenizer = byte_tokenizer()
     assert ScoredPart(tokenizer, Renderer(tokenizer, TEMPLATES[template]).answer_frame).rule is None

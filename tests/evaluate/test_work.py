@@ -36,7 +36,9 @@ def test_what_must_not_share_a_batch_does_not():
 
 def test_an_evaluation_that_was_stopped_computes_only_the_batches_that_are_not_complete(tmp_path):
     with kept_in(tmp_path) as kept:
-        kept.add([key_of("model", "squares", one) for one in (7, 6, 5, 4)], [{"square": one * one} for one in (7, 6, 5, 4)])
+        kept.add(
+            [key_of("model", "squares", one) for one in (7, 6, 5, 4)], [{"square": one * one} for one in (7, 6, 5, 4)]
+        )
     with kept_in(tmp_path) as kept:
         values, seen = squares(Work(3, kept))
         assert kept.num_found == 4

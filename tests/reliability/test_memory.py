@@ -13,6 +13,7 @@ import torch
 
 from qlora_cli.errors import ResourceError
 from qlora_cli.model.base import read_config
+from qlora_cli.model.device import is_out_of_memory
 from qlora_cli.plan.machine.device import Device
 from qlora_cli.plan.trace.request import PlanRequest
 from qlora_cli.plan.trace_cache import Tracer
@@ -21,7 +22,6 @@ from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.metrics import read_metrics
 from qlora_cli.train.preflight import memory as forecast
 from qlora_cli.train.session import TrainOptions, train_recipe
-from qlora_cli.model.device import is_out_of_memory
 from qlora_cli.train.trainer import QloraTrainer
 from tests.reliability.conftest import num_cases
 from tests.reliability.harness.short_memory import Gradients, ShortMemory, largest_difference

@@ -8,9 +8,14 @@ from qlora_cli.evaluate.tasks.choice_rows import to_choice_row
 
 PLACE = Place("rows.jsonl", line=7, row=7)
 
-# The columns of cais/mmlu, allenai/ai2_arc (letters and, in some rows, numbers), Rowan/hellaswag and allenai/openbookqa.
+# The columns of cais/mmlu, allenai/ai2_arc (letters and, in some rows, numbers), Rowan/hellaswag, allenai/openbookqa.
 MMLU = {"question": "Find the degree.", "subject": "abstract_algebra", "choices": ["0", "4", "2", "6"], "answer": 1}
-ARC = {"id": "M_1", "question": "Why?", "choices": {"text": ["a", "b", "c"], "label": ["A", "B", "C"]}, "answerKey": "C"}
+ARC = {
+    "id": "M_1",
+    "question": "Why?",
+    "choices": {"text": ["a", "b", "c"], "label": ["A", "B", "C"]},
+    "answerKey": "C",
+}
 ARC_NUMBERED = {"question": "Why?", "choices": {"text": ["a", "b", "c"], "label": ["1", "2", "3"]}, "answerKey": "2"}
 HELLASWAG = {"ctx": "A man sits.", "endings": ["He stands.", "He sings.", "He is.", "She."], "label": "3"}
 OPENBOOK = {"question_stem": "The sun", "choices": {"text": ["x", "y"], "label": ["A", "B"]}, "answerKey": "A"}

@@ -15,6 +15,7 @@ from pathlib import Path
 from qlora_cli.interruption import STOP_SIGNALS
 from qlora_cli.run.checkpoints import list_checkpoints, newest_whole
 from qlora_cli.run.directory import RunDirectory
+from qlora_cli.run.eval_results import PARTIAL_NAME
 from qlora_cli.run.inventory import INVENTORY_NAME, write_inventory
 from tests.reliability.harness import killed_runs
 from tests.reliability.harness.forkserver import Child, ForkServer
@@ -76,9 +77,9 @@ PHASES = {
     "eval": Phase(
         "eval",
         (
-            ("qlora_cli.evaluate.request:load_tuned", 1),
-            ("qlora_cli.model.eval_loss:labelled_losses", 12),
-            ("qlora_cli.evaluate.comparison:write_json", 1),
+            ("qlora_cli.evaluate.contest:load_tuned", 1),
+            ("qlora_cli.model.eval_loss:labelled_losses", 6),
+            ("qlora_cli.evaluate.written:write_json", 1),
         ),
     ),
     "merge": Phase(
@@ -249,8 +250,9 @@ class Scene:
 
 
 def files_in(folder: Path) -> dict[str, bytes]:
-    """Name -> content of what is in a folder, but for the list of it."""
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != INVENTORY_NAME}
+    """Name -> content of what is in a folder, but for the list of it and what an evaluation keeps."""
+    stays = (INVENTORY_NAME, PARTIAL_NAME)
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in stays}
 
 
 def has_processes(group: int) -> bool:
@@ -270,7 +272,9 @@ def wrong_end(case: Case, exit_code: int, said: str, run: Path) -> list[str]:
     if exit_code != 128 + first:
         return [*found, f"exit {exit_code}"]
     name = signal.Signals(first).name
-    if PHASES[case.phase].command != "train":
+    if PHASES[case.phase].command == "eval" and "results are kept" in said:
+        words = [f"stopped by {name}", "the same command continues there"]
+    elif PHASES[case.phase].command != "train":
         words = [f"{name}: stopped before it was done; nothing is left half written"]
     elif PHASES[case.phase].has_started:
         newest, _ = newest_whole(run / "checkpoints")
