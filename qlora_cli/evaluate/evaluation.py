@@ -59,7 +59,7 @@ def evaluate(contest: Contest, tasks: Sequence[Task], batch_size: int, kept: Kep
         QloraError: if a model cannot be asked a question, before that model computes anything.
         StoppedBySignal: where results are kept for the next time.
     """
-    kept = kept or Kept()
+    kept = Kept() if kept is None else kept  # one without results is false
     scores: dict[str, dict[str, TaskScores]] = {task.name: {} for task in tasks}
     fingerprints: set[str] = set()
     health: list[AdapterHealth] = []

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from qlora_cli.errors import IdentityError
+from qlora_cli.run.adapter_health import MEASURE_AGAIN
 from qlora_cli.run.files import read_json_object
 from qlora_cli.run.inventory import MARKER, is_plain_file, listed_files
 
@@ -25,8 +26,6 @@ PARTIAL_NAME = "partial.jsonl"
 """Results of an evaluation that is not finished, one a line; the first line marks the file as this project's."""
 
 PARTIAL_HEAD = json.dumps(MARKER) + "\n"
-
-MEASURE_AGAIN = "measure again with `qlora eval`"
 
 
 @dataclass(frozen=True)
@@ -126,11 +125,6 @@ class EvalResults:
         """As JSON; what is beyond a float becomes null."""
         found: dict[str, Any] = _without_infinities({"format": FORMAT, **asdict(self)})
         return found
-
-    def measure_of(self, task: str, measure: str, source: str | None = None) -> Measure | None:
-        """The measure of that name; None where it was not taken."""
-        wanted = (task, measure, source)
-        return next((one for one in self.measures if (one.task, one.measure, one.source) == wanted), None)
 
 
 def read_results(folder: Path) -> EvalResults | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 
 import pytest
 import torch
@@ -11,12 +12,15 @@ from torch.nn.functional import cross_entropy
 
 from qlora_cli.data.read.examples import read_examples
 from qlora_cli.data.render.renderer import Renderer
-from qlora_cli.errors import ArgumentError, DataError
+from qlora_cli.errors import ArgumentError, DataError, StoppedBySignal
 from qlora_cli.evaluate.contest import arrange
 from qlora_cli.evaluate.evaluation import evaluate
+from qlora_cli.evaluate.kept import kept_in
 from qlora_cli.evaluate.request import EvalRequest, measure, prepare_tasks, task_sections
 from qlora_cli.evaluate.table import tables
+from qlora_cli.evaluate.tasks import generation
 from qlora_cli.evaluate.written import write_outcome
+from qlora_cli.interruption import Interruption
 from qlora_cli.model.tuned import find_tuned, load_tuned
 from qlora_cli.recipe.data_schema import SourceSection
 from qlora_cli.recipe.eval_schema import TaskSection
@@ -201,3 +205,29 @@ def test_the_options_of_the_command_reach_the_tasks(source, chat_data):
     (held_out, sums, general), batch_size = prepare_tasks(source, request)
     assert (held_out.name, sums.name, general.name, batch_size) == ("held-out", "sums", "general text", 3)
     assert (list(sums.metrics), sums.max_new_tokens, sums.num_steps) == (["contains"], 5, 4)
+
+
+def test_a_second_evaluation_of_what_was_kept_computes_nothing(source, request_, outcome, tmp_path, monkeypatch):
+    tasks, batch_size = prepare_tasks(source, request_)
+    with kept_in(tmp_path) as kept:
+        evaluate(arrange([source], None), tasks, batch_size, kept)
+    monkeypatch.setattr("qlora_cli.evaluate.tasks.held_out.row_losses", None)
+    monkeypatch.setattr("qlora_cli.evaluate.tasks.generation.generate_answers", None)
+    with kept_in(tmp_path) as kept:
+        again = evaluate(arrange([source], None), prepare_tasks(source, request_)[0], batch_size, kept)
+    assert again.as_dict() == outcome.as_dict()
+
+
+def test_a_signal_says_how_much_is_kept_and_the_same_call_continues(source, request_, outcome, monkeypatch):
+    real, calls = generation.generate_answers, []
+
+    def interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise Interruption(signal.SIGTERM)
+        return real(*arguments)
+
+    monkeypatch.setattr(generation, "generate_answers", interrupted)
+    with pytest.raises(StoppedBySignal, match="stopped by SIGTERM; 52 results are kept"):
+        measure([source], request_)
+    assert measure([source], request_).as_dict() == outcome.as_dict()
