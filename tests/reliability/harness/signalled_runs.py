@@ -252,7 +252,9 @@ class Scene:
 def files_in(folder: Path) -> dict[str, bytes]:
     """Name -> content of what is in a folder, but for the list of it and what an evaluation keeps."""
     stays = (INVENTORY_NAME, PARTIAL_NAME)
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in stays}
+    run = str(folder.parent).encode()  # results name the folder of each model
+    contents = {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in stays}
+    return {name: content.replace(run, b"RUN") for name, content in contents.items()}
 
 
 def has_processes(group: int) -> bool:
