@@ -150,7 +150,7 @@ def _measure(name: str, pair: Paired, level: float) -> _Measured:
     if pair.weights is None and set(np.unique([before, after, after - before])) <= {-1.0, 0.0, 1.0}:
         return _measure_signs(differences, level)
     is_score = pair.weights is None and min(before.min(), after.min()) >= 0 and max(before.max(), after.max()) <= 1
-    found = compare_rows(differences, weights[weights > 0])
+    found = compare_rows(differences, weights[weights > 0], largest=1.0 if is_score else None)
     low, high = (max(found.low, -1.0), min(found.high, 1.0)) if is_score else (found.low, found.high)
     sensitivity = of_rows(found.standard_error, len(differences), level)
     return _Measured(found.difference, low, high, found.p_value, len(differences), sensitivity, None)
