@@ -152,7 +152,7 @@ def _measure(name: str, pair: Paired, level: float) -> _Measured:
     is_score = pair.weights is None and min(before.min(), after.min()) >= 0 and max(before.max(), after.max()) <= 1
     found = compare_rows(differences, weights[weights > 0], largest=1.0 if is_score else None)
     low, high = (max(found.low, -1.0), min(found.high, 1.0)) if is_score else (found.low, found.high)
-    sensitivity = of_rows(found.standard_error, len(differences), level)
+    sensitivity = of_rows(found.standard_error, found.high - found.low, len(differences), level)
     return _Measured(found.difference, low, high, found.p_value, len(differences), sensitivity, None)
 
 

@@ -26,7 +26,7 @@ SEED = 20_240_611
 
 MIN_ROWS = 10
 MAX_ROWS = 10_000
-"""With fewer rows many resamples are degenerate, with more the bootstrap shows nothing new: Student's t stands alone."""
+"""With fewer rows many resamples are degenerate, with more the bootstrap shows nothing new: Student's t is left."""
 
 MIN_CHANGED = 20
 """With fewer rows that differ at all, two rows are added before Student's t: `_with_two_more`."""
