@@ -21,9 +21,10 @@ import numpy as np
 from scipy.special import gammaln
 
 from qlora_cli.verdict import ratios
-from qlora_cli.verdict.paired import LEVEL, Paired, judge_pairs
+from qlora_cli.verdict.paired import Paired, judge_pairs
 from qlora_cli.verdict.proportions import exact_sign_p_values, score_edges
 from qlora_cli.verdict.sensitivity import POWER, of_rows, of_signs, sign_power
+from qlora_cli.verdict.wording import LEVEL
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "evaluation.md"
 BEGIN, END = "<!-- made by benchmarks/verdicts.py -->", "<!-- end of what it made -->"
@@ -131,7 +132,7 @@ def losses_and_scores(repetitions: int) -> Iterator[Row]:
         found = []
         for _ in range(repetitions):
             one = ratios.compare_rows(*population.draw(random, size), 1.0 if population.is_score else None)
-            said = of_rows(one.standard_error, one.high - one.low, size, LEVEL).smallest
+            said = of_rows(one.standard_error, one.reach, size, LEVEL).smallest
             found.append((one.low - truth, one.high - truth, said))
         low, high, said = np.array(found).T
         # With a true difference of `smallest` the interval would lie so much further from 0, on one side or the other.

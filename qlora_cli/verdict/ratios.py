@@ -44,6 +44,11 @@ class RowComparison:
     p_value: float
     standard_error: float
 
+    @property
+    def reach(self) -> float:
+        """From the difference to the edge of the interval that is further away."""
+        return max(self.difference - self.low, self.high - self.difference)
+
 
 def compare_rows(differences: np.ndarray, weights: np.ndarray, largest: float | None = None) -> RowComparison:
     """sum(differences) / sum(weights), with a 95 % interval and the p value of 0.

@@ -23,25 +23,25 @@ class Sensitivity:
     """Additional questions with which half of that would be found as often."""
 
 
-def of_rows(standard_error: float, width: float, num_rows: int, level: float) -> Sensitivity:
-    """Of a mean or ratio over rows: half the interval, and what the spread needs for the power.
+def of_rows(standard_error: float, reach: float, num_rows: int, level: float) -> Sensitivity:
+    """Of a mean or ratio over rows: how far its interval reaches, and what the spread needs for the power.
 
     With an interval by the normal distribution this is (1.96 + 0.84) standard errors (Miller 2024, arXiv:2411.00640,
     section 5). It falls with the square root of the number of rows, so that half of it takes four times as many.
 
     Args:
         standard_error: of the difference.
-        width: of its 95 % interval.
+        reach: from the difference to the edge of its 95 % interval that is further away.
         num_rows: rows compared.
         level: of the test; the interval is stretched to it.
 
-    >>> sensitivity = of_rows(0.01, 2 * 1.96 * 0.01, 100, level=0.05)
+    >>> sensitivity = of_rows(0.01, 1.96 * 0.01, 100, level=0.05)
     >>> round(sensitivity.smallest, 4), sensitivity.rows_for_half
     (0.028, 300)
     """
     if standard_error == 0:
         return Sensitivity(math.inf, 0)
-    stretched = width / 2 * float(norm.ppf(1 - level / 2) / norm.ppf(0.975))
+    stretched = reach * float(norm.ppf(1 - level / 2) / norm.ppf(0.975))
     return Sensitivity(stretched + float(norm.ppf(POWER)) * standard_error, 3 * num_rows)
 
 

@@ -164,9 +164,9 @@ def test_a_rate_limit_is_kept_by_all_threads():
 
 def test_a_rate_limit_may_be_a_date():
     waits: list[float] = []
-    with serving(Answers(fails(429, Retry_After="Fri, 01 Jan 2100 00:00:00 GMT"), says("well"))) as url:
-        with pytest.raises(ResourceError, match="in 1 attempts"):
-            client_of(url, waits).ask("?")
+    limited = Answers(fails(429, Retry_After="Fri, 01 Jan 2100 00:00:00 GMT"), says("well"))
+    with serving(limited) as url, pytest.raises(ResourceError, match="in 1 attempts"):
+        client_of(url, waits).ask("?")
     assert waits == []
     assert LONGEST_WAIT < 1e9
 
@@ -218,8 +218,9 @@ def test_without_a_key_no_header_is_sent():
 def test_a_redirect_does_not_take_the_key_elsewhere(monkeypatch):
     monkeypatch.setenv(KEY_VARIABLE, KEY)
     elsewhere = Answers(says("caught"))
-    with serving(elsewhere) as other, serving(Answers(fails(302, Location=f"{other}/chat/completions"))) as url:
-        with pytest.raises(ArgumentError, match="status 302"):
+    with serving(elsewhere) as other:
+        moved = Answers(fails(302, Location=f"{other}/chat/completions"))
+        with serving(moved) as url, pytest.raises(ArgumentError, match="status 302"):
             client_of(url).ask("?")
     assert elsewhere.asked == []
 
