@@ -89,6 +89,30 @@ def import_bars_quietly() -> None:
             import_module("tqdm.auto")
 
 
+@contextmanager
+def calm_lm_eval() -> Iterator[None]:
+    """Keep lm-evaluation-harness from drawing bars of its own and from warning of what is meant so.
+
+    What breaks: it draws a bar for each task's prompts and for the answers, with no way to switch the first off, and
+    warns that a model was handed over loaded. Seen in: lm-eval 0.4.13. Can go when: `evaluate` takes `disable_tqdm`.
+    """
+    from functools import partial
+
+    modules = [import_module(f"lm_eval.{name}") for name in ("api.task", "models.huggingface")]
+    bars = [module.tqdm for module in modules]
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    for module, bar in zip(modules, bars, strict=True):
+        module.tqdm = partial(bar, disable=True)  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        for module, bar in zip(modules, bars, strict=True):
+            module.tqdm = bar  # type: ignore[attr-defined]
+
+
 def keep_imports_quiet() -> None:
     """Keep bitsandbytes from printing a warning when it is imported, before any log file can be open.
 

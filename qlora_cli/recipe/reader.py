@@ -26,6 +26,9 @@ from qlora_cli.recipe.tree import Node, PlacedProblem, RecipePlace, find, merge,
 from qlora_cli.recipe.written import Conflict, RawRecipe, at
 from qlora_cli.secrets import find_secret
 
+YAML_FAULTS = (yaml.YAMLError,)
+"""What reading a file raises that is no YAML, whoever reads it."""
+
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 

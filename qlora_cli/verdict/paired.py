@@ -17,10 +17,7 @@ from qlora_cli.errors import NumericError
 from qlora_cli.verdict.proportions import exact_sign_p_value, score_interval, share_interval
 from qlora_cli.verdict.ratios import compare_rows, ratio_interval
 from qlora_cli.verdict.sensitivity import Sensitivity, of_rows, of_signs
-from qlora_cli.verdict.wording import Figures, sentence
-
-LEVEL = 0.05
-"""Share of false alarms that is put up with, over all measures that are asked together."""
+from qlora_cli.verdict.wording import LEVEL, Figures, sentence
 
 Outcome = Literal["better", "worse", "no evidence"]
 
@@ -152,7 +149,7 @@ def _measure(name: str, pair: Paired, level: float) -> _Measured:
     is_score = pair.weights is None and min(before.min(), after.min()) >= 0 and max(before.max(), after.max()) <= 1
     found = compare_rows(differences, weights[weights > 0], largest=1.0 if is_score else None)
     low, high = (max(found.low, -1.0), min(found.high, 1.0)) if is_score else (found.low, found.high)
-    sensitivity = of_rows(found.standard_error, len(differences), level)
+    sensitivity = of_rows(found.standard_error, found.reach, len(differences), level)
     return _Measured(found.difference, low, high, found.p_value, len(differences), sensitivity, None)
 
 

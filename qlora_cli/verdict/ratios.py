@@ -26,7 +26,7 @@ SEED = 20_240_611
 
 MIN_ROWS = 10
 MAX_ROWS = 10_000
-"""With fewer rows many resamples are degenerate, with more the bootstrap shows nothing new: Student's t stands alone."""
+"""With fewer rows many resamples are degenerate, with more the bootstrap shows nothing new: Student's t is left."""
 
 MIN_CHANGED = 20
 """With fewer rows that differ at all, two rows are added before Student's t: `_with_two_more`."""
@@ -43,6 +43,11 @@ class RowComparison:
     high: float
     p_value: float
     standard_error: float
+
+    @property
+    def reach(self) -> float:
+        """From the difference to the edge of the interval that is further away."""
+        return max(self.difference - self.low, self.high - self.difference)
 
 
 def compare_rows(differences: np.ndarray, weights: np.ndarray, largest: float | None = None) -> RowComparison:

@@ -23,14 +23,26 @@ class Sensitivity:
     """Additional questions with which half of that would be found as often."""
 
 
-def of_rows(standard_error: float, num_rows: int, level: float) -> Sensitivity:
-    """Of a mean or ratio whose difference has that standard error (Miller 2024, arXiv:2411.00640, section 5).
+def of_rows(standard_error: float, reach: float, num_rows: int, level: float) -> Sensitivity:
+    """Of a mean or ratio over rows: how far its interval reaches, and what the spread needs for the power.
 
-    >>> of_rows(0.01, 100, 0.05).rows_for_half
-    300
+    With an interval by the normal distribution this is (1.96 + 0.84) standard errors (Miller 2024, arXiv:2411.00640,
+    section 5). It falls with the square root of the number of rows, so that half of it takes four times as many.
+
+    Args:
+        standard_error: of the difference.
+        reach: from the difference to the edge of its 95 % interval that is further away.
+        num_rows: rows compared.
+        level: of the test; the interval is stretched to it.
+
+    >>> sensitivity = of_rows(0.01, 1.96 * 0.01, 100, level=0.05)
+    >>> round(sensitivity.smallest, 4), sensitivity.rows_for_half
+    (0.028, 300)
     """
-    smallest = float(norm.ppf(1 - level / 2) + norm.ppf(POWER)) * standard_error
-    return Sensitivity(smallest, 3 * num_rows)
+    if standard_error == 0:
+        return Sensitivity(math.inf, 0)
+    stretched = reach * float(norm.ppf(1 - level / 2) / norm.ppf(0.975))
+    return Sensitivity(stretched + float(norm.ppf(POWER)) * standard_error, 3 * num_rows)
 
 
 def of_signs(num_changed: int, num_questions: int, level: float) -> Sensitivity:

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from qlora_cli.verdict.sensitivity import Sensitivity
 
+LEVEL = 0.05
+"""Share of false alarms that is put up with, over all measures that are asked together."""
+
 
 @dataclass(frozen=True)
 class Figures:
@@ -27,13 +30,24 @@ class Figures:
 
 def sentence(outcome: str, figures: Figures, sensitivity: Sensitivity) -> str:
     """The verdict in words, with what the questions could have shown where they showed nothing."""
+    if figures.low == figures.high == 0:
+        return f"no evidence of a difference: the same in every row ({figures.num_questions:,} rows)"
     found = f"{_difference(figures)} (95 % interval {_interval(figures)}; p {_p(figures.p_adjusted)}"
     if figures.num_measures > 1:
         found += f" after Holm over {figures.num_measures} measures"
     found += f"; {figures.num_questions:,} questions)"
     if outcome != "no evidence":
         return f"{outcome}: {found}"
-    return f"no evidence of a difference: {found}; {_sensitivity(figures, sensitivity)}"
+    return f"no evidence of a difference: {found}; {_why(figures)}{_sensitivity(figures, sensitivity)}"
+
+
+def _why(figures: Figures) -> str:
+    """Why an interval that leaves 0 out is no evidence; empty where 0 is in it."""
+    if figures.low <= 0 <= figures.high:
+        return ""
+    if figures.p_value >= LEVEL:
+        return "the interval just leaves 0 out, but the exact test is not sure; "
+    return f"alone it would count, but one of {figures.num_measures} measures shows as much by chance too often; "
 
 
 def _difference(figures: Figures) -> str:

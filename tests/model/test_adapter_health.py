@@ -156,7 +156,7 @@ def test_a_module_that_got_no_gradient_is_named(llama):
 def test_singular_values_are_those_of_the_product():
     torch.manual_seed(0)
     A, B = torch.randn(6, 50), torch.randn(40, 6)
-    expected = torch.linalg.svdvals((B.double() @ A.double()))[:6]
+    expected = torch.linalg.svdvals(B.double() @ A.double())[:6]
     assert torch.allclose(singular_values(A, B), expected, rtol=1e-10)
 
 
