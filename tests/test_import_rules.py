@@ -27,6 +27,7 @@ FLOORS = {
     "progress": 0,
     "secrets": 0,
     "recipe": 1,
+    "verdict": 1,
     "run": 2,
     "data": 3,
     "model": 3,
