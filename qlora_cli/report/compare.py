@@ -129,7 +129,7 @@ def _line(name: str, record: RunRecord) -> RunLine:
 
 def differences(records: Sequence[RunRecord]) -> Iterator[Difference]:
     """Key by key, of recipe and manifest; a key that one run does not have differs."""
-    yield from _different("recipe", [record.recipe for record in records])
+    yield from _different("recipe", [dict(flattened(record.recipe, with_lists=True)) for record in records])
     manifests = [
         {key: value for key, value in record.manifest.items() if key not in NOT_COMPARED} for record in records
     ]

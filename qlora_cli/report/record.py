@@ -99,15 +99,20 @@ class RunRecord:
         return float(value) if is_number(value) else None
 
 
-def flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested keys joined by dots.
+def flattened(values: Mapping[str, Any], prefix: str = "", *, with_lists: bool = False) -> Iterator[tuple[str, Any]]:
+    """Nested keys joined by dots; with lists, objects in these too.
 
     >>> dict(flattened({"lora": {"r": 8}, "name": "a"}))
     {'lora.r': 8, 'name': 'a'}
+    >>> dict(flattened({"train": [{"path": "a"}]}, with_lists=True))
+    {'train[0].path': 'a'}
     """
     for key, value in values.items():
         if isinstance(value, dict):
-            yield from flattened(value, f"{prefix}{key}.")
+            yield from flattened(value, f"{prefix}{key}.", with_lists=with_lists)
+        elif with_lists and isinstance(value, list) and value and all(isinstance(each, dict) for each in value):
+            for number, each in enumerate(value):
+                yield from flattened(each, f"{prefix}{key}[{number}].", with_lists=True)
         else:
             yield f"{prefix}{key}", value
 

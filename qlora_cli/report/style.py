@@ -86,7 +86,7 @@ svg g:hover > *, svg:not(:hover) g.last > text {{ visibility: visible; }}
 {_DASHES}
 .legend {{ display: flex; flex-wrap: wrap; gap: .1rem .9rem; font-size: .82rem; }}
 .legend span {{ overflow-wrap: anywhere; }}
-.legend i {{ display: inline-block; width: 1.3rem; margin-right: .4rem; border-top: 2.5px solid;
+.legend i {{ display: inline-block; width: 1.3rem; margin-right: .4rem; border-width: 2.5px 0 0; border-style: solid;
   vertical-align: .25em; }}
 table {{ border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }}
 th, td {{ padding: .38rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: baseline;
@@ -96,6 +96,7 @@ th {{ color: var(--calm); font-weight: 550; font-size: .82rem; }}
 th[scope=row] {{ color: var(--ink); font-size: inherit; }}
 .of-facts th[scope=row] {{ width: 38%; padding-left: 0; color: var(--calm); font-weight: 400; font-size: .88rem; }}
 .of-facts td {{ font-size: .92rem; }}
+.stack th[scope=row] {{ min-width: 13rem; }}
 .num {{ text-align: right; white-space: nowrap; }}
 td.span {{ width: 12rem; padding: .2rem .6rem; vertical-align: middle; }}
 .zero {{ stroke: var(--calm); stroke-width: 1; stroke-dasharray: 2 2; }}
@@ -129,7 +130,7 @@ footer {{ margin-top: 2.5rem; color: var(--calm); font-size: .82rem; }}
   body {{ padding: 1.25rem .75rem 3rem; }}
   h1 {{ font-size: 1.35rem; }} h2 {{ margin-top: 2.1rem; }}
   .card, .plot {{ padding: .75rem .8rem; }}
-  .stack thead {{ display: none; }}
+  .stack thead {{ display: none; }} .stack th[scope=row] {{ min-width: 0; }}
   .stack tr {{ display: grid; grid-template-columns: 1fr 1fr; padding: .55rem 0;
     border-bottom: 1px solid var(--line); }}
   .stack tr:last-child {{ border-bottom: 0; }}

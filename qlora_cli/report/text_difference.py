@@ -37,12 +37,14 @@ Run = tuple[str, int, int, int, int]
 
 def _without_islands(runs: Sequence[Run], words: Sequence[str]) -> list[Run]:
     """The runs with equal ones of a word or two between differences made part of these: such are equal by chance."""
-    return [
-        ("replace", *places)
-        if kind == "equal" and 0 < number < len(runs) - 1 and _num_words(words[places[0] : places[1]]) < MIN_EQUAL
-        else (kind, *places)
-        for number, (kind, *places) in enumerate(runs)
-    ]
+    kept: list[Run] = []
+    for number, run in enumerate(runs):
+        kind, start, end, other_start, other_end = run
+        is_inside = 0 < number < len(runs) - 1
+        if kind == "equal" and is_inside and _num_words(words[start:end]) < MIN_EQUAL:
+            run = ("replace", start, end, other_start, other_end)
+        kept.append(run)
+    return kept
 
 
 def _num_words(words: Sequence[str]) -> int:

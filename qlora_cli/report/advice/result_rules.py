@@ -43,7 +43,9 @@ def poor_generation(tasks: Sequence[Mapping[str, Any]], max_new_tokens: int | No
         if not is_number(num) or not num:
             continue
         if cut / num >= MANY_CUT:
-            longer = Change("eval.tasks.max_new_tokens", 2 * max_new_tokens if max_new_tokens else "twice as many")
+            used = task.get("max_new_tokens")
+            used = used if is_number(used) else max_new_tokens
+            longer = Change("eval.tasks.max_new_tokens", 2 * used if used else "twice as many")
             return Advice(
                 "Answers do not end",
                 f"{task.get('task')}: {cut:,.0f} of {num:,.0f} answers of the tuned model ran into their length.",
