@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from qlora_cli import console
-from qlora_cli.calling import called, check_choice, check_range
+from qlora_cli.calling import AnyPath, called, check_choice, check_range
 from qlora_cli.choices import ExportFormat, LoadedAs, MergedDtype, Onto
 from qlora_cli.errors import ArgumentError
 from qlora_cli.hub import start_asking
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from qlora_cli.serve.chat import ChatSession
     from qlora_cli.serve.generation import Answer
     from qlora_cli.train.result import TrainingResult
-
-AnyPath = str | os.PathLike[str]
-"""A path, or what stands for one: the `run` of a training result."""
 
 
 @called

@@ -14,6 +14,9 @@ from qlora_cli import compat, console, environment
 from qlora_cli.errors import ArgumentError, QloraError
 from qlora_cli.interruption import handed_on, is_listening
 
+AnyPath = str | os.PathLike[str]
+"""A path, or what stands for one: the `run` of a training result."""
+
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 

@@ -39,3 +39,6 @@ MergedDtype = Literal["auto", "bfloat16", "float32"]
 
 LoadedAs = Literal["none", "nf4", "fp4", "int8"]
 """Storage of the base under a finished adapter: unquantized, or a `quant_type` of the recipe."""
+
+RunOrder = Literal["latest", "name", "eval", "loss", "steps", "time"]
+"""Orders of `qlora runs`; ORDERS in `run/overview.py`."""

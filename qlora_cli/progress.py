@@ -16,6 +16,7 @@ from rich.live import Live
 from rich.text import Text
 
 from qlora_cli import console
+from qlora_cli.sparkline import Sparkline
 
 BAR_AFTER_SECONDS = 1.0
 LINE_AFTER_SECONDS = 2.0
@@ -53,6 +54,9 @@ class Phase:
         """Figures of the moment."""
 
         self.is_lasting = is_lasting
+        self.curve: Sparkline | None = None
+        """Drawn after the bar where there is room and the screen has the characters."""
+
         self._first_done = 0
         self._started = time.monotonic()
         self._next_line = LINE_AFTER_SECONDS
@@ -115,6 +119,9 @@ class Phase:
             filled = min(length, length * self.done // self.total)
             full, empty = ("#", "-") if is_ascii else ("━", "─")
             line.append("  ").append(full * filled, style="cyan").append(empty * (length - filled), style="dim")
+        drawn = "" if is_ascii or self.curve is None else str(self.curve)
+        if drawn and line.cell_len + _width_of(["", *parts[1:]]) + len(drawn) + 4 <= width:
+            line.append("  ").append(drawn, style="cyan")
         for part in filter(None, parts[1:]):
             line.append("  ").append(part, style="bold" if part == count else "")
         line.truncate(width, overflow="crop" if is_ascii else "ellipsis")

@@ -48,7 +48,9 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "qlora generate --prompt 'What is LoRA?'",
         "qlora generate runs/recipe --prompt 'What is LoRA?' --max-new-tokens 64 --json",
     ),
-    "qlora runs": ("qlora runs",),
+    "qlora report": ("qlora report", "qlora report runs/recipe --out page.html", "qlora report --watch"),
+    "qlora compare": ("qlora compare runs/recipe runs/second",),
+    "qlora runs": ("qlora runs", "qlora runs --sort eval"),
     "qlora doctor": ("qlora doctor",),
 }
 """Command -> lines to paste. `tests/cli/test_help.py` takes each of them through the parser."""

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from qlora_cli import console
+from qlora_cli.choices import RunOrder
 from qlora_cli.cli.options import AsJson
 from qlora_cli.progress import STARTING, progress
 
 
-def runs(as_json: AsJson = False) -> None:
+def runs(
+    sort: Annotated[
+        RunOrder, typer.Option("--sort", metavar="ORDER", help="latest, name, eval, loss, steps or time.")
+    ] = "latest",
+    as_json: AsJson = False,
+) -> None:
     """List the runs in ./runs, the latest first."""
-    from qlora_cli.run.overview import overview
+    from qlora_cli.run.overview import COLUMNS, overview
 
-    rows = overview()
+    rows = overview(order=sort)
     if as_json:
         console.data([row.as_dict() for row in rows])
     elif not rows:
         console.note("there are no runs yet; start one with `qlora train RECIPE`")
     else:
-        console.table(
-            ("run", "status", "base", "steps", "loss", "eval loss", "started"),
-            [row.cells() for row in rows],
-        )
+        console.table(COLUMNS, [row.cells() for row in rows])
 
 
 def doctor(as_json: AsJson = False) -> None:

@@ -16,7 +16,8 @@ from qlora_cli.plan.report import PlanReport
 from qlora_cli.plan.report_view import verdict
 from qlora_cli.plan.trace.live_memory import MemoryKind, Stage
 from qlora_cli.plan.trace.timeline import Moment
-from qlora_cli.run.files import GENERATOR, refuse_foreign_page, write_text
+from qlora_cli.run.files import refuse_foreign_page, write_text
+from qlora_cli.web_page import document
 
 NUM_POINTS = 400
 TOP, BOTTOM = 24, 34
@@ -45,16 +46,13 @@ COLOURS: dict[MemoryKind, tuple[str, str]] = {
 """In the order of the areas, from below: on light paper and on dark. Paged state is on the host."""
 
 STYLE = """\
-:root { color-scheme: light dark; --ink: #1f2328; --calm: #59636e; --paper: #fff; --line: #d1d9e0; --limit: #c0152f;
+:root { --limit: #c0152f;
 %s}
 @media (prefers-color-scheme: dark) {
-  :root { --ink: #e6edf3; --calm: #9aa4af; --paper: #0d1117; --line: #30363d; --limit: #ff7b83;
+  :root { --limit: #ff7b83;
 %s}
 }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 68rem; padding: 1.25rem 1.25rem 3rem; background: var(--paper); color: var(--ink);
-  font: 15px/1.5 system-ui, sans-serif; }
-h1 { margin: 0; font-size: 1.25rem; overflow-wrap: anywhere; }
+body { max-width: 68rem; }
 p { margin: .25rem 0 1rem; color: var(--calm); }
 svg { width: 100%%; height: auto; display: block; }
 svg.narrow { display: none; }
@@ -161,22 +159,17 @@ def page(report: PlanReport) -> str:
     rows = "1 row" if report.request.batch_size == 1 else f"{report.request.batch_size} rows"
     step = f"{recipe.model.base_model}, {rows} of {recipe.data.max_length:,} tokens"
     said = verdict(report).plain
-    return "\n".join(
+    body = "\n".join(
         (
-            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-            """<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">""",
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            GENERATOR,
-            f"<title>{escape(title)}</title>\n<style>\n{STYLE % (light, dark)}</style>\n</head>\n<body>",
             f"<h1>{escape(title)}</h1>\n<p>{escape(step)}. {escape(said[0].upper() + said[1:])}.</p>",
             *_drawing(report, moments, present, WIDE),
             *_drawing(report, moments, present, NARROW),
             *_table(report, present),
             "<p>The drawing holds the tensors of the last micro-batch of a step, in the order in which they come and "
             "go; its width is not time. What CUDA adds is the gap between the areas and the line of the card.</p>",
-            "</body>\n</html>\n",
         )
     )
+    return document(title, STYLE % (light, dark), body)
 
 
 def _drawing(

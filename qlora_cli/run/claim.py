@@ -17,7 +17,7 @@ from qlora_cli.run.disk_errors import storage_faults
 from qlora_cli.run.files import read_json_object, uninterrupted, write_json
 from qlora_cli.run.folders import is_leftover, named, sweep
 from qlora_cli.run.inventory import MARKER, foreign_entries, has_inventory, is_marked
-from qlora_cli.run.own_files import FILES, LINK_PLACES, run_files
+from qlora_cli.run.own_files import FILES, LINK_PLACES, PAGE, run_files
 from qlora_cli.run.places import refuse_place as refuse_shared_place
 from qlora_cli.run.replaced_run import restore_or_delete
 
@@ -25,7 +25,7 @@ OWN_FOLDER = "--run-dir runs/new"
 
 NUM_LOOKS, LOOK_SECONDS = 5, 0.02
 
-SWEPT = "|".join(["adapter", "residual", *(re.escape(Path(name).name) for name in FILES)])
+SWEPT = "|".join(["adapter", "residual", *(re.escape(Path(name).name) for name in (*FILES, PAGE))])
 """Names that the holder of the directory writes; merges and evaluations are made by others."""
 
 LOCK_BYTES = 32

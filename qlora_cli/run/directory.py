@@ -39,6 +39,11 @@ class RunDirectory:
         return self.path / "metrics.jsonl"
 
     @property
+    def report_path(self) -> Path:
+        """The page that shows the run."""
+        return self.path / "report.html"
+
+    @property
     def log_path(self) -> Path:
         """Messages of the libraries."""
         return self.path / "log.txt"

@@ -14,11 +14,9 @@ from typing import Any, TypeVar
 from qlora_cli.errors import ArgumentError, IdentityError
 from qlora_cli.run.disk_errors import naming
 from qlora_cli.secrets import redacted
+from qlora_cli.web_page import GENERATOR
 
 Result = TypeVar("Result")
-
-GENERATOR = '<meta name="generator" content="qlora">'
-"""In the head of each page that is written."""
 
 MAX_JSON_BYTES = 16 * 1024 * 1024
 """Files of that kind that this project writes take kilobytes."""
@@ -86,9 +84,15 @@ def refuse_foreign_page(path: Path) -> None:
     Raises:
         ArgumentError: if there is such a file.
     """
-    if not os.path.lexists(path) or (path.is_file() and not path.is_symlink() and GENERATOR in _beginning(path)):
-        return
-    raise ArgumentError("is there already and was not written by qlora", place=str(path), hint="choose another name")
+    if os.path.lexists(path) and not is_own_page(path):
+        raise ArgumentError(
+            "is there already and was not written by qlora", place=str(path), hint="choose another name"
+        )
+
+
+def is_own_page(path: Path) -> bool:
+    """Whether a file is a page that this project wrote; a link to one is not."""
+    return path.is_file() and not path.is_symlink() and GENERATOR in _beginning(path)
 
 
 def _beginning(path: Path) -> str:

@@ -48,6 +48,24 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return values
 
 
+def read_intact_metrics(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The lines that can be read, and the number of those that cannot, the last one cut short by a crash included.
+
+    For showing a run; what decides by the lines takes `read_metrics`.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return [], 0
+    values, num_damaged = [], 0
+    for line in lines:
+        try:
+            values.append(_parsed(line))
+        except ValueError:
+            num_damaged += 1
+    return values, num_damaged
+
+
 def _parsed(line: str) -> dict[str, Any]:
     """One line of the file.
 

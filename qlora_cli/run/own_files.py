@@ -5,9 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 
 from qlora_cli.run.eval_results import eval_files
+from qlora_cli.run.files import is_own_page
 from qlora_cli.run.inventory import checkpoint_files, is_plain_file, listed_files
 
-FILES = ("log.txt", "metrics.jsonl", "data/report.json", "data/rejected.jsonl", "manifest.json", "recipe.yaml")
+FILES = (
+    "log.txt",
+    "metrics.jsonl",
+    "data/report.json",
+    "data/rejected.jsonl",
+    "data/first_rows.json",
+    "manifest.json",
+    "recipe.yaml",
+)
+PAGE = "report.html"
+"""Ours where its head says so; a page of that name that somebody else put there stays."""
+
 FOLDERS = ("adapter", "residual", "eval", "merged")
 """Folders that hold a list of what was written into them."""
 
@@ -20,6 +32,8 @@ TENSORBOARD_FILES = "events.out.tfevents.*"
 def run_files(run: Path) -> list[str]:
     """The files of the run in the directory `run`, relative to it; its recipe is the last."""
     names = {name for name in FILES if is_plain_file(run, name)}
+    if is_own_page(run / PAGE):
+        names.add(PAGE)
     folders = dict.fromkeys(FOLDERS, listed_files) | {"eval": eval_files}
     folders |= {f"checkpoints/{path.name}": checkpoint_files for path in sorted((run / "checkpoints").glob("step-*"))}
     for folder, listing in folders.items():

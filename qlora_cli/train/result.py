@@ -105,6 +105,7 @@ def _write_end(result: TrainingResult, trainer: QloraTrainer) -> None:
         manifest["early_stop"] = result.early_stop.as_dict()
     if result.num_steps_now:
         manifest["memory"] = result.memory
+        manifest["seconds"] = round(manifest.get("seconds", 0) + result.seconds, 1)
     write_manifest(run, manifest)
 
 

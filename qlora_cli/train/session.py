@@ -45,6 +45,7 @@ from qlora_cli.run.replaced_run import restore_or_delete
 from qlora_cli.train.callbacks.loss_divergence import LossDivergenceCallback
 from qlora_cli.train.callbacks.peak_memory import PeakMemory
 from qlora_cli.train.callbacks.progress import ProgressCallback
+from qlora_cli.train.callbacks.report_page import ReportPageCallback, page_at_the_end
 from qlora_cli.train.callbacks.stop import StopCallback, StopRequest, interruption_as_error
 from qlora_cli.train.checkpoint.identity import RunIdentity, environment_info, run_identity
 from qlora_cli.train.checkpoint.resume import (
@@ -54,7 +55,7 @@ from qlora_cli.train.checkpoint.resume import (
     is_evaluation_missing,
     prepare_run_directory,
 )
-from qlora_cli.train.preflight.data import check_vocab_and_positions, print_data_summary, save_rejected_rows
+from qlora_cli.train.preflight.data import check_vocab_and_positions, print_data_summary, save_data_files
 from qlora_cli.train.preflight.disk import check_disk_space, required_disk
 from qlora_cli.train.preflight.memory import MemoryForecast, forecast_memory, memory_record, out_of_memory_hint
 from qlora_cli.train.processes.collectives import ProcessGroup
@@ -164,6 +165,7 @@ class _Session:
         request = StopRequest(ECHO_SECONDS if group.world_size > 1 else 0)
         bar = self._progress(prepared.data)
         callbacks = self._callbacks(bar, request, group)
+        last_page = page_at_the_end(self.run) if group.is_main_process else nullcontext()
         with self._out_of_resources():
             self._connect(group, prepared.data)
             memory = PeakMemory()
@@ -180,13 +182,13 @@ class _Session:
             trainer = setup_trainer(self.recipe, self.run, parts, prepared.identity)
             if not group.is_main_process:
                 set_seed((self.recipe.training.seed + group.rank) % 2**32)  # each process draws dropout of its own
-            with request.installed(), closing(bar):
+            with last_page, request.installed(), closing(bar):
                 if group.is_main_process:
                     identity = {"num_processes": group.world_size, **prepared.identity}
                     self._write_start(identity, is_resumed=checkpoint is not None)
                 self._run_steps(trainer, checkpoint, group)
                 first_step = checkpoint.step if checkpoint else 0
-                used = memory_record(forecast.needs, memory.measured())
+                used = memory_record(forecast, memory.measured(), trainer.micro_batch_size)
                 result = training_result(trainer, self.run, first_step, time.monotonic() - started, used)
                 finalize_run(result, trainer, request, group)
         return result
@@ -202,7 +204,7 @@ class _Session:
         with self.monitor.main_process_first():
             data = prepare_data(recipe.data, renderer, recipe.training.seed)
         if self.monitor.is_main_process:
-            save_rejected_rows(data, run)
+            save_data_files(data, tokenizer, run)
             print_data_summary(data, tokenizer)
         return _Prepared(tokenizer, data, run_identity(recipe, data, tokenizer, renderer.printed_date))
 
@@ -220,8 +222,9 @@ class _Session:
     def _callbacks(
         self, bar: ProgressCallback, request: StopRequest, group: ProcessGroup
     ) -> tuple[TrainerCallback, ...]:
-        shown = (bar, LossDivergenceCallback(self.run.metrics_path)) if group.is_main_process else ()
-        return (*shown, StopCallback(request, self.options.stop_after, group))
+        run = self.run
+        shown = (bar, LossDivergenceCallback(run.metrics_path), ReportPageCallback(run))
+        return (*(shown if group.is_main_process else ()), StopCallback(request, self.options.stop_after, group))
 
     def _setup_model(self, prepared: _Prepared, group: ProcessGroup, *, is_resumed: bool) -> PeftModel:
         """The model with its adapter, equal in all processes, after the checks that need it."""

@@ -123,6 +123,11 @@ class QloraTrainer(CheckpointingTrainer):
         held_out = (parts.data.eval, parts.collator, parts.group, parts.is_asked_to_stop)
         self._eval_loss = EvalLoss(*held_out, batch_size=arguments.per_device_eval_batch_size)
 
+    @property
+    def micro_batch_size(self) -> int:
+        """Rows of a forward pass now; less than at the start where memory has run out."""
+        return self._microbatches.micro_batch_size
+
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The recipe's optimizer, with LoRA+'s groups where it asks for them."""
         ratio = self._loraplus_lr_ratio

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
+
 from qlora_cli.run.claim import claimed
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.manifest import write_manifest
@@ -45,6 +47,7 @@ def test_a_run_shows_its_last_step_and_its_last_losses(tmp_path):
         "2",
         "2.5000",
         "2.9000",
+        "",
         "2026-01-02 03:04",
     )
 
@@ -88,6 +91,9 @@ def test_a_row_as_json_has_every_value(tmp_path):
         "loss": 1.5,
         "eval_loss": None,
         "started_at": "2026-01-02T03:04:05Z",
+        "best_eval_loss": None,
+        "best_step": None,
+        "seconds": None,
         "max_steps": None,
         "process": None,
     }
@@ -108,3 +114,30 @@ def test_a_finished_run_that_is_trained_again_is_being_prepared_until_it_starts(
     with claimed(RunDirectory(tmp_path / "run")):
         assert overview(tmp_path)[0].status == "preparing"
     assert overview(tmp_path)[0].status == "finished"
+
+
+def test_the_best_eval_loss_is_the_lowest_and_the_time_is_that_of_all_sessions(tmp_path):
+    losses = enumerate((3.0, 2.0, 2.0, float("nan"), 2.5), start=1)
+    lines = [{"step": step, "eval_loss": loss} for step, loss in losses]
+    start(tmp_path, "run", *lines, manifest={**MANIFEST, "seconds": 3723.4})
+    [row] = overview(tmp_path)
+    assert (row.best_eval_loss, row.best_step, row.seconds) == (2.0, 2, 3723.4)
+    assert row.cells()[-3:] == ("2.0000", "1:02:03", "2026-01-02 03:04")
+
+
+@pytest.mark.parametrize(
+    ("order", "names"),
+    [
+        ("latest", ["c", "b", "a"]),
+        ("name", ["a", "b", "c"]),
+        ("eval", ["b", "a", "c"]),
+        ("loss", ["a", "c", "b"]),
+        ("steps", ["a", "c", "b"]),
+        ("time", ["b", "c", "a"]),
+    ],
+)
+def test_runs_are_sorted_and_those_without_the_figure_come_last(tmp_path, order, names):
+    start(tmp_path, "a", {"step": 9, "loss": 1.0, "eval_loss": 2.0}, manifest=MANIFEST, changed_at=100)
+    start(tmp_path, "b", {"step": 3, "eval_loss": 1.0}, manifest={**MANIFEST, "seconds": 1}, changed_at=200)
+    start(tmp_path, "c", {"step": 4, "loss": 2.0}, manifest={**MANIFEST, "seconds": 2}, changed_at=300)
+    assert [Path(row.run).name for row in overview(tmp_path, order=order)] == names

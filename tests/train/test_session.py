@@ -128,7 +128,7 @@ def test_the_loss_falls_and_the_adapter_loads_with_plain_peft(small_recipe, tmp_
 
 def test_no_file_of_a_run_is_a_pickle(finished):
     suffixes = {path.suffix for path in finished.path.rglob("*") if path.is_file()}
-    assert suffixes <= {".safetensors", ".json", ".jsonl", ".yaml", ".txt", ".jinja", ""}
+    assert suffixes <= {".safetensors", ".json", ".jsonl", ".yaml", ".txt", ".jinja", ".html", ""}
 
 
 def test_checkpoints_come_every_save_steps_and_only_the_newest_stay(narrow_recipe, tmp_path):

@@ -11,7 +11,7 @@ from qlora_cli import console
 from qlora_cli.console import size_in_words
 from qlora_cli.data.cache import CacheEntry
 from qlora_cli.data.show.report_view import show_lines
-from qlora_cli.data.show.token_pieces import visible
+from qlora_cli.visible_text import visible
 
 NUM_CHARS_OF_KEY = 8
 

@@ -10,8 +10,9 @@ from transformers import PreTrainedTokenizerBase
 
 from qlora_cli.data.example import Place
 from qlora_cli.data.rejection import Rejection
-from qlora_cli.data.show.token_pieces import LINE_END, Piece, pieces_of, runs_of, visible
+from qlora_cli.data.show.token_pieces import Piece, pieces_of, runs_of
 from qlora_cli.data.token_row import TokenRow
+from qlora_cli.visible_text import LINE_END, visible
 
 CONTEXT_STYLE = "dim"
 TRAINED_STYLE = "green"

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from html import escape
 from itertools import groupby
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
 from qlora_cli.data.show.preview import ShownRow
-from qlora_cli.data.show.token_pieces import LINE_END, Piece, pieces_of, visible
+from qlora_cli.data.show.token_pieces import Piece, pieces_of
 from qlora_cli.data.token_row import TokenRow
 from qlora_cli.errors import ArgumentError
-from qlora_cli.run.files import GENERATOR, refuse_foreign_page, write_text
+from qlora_cli.run.files import refuse_foreign_page, write_text
+from qlora_cli.visible_text import LINE_END
+from qlora_cli.web_page import document, text_as_html
 
 NUM_TOKENS_OPEN = 600
 """Longer examples are folded when the page opens."""
@@ -24,18 +25,13 @@ NUM_TOKENS_DRAWN = 20_000
 NUM_CHARS_OF_FOLDED = 160
 
 STYLE = """\
-:root { color-scheme: light dark; --ink: #1f2328; --calm: #59636e; --paper: #fff; --line: #d1d9e0; --edge: #f6f8fa;
-  --trained: #0a4f24; --trained-paper: #d3f5dc; --mark: #9a3412; --point: #fff3b0; }
+:root { --trained: #0a4f24; --trained-paper: #d3f5dc; --mark: #9a3412; --point: #fff3b0; }
 @media (prefers-color-scheme: dark) {
-  :root { --ink: #e6edf3; --calm: #9aa4af; --paper: #0d1117; --line: #30363d; --edge: #161b22;
-    --trained: #a6f0b8; --trained-paper: #123420; --mark: #ffa657; --point: #5c4a00; }
+  :root { --trained: #a6f0b8; --trained-paper: #123420; --mark: #ffa657; --point: #5c4a00; }
 }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 70rem; padding: 1rem 1.25rem 3rem; background: var(--paper); color: var(--ink);
-  font: 15px/1.5 system-ui, sans-serif; }
+body { max-width: 70rem; padding-top: 1rem; }
 header { position: sticky; top: 0; padding-bottom: .5rem; background: var(--paper);
   border-bottom: 1px solid var(--line); }
-h1 { margin: 0; font-size: 1.25rem; overflow-wrap: anywhere; }
 header p { margin: .25rem 0 0; color: var(--calm); }
 .legend > span { display: inline-block; margin-right: .75rem; padding: 0 .4rem; }
 details { margin-top: 1rem; border: 1px solid var(--line); border-radius: 6px; }
@@ -78,22 +74,16 @@ def write_page(path: Path, title: str, shown: Sequence[ShownRow], tokenizer: Pre
 def page(title: str, shown: Sequence[ShownRow], tokenizer: PreTrainedTokenizerBase) -> str:
     """The page's HTML."""
     num = f"{len(shown):,} row{'s' * (len(shown) != 1)}"
-    return "\n".join(
+    body = "\n".join(
         (
-            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-            # Even if the escaping had a hole, the browser would load and run nothing.
-            """<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">""",
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            GENERATOR,
-            f"<title>{_html(title)}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>",
-            f"<header><h1>{_html(title)}</h1><p>{num}. Point at a token to see its id and its position.</p>",
+            f"<header><h1>{text_as_html(title)}</h1><p>{num}. Point at a token to see its id and its position.</p>",
             '<p class="legend"><span class="t">trained</span> <span class="c">read, not trained</span> '
             f'<span class="c"><b>special token</b></span> <span class="c"><i>{LINE_END}</i> line end</span></p>',
             "</header>",
             *(_section(row, tokenizer) for row in shown),
-            "</body>\n</html>\n",
         )
     )
+    return document(title, STYLE, body)
 
 
 def _section(shown: ShownRow, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -102,18 +92,20 @@ def _section(shown: ShownRow, tokenizer: PreTrainedTokenizerBase) -> str:
     if not is_open and shown.row is not None:
         start_ids = shown.row.input_ids[:NUM_CHARS_OF_FOLDED]
         text = str(tokenizer.decode(start_ids, skip_special_tokens=True))[:NUM_CHARS_OF_FOLDED]
-        start = f'<span class="start">{_html(" ".join(text.split()))} …</span>'
-    mark = f'<em class="mark">{_html(shown.mark)}</em>' if shown.mark else ""
+        start = f'<span class="start">{text_as_html(" ".join(text.split()))} …</span>'
+    mark = f'<em class="mark">{text_as_html(shown.mark)}</em>' if shown.mark else ""
     lines = [
-        f"<details{is_open}><summary><strong>{_html(str(shown.place))}</strong> "
-        f"<small>{_html(shown.counts)}</small>{mark}{start}</summary>"
+        f"<details{is_open}><summary><strong>{text_as_html(str(shown.place))}</strong> "
+        f"<small>{text_as_html(shown.counts)}</small>{mark}{start}</summary>"
     ]
     if shown.rejection is not None:
-        lines.append(f'<p class="why">{_html(shown.rejection.text)}</p>')
+        lines.append(f'<p class="why">{text_as_html(shown.rejection.text)}</p>')
         if shown.rejection.hint:
-            lines.append(f'<p class="hint">hint: {_html(shown.rejection.hint)}</p>')
+            lines.append(f'<p class="hint">hint: {text_as_html(shown.rejection.hint)}</p>')
     lines.append(
-        f"<pre>{_html(shown.as_read)}</pre>" if shown.row is None else f"<pre>{_tokens(shown.row, tokenizer)}</pre>"
+        f"<pre>{text_as_html(shown.as_read)}</pre>"
+        if shown.row is None
+        else f"<pre>{_tokens(shown.row, tokenizer)}</pre>"
     )
     return "\n".join((*lines, "</details>"))
 
@@ -140,9 +132,4 @@ def _token(piece: Piece) -> str:
 
 
 def _text(text: str) -> str:
-    return _html(text).replace("\n", f"<i>{LINE_END}</i>\n").replace("\t", "<i>⇥</i>\t")
-
-
-def _html(text: str) -> str:
-    """Text that no browser reads as anything but text, with nothing in it that cannot be seen or encoded."""
-    return escape(visible(text), quote=True)
+    return text_as_html(text).replace("\n", f"<i>{LINE_END}</i>\n").replace("\t", "<i>⇥</i>\t")

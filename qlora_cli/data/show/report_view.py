@@ -10,8 +10,8 @@ from rich.text import Text
 
 from qlora_cli import console
 from qlora_cli.data.report import DataReport, Finding, Lengths, SourceReport
-from qlora_cli.data.show.token_pieces import visible
 from qlora_cli.progress import drawn_bar
+from qlora_cli.visible_text import visible
 
 BAR_WIDTH = 48
 SHORTEST_PATH, LONGEST_PATH = 16, 40

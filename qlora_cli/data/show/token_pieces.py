@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -12,12 +11,8 @@ from transformers import PreTrainedTokenizerBase
 from qlora_cli.constants import IGNORE_INDEX, REPLACEMENT
 from qlora_cli.data.token_row import TokenRow
 
-LINE_END = "↵"
 MAX_TOKENS_OF_A_CHARACTER = 8
 """UTF-8 takes at most 4 bytes; past this many tokens the bytes are shown as they decode."""
-
-CHANGES_DIRECTION = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-"""Characters that make text read differently from how it is stored (Boucher and Anderson 2021, arXiv:2111.00169)."""
 
 
 @dataclass(frozen=True)
@@ -79,34 +74,3 @@ def _text(input_ids: Sequence[int], before: int, start: int, stop: int, tokenize
 
 def _decoded(input_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
     return str(tokenizer.decode(list(input_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
-
-
-def visible(text: str, *, is_each_seen: bool = False) -> str:
-    """Text in which no character acts on the terminal or turns the reading direction.
-
-    Args:
-        text: as it was decoded.
-        is_each_seen: show spaces, tabs, line ends and all that does not print by a sign, too.
-
-    >>> visible("a\\r\\n\\tb\\x1b[2J"), visible(" a b\\n\\u200b", is_each_seen=True)
-    ('a\\\\r\\n\\tb\\\\x1b[2J', '␣a␣b↵\\\\u200b')
-    """
-    if text.isprintable() and not is_each_seen:
-        return text
-    return "".join(map(_seen if is_each_seen else _harmless, text))
-
-
-def _harmless(char: str) -> str:
-    if char in "\n\t":
-        return char
-    return _escaped(char) if unicodedata.category(char) in ("Cc", "Cs") or char in CHANGES_DIRECTION else char
-
-
-def _seen(char: str) -> str:
-    signs = {" ": "␣", "\n": LINE_END, "\t": "⇥"}
-    return signs.get(char) or (char if char.isprintable() else _escaped(char))
-
-
-def _escaped(char: str) -> str:
-    """As Python writes it: `\\r`, `\\x1b`, `\\u202e`."""
-    return char.encode("unicode_escape").decode("ascii")

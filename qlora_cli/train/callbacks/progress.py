@@ -15,6 +15,7 @@ from qlora_cli import console
 from qlora_cli.constants import GIB
 from qlora_cli.progress import Phase, progress
 from qlora_cli.run.metrics import append_metrics
+from qlora_cli.sparkline import Sparkline
 from qlora_cli.train.callbacks.peak_memory import peak_memory_bytes
 
 RECORDED = ("loss", "learning_rate", "grad_norm", "mean_token_accuracy", "eval_loss", "eval_perplexity")
@@ -42,6 +43,8 @@ class ProgressCallback(TrainerCallback):
         self._screen = ExitStack()
         self._last_time = self._last_epoch = 0.0
         self._last_line = -math.inf
+        self._eval_loss = ""
+        """The last one, in words, for the bar."""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
@@ -51,6 +54,7 @@ class ProgressCallback(TrainerCallback):
             self._on_begin(state.max_steps)
         self._bar = self._screen.enter_context(progress("training", state.max_steps, is_lasting=True))
         self._bar.begin_at(state.global_step)
+        self._bar.curve = Sparkline()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
@@ -97,6 +101,7 @@ class ProgressCallback(TrainerCallback):
                 f"step {state.global_step}: eval loss {values['eval_loss']:.4f}, "
                 f"perplexity {values['eval_perplexity']:.2f}"
             )
+            self._eval_loss = f"  eval {values['eval_loss']:.4f}"
             self._last_time = time.monotonic()  # the next step's speed must not pay for the evaluation
             return
         shown = (
@@ -104,7 +109,10 @@ class ProgressCallback(TrainerCallback):
             f"{values['peak_memory_bytes'] / GIB:.1f} GiB"
         )
         if self._bar is not None:
-            self._bar.update(state.global_step, shown)
+            if self._bar.curve is not None and math.isfinite(values["loss"]):
+                self._bar.curve.add(values["loss"])
+            in_bar = shown.replace("  ", f"{self._eval_loss}  ", 1)
+            self._bar.update(state.global_step, in_bar)
         if not console.err.is_interactive and self._line_is_due(state):
             self._last_line = time.monotonic()
             console.note(f"step {state.global_step}/{state.max_steps}  {shown}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from itertools import islice
 
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
@@ -11,17 +13,39 @@ from qlora_cli import console
 from qlora_cli.data.prepare import PreparedData
 from qlora_cli.data.report import DataReport
 from qlora_cli.data.show.preview import show_example
+from qlora_cli.data.show.token_pieces import runs_of
+from qlora_cli.data.token_row import TokenRow
 from qlora_cli.data.unread import UnreadKind
 from qlora_cli.model.embedding_limits import check_length, check_tokens, num_positions
 from qlora_cli.run.directory import RunDirectory
-from qlora_cli.run.files import write_json
+from qlora_cli.run.files import write_json, write_text
+
+NUM_FIRST_ROWS = 3
+NUM_FIRST_TOKENS = 2048
+"""Of a row; what follows is not stored."""
 
 
-def save_rejected_rows(prepared: PreparedData, run: RunDirectory) -> None:
-    """Write what was taken out, and the whole report, into the run's `data` folder."""
+def save_data_files(prepared: PreparedData, tokenizer: PreTrainedTokenizerBase, run: RunDirectory) -> None:
+    """Write what was taken out, the whole report, and the first rows into the run's `data` folder."""
     run.data_path.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(prepared.rejected_path, run.data_path / prepared.rejected_path.name)
     write_json(run.data_path / "report.json", prepared.report.as_dict())
+    _save_first_rows(prepared, tokenizer, run)
+
+
+def _save_first_rows(prepared: PreparedData, tokenizer: PreTrainedTokenizerBase, run: RunDirectory) -> None:
+    """Write the first rows with their mask for the report of the run; they are content, and stay as they are."""
+    documents = islice(prepared.train.all_documents(), NUM_FIRST_ROWS)
+    rows = []
+    for row in documents:
+        kept = TokenRow(row.input_ids[:NUM_FIRST_TOKENS], row.labels[:NUM_FIRST_TOKENS], row.place)
+        pieces = [
+            {"text": run.text, "is_trained": run.is_trained, "is_special": run.is_special}
+            for run in runs_of(kept, tokenizer)
+        ]
+        rows.append({"place": str(row.place), "num_tokens": len(row.input_ids), "pieces": pieces})
+    text = json.dumps({"rows": rows}, indent=2, ensure_ascii=False) + "\n"
+    write_text(run.data_path / "first_rows.json", text, is_content=True)
 
 
 def print_data_summary(prepared: PreparedData, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -110,10 +110,21 @@ def _automatic_batch(recipe: Recipe) -> str:
     return f"--set training.per_device_train_batch_size=auto {rows}, then "
 
 
-def memory_record(needs: DeviceMemory | None, measured: Mapping[str, int]) -> dict[str, Any]:
-    """Predicted and measured bytes, as the manifest holds them."""
+def memory_record(forecast: MemoryForecast, measured: Mapping[str, int], micro_batch_size: int) -> dict[str, Any]:
+    """Predicted and measured bytes, and rows of a forward pass, as the manifest holds them.
+
+    Args:
+        forecast: of the step.
+        measured: bytes by what was counted.
+        micro_batch_size: at the end; less than planned where memory has run out.
+    """
+    needs = forecast.needs
     predicted = {} if needs is None else {"allocated": needs.allocated_bytes, "reserved": needs.reserved_bytes}
-    return {"predicted_bytes": predicted, "measured_bytes": dict(measured)}
+    return {
+        "predicted_bytes": predicted,
+        "measured_bytes": dict(measured),
+        "micro_batch_size": {"planned": forecast.micro_batch_size, "used": micro_batch_size},
+    }
 
 
 def out_of_memory_hint(recipe: Recipe) -> str:

@@ -12,8 +12,9 @@ from transformers import PreTrainedTokenizerFast
 
 from qlora_cli.constants import IGNORE_INDEX
 from qlora_cli.data.example import Place
-from qlora_cli.data.show.token_pieces import REPLACEMENT, pieces_of, runs_of, visible
+from qlora_cli.data.show.token_pieces import REPLACEMENT, pieces_of, runs_of
 from qlora_cli.data.token_row import TokenRow
+from qlora_cli.visible_text import visible
 from tests.conftest import byte_tokenizer
 
 
