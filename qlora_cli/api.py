@@ -5,7 +5,6 @@ Nothing heavy is imported before a function is called. Failures that the caller 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,6 @@ from qlora_cli.progress import STARTING, progress
 if TYPE_CHECKING:
     from qlora_cli.deploy.export import Exported
     from qlora_cli.deploy.record import Merged
-    from qlora_cli.evaluate.evaluation import Outcome
     from qlora_cli.serve.chat import ChatSession
     from qlora_cli.serve.generation import Answer
     from qlora_cli.train.result import TrainingResult
@@ -76,58 +74,6 @@ def train(
         options = TrainOptions(resume, overwrite, stop_after, check_memory=True, force=force)
         run = RunDirectory(RUNS_FOLDER / loaded.name if run_dir is None else Path(run_dir))
         return replace(train_recipe(loaded, run, options, monitor), rank=launch.rank)
-
-
-@called
-def evaluate(
-    run: AnyPath | Sequence[AnyPath] | None = None,
-    *,
-    against: AnyPath = "base",
-    data: AnyPath | None = None,
-    tasks: AnyPath | Sequence[AnyPath] = (),
-    metrics: str | Sequence[str] = (),
-    columns: Mapping[str, str] | Sequence[str] = (),
-    general_text: AnyPath | None = None,
-    batch_size: int | None = None,
-    max_new_tokens: int | None = None,
-    limit: int | None = None,
-    base_model: AnyPath | None = None,
-    revision: str | None = None,
-    quantization: LoadedAs | None = None,
-    overrides: Mapping[str, Any] | Sequence[str] = (),
-) -> Outcome:
-    """Measure tuned models beside their base, as `qlora eval`; the results are written to `<run>/eval/` too.
-
-    Args:
-        run: run directory, PEFT adapter folder or model folder, or several; the latest run when None.
-        against: what each is compared with: `base`, its own base without the adapter, or another run or folder.
-        data: rows to measure loss and perplexity on; the recipe's eval rows when None.
-        tasks: files of prompts and answers; the recipe's tasks when there are none.
-        metrics: for those files, of those that `qlora eval --help` lists; exact_match when there are none.
-        columns: `{"instruction": "question"}`, or texts as `--columns` takes them: how `data` and `tasks` are read; as
-            the run's own rows when there are none.
-        general_text: text file that shows what was forgotten, `shipped` or `none`; the recipe's when None.
-        batch_size: rows or prompts in a batch; the recipe's, or 8, when None.
-        max_new_tokens: longest answer; the recipe's, or 256, when None.
-        limit: first questions of each task.
-        base_model, revision, quantization, overrides: as `merge`.
-
-    Raises:
-        QloraError: if there is nothing to measure, or on.
-        KeyboardInterrupt: after Ctrl-C; what was measured is kept, and the same call continues there.
-    """
-    for name, value in (("batch_size", batch_size), ("max_new_tokens", max_new_tokens), ("limit", limit)):
-        check_range(name, value, 1)
-    with progress(STARTING):
-        from qlora_cli.evaluate.request import measure, request_of
-        from qlora_cli.model.tuned import choose_tuned, find_tuned
-
-    request = request_of(data, tasks, metrics, columns, None if general_text is None else os.fspath(general_text))
-    request = replace(request, batch_size=batch_size, max_new_tokens=max_new_tokens, limit=limit)
-    folders: list[AnyPath | None] = [run] if run is None or isinstance(run, str | os.PathLike) else list(run) or [None]
-    with console.library_noise_to(None):
-        sources = [choose_tuned(one, base_model, revision, quantization, overrides) for one in folders]
-        return measure(sources, request, None if str(against) == "base" else find_tuned(Path(against)))
 
 
 @called

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 import typer
 from rich.text import Text
 
-from qlora_cli import api, console
+from qlora_cli import api_reports, console
 from qlora_cli.choices import MetricName
 from qlora_cli.cli.options import BaseModel, LoadingOverrides, Quantization, Revision
 from qlora_cli.progress import STARTING, progress
@@ -31,7 +31,10 @@ Against = Annotated[
 Tasks = Annotated[
     list[Path] | None,
     typer.Option(
-        "--task", "--tasks", help="File of prompts and answers; may be repeated.", show_default="the recipe's tasks"
+        "--task",
+        "--tasks",
+        help="File of prompts and answers, or a benchmark of lm-eval; may be repeated.",
+        show_default="the recipe's tasks",
     ),
 ]
 GeneralText = Annotated[
@@ -104,6 +107,13 @@ def evaluate(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Only the first N questions of each task.", metavar="N")
     ] = None,
+    num_fewshot: Annotated[
+        int | None, typer.Option(min=0, help="Examples before each question of a benchmark.", show_default="its own")
+    ] = None,
+    judge: Annotated[
+        str | None, typer.Option(metavar="URL", help="OpenAI-compatible server that compares answers.")
+    ] = None,
+    judge_model: Annotated[str, typer.Option(help="Its model; the key is in QLORA_JUDGE_API_KEY.")] = "",
     base_model: BaseModel = None,
     revision: Revision = None,
     quantization: Quantization = None,
@@ -111,7 +121,7 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
     """Did it help? Measure tuned models beside their base."""
-    outcome = api.evaluate(
+    outcome = api_reports.evaluate(
         run,
         against=against,
         data=data,
@@ -122,6 +132,9 @@ def evaluate(
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
         limit=limit,
+        num_fewshot=num_fewshot,
+        judge=judge,
+        judge_model=judge_model,
         base_model=base_model,
         revision=revision,
         quantization=quantization,

@@ -12,6 +12,7 @@ from peft import PeftModel
 from qlora_cli import console
 from qlora_cli.errors import StoppedBySignal
 from qlora_cli.evaluate.contest import Contest, Entrant, visit
+from qlora_cli.evaluate.judged_answers import Judge, add_judgements
 from qlora_cli.evaluate.kept import Kept
 from qlora_cli.evaluate.results import results_of
 from qlora_cli.evaluate.scores import TaskScores
@@ -46,7 +47,9 @@ class Outcome:
         return self.results.as_dict()
 
 
-def evaluate(contest: Contest, tasks: Sequence[Task], batch_size: int, kept: Kept | None = None) -> Outcome:
+def evaluate(
+    contest: Contest, tasks: Sequence[Task], batch_size: int, kept: Kept | None = None, judge: Judge | None = None
+) -> Outcome:
     """Put every task to every model.
 
     Args:
@@ -54,6 +57,7 @@ def evaluate(contest: Contest, tasks: Sequence[Task], batch_size: int, kept: Kep
         tasks: what they are asked.
         batch_size: rows or questions in a batch.
         kept: results that are known already; new ones are added.
+        judge: says which of two answers is better; nobody when None.
 
     Raises:
         QloraError: if a model cannot be asked a question, before that model computes anything.
@@ -82,6 +86,8 @@ def evaluate(contest: Contest, tasks: Sequence[Task], batch_size: int, kept: Kep
                 health.append(adapter_health(subject.tuned.model, starts_at_zero=not entrant.source.is_base_apart))
 
         models = visit(contest, look)
+    if judge is not None:
+        add_judgements(judge, contest.pairs, scores)
     results = results_of(models, contest.pairs, scores)
     return Outcome(contest, scores, results, health[0] if health else None)
 

@@ -20,8 +20,8 @@ from typing import Literal
 from qlora_cli.errors import ArgumentError
 from qlora_cli.evaluate.chat_server import ChatClient, ChatServer
 from qlora_cli.run.disk_errors import naming
+from qlora_cli.run.eval_results import JUDGEMENTS_HEAD
 from qlora_cli.secrets import redacted
-from qlora_cli.verdict.paired import Paired
 
 Choice = Literal["before", "after", "tie", "unreadable"]
 
@@ -51,9 +51,6 @@ REFERENCE = """
 """
 
 MARK = re.compile(r"\[\[\s*(A|B|tie|C)\s*\]\]", re.IGNORECASE)
-
-HEAD = json.dumps({"written_by": "qlora", "holds": "judgements"})
-"""First line of the file of judgements."""
 
 MAX_KEPT_CHARS = 2000
 
@@ -97,11 +94,6 @@ class Judged:
 
     model: str
     judgements: list[Judgement]
-
-    @property
-    def paired(self) -> Paired:
-        """The outcomes as the verdict takes them."""
-        return Paired([0.0] * len(self.judgements), [float(one.outcome) for one in self.judgements])
 
     @property
     def num_disagreements(self) -> int:
@@ -152,26 +144,7 @@ def judge_answers(
         ArgumentError: `kept` is another file, or the server refuses what it is asked.
         ResourceError: the server gave no answer.
     """
-    known, lock = _read_kept(kept), Lock()
-    asks = client or ChatClient(server)
-
-    def choice(pair: JudgedPair, first: str, second: str) -> str:
-        reference = "" if pair.reference is None else REFERENCE.format(reference=pair.reference)
-        text = INSTRUCTIONS.format(prompt=pair.prompt, reference=reference, first=first, second=second)
-        key = hashlib.sha256(json.dumps([server.model, text]).encode()).hexdigest()
-        if key not in known:
-            said = asks.ask(text)
-            with lock:
-                known[key] = _mark(said)
-                _keep(kept, {"key": key, "chosen": known[key], "said": said[-MAX_KEPT_CHARS:]})
-        return known[key]
-
-    def judge(pair: JudgedPair) -> Judgement:
-        if pair.before.strip() == pair.after.strip():
-            return Judgement("tie", "tie")
-        forward = _chosen(choice(pair, pair.before, pair.after), "before", "after")
-        return Judgement(forward, _chosen(choice(pair, pair.after, pair.before), "after", "before"))
-
+    judge = _Judge(server, client or ChatClient(server), kept).of
     judgements = []
     with ThreadPoolExecutor(max_workers=num_parallel) as pool:
         try:
@@ -183,6 +156,32 @@ def judge_answers(
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return Judged(server.model, judgements)
+
+
+class _Judge:
+    """Asks about one pair at a time, from any number of threads, and keeps what was said."""
+
+    def __init__(self, server: ChatServer, client: ChatClient, kept: Path) -> None:
+        self._server, self._client, self._kept = server, client, kept
+        self._known, self._lock = _read_kept(kept), Lock()
+
+    def of(self, pair: JudgedPair) -> Judgement:
+        """The judgement of a pair, both ways round."""
+        if pair.before.strip() == pair.after.strip():
+            return Judgement("tie", "tie")
+        forward = _chosen(self._choice(pair, pair.before, pair.after), "before", "after")
+        return Judgement(forward, _chosen(self._choice(pair, pair.after, pair.before), "after", "before"))
+
+    def _choice(self, pair: JudgedPair, first: str, second: str) -> str:
+        reference = "" if pair.reference is None else REFERENCE.format(reference=pair.reference)
+        text = INSTRUCTIONS.format(prompt=pair.prompt, reference=reference, first=first, second=second)
+        key = hashlib.sha256(json.dumps([self._server.model, text]).encode()).hexdigest()
+        if key not in self._known:
+            said = self._client.ask(text)
+            with self._lock:
+                self._known[key] = _mark(said)
+                _keep(self._kept, {"key": key, "chosen": self._known[key], "said": said[-MAX_KEPT_CHARS:]})
+        return self._known[key]
 
 
 def _mark(said: str) -> str:
@@ -206,7 +205,7 @@ def _read_kept(path: Path) -> dict[str, str]:
     if not path.exists() or path.stat().st_size == 0:
         return {}
     lines = path.read_text("utf-8", "replace").splitlines()
-    if not lines or lines[0] != HEAD:
+    if not lines or lines[0] != JUDGEMENTS_HEAD.strip():
         raise ArgumentError("was not written by qlora", place=str(path), hint="move it away, then measure again")
     known = {}
     for line in lines[1:]:
@@ -225,7 +224,7 @@ def _keep(path: Path, entry: dict[str, str]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a+b") as file:
             if is_new:
-                file.write(HEAD.encode() + b"\n")
+                file.write(JUDGEMENTS_HEAD.encode())
             elif not _ends_whole(path):
                 file.write(b"\n")
             file.write(redacted(json.dumps(entry, ensure_ascii=False)).encode() + b"\n")

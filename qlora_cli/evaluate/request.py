@@ -17,10 +17,13 @@ from qlora_cli.data.read.examples import read_examples
 from qlora_cli.data.render.for_data import data_renderer
 from qlora_cli.data.render.renderer import Renderer, TokenRow
 from qlora_cli.errors import ArgumentError, DataError
+from qlora_cli.evaluate.chat_server import ChatServer
 from qlora_cli.evaluate.contest import arrange
 from qlora_cli.evaluate.evaluation import Outcome, evaluate
+from qlora_cli.evaluate.judged_answers import Judge
 from qlora_cli.evaluate.kept import kept_in
 from qlora_cli.evaluate.run_columns import parse_columns, read_like_the_run
+from qlora_cli.evaluate.tasks.benchmark import is_benchmark
 from qlora_cli.evaluate.tasks.general_text import general_text_task
 from qlora_cli.evaluate.tasks.held_out import LossTask
 from qlora_cli.evaluate.tasks.load import load_task
@@ -30,7 +33,7 @@ from qlora_cli.model.tuned import TunedSource
 from qlora_cli.recipe.data_schema import SourceSection
 from qlora_cli.recipe.eval_schema import EvalSection, TaskSection
 from qlora_cli.run.claim import refuse_links
-from qlora_cli.run.eval_results import GENERAL_TEXT, HELD_OUT
+from qlora_cli.run.eval_results import GENERAL_TEXT, HELD_OUT, JUDGEMENTS_NAME
 from qlora_cli.run.manifest import recorded_date
 
 DEFAULT_BATCH_SIZE = 8
@@ -55,6 +58,10 @@ class EvalRequest:
     """Format field -> column of `data`; where it is empty, as the run's own rows were read."""
 
     general_text: str | None = None
+    num_fewshot: int | None = None
+    """Examples before each question of a benchmark; what it says itself when None."""
+
+    judge: ChatServer | None = None
 
 
 def request_of(
@@ -77,6 +84,20 @@ def request_of(
     sections = task_sections([Path(file) for file in files], names, named)
     rows = None if data is None else Path(data)
     return EvalRequest(rows, sections, columns=named, general_text=general_text)
+
+
+def judge_server(url: str | None, model: str) -> ChatServer | None:
+    """The judge that two options name; None where there is none.
+
+    Raises:
+        ArgumentError: if one of them is missing.
+    """
+    if url is None and not model:
+        return None
+    if url is None or not model:
+        missing = "--judge URL" if url is None else "--judge-model NAME"
+        raise ArgumentError("a judge is a server and a model", hint=f"add {missing}")
+    return ChatServer(url, model)
 
 
 def task_sections(
@@ -115,7 +136,8 @@ def measure(sources: Sequence[TunedSource], request: EvalRequest, against: Tuned
     folder = first.run.eval_path if first.run else first.folder / "eval"
     refuse_foreign_results(folder, [task.name for task in tasks])
     with kept_in(folder) as kept:
-        outcome = evaluate(arrange(sources, against), tasks, batch_size, kept)
+        judge = Judge(request.judge, folder / JUDGEMENTS_NAME) if request.judge else None
+        outcome = evaluate(arrange(sources, against), tasks, batch_size, kept, judge)
         write_outcome(outcome, folder)
     return outcome
 
@@ -130,11 +152,13 @@ def prepare_tasks(source: TunedSource, request: EvalRequest) -> tuple[list[Task]
     recipe = source.recipe
     section = recipe.eval if recipe else EvalSection()
     where: Where = "option" if request.tasks else "tasks"
-    sections = tuple(read_like_the_run(task, recipe) for task in request.tasks) or section.tasks
+    sections = section.tasks
+    if request.tasks:
+        sections = tuple(one if is_benchmark(one.path) else read_like_the_run(one, recipe) for one in request.tasks)
     changes = {"max_new_tokens": request.max_new_tokens, "limit": request.limit}
     given = {name: value for name, value in changes.items() if value is not None}
     with _hinting("--task FILE" if not request.tasks else ""):
-        asked = [load_task(one.model_copy(update=given), where) for one in sections]
+        asked = [load_task(one.model_copy(update=given), where, request.num_fewshot) for one in sections]
     rows = _held_out_rows(source, request)
     if rows is None and not asked:
         raise ArgumentError(

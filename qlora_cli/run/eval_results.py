@@ -26,6 +26,8 @@ PARTIAL_NAME = "partial.jsonl"
 """Results of an evaluation that is not finished, one a line; the first line marks the file as this project's."""
 
 PARTIAL_HEAD = json.dumps(MARKER) + "\n"
+JUDGEMENTS_NAME = "judgements.jsonl"
+JUDGEMENTS_HEAD = json.dumps({"written_by": "qlora", "holds": "judgements"}) + "\n"
 
 
 @dataclass(frozen=True)
@@ -161,15 +163,20 @@ def answers_name(task: str) -> str:
 
 def eval_files(folder: Path) -> set[str]:
     """The files of an evaluation's folder that this project wrote, those of one that is not finished too."""
-    return listed_files(folder) | ({PARTIAL_NAME} if is_partial(folder) else set())
+    growing = {PARTIAL_NAME: PARTIAL_HEAD, JUDGEMENTS_NAME: JUDGEMENTS_HEAD}
+    return listed_files(folder) | {name for name, head in growing.items() if _begins_with(folder, name, head)}
 
 
 def is_partial(folder: Path) -> bool:
     """Whether results of an evaluation that is not finished are there, written by this project."""
-    if not is_plain_file(folder, PARTIAL_NAME):
+    return _begins_with(folder, PARTIAL_NAME, PARTIAL_HEAD)
+
+
+def _begins_with(folder: Path, name: str, head: str) -> bool:
+    if not is_plain_file(folder, name):
         return False
-    with (folder / PARTIAL_NAME).open("rb") as file:
-        return file.readline(256) == PARTIAL_HEAD.encode()
+    with (folder / name).open("rb") as file:
+        return file.readline(256) == head.encode()
 
 
 Stored = TypeVar("Stored")

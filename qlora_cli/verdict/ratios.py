@@ -155,7 +155,7 @@ def _with_two_more(
     changes at hand. Where no row changed at all the two move by `largest`, so that the interval has a width.
     """
     changed = differences[differences != 0]
-    size = math.sqrt(float(changed @ changed) / len(changed)) if len(changed) else largest
+    size = math.sqrt(float(changed @ changed) / len(changed)) if len(changed) else largest or 0.0
     return np.append(differences, [size, -size]), np.append(weights, [weights.mean()] * 2)
 
 

@@ -13,6 +13,7 @@ from qlora_cli.data.read.examples import read_examples
 from qlora_cli.data.read.sources import read_rows
 from qlora_cli.errors import ArgumentError, DataError
 from qlora_cli.evaluate.metrics.table import metrics_of
+from qlora_cli.evaluate.tasks.benchmark import BenchmarkTask, is_benchmark
 from qlora_cli.evaluate.tasks.choice_rows import has_choices, to_choice_row
 from qlora_cli.evaluate.tasks.generation import GenerationTask
 from qlora_cli.evaluate.tasks.multiple_choice import MultipleChoiceTask
@@ -21,16 +22,20 @@ from qlora_cli.recipe.data_schema import SourceSection
 from qlora_cli.recipe.eval_schema import TaskSection
 
 
-def load_task(section: TaskSection, where: Where = "tasks") -> Task:
+def load_task(section: TaskSection, where: Where = "tasks", num_fewshot: int | None = None) -> Task:
     """The task that a section describes.
 
     Args:
         section: of the recipe, or made of a command's options.
         where: what a hint on its columns is to be written under.
+        num_fewshot: examples before each question of a benchmark; what it says itself when None.
 
     Raises:
+        ArgumentError: if a benchmark is not known, or is given what only a file can have.
         DataError: if the file cannot be read, or its rows are no questions.
     """
+    if is_benchmark(section.path):
+        return _benchmark(section, num_fewshot)
     return KINDS[section.kind or _kind_of(section)](section, where)
 
 
@@ -49,6 +54,17 @@ def _kind_of(section: TaskSection) -> TaskKind:
     except DataError:
         return "generation"  # reading all of it says what is wrong
     return "multiple_choice" if first is not None and has_choices(first[1], section.columns) else "generation"
+
+
+def _benchmark(section: TaskSection, num_fewshot: int | None) -> Task:
+    for key in ("metrics", "columns", "format", "kind", "json_schema", "ignore"):
+        if getattr(section, key) != getattr(TaskSection(path=section.path), key):
+            raise ArgumentError(
+                f"'{key}' is not for a benchmark, which has its own",
+                place=section.path,
+                hint=f"take `{key}` out; a file of rows has its ending in its name, as rows.jsonl",
+            )
+    return BenchmarkTask(section, num_fewshot)
 
 
 def _generation(section: TaskSection, where: Where) -> GenerationTask:
