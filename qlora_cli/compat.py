@@ -96,21 +96,23 @@ def calm_lm_eval() -> Iterator[None]:
     What breaks: it draws a bar for each task's prompts and for the answers, with no way to switch the first off, and
     warns that a model was handed over loaded. Seen in: lm-eval 0.4.13. Can go when: `evaluate` takes `disable_tqdm`.
     """
-    from functools import partial
-
-    modules = [import_module(f"lm_eval.{name}") for name in ("api.task", "models.huggingface")]
+    modules = [import_module(f"lm_eval.{name}") for name in ("api.task", "api.model", "models.huggingface")]
     bars = [module.tqdm for module in modules]
     logger = logging.getLogger("lm_eval")
     level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(logging.CRITICAL)
     for module, bar in zip(modules, bars, strict=True):
-        module.tqdm = partial(bar, disable=True)  # type: ignore[attr-defined]
+        module.tqdm = _hidden(bar)  # type: ignore[attr-defined]
     try:
         yield
     finally:
         logger.setLevel(level)
         for module, bar in zip(modules, bars, strict=True):
             module.tqdm = bar  # type: ignore[attr-defined]
+
+
+def _hidden(bar: Any) -> Any:
+    return lambda *args, **options: bar(*args, **{**options, "disable": True})
 
 
 def keep_imports_quiet() -> None:

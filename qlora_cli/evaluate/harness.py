@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from qlora_cli import compat
 from qlora_cli.errors import ArgumentError, DataError
-from qlora_cli.evaluate.harness_results import HarnessResult, read_harness
+from qlora_cli.evaluate.harness_results import HarnessResult, has_right_choice, read_harness
 from qlora_cli.hub import why_offline
 from qlora_cli.recipe.reader import YAML_FAULTS
 
@@ -95,6 +95,7 @@ def load_harness(request: HarnessRequest) -> HarnessTasks:
         asked += [one for one in (*found["groups"], *found["tasks"]) if one not in inside]
     for name, task in loaded["tasks"].items():
         _refuse_unsafe(name, task)
+        _refuse_unknown_metrics(name, task)
         _set_examples(task, request.num_fewshot, DEFAULT_OTHER_SEED)
     return HarnessTasks(request, loaded, tuple(asked))
 
@@ -141,6 +142,13 @@ def run_harness(
                 place=", ".join(tasks.asked),
                 hint="look at doc_to_text, doc_to_target and the columns of the data in the task's file",
             ) from fault
+    for name, samples in found["samples"].items():
+        if not any(map(has_right_choice, samples)):
+            raise DataError(
+                f"no question's target is one of its choices; the first is {samples[0]['target']!r}",
+                place=name,
+                hint="doc_to_target in its file must name a column, or be a template, of a choice or its number",
+            )
     return read_harness(tasks.asked, found)
 
 
@@ -200,6 +208,13 @@ def _refuse_unsafe(name: str, task: Any) -> None:
         )
     if getattr(task, "MULTIMODAL", False):
         raise ArgumentError(f"the task '{name}' has pictures or sound in it", hint="choose a task of text")
+
+
+def _refuse_unknown_metrics(name: str, task: Any) -> None:
+    """lm-eval leaves out a metric that it does not know, with a line in its log."""
+    unknown = [metric for metric, function in getattr(task, "_metric_fn_list", {}).items() if function is None]
+    if unknown:
+        raise DataError(f"lm-eval has no metric '{unknown[0]}'", place=name, hint="look at metric_list in its file")
 
 
 def _set_examples(task: Any, num_fewshot: int | None, seed: int) -> None:

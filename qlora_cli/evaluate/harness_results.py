@@ -159,6 +159,26 @@ def _answers(found: Mapping[str, Any]) -> Iterator[HarnessAnswer]:
             )
 
 
+def has_right_choice(sample: Mapping[str, Any]) -> bool:
+    """Whether one of a question's choices is right, by its number or its text; true of questions without choices.
+
+    A misspelled column is taken for the target's text by lm-eval, which then scores every answer as wrong.
+
+    >>> choices = [("2 + 2 =", " 3"), ("2 + 2 =", " 4")]
+    >>> [has_right_choice({"target": target, "arguments": choices}) for target in (1, "4", "0", "lable")]
+    [True, True, True, False]
+    """
+    choices, target = _choices(sample), sample["target"]
+    if not choices:
+        return True
+    targets = target if isinstance(target, list) else [target]
+    texts = {choice.strip() for choice in choices}
+    return any(
+        one.strip() in texts or one.strip().isdigit() if isinstance(one, str) else 0 <= one < len(choices)
+        for one in targets
+    )
+
+
 def _choices(sample: Mapping[str, Any]) -> list[str]:
     """The answers whose likelihood was asked for; empty for generated text."""
     arguments = sample["arguments"]
