@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qlora_cli import console
-from qlora_cli.calling import AnyPath, called, check_range
+from qlora_cli.calling import AnyPath, called
 from qlora_cli.choices import LoadedAs
 from qlora_cli.progress import STARTING, progress
 
@@ -33,8 +32,7 @@ def evaluate(
     max_new_tokens: int | None = None,
     limit: int | None = None,
     num_fewshot: int | None = None,
-    judge: str | None = None,
-    judge_model: str = "",
+    judge: tuple[str, str] | None = None,
     base_model: AnyPath | None = None,
     revision: str | None = None,
     quantization: LoadedAs | None = None,
@@ -46,35 +44,25 @@ def evaluate(
         run: run directory, PEFT adapter folder or model folder, or several; the latest run when None.
         against: what each is compared with: `base`, its own base without the adapter, or another run or folder.
         data: rows to measure loss and perplexity on; the recipe's eval rows when None.
-        tasks: files of prompts and answers, or benchmarks of lm-evaluation-harness by name or YAML file; the
-            recipe's tasks when there are none.
+        tasks: files of prompts and answers, or benchmarks of lm-eval by name or file; the recipe's when there are none.
         metrics: for those files, of those that `qlora eval --help` lists; exact_match when there are none.
-        columns: `{"instruction": "question"}`, or texts as `--columns` takes them: how `data` and `tasks` are read; as
-            the run's own rows when there are none.
+        columns: `{"instruction": "question"}`, or texts as `--columns` takes them; as the run's rows when None.
         general_text: text file that shows what was forgotten, `shipped` or `none`; the recipe's when None.
-        batch_size: rows or prompts in a batch; the recipe's, or 8, when None.
-        max_new_tokens: longest answer; the recipe's, or 256, when None.
-        limit: first questions of each task.
-        num_fewshot: examples before each question of a benchmark; what it says itself when None.
-        judge: URL of an OpenAI-compatible server whose model compares answers; the key is in QLORA_JUDGE_API_KEY.
-        judge_model: name of that model.
+        batch_size, max_new_tokens, limit, num_fewshot: as the options; what recipe or benchmark say when None.
+        judge: URL of an OpenAI-compatible server and its model, which compares answers.
         base_model, revision, quantization, overrides: as `merge`.
 
     Raises:
         QloraError: if there is nothing to measure, or on.
         KeyboardInterrupt: after Ctrl-C; what was measured is kept, and the same call continues there.
     """
-    for name, value in (("batch_size", batch_size), ("max_new_tokens", max_new_tokens), ("limit", limit)):
-        check_range(name, value, 1)
-    check_range("num_fewshot", num_fewshot, 0)
     with progress(STARTING):
-        from qlora_cli.evaluate.request import judge_server, measure, request_of
+        from qlora_cli.evaluate.request import measure, request_of
         from qlora_cli.model.tuned import choose_tuned, find_tuned
 
-    request = request_of(data, tasks, metrics, columns, None if general_text is None else os.fspath(general_text))
-    server = judge_server(judge, judge_model)
-    request = replace(request, batch_size=batch_size, max_new_tokens=max_new_tokens, limit=limit)
-    request = replace(request, num_fewshot=num_fewshot, judge=server)
+    sizes = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
+    numbers = {**sizes, "limit": limit, "num_fewshot": num_fewshot}
+    request = request_of(data, tasks, metrics, columns, general_text, numbers, judge)
     folders: list[AnyPath | None] = [run] if run is None or isinstance(run, str | os.PathLike) else list(run) or [None]
     with console.library_noise_to(None):
         sources = [choose_tuned(one, base_model, revision, quantization, overrides) for one in folders]

@@ -23,6 +23,7 @@ READ_BY_OTHERS = {
     "writelines": "by those who write to the terminal's stream",
     "redirect_request": "by urllib",
     "put": "by transformers' generate",
+    "add_partial": "by lm-eval",
     "model_config": "by pydantic",
     "computed_in": "in the JSON of `qlora generate`",
     "derived": "by the reader of cards.yaml",

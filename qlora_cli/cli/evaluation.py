@@ -11,6 +11,7 @@ from rich.text import Text
 from qlora_cli import api_reports, console
 from qlora_cli.choices import MetricName
 from qlora_cli.cli.options import BaseModel, LoadingOverrides, Quantization, Revision
+from qlora_cli.errors import ArgumentError
 from qlora_cli.progress import STARTING, progress
 
 if TYPE_CHECKING:
@@ -58,6 +59,10 @@ Columns = Annotated[
 BatchSize = Annotated[
     int | None, typer.Option(min=1, help="Rows or prompts in a batch.", show_default="the recipe's, or 8")
 ]
+Limit = Annotated[int | None, typer.Option(min=1, help="Only the first N questions of each task.", metavar="N")]
+NumFewshot = Annotated[
+    int | None, typer.Option(min=0, help="Examples before each question of a benchmark.", show_default="its own")
+]
 MaxNewTokens = Annotated[int | None, typer.Option(min=1, help="Longest answer.", show_default="the recipe's, or 256")]
 
 
@@ -104,16 +109,14 @@ def evaluate(
     general_text: GeneralText = None,
     batch_size: BatchSize = None,
     max_new_tokens: MaxNewTokens = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Only the first N questions of each task.", metavar="N")
-    ] = None,
-    num_fewshot: Annotated[
-        int | None, typer.Option(min=0, help="Examples before each question of a benchmark.", show_default="its own")
-    ] = None,
+    limit: Limit = None,
+    num_fewshot: NumFewshot = None,
     judge: Annotated[
         str | None, typer.Option(metavar="URL", help="OpenAI-compatible server that compares answers.")
     ] = None,
-    judge_model: Annotated[str, typer.Option(help="Its model; the key is in QLORA_JUDGE_API_KEY.")] = "",
+    judge_model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Its model; the key is in QLORA_JUDGE_API_KEY.")
+    ] = None,
     base_model: BaseModel = None,
     revision: Revision = None,
     quantization: Quantization = None,
@@ -133,8 +136,7 @@ def evaluate(
         max_new_tokens=max_new_tokens,
         limit=limit,
         num_fewshot=num_fewshot,
-        judge=judge,
-        judge_model=judge_model,
+        judge=_judge(judge, judge_model),
         base_model=base_model,
         revision=revision,
         quantization=quantization,
@@ -144,6 +146,15 @@ def evaluate(
         console.data(outcome.as_dict())
         return
     _show(outcome.results)
+
+
+def _judge(url: str | None, model: str | None) -> tuple[str, str] | None:
+    if url is None and model is None:
+        return None
+    if url is None or model is None:
+        missing = "--judge URL" if url is None else "--judge-model NAME"
+        raise ArgumentError("a judge is a server and a model of it", hint=f"add {missing}")
+    return url, model
 
 
 def _show(results: EvalResults) -> None:

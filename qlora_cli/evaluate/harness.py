@@ -15,17 +15,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets.exceptions import DatasetsError
 from jinja2 import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from qlora_cli import compat
+from qlora_cli.data.read.hub import DATASET_FAULTS
 from qlora_cli.errors import ArgumentError, DataError
 from qlora_cli.evaluate.harness_results import HarnessResult, has_right_choice, read_harness
 from qlora_cli.hub import why_offline
 from qlora_cli.recipe.reader import YAML_FAULTS
 
-LOAD_FAULTS = (DatasetsError, OSError, ValueError, KeyError, TypeError, AttributeError, TemplateError, *YAML_FAULTS)
+LOAD_FAULTS = (*DATASET_FAULTS, OSError, ValueError, KeyError, TypeError, AttributeError, TemplateError, *YAML_FAULTS)
 """What loading a task raises: data out of reach, and mistakes in a task's file."""
 
 
@@ -59,6 +59,19 @@ class HarnessTasks:
 
     asked: tuple[str, ...]
     """Names of the tasks and groups that were asked for; a tag stands for its tasks."""
+
+    @property
+    def num_requests(self) -> int:
+        """Requests that a model gets, as far as it can be told: one a question, and of multiple choice one a choice."""
+        return sum(map(self._num_requests, self.loaded["tasks"].values()))
+
+    def _num_requests(self, task: Any) -> int:
+        docs = task.eval_docs
+        count = len(docs) if self.request.limit is None else min(self.request.limit, len(docs))
+        if not count or task.OUTPUT_TYPE != "multiple_choice":
+            return count
+        choices = task.doc_to_choice(docs[0])
+        return count * len(choices) if isinstance(choices, list | tuple) else count
 
 
 def load_harness(request: HarnessRequest) -> HarnessTasks:
@@ -104,7 +117,6 @@ def run_harness(
     tasks: HarnessTasks,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    *,
     batch_size: int = 8,
     on_request: Callable[[int], None] | None = None,
 ) -> HarnessResult:
@@ -187,7 +199,7 @@ def _load_one(manager: Any, name: str) -> Mapping[str, Any]:
             f"the task '{name}' needs a package that is not installed: {_line(fault)}", hint="pip install it"
         ) from fault
     except LOAD_FAULTS as fault:
-        if reason and isinstance(fault, DatasetsError | OSError):
+        if reason and isinstance(fault, (*DATASET_FAULTS, OSError)):
             raise DataError(
                 f"the data of the task is not in the Hub's cache, and {reason}",
                 place=name,
@@ -212,9 +224,14 @@ def _refuse_unsafe(name: str, task: Any) -> None:
 
 def _refuse_unknown_metrics(name: str, task: Any) -> None:
     """lm-eval leaves out a metric that it does not know, with a line in its log."""
-    unknown = [metric for metric, function in getattr(task, "_metric_fn_list", {}).items() if function is None]
-    if unknown:
-        raise DataError(f"lm-eval has no metric '{unknown[0]}'", place=name, hint="look at metric_list in its file")
+    from lm_eval.api.registry import metric_registry
+
+    if task.config.process_results is not None:  # its own code gives the figures
+        return
+    for entry in task.config.metric_list or ():
+        metric = entry["metric"]
+        if isinstance(metric, str) and not entry.get("hf_evaluate") and metric not in metric_registry:
+            raise DataError(f"lm-eval has no metric '{metric}'", place=name, hint="look at metric_list in its file")
 
 
 def _set_examples(task: Any, num_fewshot: int | None, seed: int) -> None:

@@ -104,7 +104,7 @@ def _measures_of(task: str, found: Mapping[str, Any], leaves: list[str], *, is_p
     figures = {**found["results"].get(task, {}), **found.get("groups", {}).get(task, {})}
     for key, value in figures.items():
         metric, _, filter_name = key.partition(",")
-        if not filter_name or metric.endswith("_stderr") or not isinstance(value, int | float):
+        if not filter_name or metric.endswith("stderr") or not isinstance(value, int | float):
             continue
         samples = [
             (f"{leaf} {sample['doc_id']}", sample)

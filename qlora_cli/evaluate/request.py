@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import get_args
 
+from qlora_cli.calling import check_range
 from qlora_cli.choices import MetricName
 from qlora_cli.data.answer_rows import rows_per_answer
 from qlora_cli.data.prepare import prepare_data
@@ -69,13 +70,21 @@ def request_of(
     tasks: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     metrics: str | Sequence[str],
     columns: Mapping[str, str] | Sequence[str],
-    general_text: str | None,
+    general_text: str | os.PathLike[str] | None,
+    numbers: Mapping[str, int | None],
+    judge: tuple[str, str] | None,
 ) -> EvalRequest:
     """What is measured, as `qlora_cli.evaluate` takes it.
 
+    Args:
+        data, tasks, metrics, columns, general_text, judge: as there.
+        numbers: those fields of the request that are one.
+
     Raises:
-        ArgumentError: for options that do not go together.
+        ArgumentError: for options that do not go together, and numbers out of range.
     """
+    for name, value in numbers.items():
+        check_range(name, value, 0 if name == "num_fewshot" else 1)
     files = [tasks] if isinstance(tasks, str | os.PathLike) else tasks
     names = [metrics] if isinstance(metrics, str) else metrics
     named = dict(columns) if isinstance(columns, Mapping) else parse_columns(columns)
@@ -83,21 +92,9 @@ def request_of(
         raise ArgumentError("--columns needs a file to read", hint="add --data FILE or --task FILE")
     sections = task_sections([Path(file) for file in files], names, named)
     rows = None if data is None else Path(data)
-    return EvalRequest(rows, sections, columns=named, general_text=general_text)
-
-
-def judge_server(url: str | None, model: str) -> ChatServer | None:
-    """The judge that two options name; None where there is none.
-
-    Raises:
-        ArgumentError: if one of them is missing.
-    """
-    if url is None and not model:
-        return None
-    if url is None or not model:
-        missing = "--judge URL" if url is None else "--judge-model NAME"
-        raise ArgumentError("a judge is a server and a model", hint=f"add {missing}")
-    return ChatServer(url, model)
+    text = None if general_text is None else os.fspath(general_text)
+    server = ChatServer(*judge) if judge else None
+    return EvalRequest(rows, sections, columns=named, general_text=text, judge=server, **numbers)
 
 
 def task_sections(

@@ -12,13 +12,11 @@ from typing import Any
 from qlora_cli.errors import ArgumentError
 from qlora_cli.evaluate.evaluation import Outcome
 from qlora_cli.evaluate.scores import TaskScores
-from qlora_cli.run.adapter_health import write_adapter_health
+from qlora_cli.run.adapter_health import HEALTH_NAME, write_adapter_health
 from qlora_cli.run.eval_results import PARTIAL_NAME, RESULTS_NAME, answers_name, eval_files
 from qlora_cli.run.files import write_json, write_text
 from qlora_cli.run.folders import replaced_folder
 from qlora_cli.run.inventory import write_inventory
-
-HEALTH_NAME = "adapter_health.json"
 
 MOVE_RESULTS = "move it away, then measure again"
 

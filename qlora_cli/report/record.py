@@ -12,7 +12,9 @@ from typing import Any
 from qlora_cli.errors import ArgumentError, IdentityError
 from qlora_cli.recipe.yaml_text import parse_yaml
 from qlora_cli.report.curve import Curve, curve_of, is_number
+from qlora_cli.run.adapter_health import HEALTH_NAME, read_adapter_health
 from qlora_cli.run.directory import RunDirectory
+from qlora_cli.run.eval_results import RESULTS_NAME, read_results
 from qlora_cli.run.files import read_json_object
 from qlora_cli.run.holder import holder_of
 from qlora_cli.run.metrics import read_intact_metrics
@@ -152,7 +154,7 @@ def read_record(run: RunDirectory, *, is_held: bool | None = None) -> RunRecord:
         first_rows=_object(run.data_path / "first_rows.json", gaps),
         results=_results(run, gaps),
         answers=_answers(run, gaps),
-        health=_object(run.eval_path / "adapter_health.json", gaps),
+        health=_health(run, gaps),
         gaps=gaps,
     )
 
@@ -179,11 +181,22 @@ def _object(path: Path, gaps: list[str], *, is_expected: bool = False) -> dict[s
 
 def _results(run: RunDirectory, gaps: list[str]) -> dict[str, Any]:
     """Results of the form that has measures and verdicts; those of an earlier form are named."""
-    values = _object(run.eval_path / "results.json", gaps)
-    if values and values.get("format") != 2:
-        gaps.append("eval/results.json is of an earlier version: `qlora eval` measures again")
+    try:
+        results = read_results(run.eval_path)
+    except IdentityError as error:
+        gaps.append(f"eval/{RESULTS_NAME}: {error.problems[0].text}: `qlora eval` measures again")
         return {}
-    return values
+    return results.as_dict() if results is not None else {}
+
+
+def _health(run: RunDirectory, gaps: list[str]) -> dict[str, Any]:
+    """Figures of the adapter's modules, and what they say in words."""
+    path = run.eval_path / HEALTH_NAME
+    try:
+        return {} if read_adapter_health(path) is None else read_json_object(path, hint="")
+    except IdentityError as error:
+        gaps.append(f"eval/{HEALTH_NAME}: {error.problems[0].text}")
+        return {}
 
 
 def _answers(run: RunDirectory, gaps: list[str]) -> dict[str, list[dict[str, Any]]]:

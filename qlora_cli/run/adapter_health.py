@@ -20,7 +20,8 @@ SATURATED = 0.9
 LARGE_UPDATE = 0.5
 """Norm of an update over that of its weight from which on what the base knew is in danger. A rule of ours."""
 
-NUM_NAMED = 3
+HEALTH_NAME = "adapter_health.json"
+NUM_MODULES_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -178,8 +179,8 @@ def _share(modules: Sequence[ModuleHealth], health: AdapterHealth) -> str:
 
 
 def _named(modules: Sequence[ModuleHealth]) -> str:
-    more = f" and {len(modules) - NUM_NAMED} more" if len(modules) > NUM_NAMED else ""
-    return ", ".join(module.name for module in modules[:NUM_NAMED]) + more
+    more = f" and {len(modules) - NUM_MODULES_NAMED} more" if len(modules) > NUM_MODULES_NAMED else ""
+    return ", ".join(module.name for module in modules[:NUM_MODULES_NAMED]) + more
 
 
 def _power_of_two(rank: int) -> int:

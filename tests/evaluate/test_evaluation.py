@@ -18,7 +18,7 @@ from qlora_cli.evaluate.evaluation import evaluate
 from qlora_cli.evaluate.kept import kept_in
 from qlora_cli.evaluate.request import EvalRequest, measure, prepare_tasks, task_sections
 from qlora_cli.evaluate.table import tables
-from qlora_cli.evaluate.tasks import generation
+from qlora_cli.evaluate.tasks import generation, held_out
 from qlora_cli.evaluate.written import write_outcome
 from qlora_cli.interruption import Interruption
 from qlora_cli.model.tuned import find_tuned, load_tuned
@@ -211,8 +211,8 @@ def test_a_second_evaluation_of_what_was_kept_computes_nothing(source, request_,
     tasks, batch_size = prepare_tasks(source, request_)
     with kept_in(tmp_path) as kept:
         evaluate(arrange([source], None), tasks, batch_size, kept)
-    monkeypatch.setattr("qlora_cli.evaluate.tasks.held_out.row_losses", None)
-    monkeypatch.setattr("qlora_cli.evaluate.tasks.generation.generate_answers", None)
+    monkeypatch.setattr(held_out, "row_losses", None)
+    monkeypatch.setattr(generation, "generate_answers", None)
     with kept_in(tmp_path) as kept:
         again = evaluate(arrange([source], None), prepare_tasks(source, request_)[0], batch_size, kept)
     assert again.as_dict() == outcome.as_dict()

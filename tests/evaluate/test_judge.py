@@ -12,7 +12,7 @@ from qlora_cli.errors import ArgumentError, ResourceError
 from qlora_cli.evaluate.chat_server import KEY_VARIABLE, LONGEST_WAIT, ChatClient, ChatServer
 from qlora_cli.evaluate.judge import JudgedPair, Judgement, judge_answers
 from qlora_cli.secrets import known_values
-from qlora_cli.verdict.paired import judge_pairs
+from qlora_cli.verdict.paired import Paired, judge_pairs
 from tests.evaluate.judge_server import Answers, drips, fails, hangs_up, raw, says, serving, sleeps
 
 KEY = "sk-proj-" + "a1B2" * 12
@@ -50,7 +50,8 @@ def test_an_answer_that_is_preferred_both_ways_round_wins(tmp_path):
     assert [one.outcome for one in found.judgements] == [1] * 6
     assert len(answers.asked) == 12
     assert {(body["model"], body["temperature"]) for body in answers.bodies} == {("a-judge", 0)}
-    verdict = judge_pairs({"judge": found.paired})["judge"]
+    outcomes = [float(one.outcome) for one in found.judgements]
+    verdict = judge_pairs({"judge": Paired([0.0] * len(outcomes), outcomes)})["judge"]
     assert (verdict.outcome, verdict.p_value) == ("better", 2 * 0.5**6)
 
 

@@ -76,11 +76,14 @@ def add_results(run: RunDirectory, *, text: str = "42", tuned: str = "tuned") ->
     figures[tuned] = {"value": 0.8, "low": 0.5, "high": 0.95, "count": 10}
     where = {"task": f"sums{text}", "measure": "number_match"}
     verdict = {"model": tuned, "against": "base", "difference": 0.7, "low": 0.3, "high": 0.9, "outcome": "better"}
+    verdict |= {"p_value": 0.01, "p_adjusted": 0.01, "num_questions": 10, "smallest_detectable": 0.3}
+    model = {"path": "made", "computed_in": "float32 on cpu"}
+    measure = {"unit": "share", "over": "questions", "higher_is_better": True, "rule": text, "source": None}
     results = {
         "format": 2,
-        "models": [{"name": "base", "role": "base"}, {"name": tuned, "role": "tuned"}],
-        "measures": [{**where, "unit": "share", "rule": text, "source": None, "values": figures}],
-        "verdicts": [{**where, **verdict, "sentence": f"sums: better, {text}"}],
+        "models": [{"name": "base", "role": "base", **model}, {"name": tuned, "role": "tuned", **model}],
+        "measures": [{**where, **measure, "values": figures}],
+        "verdicts": [{**where, **verdict, "rows_for_half": 30, "sentence": f"sums: better, {text}"}],
         "tasks": [{"task": "sums", "questions": 10, "cut": {"base": 1, tuned: 0}, "empty": {"base": 0, tuned: 0}}],
     }
     (run.eval_path / "results.json").write_text(json.dumps(results), encoding="utf-8")
@@ -99,7 +102,11 @@ def add_results(run: RunDirectory, *, text: str = "42", tuned: str = "tuned") ->
     modules = [
         {
             "name": f"model.layers.{layer}.self_attn.{kind}_proj{text if layer == 0 else ''}",
+            "kind": "lora",
+            "update_norm": 0.01 * layer,
+            "weight_norm": 1.0,
             "relative_norm": 0.01 * layer,
+            "rank_90": 6,
             "has_moved": layer > 0,
             "r": 16,
             "effective_rank": 7.5,
@@ -107,5 +114,5 @@ def add_results(run: RunDirectory, *, text: str = "42", tuned: str = "tuned") ->
         for layer in range(4)
         for kind in "qkv"
     ]
-    health = {"format": 1, "title": "LoRA", "modules": modules, "lines": [f"rank: {text}"]}
+    health = {"format": 1, "title": "LoRA", "starts_at_zero": True, "modules": modules, "lines": [f"rank: {text}"]}
     (run.eval_path / "adapter_health.json").write_text(json.dumps(health), encoding="utf-8")

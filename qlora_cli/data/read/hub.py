@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError, DatasetsError
 from huggingface_hub.utils import httpx
 
 from qlora_cli.data.example import Place, RawRow
@@ -16,6 +16,9 @@ from qlora_cli.data.read.error_text import without_nulls
 from qlora_cli.errors import DataError
 from qlora_cli.hub import HUB_FILES, why_offline
 from qlora_cli.recipe.data_schema import SourceSection
+
+DATASET_FAULTS = (DatasetsError,)
+"""What `datasets` raises when it cannot load something."""
 
 _LOAD_FAULTS = (DatasetNotFoundError, DatasetGenerationError, httpx.HTTPError, *READ_FAULTS)
 """No connection, offline mode and missing files are OSErrors; an unknown subset or split is a ValueError."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from qlora_cli.evaluate.harness import HarnessRequest, load_harness, run_harness
@@ -42,8 +43,8 @@ class BenchmarkTask:
 
     @property
     def num_steps(self) -> int:
-        """One for the bar: how many requests the harness makes shows when it makes them."""
-        return 1
+        """Questions, and of multiple choice every answer to choose from."""
+        return self._tasks.num_requests
 
     def check(self, subject: Subject) -> None:
         """The harness cuts what is too long, from the left."""
@@ -53,12 +54,32 @@ class BenchmarkTask:
         key = key_of("benchmark", subject.key, *self._settings)
         value = work.kept.get(key)
         if value is None:
+            bar = _Bar(self.num_steps, work.on_done)
             tuned = subject.tuned
-            found = run_harness(self._tasks, tuned.model, tuned.tokenizer, batch_size=work.batch_size)
+            found = run_harness(self._tasks, tuned.model, tuned.tokenizer, work.batch_size, bar.advance)
             value = _stored(found)
             work.kept.add([key], [value])
-        work.on_done(1)
+            bar.finish()
+        else:
+            work.on_done(self.num_steps)
         return _scores(value)
+
+
+class _Bar:
+    """Counts up to what was announced: some benchmarks ask for more."""
+
+    def __init__(self, num_steps: int, on_done: Callable[[int], None]) -> None:
+        self._left, self._on_done = num_steps, on_done
+
+    def advance(self, count: int) -> None:
+        """So many requests were answered."""
+        count = min(count, self._left)
+        self._left -= count
+        self._on_done(count)
+
+    def finish(self) -> None:
+        """All were."""
+        self.advance(self._left)
 
 
 def _stored(found: HarnessResult) -> Value:

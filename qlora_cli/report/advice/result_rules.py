@@ -7,11 +7,8 @@ from typing import Any
 
 from qlora_cli.report.advice.advice import Advice, Change, rounded
 from qlora_cli.report.curve import is_number
+from qlora_cli.run.eval_results import GENERAL_TEXT, HELD_OUT
 
-GENERAL_TEXT = "general text"
-"""Task of `eval/results.json` that measures forgetting."""
-
-HELD_OUT = "held-out"
 MANY_CUT = 0.2
 MANY_EMPTY = 0.05
 LOSSES = ("loss", "perplexity", "bits_per_byte")
