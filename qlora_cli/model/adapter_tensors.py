@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from qlora_cli.errors import IdentityError
 from qlora_cli.model.adapter_kind import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterKind
+from qlora_cli.model.stored_dtypes import DTYPES
 from qlora_cli.model.towers.own_names import adapter_key_mapping, with_loaded_names
 
 ADAPTER = "default"
@@ -24,9 +25,6 @@ TOKENS = ".token_adapter.trainable_tokens_delta"
 
 SEED = 0
 """Of PEFT's randomized initializations, which it repeats as it loads: two loads give the same model."""
-
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-"""Names of dtypes in safetensors' header."""
 
 NUM_NAMED = 3
 
