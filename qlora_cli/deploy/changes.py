@@ -119,7 +119,7 @@ class TokenRows:
     def apply(self, rows_SC: torch.Tensor, start: int) -> torch.Tensor:
         """See `Change`."""
         is_here = (self.token_ids >= start) & (self.token_ids < start + len(rows_SC))
-        return rows_SC.index_copy(0, self.token_ids[is_here] - start, self.rows[is_here].float())
+        return rows_SC.index_copy_(0, self.token_ids[is_here] - start, self.rows[is_here].float())
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class Addition:
 
     def apply(self, rows_SC: torch.Tensor, start: int) -> torch.Tensor:
         """See `Change`."""
-        return rows_SC + self.tensor.reshape(-1, rows_SC.shape[1])[start : start + len(rows_SC)].float()
+        return rows_SC.add_(self.tensor.reshape(-1, rows_SC.shape[1])[start : start + len(rows_SC)].float())
 
 
 def are_same(first: Change | None, second: Change | None) -> bool:

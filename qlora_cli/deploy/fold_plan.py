@@ -98,7 +98,8 @@ def _replace(name: str, tensor: torch.Tensor, plan: FoldPlan) -> None:
     if isinstance(change, Replacement):
         return
     if change is not None:
-        value = change.apply(value.float().reshape(-1, value.shape[-1]), 0).reshape(value.shape)
+        rows = value.to(torch.float32, copy=True).reshape(-1, value.shape[-1])
+        value = change.apply(rows, 0).reshape(value.shape)
     plan.changes[name] = Replacement(value)
     plan.precisions.pop(name, None)
 
