@@ -44,7 +44,8 @@ def init(
         _translate(source, out, {option: value for option, value in given.items() if option in named}, force=force)
         return
     from qlora_cli.hub import start_asking
-    from qlora_cli.recipe.starter import refuse_name, write_starter
+    from qlora_cli.recipe.starter import StarterValues, refuse_name, write_starter
+    from qlora_cli.recipe.starter_base import fitted_to_base
 
     refuse_name(out, overwrite=force)
     values = None
@@ -60,11 +61,9 @@ def init(
         console.note(f"planning {base} on {card.name}")
         with console.library_noise_to(None):
             values = recommend_values(base, data, card)
-    values = _fitted_to_data(values, base, data)
+    values = fitted_to_base(_fitted_to_data(values, base, data) or StarterValues(), base)
     write_starter(out, base, data, overwrite=force, values=values)
-    console.result(
-        f"wrote {out}" + (f": {values.planned[0].lower()}{values.planned[1:-1]}" if values and values.planned else "")
-    )
+    console.result(f"wrote {out}" + (f": {values.planned[0].lower()}{values.planned[1:-1]}" if values.planned else ""))
     console.note(f"next: qlora validate {quote(str(out))} && qlora train {quote(str(out))}")
 
 

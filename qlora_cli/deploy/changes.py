@@ -104,3 +104,42 @@ class Replacement:
     def apply(self, rows_SC: torch.Tensor, start: int) -> torch.Tensor:
         """See `Change`."""
         return self.tensor.reshape(-1, rows_SC.shape[1])[start : start + len(rows_SC)].float()
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """Single rows of an embedding or an output head that were trained, one a token."""
+
+    token_ids: torch.Tensor
+    rows: torch.Tensor
+    """[N, C], in the order of `token_ids`."""
+
+    rows_at_once: int | None = None
+
+    def apply(self, rows_SC: torch.Tensor, start: int) -> torch.Tensor:
+        """See `Change`."""
+        is_here = (self.token_ids >= start) & (self.token_ids < start + len(rows_SC))
+        return rows_SC.index_copy_(0, self.token_ids[is_here] - start, self.rows[is_here].float())
+
+
+@dataclass(frozen=True)
+class Addition:
+    """A tensor that is added as it is: the bias of an adapter, to that of its layer."""
+
+    tensor: torch.Tensor
+    rows_at_once: int | None = None
+
+    def apply(self, rows_SC: torch.Tensor, start: int) -> torch.Tensor:
+        """See `Change`."""
+        return rows_SC.add_(self.tensor.reshape(-1, rows_SC.shape[1])[start : start + len(rows_SC)].float())
+
+
+def are_same(first: Change | None, second: Change | None) -> bool:
+    """Whether both put the same numbers in the same places, whatever was there."""
+    match first, second:
+        case Replacement(), Replacement():
+            return torch.equal(first.tensor, second.tensor)
+        case TokenRows(), TokenRows():
+            return torch.equal(first.token_ids, second.token_ids) and torch.equal(first.rows, second.rows)
+        case _:
+            return False

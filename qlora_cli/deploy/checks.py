@@ -6,12 +6,15 @@ from pathlib import Path
 from shlex import quote
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, PeftType
+from peft.tuners.trainable_tokens import TrainableTokensLayer
 from peft.utils.other import ModulesToSaveWrapper
+from torch import nn
 
 from qlora_cli.choices import Onto
 from qlora_cli.errors import ArgumentError, IdentityError, NumericError
 from qlora_cli.model.adapter_kind import AdapterKind
+from qlora_cli.model.adapter_tensors import ADAPTER
 from qlora_cli.model.fingerprint import base_folder
 from qlora_cli.model.prequantized import stored_in
 from qlora_cli.model.tuned import TunedSource
@@ -22,6 +25,9 @@ MERGE_RECORD = "qlora_merge.json"
 
 MERGED_BY_PEFT = ("MiCA", "QA-LoRA")
 """Variants of LoRA whose merge by PEFT was compared with the adapter."""
+
+FOLDED = ("LORA", "ADALORA", "TRAINABLE_TOKENS")
+"""Methods that a merge of ours folds."""
 
 IN_NO_WEIGHT = ("ADAPTION_PROMPT", "LILY")
 """Methods beside the prompt methods that PEFT itself cannot merge."""
@@ -66,23 +72,15 @@ def refuse_unmergeable(source: TunedSource) -> None:
 
 def _part_of_its_own(kind: AdapterKind) -> str | None:
     """What the adapter has beside updates of weight matrices; None where there is nothing."""
-    if not kind.is_lora:
+    if kind.method not in FOLDED:
         return kind.title
     if kind.variant is not None:
         return f"{kind.variant}, a variant of LoRA"
-    if kind.layer_replication:
-        return f"{kind.title} on replicated layers (layer_replication)"
-    if kind.trainable_token_indices:
-        return f"{kind.title} with single embeddings (trainable_token_indices)"
-    return f"{kind.title} with biases of its own (lora_bias)" if kind.lora_bias else None
+    return f"{kind.title} on replicated layers (layer_replication)" if kind.layer_replication else None
 
 
 def _way_on(source: TunedSource, kind: AdapterKind) -> str:
     """How to merge with PEFT onto the unquantized base."""
-    if kind.lora_bias:
-        return (
-            "PEFT's merge_and_unload folds them where the base's layers have biases too (Qwen 2 has some, Llama none)"
-        )
     if kind.variant is not None and kind.variant not in MERGED_BY_PEFT:
         return f"whether PEFT's merge_and_unload gives the same model was not tried for {kind.variant}"
     if kind.layer_replication:
@@ -115,25 +113,50 @@ def refuse_second_merge(source: TunedSource, adapter_sha256: str) -> None:
 
 
 def refuse_zero_adapter(tuned: PeftModel, source: TunedSource) -> None:
-    """Refuse an adapter that changes nothing: every B is zero and no module was trained in full.
+    """Refuse an adapter that changes nothing: every factor that starts at zero is zero, and nothing else was trained.
 
     That is an adapter as it was before its first step, so the fault is in the training: a numeric failure.
 
     Raises:
         NumericError: if merging would give back the base.
     """
-    has_trained_modules = any(isinstance(module, ModulesToSaveWrapper) for module in tuned.modules())
+    if any(_is_trained(module) for module in tuned.modules()) or _has_biases(tuned):
+        return
+    is_svd = tuned.peft_config[ADAPTER].peft_type == PeftType.ADALORA
+    factor = "lora_E" if is_svd else "lora_B"  # the one that starts at zero
     zero_at_start = [
         parameter
         for name, parameter in tuned.named_parameters()
-        if "lora_B" in name or "lora_embedding_A" in name  # the factor that starts at zero
+        if f".{factor}." in name or ".lora_embedding_A." in name
     ]
-    if not has_trained_modules and not any(torch.count_nonzero(weight) for weight in zero_at_start):
+    if not any(torch.count_nonzero(weight) for weight in zero_at_start):
         raise NumericError(
-            f"the adapter in '{source.adapter}' is inert: all {len(zero_at_start)} of its B matrices are zero, "
+            f"the adapter in '{source.adapter}' is inert: {_still(len(zero_at_start), is_svd)}, "
             "so the merged model would be the base",
-            hint="train it: the first step with a learning rate above 0 moves B",
+            hint=f"train it: the first step with a learning rate above 0 moves {factor.removeprefix('lora_')}",
         )
+
+
+def _still(num_factors: int, is_svd: bool) -> str:
+    """
+    >>> _still(4, False), _still(0, False)
+    ('all 4 of its B matrices are zero', 'its tokens have the rows of the base')
+    """
+    if num_factors == 0:
+        return "its tokens have the rows of the base"
+    return f"all {num_factors} of its {'E vectors' if is_svd else 'B matrices'} are zero"
+
+
+def _is_trained(module: nn.Module) -> bool:
+    """Whether an adapter's module, other than a low-rank update, may differ from the base's."""
+    if isinstance(module, TrainableTokensLayer):
+        rows, original = module.trainable_tokens_delta[ADAPTER], module.trainable_tokens_original[ADAPTER]
+        return not torch.equal(rows, original.to(rows))
+    return isinstance(module, ModulesToSaveWrapper)
+
+
+def _has_biases(tuned: PeftModel) -> bool:
+    return getattr(tuned.peft_config[ADAPTER], "bias", "none") != "none"
 
 
 def refuse_plain_base(source: TunedSource, onto: Onto, out: Path | None) -> None:

@@ -22,7 +22,7 @@ from qlora_cli.deploy.checks import (
 )
 from qlora_cli.deploy.fold_plan import fold_plan, plain_skeleton
 from qlora_cli.deploy.merged_model import write_model
-from qlora_cli.deploy.model_folder import write_generation_settings, write_tokenizer
+from qlora_cli.deploy.model_folder import vocabulary_of, write_generation_settings, write_tokenizer
 from qlora_cli.deploy.onto import better, held_out_losses
 from qlora_cli.deploy.record import Merged, Precisions, describe_base, describe_onto, merge_record
 from qlora_cli.deploy.reload import is_on_disk, reloaded
@@ -40,6 +40,7 @@ from qlora_cli.deploy.written_weights import WrittenWeights
 from qlora_cli.errors import ArgumentError
 from qlora_cli.model.adapter import ADAPTER_WEIGHTS
 from qlora_cli.model.device import DTYPES, free_memory, precision_of
+from qlora_cli.model.fingerprint import base_folder
 from qlora_cli.model.tuned import TunedSource, find_tuned, load_tuned
 from qlora_cli.run.claim import refuse_links
 from qlora_cli.run.files import sha256_file, write_json
@@ -175,17 +176,11 @@ def adapter_identity(source: TunedSource) -> str:
     """SHA-256 of the adapter's weights.
 
     Raises:
-        ArgumentError: if the source has no adapter, or one that is not stored as safetensors.
+        ArgumentError: if the source has no adapter.
     """
     refuse_no_adapter(source)
     assert source.adapter is not None
-    weights = source.adapter / ADAPTER_WEIGHTS
-    if not weights.is_file():
-        raise ArgumentError(
-            f"'{source.adapter}' holds no {ADAPTER_WEIGHTS}",
-            hint="save the adapter again with PEFT's save_pretrained; its older .bin files are not read",
-        )
-    return sha256_file(weights)
+    return sha256_file(source.adapter / ADAPTER_WEIGHTS)
 
 
 def _write_merged(source: TunedSource, options: MergeOptions, stage: Path) -> _Reference:
@@ -200,11 +195,14 @@ def _write_merged(source: TunedSource, options: MergeOptions, stage: Path) -> _R
     losses = held_out_losses(tuned.model, source, renderer) if options.onto == "auto" else {}
     onto: Onto = better(losses) if options.onto == "auto" else options.onto
     is_of_memory = source.is_base_apart and source.base_source is None
-    plan, skeleton = fold_plan(tuned.model, is_of_memory=is_of_memory), plain_skeleton(tuned.model)
+    skeleton = plain_skeleton(tuned.model)
+    is_resized = skeleton.config.get_text_config().vocab_size != vocabulary_of(base_folder(source.model))
+    plan = fold_plan(tuned.model, kind=source.kind, is_resized=is_resized, is_of_memory=is_of_memory)
     if onto == "original":
         plan.precisions.clear()
     if options.base_only:
         plan.changes.clear()
+        plan.new_biases.clear()
         with tuned.model.disable_adapter():
             logits = record_logits(tuned.model, rows)
     onto_in_words = describe_base(source) if options.base_only else describe_onto(source, onto, plan.has_experts)

@@ -26,7 +26,7 @@ from qlora_cli.deploy.stored_precision import StoredPrecision
 from qlora_cli.deploy.ties import BrokenTie
 from qlora_cli.deploy.weights_file import NewTensor, refuse_full_disk
 from qlora_cli.deploy.written_weights import WrittenWeights
-from qlora_cli.errors import IdentityError
+from qlora_cli.errors import ArgumentError, IdentityError
 from qlora_cli.progress import progress
 
 CHUNK_NUMBERS = 2**19
@@ -69,6 +69,7 @@ def write_merged_weights(
         dtype: of all floating tensors; None keeps the base's.
 
     Raises:
+        ArgumentError: if the checkpoint has no place for a new bias.
         IdentityError: if a parameter to be changed is not in the checkpoint, or cannot be written as it is there.
         ResourceError: if the disk has no room for it.
         OSError: if the disk does not take it.
@@ -108,7 +109,8 @@ class _Writer:
         self, sources: MergeSources, plan: FoldPlan, tie: BrokenTie | None, folder: Path, dtype: torch.dtype | None
     ) -> None:
         self._sources, self._plan, self._tie = sources, plan, tie
-        self.layout = MergedLayout(sources.base, folder, dtype, self._head_of_its_own(dtype), self._resized())
+        beside = self._head_of_its_own(dtype) | self._new_biases(dtype)
+        self.layout = MergedLayout(sources.base, folder, dtype, beside, self._resized())
         self.written = WrittenWeights(self.layout.num_parameters, self.layout.dtype)
 
     def changes(self) -> Iterator[Task]:
@@ -117,11 +119,18 @@ class _Writer:
             is_folded = any(name in self._plan.changes for name in origin.parameters)
             (self.written.folded if is_folded else self.written.dequantized).extend(origin.keys)
             yield self._in_rows(origin) or partial(self._write_whole, origin)
+        for name, bias in self._plan.new_biases.items():
+            key = self._sources.base_map.key_of(name)
+            self.written.added.append(key)
+            yield partial(self._write_new, key, bias)
         if self._tie is not None and self._tie.key is not None:
-            slabs = self._sources.values_map.slabs(self._tie.embedding)
-            assert slabs is not None, "an embedding is one tensor"
             self.written.folded.append(self._tie.key)
             change = self._plan.changes.get(self._tie.head)
+            if isinstance(change, Replacement):
+                yield partial(self._write_new, self._tie.key, change.tensor)
+                return
+            slabs = self._sources.values_map.slabs(self._tie.embedding)
+            assert slabs is not None, "an embedding is one tensor"
             yield _Rows(self._sources.values, slabs, self.layout, [Slab(self._tie.key, 0)], change, None).write
 
     def copies(self) -> Iterator[Task]:
@@ -167,6 +176,21 @@ class _Writer:
         shape = tuple(change.tensor.shape) if isinstance(change, Replacement) else embedding.shape
         return {key: NewTensor(self._tie.key, dtype or embedding.dtype, shape)}
 
+    def _new_biases(self, dtype: torch.dtype | None) -> dict[str, NewTensor]:
+        """Each by the key of its layer's weight, behind which it is put."""
+        biases = {}
+        for name, bias in self._plan.new_biases.items():
+            origin = self._sources.base_map.origins.get(f"{name.removesuffix('bias')}weight")
+            if origin is None or origin.converter is not None:
+                raise ArgumentError(
+                    f"the adapter brings '{name}', and the base's checkpoint does not store that layer by itself",
+                    hint="use the adapter unmerged: generate, chat and eval take it",
+                )
+            [key] = origin.keys
+            of_weight = self._sources.base.tensors[key].dtype
+            biases[key] = NewTensor(self._sources.base_map.key_of(name), dtype or of_weight, tuple(bias.shape))
+        return biases
+
     def _in_rows(self, origin: Origin) -> Task | None:
         """The work where the parameter can be cut into rows; None where it cannot."""
         name = origin.parameters[0]
@@ -209,6 +233,10 @@ class _Writer:
             rows = stored.T if precision.is_turned else stored
         rows = rows.float()
         return (rows if change is None else change.apply(rows, 0)).reshape(value.shape)
+
+    def _write_new(self, key: str, tensor: torch.Tensor) -> int:
+        self.layout.write(key, tensor)
+        return self.layout.tensors[key].num_bytes
 
     def _convert(self, tensor: StoredTensor) -> int:
         """Write a tensor that does not change in another type."""

@@ -13,6 +13,7 @@ from qlora_cli.deploy.checkpoint_map import CheckpointMap
 from qlora_cli.deploy.fold_plan import FoldPlan
 from qlora_cli.deploy.merge_stream import MergeSources, write_merged_weights
 from qlora_cli.deploy.model_folder import copy_other_files, vocabulary_of, write_config
+from qlora_cli.deploy.new_biases import with_new_biases
 from qlora_cli.deploy.ties import broken_tie
 from qlora_cli.deploy.written_weights import WrittenWeights
 from qlora_cli.model.device import dtype_name
@@ -34,10 +35,12 @@ def write_model(
         dtype: of all floating tensors; None keeps that of each.
 
     Raises:
+        ArgumentError: if the base's configuration has no place for a bias that the adapter brings.
         IdentityError: if a parameter to be changed is not in the base's checkpoint.
         ResourceError: if the disk has no room for the weights.
     """
     base = base_folder(source.model, whole=True)
+    skeleton, bias_settings = with_new_biases(skeleton, plan)
     with ExitStack() as stack:
         checkpoint = stack.enter_context(open_checkpoint(base, allow_pickle=source.model.allow_pickle))
         base_map = CheckpointMap(skeleton, checkpoint)
@@ -59,5 +62,5 @@ def write_model(
         changes["tie_word_embeddings"] = False
     if dtype is not None:
         changes |= {"dtype": dtype_name(dtype), "torch_dtype": dtype_name(dtype)}
-    write_config(folder, changes)
+    write_config(folder, changes, bias_settings)
     return weights

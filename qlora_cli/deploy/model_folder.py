@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,15 +54,18 @@ def _is_inside(path: Path, base: Path) -> bool:
     return real.is_relative_to(own) or real.is_relative_to(own.parent.parent / "blobs")
 
 
-def write_config(folder: Path, changes: dict[str, Any]) -> None:
+def write_config(folder: Path, changes: dict[str, Any], of_text: Mapping[str, Any] | None = None) -> None:
     """Write what the merge changes into the base's config.json, and the names that older libraries look for.
 
     Args:
         folder: holds the base's config.json.
         changes: keys of the text model, or of the whole where it has no part of its own; None takes a key out.
+        of_text: keys of the text model that its config may not have written out.
     """
     path = folder / "config.json"
     content = json.loads(path.read_text(encoding="utf-8"))
+    text = content.get("text_config")
+    (text if isinstance(text, dict) else content).update(of_text or {})
     for name, value in changes.items():
         for section in _sections_with(content, name):
             if value is None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from transformers import PreTrainedModel
 
-from qlora_cli.deploy.changes import Replacement
+from qlora_cli.deploy.changes import are_same
 from qlora_cli.deploy.checkpoint_map import CheckpointMap
 from qlora_cli.deploy.fold_plan import FoldPlan
 
@@ -30,7 +29,7 @@ def broken_tie(plain: PreTrainedModel, plan: FoldPlan, origins: CheckpointMap) -
     """The tie that a merge must give up: loaded as tied, one of two different tensors would be lost.
 
     That happens where only one of the two was trained, in `modules_to_save` or by an adapter, or each in its own way.
-    Where both were trained to the same values, the head is taken out of the plan.
+    Where both were trained to the same values, and the checkpoint has no head, the head is taken out of the plan.
 
     Args:
         plain: the model on the meta device.
@@ -44,16 +43,8 @@ def broken_tie(plain: PreTrainedModel, plan: FoldPlan, origins: CheckpointMap) -
     embedding, head = names[id(plain.get_input_embeddings())], names[id(head_module)]
     if head_module.weight is not plain.get_input_embeddings().weight or not {head, embedding} & set(plan.names):
         return None
-    if _are_same(plan, head, embedding):
+    if are_same(plan.changes.get(head), plan.changes.get(embedding)):
         if head not in origins.origins:
             del plan.changes[head]
         return None
     return BrokenTie(head, embedding, None if head in origins.origins else origins.key_of(head))
-
-
-def _are_same(plan: FoldPlan, head: str, embedding: str) -> bool:
-    changes = (plan.changes.get(head), plan.changes.get(embedding))
-    if not all(isinstance(change, Replacement) for change in changes):
-        return False
-    first, second = (change.tensor for change in changes if isinstance(change, Replacement))
-    return torch.equal(first, second)

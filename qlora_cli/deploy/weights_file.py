@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from qlora_cli.console import size_in_words
-from qlora_cli.deploy.checkpoint import NAMES_OF_DTYPES
 from qlora_cli.errors import ResourceError
+from qlora_cli.model.stored_dtypes import NAMES_OF_DTYPES
 from qlora_cli.run.disk_errors import final_name
 
 COPY_BYTES = 8 * 2**20

@@ -1,4 +1,4 @@
-"""What a merge has written."""
+"""What a merge has written, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -25,6 +25,9 @@ class WrittenWeights:
     converted: list[str] = field(default_factory=list)
     """They are the base's in the type that was asked for."""
 
+    added: list[str] = field(default_factory=list)
+    """The base has none of that name: biases, of which the adapter brings some."""
+
     left_out: list[str] = field(default_factory=list)
     """Files and folders beside the base's weights that were not copied."""
 
@@ -35,6 +38,7 @@ class WrittenWeights:
             "folded": self.folded,
             "dequantized": self.dequantized,
             "converted": self.converted,
+            "added": self.added,
             "copied byte for byte": self.copied,
         }
         return {way: len(keys) for way, keys in ways.items() if keys}

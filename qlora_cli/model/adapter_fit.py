@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from qlora_cli import console
 from qlora_cli.errors import ArgumentError, IdentityError
-from qlora_cli.model.adapter_kind import ADAPTER_CONFIG, INPUT_EMBEDDINGS, AdapterKind, read_settings
+from qlora_cli.model.adapter_kind import ADAPTER_CONFIG, INPUT_EMBEDDINGS, OUTPUT_HEADS, AdapterKind, read_settings
 from qlora_cli.model.adapter_tensors import missing_tensors
 from qlora_cli.model.dequantize import is_quantized
 
@@ -91,30 +91,41 @@ def fit_vocabulary(base: PreTrainedModel, kind: AdapterKind) -> None:
         IdentityError: if it does not, with the tokens that are in neither.
     """
     num_rows = base.get_input_embeddings().weight.shape[0]
-    if kind.vocabulary is None or kind.vocabulary == num_rows:
+    vocabulary = kind.vocabulary
+    if vocabulary is None or vocabulary <= kind.last_trained_token:
+        vocabulary = max(num_rows, kind.last_trained_token + 1)
+    if vocabulary == num_rows:
         return
     is_tied = bool(getattr(base.config.get_text_config(), "tie_word_embeddings", False))
-    is_head_apart = not kind.ensure_weight_tying and any(name in INPUT_EMBEDDINGS for name in kind.modules_to_save)
-    if not kind.holds_input_embeddings or not (kind.holds_output_head or (is_tied and not is_head_apart)):
-        raise _without_rows(kind, num_rows)
-    console.note(f"the adapter brings embeddings of {kind.vocabulary:,} tokens, in place of the base's {num_rows:,}")
-    base.resize_token_embeddings(kind.vocabulary, mean_resizing=False)
+    if not _holds_rows(kind, range(num_rows, vocabulary), is_tied):
+        raise _without_rows(kind, num_rows, vocabulary)
+    console.note(f"the adapter brings embeddings of {vocabulary:,} tokens, in place of the base's {num_rows:,}")
+    base.resize_token_embeddings(vocabulary, mean_resizing=False)
     with torch.no_grad():  # the adapter's rows take their place; with the adapter switched off they are nothing
         for table in (base.get_input_embeddings(), base.get_output_embeddings()):
             table.weight[num_rows:] = 0
 
 
-def _without_rows(kind: AdapterKind, num_rows: int) -> IdentityError:
-    assert kind.vocabulary is not None
-    if kind.vocabulary < num_rows:
+def _holds_rows(kind: AdapterKind, added: range, is_tied: bool) -> bool:
+    """Whether embeddings and head of all tokens are in the adapter, or in the base for those that are not `added`."""
+    tokens = {name.rpartition(".")[2]: set(rows) for name, rows in (kind.trainable_token_indices or {}).items()}
+    has_added = {name for name, rows in tokens.items() if added and rows.issuperset(added)}
+    is_head_apart = not kind.ensure_weight_tying and any(name in INPUT_EMBEDDINGS for name in kind.modules_to_save)
+    holds_embeddings = kind.holds_input_embeddings or bool(has_added.intersection(INPUT_EMBEDDINGS))
+    holds_head = kind.holds_output_head or bool(has_added.intersection(OUTPUT_HEADS))
+    return holds_embeddings and (holds_head or (is_tied and not is_head_apart))
+
+
+def _without_rows(kind: AdapterKind, num_rows: int, vocabulary: int) -> IdentityError:
+    if vocabulary < num_rows:
         return IdentityError(
-            f"was trained on a base of {kind.vocabulary:,} tokens, and this one has {num_rows:,}",
+            f"was trained on a base of {vocabulary:,} tokens, and this one has {num_rows:,}",
             place=str(kind.folder),
             hint="name the base that it was trained on: --base-model, --revision",
         )
     return IdentityError(
-        f"was trained on a base with {kind.vocabulary - num_rows:,} tokens more than this one's {num_rows:,}, and "
-        f"does not hold all of their rows: {_tokens(kind, num_rows, kind.vocabulary)}",
+        f"was trained on a base with {vocabulary - num_rows:,} tokens more than this one's {num_rows:,}, and "
+        f"does not hold all of their rows: {_tokens(kind, num_rows, vocabulary)}",
         place=str(kind.folder),
         hint="save it where it was trained with `save_pretrained(folder, save_embedding_layers=True)`, or name the "
         "base with those tokens: --base-model",

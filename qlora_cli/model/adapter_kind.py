@@ -56,6 +56,9 @@ VARIANTS = {
 INPUT_EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "embeddings")
 OUTPUT_HEADS = ("lm_head", "embed_out")
 
+WRAPPED = ("base_layer", "modules_to_save", "original_module", "token_adapter")
+"""Parts that PEFT puts into the name of a module that it has wrapped."""
+
 INITS_THAT_CHANGE_THE_BASE = ("pissa", "corda", "olora", "mica", "loftq", "lora_ga")
 """Values of `init_lora_weights` with which PEFT rewrites the base's weights whenever the adapter is put on it."""
 
@@ -101,11 +104,6 @@ class AdapterKind:
         return TITLES.get(self.method, self.method)
 
     @property
-    def is_lora(self) -> bool:
-        """Whether the update of a weight is scaling * B @ A, with or without DoRA's magnitude."""
-        return self.method == "LORA"
-
-    @property
     def is_prompt(self) -> bool:
         """Whether virtual tokens go in front of each prompt, so that no weight of the base holds the adapter."""
         return self.num_virtual_tokens > 0 or "prompt_embeddings" in self.shapes
@@ -128,6 +126,11 @@ class AdapterKind:
             if _stored_whole(name, (*INPUT_EMBEDDINGS, *OUTPUT_HEADS)) or _is_head_update(name)
         ]
         return max(sizes, default=None)
+
+    @property
+    def last_trained_token(self) -> int:
+        """The largest id in `trainable_token_indices`; -1 without any."""
+        return max((token for rows in (self.trainable_token_indices or {}).values() for token in rows), default=-1)
 
     @property
     def holds_input_embeddings(self) -> bool:
@@ -159,7 +162,7 @@ def read_adapter_kind(folder: Path) -> AdapterKind:
 
 
 def _kind(folder: Path, settings: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> AdapterKind:
-    indices = settings.get("trainable_token_indices")
+    indices = settings.get("trainable_token_indices") or settings.get("token_indices")
     if isinstance(indices, list):
         indices = {"embed_tokens": indices}
     init = settings.get("init_lora_weights")
@@ -244,7 +247,7 @@ def _stored_whole(name: str, modules: tuple[str, ...]) -> bool:
     >>> _stored_whole("base_model.model.lm_head.lora_B.weight", OUTPUT_HEADS)
     False
     """
-    parts = [part for part in name.split(".") if part not in ("base_layer", "modules_to_save", "original_module")]
+    parts = [part for part in name.split(".") if part not in WRAPPED]
     return len(parts) > 1 and parts[-1] == "weight" and parts[-2] in modules
 
 

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from qlora_cli.errors import IdentityError
 from qlora_cli.model.adapter_kind import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterKind
+from qlora_cli.model.stored_dtypes import DTYPES
 from qlora_cli.model.towers.own_names import adapter_key_mapping, with_loaded_names
 
 ADAPTER = "default"
@@ -19,11 +20,11 @@ ADAPTER = "default"
 SHARED = ("vblora_vector_bank", "unilora_theta_d", "tinylora_v")
 """Parts of the whole model to which each layer refers; PEFT stores them once and misses them in every layer."""
 
+TOKENS = ".token_adapter.trainable_tokens_delta"
+"""The end of the names of rows of `trainable_token_indices`."""
+
 SEED = 0
 """Of PEFT's randomized initializations, which it repeats as it loads: two loads give the same model."""
-
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-"""Names of dtypes in safetensors' header."""
 
 NUM_NAMED = 3
 
@@ -51,6 +52,8 @@ def put_on_base(base: PreTrainedModel, kind: AdapterKind) -> PeftModel:
         )
     if _keeps_dtypes(kind):
         _set_dtypes(model, dict.fromkeys(_updates(model), torch.float32))
+    if kind.method == "ADALORA":
+        config.rank_pattern = None  # the layers have shrunk to it already, and PEFT would shrink them once more
     # The same tensors once more: from_pretrained does not say what it has found, and float32 holds any stored dtype.
     found = model.load_adapter(str(kind.folder), ADAPTER, autocast_adapter_dtype=False, key_mapping=names)
     _refuse_unused(kind, found.unexpected_keys)
@@ -106,12 +109,15 @@ def _refuse_unused(kind: AdapterKind, names: list[str]) -> None:
 
 
 def _is_second_copy(kind: AdapterKind, name: str) -> bool:
-    """Whether a tensor is stored under another name too: PEFT saves resized embeddings in `modules_to_save` twice."""
-    other = name.replace(".modules_to_save.", ".")
-    if other == name or other not in kind.shapes:
-        return False
+    """Whether a tensor is stored under another name too.
+
+    PEFT saves resized embeddings in `modules_to_save` twice, and trained tokens of tied tables once for each table.
+    """
+    others = {name.replace(".modules_to_save.", ".")} & kind.shapes.keys() - {name}
+    if name.endswith(TOKENS):
+        others |= {other for other in kind.shapes if other.endswith(TOKENS) and other != name}
     with safe_open(kind.folder / ADAPTER_WEIGHTS, framework="pt") as file:
-        return torch.equal(file.get_tensor(name), file.get_tensor(other))
+        return any(torch.equal(file.get_tensor(name), file.get_tensor(other)) for other in sorted(others))
 
 
 def _refuse_missing(kind: AdapterKind, names: list[str]) -> None:

@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import ceil
+from pathlib import Path
 
+from qlora_cli.errors import IdentityError
+from qlora_cli.model.fingerprint import weight_files
+from qlora_cli.recipe.base_files import cached_base, config_here
 from qlora_cli.recipe.schema import Recipe, TrainingSection
+from qlora_cli.recipe.stored_weights import stored_weights
 
 EIGHT_BIT_FROM = 4096
 """Elements from which bitsandbytes keeps a parameter's moments in 8 bit."""
@@ -41,7 +46,7 @@ class Disk:
     """Largest number at a time: those that are kept and the one that is being written."""
 
     merged_bytes: int
-    """Of the merged model in 16 bit."""
+    """Of the merged model: as large as its base, in 16 bit where that is packed or not on this machine."""
 
     @property
     def checkpoints_bytes(self) -> int:
@@ -55,12 +60,24 @@ def disk_of(recipe: Recipe, trained: Iterable[TrainedTensor], num_base: int) -> 
     Args:
         recipe: how often it saves, and with which optimizer.
         trained: every trained tensor.
-        num_base: parameters of the base.
+        num_base: parameters of the base as it is loaded, which may leave parts of its files out.
     """
     tensors = list(trained)
     adapter = sum(tensor.num_elements * tensor.element_bytes for tensor in tensors)
     state = sum(state_bytes(recipe.training.optim, tensor.num_elements) for tensor in tensors)
-    return Disk(adapter, adapter + state, num_checkpoints(recipe.training), 2 * num_base)
+    merged = plain_bytes(recipe.model.base_model, recipe.model.revision) or 2 * num_base
+    return Disk(adapter, adapter + state, num_checkpoints(recipe.training), merged)
+
+
+def plain_bytes(base_model: str, revision: str | None) -> int | None:
+    """Bytes of a base's weights on this machine, those included that no class loads; None if packed or not here."""
+    folder = Path(base_model) if Path(base_model).is_dir() else cached_base(base_model, revision)
+    if folder is None or stored_weights(config_here(base_model, revision) or {}) is not None:
+        return None
+    try:
+        return sum(path.stat().st_size for path in weight_files(folder))
+    except (IdentityError, OSError):
+        return None
 
 
 def state_bytes(optim: str, num_elements: int) -> int:

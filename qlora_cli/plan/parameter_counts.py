@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 
 import bitsandbytes as bnb
 from peft import PeftModel
-from torch import nn
 
 from qlora_cli.constants import GIB
 from qlora_cli.model.embedding_limits import has_position_table, num_positions
@@ -14,7 +13,7 @@ from qlora_cli.model.towers.auto_class import is_loaded_whole
 from qlora_cli.model.towers.targets import reach_of
 from qlora_cli.model.towers.text_reach import untouched_roots
 from qlora_cli.plan.disk import TrainedTensor
-from qlora_cli.plan.loading import loading_peak
+from qlora_cli.plan.loading import kept_bytes, loading_peak
 from qlora_cli.plan.trace.fake_experts import is_marked
 from qlora_cli.plan.trace.fake_model import meta_model
 from qlora_cli.plan.trace.request import PlanRequest
@@ -75,20 +74,13 @@ def _notes_on_parts(model: PeftModel, request: PlanRequest) -> list[str]:
         return notes
     roots = untouched_roots(reach.unreached, reach.reached)
     left = [value for name, value in base.named_parameters() if name.startswith(tuple(f"{root}." for root in roots))]
-    num_bytes = sum(_stored_bytes(parameter) for parameter in left)
+    num_bytes = sum(kept_bytes(parameter) for parameter in left)
     shown = ", ".join(roots[:NUM_SHOWN]) + (", …" if len(roots) > NUM_SHOWN else "")
     notes.append(
         f"text does not go through {shown}: {sum(value.numel() for value in left):,} parameters without an adapter, "
         f"which are loaded all the same and take {num_bytes / GIB:,.2f} GiB."
     )
     return notes
-
-
-def _stored_bytes(parameter: nn.Parameter) -> float:
-    """Bytes of a weight as it will be stored, its constants left out."""
-    if isinstance(parameter, bnb.nn.Params4bit):
-        return parameter.numel() / 2
-    return parameter.numel() * (1 if isinstance(parameter, bnb.nn.Int8Params) else parameter.element_size())
 
 
 def count_parameters(model: PeftModel, *, is_quantized: bool) -> ParameterCounts:

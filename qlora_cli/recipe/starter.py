@@ -24,11 +24,10 @@ TEMPLATE = """\
 {head}name: {name}                   # the run goes to runs/{name}
 
 model:
-  base_model: {base}  # Hub id or local folder{attn_implementation}
+  base_model: {base}  # Hub id or local folder{attn_implementation}{dequantize}
 
-quantization:                  # leave this section out for 16-bit LoRA
-  quant_type: nf4              # the paper's 4-bit type (arXiv:2305.14314); int8 loses less and takes twice as much
-  double_quant: true           # saves 0.37 bit per parameter, about 0.3 GB at 7B
+quantization:                  # {quantization_why}
+{quant_type}{double_quant}
 
 lora:
 {r}
@@ -80,6 +79,18 @@ class StarterValues:
     lora_dropout: Choice = Choice("0.05", "0.05 to 0.1 helps on small data")
     attn_implementation: Choice | None = None
     """Only where the base cannot do with the default."""
+
+    dequantize: Choice | None = None
+    """Only where the base is stored in a form that is unpacked as it is loaded."""
+
+    quantization: Choice = Choice("", "leave this section out for 16-bit LoRA")
+    """Of the section as a whole."""
+
+    quant_type: Choice = Choice(
+        "nf4", "the paper's 4-bit type (arXiv:2305.14314); int8 loses less and takes twice as much"
+    )
+    double_quant: Choice | None = Choice("true", "saves 0.37 bit per parameter, about 0.3 GB at 7B")
+    """None for int8, which has no constants to quantize."""
 
     train: Choice | None = None
     """The source as it was found to be read, on one line; the mere path where nobody looked."""
@@ -170,19 +181,23 @@ def _is_there(out: Path) -> ArgumentError:
 def starter_text(out: Path, base_model: str, data: str, values: StarterValues) -> str:
     """The recipe as it is written."""
     chosen = {name: _line(name, choice) for name, choice in vars(values).items() if isinstance(choice, Choice)}
-    attention, truncation = chosen.pop("attn_implementation", None), chosen.pop("truncation", None)
-    chosen.pop("train", None)
+    optional = {
+        name: f"\n{line}" if (line := chosen.pop(name, None)) else ""
+        for name in ("attn_implementation", "dequantize", "double_quant", "truncation")
+    }
+    for name in ("train", "quantization"):
+        chosen.pop(name, None)
     train = values.train or Choice(one_line(data), ", ".join(get_args(DataFormat)))
     head = "".join(f"# {line}\n" for line in textwrap.wrap(values.planned, 116))
     return TEMPLATE.format(
         file=out,
         name=one_line(out.stem),
         base=one_line(base_model),
-        attn_implementation=f"\n{attention}" if attention else "",
         train=train.value,
         train_why=train.why,
-        truncation=f"\n{truncation}" if truncation else "",
+        quantization_why=values.quantization.why,
         head=head,
+        **optional,
         **chosen,
     )
 

@@ -15,6 +15,9 @@ from qlora_cli.cli import app
 from qlora_cli.recipe.reader import load_recipe
 from qlora_cli.recipe.shipped import list_shipped
 from tests.data.read.public_layouts import UNNAMED
+from tests.deploy.models import load_base, save_llama, save_tokenizer
+from tests.model.bases import save_toy
+from tests.model.packed_bases import packed_base
 from tests.recipe.malformed import MALFORMED
 
 MINIMAL = "model: {base_model: some/base}\ndata: {train: rows.jsonl}\n"
@@ -121,6 +124,37 @@ def test_init_writes_the_defaults_of_the_schema(qlora, tmp_path):
         started.training.model_copy(update={"num_train_epochs": None}) == load_recipe(tmp_path / "bare.yaml").training
     )
     assert started.lora == load_recipe(tmp_path / "bare.yaml").lora
+
+
+def stored_base(kind, folder):
+    """A base of experts, or one that bitsandbytes or a release has packed."""
+    if kind == "qwen3_moe":
+        return save_toy(kind, folder)
+    plain = save_llama(folder / "llama", tie_word_embeddings=False)
+    if kind == "fp8":
+        return packed_base(kind, folder, vocab_size=264, tokenizer=plain)[0]
+    load_base(plain, kind).save_pretrained(folder / kind)
+    save_tokenizer(folder / kind)
+    return folder / kind
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "written"),
+    [
+        ("int8", "quant_type: int8 "),
+        ("fp4", "quant_type: fp4 "),
+        ("qwen3_moe", "lora_dropout: 0 "),
+        ("fp8", "dequantize: true "),
+    ],
+)
+def test_the_recipe_that_init_writes_for_a_base_is_one_that_it_can_be_trained_with(qlora, tmp_path, kind, written):
+    base = stored_base(kind, tmp_path / "base")
+    (tmp_path / "rows.jsonl").write_text('{"instruction": "Count.", "output": "1 2 3"}\n' * 4)
+    assert qlora("init", "--base", str(base), "--data", "rows.jsonl")[0] == 0
+    assert written in (tmp_path / "recipe.yaml").read_text()
+    assert qlora("validate", "recipe.yaml")[0] == 0
+    assert qlora("plan", "recipe.yaml", "--memory-gb", "8")[0] == 0
 
 
 def test_init_says_where_the_data_is_not_here_to_be_looked_at(qlora):

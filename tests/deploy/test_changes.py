@@ -3,7 +3,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from qlora_cli.deploy.changes import ExpertsChange, LinearChange, Replacement
+from qlora_cli.deploy.changes import Addition, ExpertsChange, LinearChange, Replacement, TokenRows, are_same
 from qlora_cli.deploy.lora_math import LowRankUpdate, merged_weight
 
 WEIGHT = torch.randn(12, 8, generator=torch.Generator().manual_seed(1))
@@ -39,6 +39,27 @@ def test_a_turned_weight_with_magnitudes_needs_all_its_rows_at_once():
 
 def test_a_replacement_gives_its_own_rows():
     assert torch.equal(in_parts(Replacement(WEIGHT * 2), WEIGHT, 5), WEIGHT * 2)
+
+
+@pytest.mark.parametrize("step", [1, 5, 12])
+def test_rows_of_single_tokens_replace_those_of_the_base_and_no_others(step):
+    rows = torch.full((2, 8), 7.0)
+    changed = in_parts(TokenRows(torch.tensor([11, 3]), rows), WEIGHT.clone(), step)
+    assert torch.equal(changed[[11, 3]], rows)
+    others = [row for row in range(12) if row not in (3, 11)]
+    assert torch.equal(changed[others], WEIGHT[others])
+
+
+def test_a_bias_is_added_to_that_of_the_base():
+    bias = torch.arange(8.0)
+    assert torch.equal(Addition(bias).apply(torch.ones(1, 8), 0), 1 + bias[None])
+
+
+def test_tokens_of_two_tables_are_the_same_where_ids_and_rows_are():
+    first, ids = TokenRows(torch.tensor([1]), torch.ones(1, 4)), torch.tensor([1])
+    assert are_same(first, TokenRows(ids, torch.ones(1, 4)))
+    assert not are_same(first, TokenRows(ids, torch.zeros(1, 4)))
+    assert not are_same(first, None)
 
 
 @pytest.mark.parametrize("is_output_first", [True, False])

@@ -119,10 +119,19 @@ def test_trained_copies_take_the_place_of_modules_to_save(llama_folder, tmp_path
 @pytest.mark.parametrize(
     "settings", [{"lora_bias": True, "target_modules": ["c_attn"]}, {"trainable_token_indices": [3]}]
 )
-def test_parts_that_are_no_weight_update_are_refused(gpt2_folder, tmp_path, settings):
+def test_biases_and_single_tokens_of_gpt2_are_folded(gpt2_folder, tmp_path, settings):
     tuned = with_adapter(load_base(gpt2_folder), **settings)
+    with torch.no_grad():
+        for name, parameter in tuned.named_parameters():
+            if "trainable_tokens_delta" in name or "lora_B.default.bias" in name:
+                parameter.add_(0.1)
+    assert (logits(tuned) - logits(merged(tuned, gpt2_folder, tmp_path))).abs().max() < 1e-4
+
+
+def test_a_variant_that_is_no_weight_update_is_refused(llama_folder, tmp_path):
+    tuned = with_adapter(load_base(llama_folder), init_lora_weights="mica", target_modules=["q_proj"])
     with pytest.raises(ArgumentError, match="cannot be folded into a weight matrix"):
-        write_merged(tuned, gpt2_folder, tmp_path)
+        write_merged(tuned, llama_folder, tmp_path)
 
 
 def test_shards_and_their_index_are_the_bases(tmp_path):

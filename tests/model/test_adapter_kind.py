@@ -33,7 +33,7 @@ def lora(**options):
 
 def test_a_plain_lora_has_no_special_part(tmp_path):
     kind = read_adapter_kind(saved(tmp_path, lora()))
-    assert (kind.is_lora, kind.is_prompt, kind.changes_base, kind.vocabulary) == (True, False, False, None)
+    assert (kind.method, kind.is_prompt, kind.changes_base, kind.vocabulary) == ("LORA", False, False, None)
     assert kind.shapes["base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"] == (4, 64)
 
 

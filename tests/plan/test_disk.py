@@ -11,6 +11,7 @@ from qlora_cli.plan.parameter_counts import parameter_counts
 from qlora_cli.recipe.schema import Recipe, TrainingSection
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.train.session import TrainOptions, train_recipe
+from tests.model.bases import EXTRA_SHARD, save_toy
 from tests.plan.bases import AMPERE, config_of, request_for
 
 OPTIMIZERS = get_args(TrainingSection.model_fields["optim"].annotation)
@@ -27,6 +28,16 @@ def test_the_adapter_is_float32_and_the_merged_model_16_bit():
     assert disk.merged_bytes == 2 * facts.num_base
     # Three of them, the third being written before the first goes; AdamW keeps two float32 a parameter, and a step.
     assert disk.checkpoints_bytes == 3 * (12 * facts.num_trained + 4 * len(facts.trained))
+
+
+def test_the_merged_model_is_as_large_as_the_files_of_the_base_with_what_no_class_loads(tmp_path):
+    base = save_toy("qwen3_5_vl", tmp_path / "base")
+    recipe = Recipe.model_validate({"name": "run", "model": {"base_model": str(base)}, "data": {"train": "rows.jsonl"}})
+    files = sum(path.stat().st_size for path in base.glob("*.safetensors"))
+    assert (base / EXTRA_SHARD).stat().st_size > 0
+    assert disk_of(recipe, [], 1000).merged_bytes == files
+    (base / EXTRA_SHARD).unlink()
+    assert disk_of(recipe, [], 1000).merged_bytes == 2000  # not whole: as if it were not here
 
 
 @pytest.mark.parametrize("optim", OPTIMIZERS)
