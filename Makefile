@@ -15,7 +15,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # Tests start many processes; each that had to compile the project's code again would take a second longer.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help install install-dev demo test test-quick test-gpu torture check check-latest test-engines test-trackers format fuzz bench-data bench-checkpoint bench-merge bench-gpu bench-plan bench-eval clean
+.PHONY: help install install-dev demo test test-quick test-gpu torture check check-latest test-engines test-trackers format fuzz bench-data bench-checkpoint bench-merge bench-gpu bench-plan bench-eval bench-verdicts clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -112,6 +112,9 @@ bench-plan: install ## memory that plans predict beside what 12 recipes take of 
 
 bench-eval: install ## batched evaluation beside one question at a time
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/eval.py
+
+bench-verdicts: install ## coverage, false alarms and power of verdicts, into docs/evaluation.md
+	$(BIN)/python benchmarks/verdicts.py
 
 clean: ## delete .venv and caches, never runs/
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache build *.egg-info

@@ -31,6 +31,7 @@ class Extra:
 
 EXTRAS = (
     Extra("rouge-score", "rouge_score", "the metric rouge_l", "rouge_score.rouge_scorer"),
+    Extra("lm-eval", "lm_eval", "benchmarks of lm-evaluation-harness by name"),
     Extra("tensorboard", "tensorboard", "report_to: tensorboard", "torch.utils.tensorboard"),
     Extra("wandb", "wandb", "report_to: wandb"),
     Extra("mlflow-skinny", "mlflow", "report_to: mlflow"),
