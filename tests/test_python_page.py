@@ -39,7 +39,7 @@ def test_the_examples_run(reader, capsys):
     printed = capsys.readouterr().out
     assert printed.startswith("runs/recipe ")
     assert "error: run directory 'runs/recipe' already holds a finished run\nhint: " in printed
-    assert re.search(r"^loss +\d+\.\d+ +\d+\.\d+ +\d+$", printed, flags=re.MULTILINE)
+    assert re.search(r"^loss +\d+\.\d+ +\d+\.\d+ +[+-]\d+\.\d+ ", printed, flags=re.MULTILINE)
     assert Path("my-model/config.json").is_file()
     assert {path.name for path in Path("runs").iterdir()} == {"recipe", "rate-0.001", "rate-0.01", "compare.html"}
 

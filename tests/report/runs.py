@@ -107,6 +107,7 @@ def add_results(run: RunDirectory, *, text: str = "42", tuned: str = "tuned") ->
             "weight_norm": 1.0,
             "relative_norm": 0.01 * layer,
             "rank_90": 6,
+            "magnitude_change": None,
             "has_moved": layer > 0,
             "r": 16,
             "effective_rank": 7.5,
