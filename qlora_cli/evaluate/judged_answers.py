@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qlora_cli import console
@@ -49,5 +49,6 @@ def add_judgements(
                 judged = judge_answers(asked, judge.server, judge.kept, on_judged=phase.advance)
             console.note(f"{task}: {judged.line}")
             outcomes = [float(judgement.outcome) for judgement in judged.judgements]
-            after.measures[MEASURE] = Measured(outcomes, True, "score", "questions", rule=judged.line)
-            before.measures.setdefault(MEASURE, Measured([0.0] * len(outcomes), True, "score", "questions"))
+            measured = Measured(outcomes, True, "score", "questions", rule=judged.line)
+            after.measures[MEASURE] = measured
+            before.measures.setdefault(MEASURE, replace(measured, values=[0.0] * len(outcomes)))
