@@ -46,20 +46,19 @@ class RunOverview:
     """Id of the process that trains it now."""
 
     def cells(self) -> tuple[str, ...]:
-        """The line's cells as a person reads them."""
+        """The line's cells as a person reads them, for a terminal of 80 columns; the base is in the JSON."""
         losses = ["" if value is None else f"{value:.4f}" for value in (self.loss, self.best_eval_loss)]
-        base = Path(self.base_model).name if Path(self.base_model).is_absolute() else self.base_model
         status = self.status if self.process is None else f"{self.status}, process {self.process}"
         steps = str(self.num_steps) if self.max_steps is None else f"{self.num_steps}/{self.max_steps}"
         time = "" if self.seconds is None else in_time(self.seconds)
-        return (self.run, status, base, steps, *losses, time, self.started_at[:16].replace("T", " "))
+        return (self.run, status, steps, *losses, time, self.started_at[5:16].replace("T", " "))
 
     def as_dict(self) -> dict[str, Any]:
         """The line as JSON holds it."""
         return asdict(self)
 
 
-COLUMNS = ("run", "status", "base", "steps", "loss", "best eval", "time", "started")
+COLUMNS = ("run", "status", "steps", "loss", "best eval", "time", "started")
 
 ORDERS: dict[RunOrder, Callable[[RunOverview], Any]] = {
     "latest": lambda row: 0,

@@ -28,7 +28,7 @@ def test_runs_lists_finished_and_stopped_runs_the_latest_first(call, recipe_file
     assert listed[1]["eval_loss"] > 0
     monkeypatch.setattr(app.console.out, "_width", 200)
     header, second, first = call("runs").out.splitlines()
-    assert header.split()[:4] == ["run", "status", "base", "steps"]
+    assert header.split()[:4] == ["run", "status", "steps", "loss"]
     assert second.startswith("runs/second")
     assert f"{listed[1]['loss']:.4f}" in first
 

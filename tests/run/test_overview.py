@@ -43,12 +43,11 @@ def test_a_run_shows_its_last_step_and_its_last_losses(tmp_path):
     assert row.cells() == (
         str(tmp_path / "run"),
         "finished",
-        "org/base",
         "2",
         "2.5000",
         "2.9000",
         "",
-        "2026-01-02 03:04",
+        "01-02 03:04",
     )
 
 
@@ -56,7 +55,7 @@ def test_a_run_that_ended_before_its_first_step_has_empty_losses(tmp_path):
     start(tmp_path, "run", manifest={**MANIFEST, "status": "started"})
     [row] = overview(tmp_path)
     assert (row.status, row.num_steps, row.loss, row.eval_loss) == ("died", 0, None, None)
-    assert row.cells()[3:6] == ("0", "", "")
+    assert row.cells()[2:5] == ("0", "", "")
 
 
 def test_a_run_without_a_manifest_is_listed_as_not_started(tmp_path):
@@ -67,7 +66,7 @@ def test_a_run_without_a_manifest_is_listed_as_not_started(tmp_path):
 
 def test_a_loss_that_was_not_finite_is_shown_as_empty(tmp_path):
     start(tmp_path, "run", {"step": 1, "loss": float("nan")}, manifest=MANIFEST)
-    assert overview(tmp_path)[0].cells()[4] == ""
+    assert overview(tmp_path)[0].cells()[3] == ""
 
 
 def test_the_latest_run_comes_first_and_other_folders_do_not_count(tmp_path):
@@ -103,10 +102,10 @@ def test_a_run_that_goes_on_is_told_from_one_that_died(tmp_path):
     start(tmp_path, "run", {"step": 12, "loss": 1.5}, manifest={**MANIFEST, "status": "started", "max_steps": 100})
     with claimed(RunDirectory(tmp_path / "run")):
         [live] = overview(tmp_path)
-    assert live.cells()[1:4] == (f"training, process {os.getpid()}", "org/base", "12/100")
+    assert live.cells()[1:3] == (f"training, process {os.getpid()}", "12/100")
     assert (live.process, live.max_steps) == (str(os.getpid()), 100)
     [dead] = overview(tmp_path)
-    assert dead.cells()[1:4] == ("died", "org/base", "12/100")
+    assert dead.cells()[1:3] == ("died", "12/100")
 
 
 def test_a_finished_run_that_is_trained_again_is_being_prepared_until_it_starts(tmp_path):
@@ -122,7 +121,7 @@ def test_the_best_eval_loss_is_the_lowest_and_the_time_is_that_of_all_sessions(t
     start(tmp_path, "run", *lines, manifest={**MANIFEST, "seconds": 3723.4})
     [row] = overview(tmp_path)
     assert (row.best_eval_loss, row.best_step, row.seconds) == (2.0, 2, 3723.4)
-    assert row.cells()[-3:] == ("2.0000", "1:02:03", "2026-01-02 03:04")
+    assert row.cells()[-3:] == ("2.0000", "1:02:03", "01-02 03:04")
 
 
 @pytest.mark.parametrize(
