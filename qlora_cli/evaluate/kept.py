@@ -88,7 +88,9 @@ def kept_in(folder: Path) -> Iterator[Kept]:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
         _lock(file, path)
-        yield Kept(file, path, _read(file))
+        with naming(path):
+            values = _read(file)
+        yield Kept(file, path, values)
     finally:
         if not os.fstat(file).st_size > len(PARTIAL_HEAD):
             with suppress(OSError):

@@ -13,8 +13,8 @@ from qlora_cli.errors import QloraError
 from qlora_cli.interruption import STOP_SIGNALS
 
 COMMANDS = (
-    "init", "recipes", "validate", "schema", "plan", "train", "tiny", "eval", "merge", "export", "chat", "generate",
-    "runs", "doctor", "data",
+    "init", "recipes", "validate", "schema", "plan", "train", "tiny", "eval", "report", "compare", "merge", "export",
+    "chat", "generate", "runs", "doctor", "data",
 )  # fmt: skip
 
 

@@ -29,7 +29,8 @@ def card_of(num_bytes):
 
 def needs(base, values):
     """Bytes of a recipe with these values."""
-    numbers = {key: float(choice.value) for key, choice in vars(values).items() if isinstance(choice, Choice)}
+    chosen = {key: choice.value for key, choice in vars(values).items() if isinstance(choice, Choice)}
+    numbers = {key: float(value) for key, value in chosen.items() if value.replace(".", "").isdigit()}
     recipe = Recipe.model_validate(
         {
             "name": "new",

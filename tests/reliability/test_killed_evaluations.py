@@ -23,9 +23,9 @@ NUM_QUESTIONS = 16
 
 def measure(run: str, rows: str) -> int:
     """In a child of the fork server: base and adapter on held-out rows, and generated answers."""
-    from qlora_cli import api
+    from qlora_cli import api_reports
 
-    api.evaluate(run, data=rows, tasks=rows, general_text="none", max_new_tokens=12, batch_size=4)
+    api_reports.evaluate(run, data=rows, tasks=rows, general_text="none", max_new_tokens=12, batch_size=4)
     return 0
 
 
@@ -42,7 +42,7 @@ def num_kept(run):
 
 @pytest.fixture(scope="module")
 def server():
-    with ForkServer("qlora_cli.evaluate.request", "qlora_cli.api", "transformers.models.llama") as started:
+    with ForkServer("qlora_cli.evaluate.request", "qlora_cli.api_reports", "transformers.models.llama") as started:
         yield started
 
 
