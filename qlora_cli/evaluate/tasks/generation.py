@@ -16,9 +16,9 @@ from qlora_cli.evaluate.metrics.metric import Metric
 from qlora_cli.evaluate.scored_part import ScoredPart
 from qlora_cli.evaluate.scores import AnswerText, Measured, TaskScores, numbered
 from qlora_cli.evaluate.tasks.questions import Question, to_question
-from qlora_cli.evaluate.tasks.task import Subject
+from qlora_cli.evaluate.tasks.task import Subject, first_too_long
 from qlora_cli.evaluate.work import Work
-from qlora_cli.model.embedding_limits import check_tokens, num_positions
+from qlora_cli.model.embedding_limits import num_positions
 
 
 class GenerationTask:
@@ -77,19 +77,15 @@ class GenerationTask:
 
     def check(self, subject: Subject) -> None:
         """Refuse prompts that fill the model's context, and those it has no embeddings for."""
-        questions, tuned = self.questions(subject.renderer), subject.tuned
-        if not questions:
-            raise ArgumentError(f"task '{self.name}' has no questions", hint="name a file with rows")
-        base = tuned.source.model.base_model
-        check_tokens(tuned.model, tuned.tokenizer, base, lambda: max(max(one.prompt_ids) for one in questions))
-        context = num_positions(tuned.model.config)
-        for question in questions:
-            if context is not None and len(question.prompt_ids) >= context:
-                raise ArgumentError(
-                    f"the prompt has {len(question.prompt_ids)} tokens and the context of {subject.name} is {context}",
-                    place=question.place,
-                    hint="shorten the prompt, or take the row out",
-                )
+        questions = self.questions(subject.renderer)
+        index = first_too_long(subject, self.name, [question.prompt_ids for question in questions], room=1)
+        if index is not None:
+            context, num_tokens = num_positions(subject.tuned.model.config), len(questions[index].prompt_ids)
+            raise ArgumentError(
+                f"the prompt has {num_tokens} tokens and the context of {subject.name} is {context}",
+                place=questions[index].place,
+                hint="shorten the prompt, or take the row out",
+            )
 
     def run(self, subject: Subject, work: Work) -> TaskScores:
         """The answer to each question, and its scores."""

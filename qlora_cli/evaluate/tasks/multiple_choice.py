@@ -19,9 +19,9 @@ from qlora_cli.errors import ArgumentError
 from qlora_cli.evaluate.kept import Value
 from qlora_cli.evaluate.scores import Measured, TaskScores, numbered
 from qlora_cli.evaluate.tasks.choice_rows import ChoiceRow
-from qlora_cli.evaluate.tasks.task import Subject
+from qlora_cli.evaluate.tasks.task import Subject, first_too_long
 from qlora_cli.evaluate.work import Work
-from qlora_cli.model.embedding_limits import check_tokens, num_positions
+from qlora_cli.model.embedding_limits import num_positions
 from qlora_cli.model.eval_loss import row_losses
 
 RULES = {
@@ -62,19 +62,15 @@ class MultipleChoiceTask:
 
     def check(self, subject: Subject) -> None:
         """Refuse questions that are longer than the model's context."""
-        candidates, tuned = self._rendered(subject.renderer), subject.tuned
-        if not candidates:
-            raise ArgumentError(f"task '{self.name}' has no questions", hint="name a file with rows")
-        base = tuned.source.model.base_model
-        check_tokens(tuned.model, tuned.tokenizer, base, lambda: max(max(one.input_ids) for one in candidates))
-        context = num_positions(tuned.model.config)
-        for one in candidates:
-            if context is not None and len(one.input_ids) > context:
-                raise ArgumentError(
-                    f"question and choice have {len(one.input_ids)} tokens, the context of {subject.name} is {context}",
-                    place=str(self._questions[one.question].place),
-                    hint="shorten the question, or take the row out",
-                )
+        candidates = self._rendered(subject.renderer)
+        index = first_too_long(subject, self.name, [one.input_ids for one in candidates])
+        if index is not None:
+            one, context = candidates[index], num_positions(subject.tuned.model.config)
+            raise ArgumentError(
+                f"question and choice have {len(one.input_ids)} tokens, the context of {subject.name} is {context}",
+                place=str(self._questions[one.question].place),
+                hint="shorten the question, or take the row out",
+            )
 
     def run(self, subject: Subject, work: Work) -> TaskScores:
         """Log-likelihood of each choice, and which one is taken."""
