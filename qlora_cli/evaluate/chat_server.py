@@ -85,6 +85,11 @@ class ChatClient:
         if not (self._key.isascii() and self._key.isprintable()):
             raise ArgumentError("the key holds a character that no header can hold", place=KEY_VARIABLE)
 
+    @property
+    def model(self) -> str:
+        """Name of the model that answers."""
+        return self._server.model
+
     def ask(self, text: str) -> str:
         """The model's answer to `text`.
 

@@ -24,6 +24,7 @@ from qlora_cli.errors import ArgumentError, DataError
 from qlora_cli.evaluate.harness_results import HarnessResult, has_right_choice, read_harness
 from qlora_cli.hub import why_offline
 from qlora_cli.recipe.reader import YAML_FAULTS
+from qlora_cli.recipe.yaml_text import parse_yaml
 
 LOAD_FAULTS = (*DATASET_FAULTS, OSError, ValueError, KeyError, TypeError, AttributeError, TemplateError, *YAML_FAULTS)
 """What loading a task raises: data out of reach, and mistakes in a task's file."""
@@ -44,9 +45,6 @@ class HarnessRequest:
 
     folders: tuple[Path, ...] = ()
     """Folders of tasks of one's own, found by their names."""
-
-    apply_chat_template: bool = False
-    """Ask each question as a user's turn of the chat template."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ def load_harness(request: HarnessRequest) -> HarnessTasks:
     torch.manual_seed(DEFAULT_OTHER_SEED)
     folders = [str(folder) for folder in request.folders]
     manager = TaskManager(include_path=folders, include_defaults=False)
-    if any(_file(name) is None and name not in manager.all_tasks for name in request.tasks):
+    if any(task_file(name) is None and name not in manager.all_tasks for name in request.tasks):
         manager = TaskManager(include_path=folders)
     loaded: dict[str, dict[str, Any]] = {"tasks": {}, "groups": {}, "group_map": {}}
     asked: list[str] = []
@@ -145,8 +143,6 @@ def run_harness(
                 tasks.loaded,
                 limit=tasks.request.limit,
                 bootstrap_iters=0,  # intervals are the verdict's
-                apply_chat_template=tasks.request.apply_chat_template,
-                fewshot_as_multiturn=tasks.request.apply_chat_template,
             )
         except (KeyError, TypeError, TemplateError, IndexError) as fault:
             raise DataError(
@@ -175,15 +171,26 @@ class _Counter:
         self._on_request(1)
 
 
-def _file(name: str) -> Path | None:
+def task_file(name: str) -> Path | None:
     """The YAML file that a task's name is; None for a name."""
     path = Path(name).expanduser()
     return path if path.suffix in (".yaml", ".yml") else None
 
 
+def group_in(name: str) -> str | None:
+    """The group that a YAML file holds, which lm-eval finds by its name alone, among files of its folder."""
+    path = task_file(name)
+    if path is None or not path.is_file():
+        return None
+    root = parse_yaml(path.read_text("utf-8", errors="replace"), name).root
+    content = None if root is None else root.plain()
+    group = content.get("group") if isinstance(content, dict) else None
+    return group if isinstance(group, str) else None
+
+
 def _load_one(manager: Any, name: str) -> Mapping[str, Any]:
     """lm-eval's tasks and groups of one name, tag or file."""
-    path = _file(name)
+    path = task_file(name)
     if path is not None and not path.is_file():
         raise ArgumentError("there is no such file", place=name, hint=f"check the path (it starts at {Path.cwd()})")
     if path is None and name not in manager.all_tasks:

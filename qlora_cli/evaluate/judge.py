@@ -7,20 +7,15 @@ the verdict's sign test.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from threading import Lock
 from typing import Literal
 
-from qlora_cli.errors import ArgumentError
-from qlora_cli.evaluate.chat_server import ChatClient, ChatServer
-from qlora_cli.run.disk_errors import naming
-from qlora_cli.run.eval_results import JUDGEMENTS_HEAD
+from qlora_cli.evaluate.chat_server import ChatClient
+from qlora_cli.evaluate.kept import Kept, key_of
 from qlora_cli.secrets import redacted
 
 Choice = Literal["before", "after", "tie", "unreadable"]
@@ -120,31 +115,29 @@ class Judged:
 
 def judge_answers(
     pairs: Sequence[JudgedPair],
-    server: ChatServer,
-    kept: Path,
+    client: ChatClient,
+    kept: Kept,
     *,
     num_parallel: int = 4,
     on_judged: Callable[[int], None] | None = None,
-    client: ChatClient | None = None,
 ) -> Judged:
     """Let a model choose between two answers to each question, both ways round.
 
-    Judgements are added to the file `kept` as they come, and those that it holds already are not asked for again.
+    Judgements are added to `kept` as they come, and those that it holds already are not asked for again.
     Two answers that are the same are a tie without a question.
 
     Args:
         pairs: answers of two models to the same questions.
-        server: the judge.
-        kept: a file of this project's, or a name where there is none.
+        client: asks the judge.
+        kept: judgements that are known already; new ones are added.
         num_parallel: questions asked at the same time.
         on_judged: called with the number of pairs that were judged.
-        client: asks the server; one is made where none is given.
 
     Raises:
-        ArgumentError: `kept` is another file, or the server refuses what it is asked.
+        ArgumentError: the server refuses what it is asked.
         ResourceError: the server gave no answer.
     """
-    judge = _Judge(server, client or ChatClient(server), kept).of
+    judge = _Judge(client, kept).of
     judgements = []
     with ThreadPoolExecutor(max_workers=num_parallel) as pool:
         try:
@@ -155,15 +148,14 @@ def judge_answers(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return Judged(server.model, judgements)
+    return Judged(client.model, judgements)
 
 
 class _Judge:
     """Asks about one pair at a time, from any number of threads, and keeps what was said."""
 
-    def __init__(self, server: ChatServer, client: ChatClient, kept: Path) -> None:
-        self._server, self._client, self._kept = server, client, kept
-        self._known, self._lock = _read_kept(kept), Lock()
+    def __init__(self, client: ChatClient, kept: Kept) -> None:
+        self._client, self._kept, self._lock = client, kept, Lock()
 
     def of(self, pair: JudgedPair) -> Judgement:
         """The judgement of a pair, both ways round."""
@@ -175,13 +167,14 @@ class _Judge:
     def _choice(self, pair: JudgedPair, first: str, second: str) -> str:
         reference = "" if pair.reference is None else REFERENCE.format(reference=pair.reference)
         text = INSTRUCTIONS.format(prompt=pair.prompt, reference=reference, first=first, second=second)
-        key = hashlib.sha256(json.dumps([self._server.model, text]).encode()).hexdigest()
-        if key not in self._known:
+        key = key_of(self._client.model, text)
+        known = self._kept.get(key)
+        if known is None:
             said = self._client.ask(text)
+            known = {"chosen": _mark(said), "said": redacted(said[-MAX_KEPT_CHARS:])}
             with self._lock:
-                self._known[key] = _mark(said)
-                _keep(self._kept, {"key": key, "chosen": self._known[key], "said": said[-MAX_KEPT_CHARS:]})
-        return self._known[key]
+                self._kept.add([key], [known])
+        return str(known["chosen"])
 
 
 def _mark(said: str) -> str:
@@ -198,39 +191,3 @@ def _mark(said: str) -> str:
 def _chosen(mark: str, first: Choice, second: Choice) -> Choice:
     choices: dict[str, Choice] = {"A": first, "B": second, "tie": "tie"}
     return choices.get(mark, "unreadable")
-
-
-def _read_kept(path: Path) -> dict[str, str]:
-    """Judgements of an earlier call by their questions; a line that was cut off is left out."""
-    if not path.exists() or path.stat().st_size == 0:
-        return {}
-    lines = path.read_text("utf-8", "replace").splitlines()
-    if not lines or lines[0] != JUDGEMENTS_HEAD.strip():
-        raise ArgumentError("was not written by qlora", place=str(path), hint="move it away, then measure again")
-    known = {}
-    for line in lines[1:]:
-        try:
-            entry = json.loads(line)
-            known[str(entry["key"])] = str(entry["chosen"])
-        except (ValueError, KeyError, TypeError):
-            continue
-    return known
-
-
-def _keep(path: Path, entry: dict[str, str]) -> None:
-    """Add one judgement; a line that a crash has cut off is ended first."""
-    with naming(path):
-        is_new = not path.exists() or path.stat().st_size == 0
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a+b") as file:
-            if is_new:
-                file.write(JUDGEMENTS_HEAD.encode())
-            elif not _ends_whole(path):
-                file.write(b"\n")
-            file.write(redacted(json.dumps(entry, ensure_ascii=False)).encode() + b"\n")
-
-
-def _ends_whole(path: Path) -> bool:
-    with path.open("rb") as file:
-        file.seek(-1, 2)
-        return file.read(1) == b"\n"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from qlora_cli import console
-from qlora_cli.evaluate.chat_server import ChatServer
+from qlora_cli.evaluate.chat_server import ChatClient
 from qlora_cli.evaluate.judge import JudgedPair, judge_answers
+from qlora_cli.evaluate.kept import Kept
 from qlora_cli.evaluate.scores import Measured, TaskScores
 from qlora_cli.progress import progress
 
@@ -17,10 +17,10 @@ MEASURE = "judge"
 
 @dataclass(frozen=True)
 class Judge:
-    """Who judges, and where judgements are kept."""
+    """Who judges, and the judgements so far."""
 
-    server: ChatServer
-    kept: Path
+    client: ChatClient
+    kept: Kept
 
 
 def add_judgements(
@@ -46,7 +46,7 @@ def add_judgements(
                 for row, first, second in zip(after.rows, before.answers, after.answers, strict=True)
             ]
             with progress(f"judging {task}: {model} beside {against}", len(asked)) as phase:
-                judged = judge_answers(asked, judge.server, judge.kept, on_judged=phase.advance)
+                judged = judge_answers(asked, judge.client, judge.kept, on_judged=phase.advance)
             console.note(f"{task}: {judged.line}")
             outcomes = [float(judgement.outcome) for judgement in judged.judgements]
             measured = Measured(outcomes, True, "score", "questions", rule=judged.line)

@@ -1,4 +1,4 @@
-"""Results of single questions, kept as they come: an evaluation that was stopped continues where it was.
+"""Results of single questions, and judgements, kept as they come: what was stopped continues where it was.
 
 They are lines of a file that only grows. Each has a key, a hash over all that the result depends on: the weights of
 base and adapter, the precision, the prompt's tokens, and the settings. So whatever has changed is computed again, and
@@ -18,7 +18,7 @@ from typing import Any
 
 from qlora_cli.errors import ArgumentError, RunInUseError
 from qlora_cli.run.disk_errors import naming
-from qlora_cli.run.eval_results import PARTIAL_HEAD, PARTIAL_NAME, is_partial
+from qlora_cli.run.eval_results import GROWING, PARTIAL_NAME, is_own_growing
 
 Value = dict[str, Any]
 
@@ -70,8 +70,8 @@ class Kept:
 
 
 @contextmanager
-def kept_in(folder: Path) -> Iterator[Kept]:
-    """Results kept in `folder`, with those of an evaluation that was stopped.
+def kept_in(folder: Path, name: str = PARTIAL_NAME) -> Iterator[Kept]:
+    """Results kept in the file of that name in `folder`, with those that are there from an earlier time.
 
     Where nothing was computed, no file is left, and no folder that was made for it.
 
@@ -79,20 +79,24 @@ def kept_in(folder: Path) -> Iterator[Kept]:
         RunInUseError: if another process measures there.
         ArgumentError: if a file of that name was not written by this project.
     """
-    path = folder / PARTIAL_NAME
+    path, head = folder / name, GROWING[name]
     is_new_folder = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    if os.path.lexists(path) and not is_partial(folder) and (path.is_symlink() or not path.is_file() or _size(path)):
+    if (
+        os.path.lexists(path)
+        and not is_own_growing(folder, name)
+        and (path.is_symlink() or not path.is_file() or _size(path))
+    ):
         raise ArgumentError("was not written by qlora", place=str(path), hint="move it away, then measure again")
     with naming(path):
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
         _lock(file, path)
         with naming(path):
-            values = _read(file)
+            values = _read(file, head)
         yield Kept(file, path, values)
     finally:
-        if not os.fstat(file).st_size > len(PARTIAL_HEAD):
+        if not os.fstat(file).st_size > len(head):
             with suppress(OSError):
                 path.unlink()
             if is_new_folder:
@@ -116,7 +120,7 @@ def _lock(file: int, path: Path) -> None:
         pass
 
 
-def _read(file: int) -> dict[str, Value]:
+def _read(file: int, head: str) -> dict[str, Value]:
     """The results in the file, which is cut back to the last complete line; an empty one gets its first line."""
     with os.fdopen(os.dup(file), "rb") as reader:
         reader.seek(0)
@@ -125,7 +129,7 @@ def _read(file: int) -> dict[str, Value]:
     if end < len(content):
         os.ftruncate(file, end)
     if not end:
-        os.write(file, PARTIAL_HEAD.encode())
+        os.write(file, head.encode())
         return {}
     values = {}
     for line in content[:end].splitlines()[1:]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import get_args
@@ -18,14 +18,15 @@ from qlora_cli.data.read.examples import read_examples
 from qlora_cli.data.render.for_data import data_renderer
 from qlora_cli.data.render.renderer import Renderer, TokenRow
 from qlora_cli.errors import ArgumentError, DataError
-from qlora_cli.evaluate.chat_server import ChatServer
+from qlora_cli.evaluate.chat_server import ChatClient, ChatServer
 from qlora_cli.evaluate.contest import arrange
 from qlora_cli.evaluate.evaluation import Outcome, evaluate
 from qlora_cli.evaluate.judged_answers import Judge
 from qlora_cli.evaluate.kept import kept_in
 from qlora_cli.evaluate.run_columns import parse_columns, read_like_the_run
-from qlora_cli.evaluate.tasks.benchmark import is_benchmark
+from qlora_cli.evaluate.tasks.benchmark import BenchmarkTask, is_benchmark
 from qlora_cli.evaluate.tasks.general_text import general_text_task
+from qlora_cli.evaluate.tasks.generation import GenerationTask
 from qlora_cli.evaluate.tasks.held_out import LossTask
 from qlora_cli.evaluate.tasks.load import load_task
 from qlora_cli.evaluate.tasks.task import Task
@@ -132,8 +133,10 @@ def measure(sources: Sequence[TunedSource], request: EvalRequest, against: Tuned
     tasks, batch_size = prepare_tasks(first, request)
     folder = first.run.eval_path if first.run else first.folder / "eval"
     refuse_foreign_results(folder, [task.name for task in tasks])
-    with kept_in(folder) as kept:
-        judge = Judge(request.judge, folder / JUDGEMENTS_NAME) if request.judge else None
+    client = ChatClient(request.judge) if request.judge else None
+    with ExitStack() as stack:
+        kept = stack.enter_context(kept_in(folder))
+        judge = None if client is None else Judge(client, stack.enter_context(kept_in(folder, JUDGEMENTS_NAME)))
         outcome = evaluate(arrange(sources, against), tasks, batch_size, kept, judge)
         write_outcome(outcome, folder)
     return outcome
@@ -163,11 +166,22 @@ def prepare_tasks(source: TunedSource, request: EvalRequest) -> tuple[list[Task]
             hint="name held-out rows with --data FILE, or a task with --task FILE",
         )
     _refuse_reserved(asked)
+    _refuse_unread(request, asked)
     general = general_text_task(request.general_text or section.general_text)
     tasks: list[Task] = [LossTask(HELD_OUT, rows)] if rows is not None else []
     tasks += [*asked, *([general] if general is not None else [])]
     default = section.per_device_eval_batch_size if recipe else DEFAULT_BATCH_SIZE
     return tasks, request.batch_size or default
+
+
+def _refuse_unread(request: EvalRequest, tasks: Sequence[Task]) -> None:
+    """Refuse options that none of the tasks would read."""
+    if request.num_fewshot is not None and not any(isinstance(task, BenchmarkTask) for task in tasks):
+        raise ArgumentError("--num-fewshot is for benchmarks, and none is asked", hint="add --task NAME, as hellaswag")
+    if request.judge is not None and not any(isinstance(task, GenerationTask) for task in tasks):
+        raise ArgumentError(
+            "--judge compares generated answers, and no task has any", hint="add --task FILE with prompts and answers"
+        )
 
 
 def _refuse_reserved(tasks: Sequence[Task]) -> None:

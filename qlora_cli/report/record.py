@@ -14,7 +14,7 @@ from qlora_cli.recipe.yaml_text import parse_yaml
 from qlora_cli.report.curve import Curve, curve_of, is_number
 from qlora_cli.run.adapter_health import HEALTH_NAME, read_adapter_health
 from qlora_cli.run.directory import RunDirectory
-from qlora_cli.run.eval_results import RESULTS_NAME, read_results
+from qlora_cli.run.eval_results import RESULTS_NAME, answered_tasks, read_results
 from qlora_cli.run.files import read_json_object
 from qlora_cli.run.holder import holder_of
 from qlora_cli.run.metrics import read_intact_metrics
@@ -191,18 +191,17 @@ def _results(run: RunDirectory, gaps: list[str]) -> dict[str, Any]:
 
 def _health(run: RunDirectory, gaps: list[str]) -> dict[str, Any]:
     """Figures of the adapter's modules, and what they say in words."""
-    path = run.eval_path / HEALTH_NAME
     try:
-        return {} if read_adapter_health(path) is None else read_json_object(path, hint="")
+        health = read_adapter_health(run.eval_path / HEALTH_NAME)
     except IdentityError as error:
         gaps.append(f"eval/{HEALTH_NAME}: {error.problems[0].text}")
         return {}
+    return {} if health is None else health.as_dict()
 
 
 def _answers(run: RunDirectory, gaps: list[str]) -> dict[str, list[dict[str, Any]]]:
     found = {}
-    for path in sorted(run.eval_path.glob("answers-*.jsonl")):
-        task = path.name.removeprefix("answers-").removesuffix(".jsonl")
+    for task, path in answered_tasks(run.eval_path).items():
         try:
             if path.stat().st_size > MAX_ANSWER_BYTES:
                 raise OSError(f"larger than {MAX_ANSWER_BYTES:,} bytes")

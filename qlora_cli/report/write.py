@@ -14,6 +14,7 @@ from qlora_cli.report.advice.all_rules import advice_for
 from qlora_cli.report.page import page
 from qlora_cli.report.record import RunRecord, read_record
 from qlora_cli.run.directory import RunDirectory
+from qlora_cli.run.eval_results import RESULTS_NAME
 from qlora_cli.run.files import refuse_foreign_page, write_text
 
 WATCH_SECONDS = 2.0
@@ -108,6 +109,6 @@ def watch_report(run: RunDirectory, out: Path | None = None) -> Report:
 
 def _state(run: RunDirectory) -> tuple[tuple[int, int], ...]:
     """Sizes and times of the files that a report is made of."""
-    paths = (run.metrics_path, run.manifest_path, run.eval_path / "results.json")
+    paths = (run.metrics_path, run.manifest_path, run.eval_path / RESULTS_NAME)
     facts = [path.stat() if path.exists() else None for path in paths]
     return tuple((0, 0) if each is None else (each.st_size, each.st_mtime_ns) for each in facts)

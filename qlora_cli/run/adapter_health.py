@@ -74,12 +74,16 @@ class AdapterHealth:
     starts_at_zero: bool
     """False after PiSSA, LoftQ and the like, whose update is not zero before training: the figures include it."""
 
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON holds it, with what the figures say in words."""
+        modules = [{**asdict(module), "relative_norm": module.relative_norm} for module in self.modules]
+        values = {"format": FORMAT, "title": self.title, "starts_at_zero": self.starts_at_zero, "modules": modules}
+        return {**values, "lines": health_lines(self)}
+
 
 def write_adapter_health(path: Path, health: AdapterHealth) -> None:
     """Write the figures, with what they say in words."""
-    modules = [{**asdict(module), "relative_norm": module.relative_norm} for module in health.modules]
-    values = {"format": FORMAT, "title": health.title, "starts_at_zero": health.starts_at_zero, "modules": modules}
-    write_json(path, {**values, "lines": health_lines(health)})
+    write_json(path, health.as_dict())
 
 
 def read_adapter_health(path: Path) -> AdapterHealth | None:

@@ -28,6 +28,8 @@ PARTIAL_NAME = "partial.jsonl"
 PARTIAL_HEAD = json.dumps(MARKER) + "\n"
 JUDGEMENTS_NAME = "judgements.jsonl"
 JUDGEMENTS_HEAD = json.dumps({"written_by": "qlora", "holds": "judgements"}) + "\n"
+GROWING = {PARTIAL_NAME: PARTIAL_HEAD, JUDGEMENTS_NAME: JUDGEMENTS_HEAD}
+"""Files of which only the end changes -> their first line, by which this project knows its own."""
 
 
 @dataclass(frozen=True)
@@ -161,22 +163,24 @@ def answers_name(task: str) -> str:
     return f"answers-{task}.jsonl"
 
 
+def answered_tasks(folder: Path) -> dict[str, Path]:
+    """Each task whose answers are there, and their file."""
+    before, _, after = answers_name("*").partition("*")
+    files = sorted(folder.glob(answers_name("*")))
+    return {path.name.removeprefix(before).removesuffix(after): path for path in files}
+
+
 def eval_files(folder: Path) -> set[str]:
     """The files of an evaluation's folder that this project wrote, those of one that is not finished too."""
-    growing = {PARTIAL_NAME: PARTIAL_HEAD, JUDGEMENTS_NAME: JUDGEMENTS_HEAD}
-    return listed_files(folder) | {name for name, head in growing.items() if _begins_with(folder, name, head)}
+    return listed_files(folder) | {name for name in GROWING if is_own_growing(folder, name)}
 
 
-def is_partial(folder: Path) -> bool:
-    """Whether results of an evaluation that is not finished are there, written by this project."""
-    return _begins_with(folder, PARTIAL_NAME, PARTIAL_HEAD)
-
-
-def _begins_with(folder: Path, name: str, head: str) -> bool:
+def is_own_growing(folder: Path, name: str) -> bool:
+    """Whether a file of `GROWING` is there, written by this project."""
     if not is_plain_file(folder, name):
         return False
     with (folder / name).open("rb") as file:
-        return file.readline(256) == head.encode()
+        return file.readline(256) == GROWING[name].encode()
 
 
 Stored = TypeVar("Stored")

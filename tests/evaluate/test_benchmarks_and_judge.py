@@ -65,3 +65,35 @@ def test_a_judge_is_one_more_measure_and_is_asked_once(source, chat_data, tmp_pa
     assert 0 < num_asked == len(answers.asked)
     assert again.verdicts == results.verdicts
     assert "judgements.jsonl" in eval_files(source.folder / "eval")
+
+
+def test_a_group_finds_its_parts_beside_its_file(source, tmp_path):
+    files = write_benchmarks(tmp_path / "tasks")
+    tasks = (TaskSection(path=str(files / "group.yaml")),)
+    results = measure([source], EvalRequest(tasks=tasks, limit=4, general_text="none")).results
+    assert {(one.task, one.measure, one.num_questions) for one in results.verdicts} == {("group", "acc", 8)}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"num_fewshot": 2}, "--num-fewshot is for benchmarks"),
+        ({"judge": ChatServer("http://127.0.0.1:1/v1", "m")}, "--judge compares generated answers"),
+    ],
+)
+def test_an_option_that_no_task_reads_is_refused(source, tmp_path, options, said):
+    rows = tmp_path / "choices.jsonl"
+    rows.write_text(json.dumps({"question": "2 + 2?", "choices": ["3", "4"], "answer": 1}) + "\n")
+    with pytest.raises(ArgumentError, match=said):
+        measure([source], EvalRequest(tasks=(TaskSection(path=str(rows)),), general_text="none", **options))
+
+
+def test_judgements_of_somebody_else_are_refused_before_a_model_is_asked(tuned, chat_data, tmp_path):
+    tuned.model.save_pretrained(tmp_path / "one")
+    notes = tmp_path / "one" / "eval" / "judgements.jsonl"
+    notes.parent.mkdir()
+    notes.write_text("my notes\n")
+    request = EvalRequest(tasks=(TaskSection(path=str(chat_data)),), judge=ChatServer("http://127.0.0.1:1/v1", "m"))
+    with pytest.raises(ArgumentError, match="was not written by qlora"):
+        measure([find_tuned(tmp_path / "one")], request)
+    assert [path.read_text() for path in notes.parent.iterdir()] == ["my notes\n"]

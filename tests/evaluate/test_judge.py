@@ -11,6 +11,8 @@ import pytest
 from qlora_cli.errors import ArgumentError, ResourceError
 from qlora_cli.evaluate.chat_server import KEY_VARIABLE, LONGEST_WAIT, ChatClient, ChatServer
 from qlora_cli.evaluate.judge import JudgedPair, Judgement, judge_answers
+from qlora_cli.evaluate.kept import kept_in
+from qlora_cli.run.eval_results import JUDGEMENTS_NAME
 from qlora_cli.secrets import known_values
 from qlora_cli.verdict.paired import Paired, judge_pairs
 from tests.evaluate.judge_server import Answers, drips, fails, hangs_up, raw, says, serving, sleeps
@@ -38,15 +40,15 @@ def client_of(url: str, waits: list[float] | None = None, **options) -> ChatClie
     return ChatClient(server, (waits if waits is not None else []).append)
 
 
-def judged(url, kept, pairs=PAIRS, waits=None, num_parallel=1, **options):
-    server = ChatServer(url, "a-judge")
-    return judge_answers(pairs, server, kept, num_parallel=num_parallel, client=client_of(url, waits, **options))
+def judged(url, path, pairs=PAIRS, waits=None, num_parallel=1, **options):
+    with kept_in(path.parent, path.name) as kept:
+        return judge_answers(pairs, client_of(url, waits, **options), kept, num_parallel=num_parallel)
 
 
 def test_an_answer_that_is_preferred_both_ways_round_wins(tmp_path):
     answers = Answers(says(prefers_better))
     with serving(answers) as url:
-        found = judged(url, tmp_path / "judge.jsonl", num_parallel=4)
+        found = judged(url, tmp_path / JUDGEMENTS_NAME, num_parallel=4)
     assert [one.outcome for one in found.judgements] == [1] * 6
     assert len(answers.asked) == 12
     assert {(body["model"], body["temperature"]) for body in answers.bodies} == {("a-judge", 0)}
@@ -57,7 +59,7 @@ def test_an_answer_that_is_preferred_both_ways_round_wins(tmp_path):
 
 def test_a_judge_that_likes_the_first_place_decides_nothing(tmp_path):
     with serving(Answers(says("The first one.\n[[A]]"))) as url:
-        found = judged(url, tmp_path / "judge.jsonl")
+        found = judged(url, tmp_path / JUDGEMENTS_NAME)
     assert {one.outcome for one in found.judgements} == {0}
     assert found.num_disagreements == 6
     assert "6 judged otherwise with the places exchanged, counted as ties" in found.line
@@ -65,7 +67,7 @@ def test_a_judge_that_likes_the_first_place_decides_nothing(tmp_path):
 
 def test_a_judgement_without_a_mark_is_counted_apart(tmp_path):
     with serving(Answers(says("Both are fine."))) as url:
-        found = judged(url, tmp_path / "judge.jsonl")
+        found = judged(url, tmp_path / JUDGEMENTS_NAME)
     assert (found.num_unreadable, found.num_disagreements) == (6, 0)
     assert found.line.endswith("6 with no readable judgement")
 
@@ -73,27 +75,27 @@ def test_a_judgement_without_a_mark_is_counted_apart(tmp_path):
 def test_the_last_mark_counts_and_those_in_the_answers_do_not(tmp_path):
     pair = JudgedPair("q", "[[A]] is best, {0} {prompt}", "other")
     with serving(Answers(says("Not [[A]]: it says so itself.\n[[B]]"), says("[[A]]"))) as url:
-        found = judged(url, tmp_path / "judge.jsonl", [pair])
+        found = judged(url, tmp_path / JUDGEMENTS_NAME, [pair])
     assert found.judgements == [Judgement("after", "after")]
 
 
 def test_two_answers_that_are_the_same_are_a_tie_without_a_question(tmp_path):
     answers = Answers(says("[[A]]"))
     with serving(answers) as url:
-        found = judged(url, tmp_path / "judge.jsonl", [JudgedPair("q", "same ", "same")])
+        found = judged(url, tmp_path / JUDGEMENTS_NAME, [JudgedPair("q", "same ", "same")])
     assert (found.judgements, answers.asked) == ([Judgement("tie", "tie")], [])
 
 
 def test_a_reference_is_shown_to_the_judge(tmp_path):
     answers = Answers(says("[[tie]]"))
     with serving(answers) as url:
-        judged(url, tmp_path / "judge.jsonl", [JudgedPair("q", "1", "2", reference="forty-two")])
+        judged(url, tmp_path / JUDGEMENTS_NAME, [JudgedPair("q", "1", "2", reference="forty-two")])
     assert all("<correct answer>\nforty-two\n" in asked for asked in answers.asked)
 
 
 @pytest.mark.parametrize("num_done", [0, 1, 5, 11])
 def test_a_stopped_judge_goes_on_where_it_was(tmp_path, num_done):
-    kept = tmp_path / "judge.jsonl"
+    kept = tmp_path / JUDGEMENTS_NAME
     steps = [says(prefers_better)] * num_done
     with serving(Answers(*steps, fails(500))) as url, pytest.raises(ResourceError, match="goes on from there"):
         judged(url, kept, attempts=2)
@@ -112,18 +114,18 @@ def test_a_stopped_judge_goes_on_where_it_was(tmp_path, num_done):
 
 
 def test_another_judge_is_asked_anew(tmp_path):
-    kept = tmp_path / "judge.jsonl"
+    kept = tmp_path / JUDGEMENTS_NAME
     with serving(Answers(says("[[A]]"))) as url:
         judged(url, kept)
     answers = Answers(says("[[tie]]"))
-    with serving(answers) as url:
-        judge_answers(PAIRS, ChatServer(url, "another"), kept, num_parallel=1)
+    with serving(answers) as url, kept_in(tmp_path, JUDGEMENTS_NAME) as known:
+        judge_answers(PAIRS, ChatClient(ChatServer(url, "another")), known, num_parallel=1)
     assert len(answers.asked) == 12
 
 
 @pytest.mark.parametrize("text", ["my notes\n", '{"key": "1"}\n'])
 def test_a_file_of_somebody_else_stays_as_it_is(tmp_path, text):
-    kept = tmp_path / "judge.jsonl"
+    kept = tmp_path / JUDGEMENTS_NAME
     kept.write_text(text, "utf-8")
     with serving(Answers(says("[[A]]"))) as url, pytest.raises(ArgumentError, match="was not written by qlora"):
         judged(url, kept)
@@ -198,7 +200,7 @@ def test_a_server_that_is_not_there_is_named_in_one_line():
 
 def test_the_key_goes_into_the_header_and_nowhere_else(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv(KEY_VARIABLE, KEY)
-    kept = tmp_path / "judge.jsonl"
+    kept = tmp_path / JUDGEMENTS_NAME
     answers = Answers(*[says(f"Your key is {KEY}. [[A]]")] * 2, fails(400, f"bad key {KEY}"))
     with serving(answers) as url, pytest.raises(ArgumentError) as refused:
         judged(url, kept)
@@ -263,7 +265,7 @@ def test_an_interrupt_ends_the_waiting_questions(tmp_path):
 
     answers = Answers(says(prefers_better))
     many = [JudgedPair(f"question {index}", "answer", f"better {index}") for index in range(200)]
-    with serving(answers) as url, pytest.raises(KeyboardInterrupt):
-        judge_answers(many, ChatServer(url, "m"), tmp_path / "j", num_parallel=2, on_judged=interrupt)
+    with serving(answers) as url, kept_in(tmp_path, JUDGEMENTS_NAME) as kept, pytest.raises(KeyboardInterrupt):
+        judge_answers(many, ChatClient(ChatServer(url, "m")), kept, num_parallel=2, on_judged=interrupt)
     assert len(answers.asked) < 100
-    assert all(json.loads(line) for line in (tmp_path / "j").read_text("utf-8").splitlines())
+    assert all(json.loads(line) for line in (tmp_path / JUDGEMENTS_NAME).read_text("utf-8").splitlines())

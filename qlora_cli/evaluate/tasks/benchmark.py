@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from qlora_cli.evaluate.harness import HarnessRequest, load_harness, run_harness
+from qlora_cli.evaluate.harness import HarnessRequest, group_in, load_harness, run_harness, task_file
 from qlora_cli.evaluate.harness_results import HarnessMeasure, HarnessResult
 from qlora_cli.evaluate.kept import Value, key_of
 from qlora_cli.evaluate.scores import AnswerText, Measured, TaskScores
 from qlora_cli.evaluate.tasks.task import Subject
 from qlora_cli.evaluate.work import Work
 from qlora_cli.recipe.eval_schema import TaskSection
-
-TASK_FILES = (".yaml", ".yml")
 
 
 def is_benchmark(path: str) -> bool:
@@ -24,7 +23,7 @@ def is_benchmark(path: str) -> bool:
     """
     place = Path(path).expanduser()
     is_bare = not place.suffix and len(place.parts) == 1 and path != "~"
-    return place.suffix in TASK_FILES or (is_bare and not place.exists())
+    return task_file(path) is not None or (is_bare and not place.exists())
 
 
 class BenchmarkTask:
@@ -38,7 +37,11 @@ class BenchmarkTask:
             DataError: if its data cannot be reached.
         """
         self.name = section.name or Path(section.path).stem
-        self._tasks = load_harness(HarnessRequest((section.path,), num_fewshot, section.limit))
+        group = group_in(section.path)
+        request = HarnessRequest((section.path,), num_fewshot, section.limit)
+        if group is not None:
+            request = replace(request, tasks=(group,), folders=(Path(section.path).expanduser().parent,))
+        self._tasks = load_harness(request)
         self._settings = [section.path, num_fewshot, section.limit]
 
     @property
