@@ -12,6 +12,9 @@ MARK = "####"
 _SAME = str.maketrans({"\u2212": "-", "\uff0d": "-", "\ufe63": "-", "\uff0b": "+", "\uff0c": ",", "\uff0e": "."})
 """Signs that look like ASCII's: minus, full-width and small hyphen-minus, full-width plus, comma and point."""
 
+_LATEX = {"{,}": ",", "\\,": "\u2009", "\\!": ""}
+"""How LaTeX writes what parts thousands."""
+
 _VULGAR = re.compile("[\u00bc-\u00be\u2150-\u215e]")
 """Fractions that are one character."""
 
@@ -53,14 +56,18 @@ def number_of(text: str) -> Fraction | None:
     """The number that a text gives as its answer: the one behind the first `####` that has one, else its last.
 
     Commas are part of a number only where they stand before groups of three digits, and so are the narrow spaces that
-    some write there. Signs of currencies and percent do not count: 50 % is 50. A fraction is one number, and so is
-    2 1/2. A digit behind a letter belongs to a word, as in `m2`.
+    some write there, in LaTeX too: `9{,}500`. Signs of currencies and percent do not count: 50 % is 50. A fraction is
+    one number, and so is 2 1/2. A digit behind a letter belongs to a word, as in `m2`.
 
     >>> [str(number_of(text)) for text in ("#### 42, in 24 hours", "1,2,3", "1,234", "from 10 to -$1,000.50")]
     ['42', '3', '1234', '-2001/2']
     >>> [str(number_of(text)) for text in ("x = \\u22125", "5-3 leaves 2", "3/4", "2\\u00bd", "1.5e3", "none")]
     ['-5', '2', '3/4', '5/2', '1500', 'None']
+    >>> [str(number_of(text)) for text in (r"\\boxed{$9{,}500}", r"9\\,500 km", r"1{,}2")]
+    ['9500', '9500', '2']
     """
+    for written, read in _LATEX.items():
+        text = text.replace(written, read)
     text = _VULGAR.sub(_spelled, text.translate(_SAME)).replace("\u2044", "/")
     for part in text.split(MARK)[1:]:
         found = next(_NUMBER.finditer(part), None)
