@@ -36,11 +36,11 @@ SHARES, GAINS, CORRELATIONS = (0.2, 0.5, 0.8), (0.0, 0.05, 0.1), (0.2, 0.5, 0.8)
 """Share of right answers before, what is added to it, and correlation of the two models' answers."""
 
 FEW_CHANGED = 8
-"""Expected number of questions that change, below which a distribution of whole numbers has no 95 %."""
+"""Expected number of questions that change, below which a distribution of whole numbers has no 95%."""
 
 GSM8K = (27, 47, 53, 59, 65, 70, 74, 80, 86, 91, 97, 102, 109, 116, 123, 131, 140, 150, 166, 187, 318)
 ALPACA = (1, 10, 14, 18, 25, 33, 45, 61, 81, 106, 142, 176, 209, 247, 294, 344, 392, 436, 487, 551, 839)
-"""Quantiles, 5 % apart, of the answers' tokens in GSM8K's test split and in 999 rows of Alpaca, 4,096 tokens known."""
+"""Quantiles, 5% apart, of the answers' tokens in GSM8K's test split and in 999 rows of Alpaca, 4,096 tokens known."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,8 @@ POPULATIONS = (
     Population("loss, lengths of GSM8K, skewed", lambda random, count: skewed_losses(random, count, GSM8K)),
     Population("loss, lengths of Alpaca, skewed", lambda random, count: skewed_losses(random, count, ALPACA)),
     Population("loss, lengths of Alpaca, first tokens", format_losses),
-    Population("score, 60 % unchanged", lambda random, count: scores(random, count, 0.6), is_score=True),
-    Population("score, 93 % unchanged", lambda random, count: scores(random, count, 0.93), is_score=True),
+    Population("score, 60% unchanged", lambda random, count: scores(random, count, 0.6), is_score=True),
+    Population("score, 93% unchanged", lambda random, count: scores(random, count, 0.93), is_score=True),
 )
 
 Row = tuple[str, ...]
@@ -211,10 +211,10 @@ def report(repetitions: int) -> str:
         [
             f"Right and wrong answers, every possible combination of right before {SHARES}, gain {GAINS} and "
             f"correlation {CORRELATIONS}, probabilities summed over all outcomes:",
-            table(("questions", "coverage", "from, to", "within 95 ± 1 %", "false alarms, at most", "power"), summary),
+            table(("questions", "coverage", "from, to", "within 95 ± 1%", "false alarms, at most", "power"), summary),
             f"Power is that at the smallest detectable difference; {POWER:.0%} is promised. {len(off)} cells are off "
-            f"by more than 1 %, {few} of them with fewer than {FEW_CHANGED} questions expected to change: numbers "
-            "so small have no outcome at 95 %.",
+            f"by more than 1%, {few} of them with fewer than {FEW_CHANGED} questions expected to change: numbers "
+            "so small have no outcome at 95%.",
             table(("questions", "cell", "expected to change", "coverage"), off),
             f"Losses per token and scores, {repetitions:,} repetitions (standard error of a coverage {error:.1%}):",
             table(

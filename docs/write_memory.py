@@ -142,9 +142,9 @@ def savings() -> str:
 def less(before: float, after: float) -> str:
     """
     >>> less(4, 3)
-    '-25 %'
+    '-25%'
     """
-    return f"{after / before - 1:.0%}".replace("%", " %")
+    return f"{after / before - 1:.0%}"
 
 
 def nf4_bytes(num_weights: int, *, double_quant: bool = True) -> float:

@@ -167,8 +167,8 @@ class DataStatistics:
         num_long = self._causes[RejectionReason.TOO_LONG]
         return Problem(
             f"{num_long:,} of {num_rows:,} rows are longer than max_length "
-            f"{self.data.max_length:,} (longest {lengths.longest:,} tokens, 99 % have at most {lengths.p99:,}, "
-            f"95 % at most {lengths.p95:,}); this is the first",
+            f"{self.data.max_length:,} (longest {lengths.longest:,} tokens, 99% have at most {lengths.p99:,}, "
+            f"95% at most {lengths.p95:,}); this is the first",
             str(self._first[RejectionReason.TOO_LONG].place),
             self._way_on(lengths.longest, num_long),
         )

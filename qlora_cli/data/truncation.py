@@ -87,7 +87,7 @@ class Cutter:
         return None
 
     def _most_kept(self, example: Example, spot: Spot, text: str, shortest: Cut) -> Cut:
-        """Keep about as much of one text as fits, to 1 % of `max_length`: what is searched for is characters."""
+        """Keep about as much of one text as fits, to 1% of `max_length`: what is searched for is characters."""
         best, low, low_tokens = shortest, NUM_KEPT_CHARS, len(shortest[1].input_ids)
         high = len(text) - len(MARK)  # the whole text again, which does not fit
         chars_a_token = CHARS_A_TOKEN

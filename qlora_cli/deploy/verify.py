@@ -18,20 +18,20 @@ MAX_KL_SAME_NUMBERS = 1e-6
 """Bound on the mean KL where both models compute in float32 on the same weights.
 
 Measured: a 6-layer, 5M-parameter Llama with trained weights, r=16 on all linear layers, 60 steps, 489 positions,
-where the adapter itself moves the model by 0.53 nats: NF4 3e-10 (max logit difference 2e-5, top-1 100 %).
+where the adapter itself moves the model by 0.53 nats: NF4 3e-10 (max logit difference 2e-5, top-1 100%).
 """
 
 MAX_KL_ROUNDED = 5e-3
 """Bound where one of the models has bfloat16 weights or computes in 16 bit, or rounds its activations to int8.
 
-Measured on the model above: bfloat16 merge of a float32 run 1.1e-4 (max logit difference 0.16, top-1 98.8 %), of a
+Measured on the model above: bfloat16 merge of a float32 run 1.1e-4 (max logit difference 0.16, top-1 98.8%), of a
 bfloat16 run 1.8e-4; int8, whose forward pass rounds activations too, 5.5e-4. A merge onto other weights than training
 saw is above it: 1.4e-2 for the original ones, 2.44 for weights that were read in the wrong layout.
 """
 
 MAX_KL_ORIGINAL = 0.5
 """Bound for a merge onto the original weights, where the figure shows the price: the quantization error that the
-adapter was trained on is gone. Measured on the model above: NF4 1.4e-2 (top-1 93 %), fp4 2.7e-2, int8 6e-4."""
+adapter was trained on is gone. Measured on the model above: NF4 1.4e-2 (top-1 93%), fp4 2.7e-2, int8 6e-4."""
 
 NUM_LAST_POSITIONS = 64
 """Positions of each row that are compared: 8 rows of a 128k vocabulary take 262 MB in float32."""

@@ -36,7 +36,7 @@ def tables(results: EvalResults) -> Iterator[ResultTable]:
     for model, against in pairs:
         told = [one for one in results.measures if model in one.values and not _says_the_same(one)]
         rows = [_row(results, measure, model, against) for measure in told]
-        yield ResultTable(("measure", _short(against, 8), _short(model, 8), "difference [95 %]", "verdict"), rows)
+        yield ResultTable(("measure", _short(against, 8), _short(model, 8), "difference [95%]", "verdict"), rows)
     compared = {name for pair in pairs for name in pair}
     for alone in [one.name for one in results.models if one.name not in compared]:
         rows = [
@@ -44,7 +44,7 @@ def tables(results: EvalResults) -> Iterator[ResultTable]:
             for measure in results.measures
             if (figure := measure.values.get(alone)) is not None
         ]
-        yield ResultTable(("measure", _short(alone, 12), "[95 %]", "over"), rows)
+        yield ResultTable(("measure", _short(alone, 12), "[95%]", "over"), rows)
 
 
 def _says_the_same(measure: Measure) -> bool:
@@ -102,7 +102,7 @@ def shown(measure: Measure, figure: Figure | None) -> str:
 
 def _number(measure: Measure, value: float) -> str:
     if measure.unit == "share":
-        return f"{100 * value:.1f} %"
+        return f"{100 * value:.1f}%"
     if measure.unit == "score":
         return f"{value:.1f}"
     return f"{value:.3f}" if abs(value) < 1000 else f"{value:,.0f}" if abs(value) < 1_000_000 else f"{value:.1e}"

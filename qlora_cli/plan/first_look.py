@@ -62,7 +62,7 @@ class FirstLook:
         reach = f"; the base has {self.positions:,} positions" if self.positions else ""
         how = f" (estimated as characters / {CHARS_PER_TOKEN}, since the base's tokenizer is not on this machine)"
         lines.append(
-            f"tokens a row, {of}: half have at most {self._at(0.5):,}, 95 % at most {self._at(0.95):,}, "
+            f"tokens a row, {of}: half have at most {self._at(0.5):,}, 95% at most {self._at(0.95):,}, "
             f"the longest has {self.lengths[-1]:,}{reach}{how if self.is_estimate else ''}"
         )
         if self.num_faulty:

@@ -73,7 +73,7 @@ def _verdicts(comparison: Comparison) -> str:
         found = each.verdict
         told = f"{each.run} against {each.against}, {each.task} ({each.measure}): {found.sentence}"
         apart = f" {each.num_apart:,} questions that only one has answered are left out." if each.num_apart else ""
-        interval = f"{found.difference:+.3f}, 95 % interval {found.low:+.3f} to {found.high:+.3f}"
+        interval = f"{found.difference:+.3f}, 95% interval {found.low:+.3f} to {found.high:+.3f}"
         drawing = interval_plot(found.difference, found.low, found.high, interval)
         kind = found.outcome if found.outcome in ("better", "worse") else "open"
         items.append(

@@ -37,7 +37,7 @@ def measures(record: RunRecord) -> str:
     rules = "".join(f"<p>{text_as_html(rule)}</p>" for rule in _rules(rows))
     return card(
         f'<table class="stack"><thead><tr><th>measure</th>{heads}<th class="num">difference</th>'
-        f"<th>95 % interval</th><th>verdict</th></tr></thead><tbody>{body}</tbody></table>"
+        f"<th>95% interval</th><th>verdict</th></tr></thead><tbody>{body}</tbody></table>"
         f'<div class="note">{rules}</div>'
     )
 
@@ -95,9 +95,9 @@ def measured(value: float, unit: Any) -> str:
     """A figure in its unit.
 
     >>> measured(0.5, "share"), measured(1.23456, "nats")
-    ('50.0 %', '1.235')
+    ('50.0%', '1.235')
     """
-    return f"{value * 100:.1f} %" if unit == "share" else f"{value:.3f}" if abs(value) < 100 else figure(value)
+    return f"{value * 100:.1f}%" if unit == "share" else f"{value:.3f}" if abs(value) < 100 else figure(value)
 
 
 def _verdict(verdict: Object, row: Object, names_models: bool) -> str:
@@ -118,7 +118,7 @@ def _verdict(verdict: Object, row: Object, names_models: bool) -> str:
 
 
 def _signed(value: float, unit: Any) -> str:
-    return f"{value * 100:+.1f} %" if unit == "share" else f"{value:+.3f}"
+    return f"{value * 100:+.1f}%" if unit == "share" else f"{value:+.3f}"
 
 
 def interval_plot(difference: float, low: float, high: float, told: str) -> str:

@@ -50,7 +50,7 @@ class ModuleHealth:
     """exp of the entropy of the update's singular values over their sum (Roy and Vetterli 2007); 0 where all are 0."""
 
     rank_90: int | None = None
-    """Directions that hold 90 % of the update's squared norm."""
+    """Directions that hold 90% of the update's squared norm."""
 
     magnitude_change: float | None = None
     """DoRA: mean over output features of |m / ||W|| - 1|."""
@@ -156,7 +156,7 @@ def _ranks(health: AdapterHealth) -> list[str]:
     used = median(effective / r for r, effective, _ in moved)
     largest, needed = max(r for r, _, _ in moved), sorted(rank for _, _, rank in moved)[(9 * len(moved) - 1) // 10]
     line = (
-        f"rank: {used:.0%} of r is used (effective rank, median); 90 % of the update lies in "
+        f"rank: {used:.0%} of r is used (effective rank, median); 90% of the update lies in "
         f"{median(rank for _, _, rank in moved):g} of {largest} directions"
     )
     num_saturated = sum(effective >= SATURATED * r for r, effective, _ in moved)

@@ -47,7 +47,7 @@ class MeasuredModel:
 
 @dataclass(frozen=True)
 class Figure:
-    """A measure of one model with its 95 % interval."""
+    """A measure of one model with its 95% interval."""
 
     value: float | None
     """None where it is beyond a float."""

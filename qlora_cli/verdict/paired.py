@@ -47,7 +47,7 @@ class Verdict:
 
     low: float
     high: float
-    """95 % interval of the difference; infinite where one row cannot bound it."""
+    """95% interval of the difference; infinite where one row cannot bound it."""
 
     p_value: float
     """Two-sided, of this measure alone."""
@@ -60,7 +60,7 @@ class Verdict:
     """Questions, or rows, that have a weight."""
 
     smallest_detectable: float
-    """Smallest true difference that these questions would show with a power of 80 %; infinite where none would be."""
+    """Smallest true difference that these questions would show with a power of 80%; infinite where none would be."""
 
     rows_for_half: int
     """Additional questions with which half of that would be shown."""
@@ -104,7 +104,7 @@ def judge_pairs(pairs: Mapping[str, Paired]) -> dict[str, Verdict]:
 
 
 def interval(values: Sequence[float], weights: Sequence[float] | None = None) -> tuple[float, float]:
-    """95 % interval of one model's figure: the mean of `values`, or sum(values) / sum(weights).
+    """95% interval of one model's figure: the mean of `values`, or sum(values) / sum(weights).
 
     Raises:
         NumericError: a value is NaN or infinite, or a weight negative.
@@ -124,7 +124,7 @@ def interval(values: Sequence[float], weights: Sequence[float] | None = None) ->
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p values after Holm's correction: no more than 5 % of families of measures raise any false alarm.
+    """p values after Holm's correction: no more than 5% of families of measures raise any false alarm.
 
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]

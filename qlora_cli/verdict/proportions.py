@@ -8,11 +8,11 @@ import numpy as np
 from scipy.stats import binom, norm
 
 Z = float(norm.ppf(0.975))
-"""1.96: 95 % of a normal distribution lie within so many standard deviations."""
+"""1.96: 95% of a normal distribution lie within so many standard deviations."""
 
 
 def share_interval(num_right: int, num_questions: int) -> tuple[float, float]:
-    """95 % score interval of a share (Wilson 1927).
+    """95% score interval of a share (Wilson 1927).
 
     >>> [round(edge, 3) for edge in share_interval(0, 20)]
     [0.0, 0.161]
@@ -41,9 +41,9 @@ def exact_sign_p_values(gained: np.ndarray, lost: np.ndarray) -> np.ndarray:
 
 
 def score_interval(num_gained: int, num_lost: int, num_questions: int) -> tuple[float, float]:
-    """95 % score interval of the difference of two shares on the same questions (Tango 1998).
+    """95% score interval of the difference of two shares on the same questions (Tango 1998).
 
-    It holds each difference that a score test at 5 % does not reject. It needs no correction where few questions
+    It holds each difference that a score test at 5% does not reject. It needs no correction where few questions
     changed, and has a width where none did.
 
     >>> [round(edge, 3) for edge in score_interval(num_gained=1, num_lost=7, num_questions=21)]

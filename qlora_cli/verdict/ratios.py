@@ -51,7 +51,7 @@ class RowComparison:
 
 
 def compare_rows(differences: np.ndarray, weights: np.ndarray, largest: float | None = None) -> RowComparison:
-    """sum(differences) / sum(weights), with a 95 % interval and the p value of 0.
+    """sum(differences) / sum(weights), with a 95% interval and the p value of 0.
 
     Args:
         differences: (Q,) after - before of each row.
@@ -74,7 +74,7 @@ def compare_rows(differences: np.ndarray, weights: np.ndarray, largest: float | 
 
 
 def ratio_interval(values: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
-    """95 % interval of sum(values) / sum(weights)."""
+    """95% interval of sum(values) / sum(weights)."""
     found = compare_rows(values, weights)
     if found.standard_error == 0:
         return found.difference, found.difference

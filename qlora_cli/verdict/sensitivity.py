@@ -17,7 +17,7 @@ class Sensitivity:
     """What a number of questions can show."""
 
     smallest: float
-    """Smallest true difference that is found in 80 % of repetitions; infinite where none would be."""
+    """Smallest true difference that is found in 80% of repetitions; infinite where none would be."""
 
     rows_for_half: int
     """Additional questions with which half of that would be found as often."""
@@ -31,7 +31,7 @@ def of_rows(standard_error: float, reach: float, num_rows: int, level: float) ->
 
     Args:
         standard_error: of the difference.
-        reach: from the difference to the edge of its 95 % interval that is further away.
+        reach: from the difference to the edge of its 95% interval that is further away.
         num_rows: rows compared.
         level: of the test; the interval is stretched to it.
 

@@ -32,7 +32,7 @@ def sentence(outcome: str, figures: Figures, sensitivity: Sensitivity) -> str:
     """The verdict in words, with what the questions could have shown where they showed nothing."""
     if figures.low == figures.high == 0:
         return f"no evidence of a difference: the same in every row ({figures.num_questions:,} rows)"
-    found = f"{_difference(figures)} (95 % interval {_interval(figures)}; p {_p(figures.p_adjusted)}"
+    found = f"{_difference(figures)} (95% interval {_interval(figures)}; p {_p(figures.p_adjusted)}"
     if figures.num_measures > 1:
         found += f" after Holm over {figures.num_measures} measures"
     found += f"; {figures.num_questions:,} questions)"

@@ -134,7 +134,7 @@ def test_the_results_are_read_back_as_they_were_written(outcome, tmp_path):
 
 def test_the_table_fits_80_columns(outcome):
     [table] = tables(outcome.results)
-    assert table.columns == ("measure", "base", "tuned", "difference [95 %]", "verdict")
+    assert table.columns == ("measure", "base", "tuned", "difference [95%]", "verdict")
     assert max(map(len, table.as_text().splitlines())) <= 80
 
 

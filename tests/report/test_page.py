@@ -87,7 +87,7 @@ def test_the_sentences_of_the_evaluation_stand_on_top(run):
 def test_figures_of_the_evaluation_stand_in_the_table(run):
     add_results(run)
     text = text_of(drawn(run))
-    for figure in ("10.0 %", "80.0 %", "50.0 % to 95.0 %", "+70.0 %", "+30.0 % to +90.0 %"):
+    for figure in ("10.0%", "80.0%", "50.0% to 95.0%", "+70.0%", "+30.0% to +90.0%"):
         assert figure in text
     assert "10 questions: 8 better, 1 worse, 1 the same" in text
 

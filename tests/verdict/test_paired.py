@@ -241,7 +241,7 @@ def test_an_interval_that_leaves_zero_out_while_the_test_does_not_is_explained()
 
 @pytest.mark.parametrize("size", [50, 400])
 def test_intervals_of_skewed_losses_cover_the_truth(size):
-    """A cell of `benchmarks/verdicts.py`, with few repetitions: 95 +- 3 %."""
+    """A cell of `benchmarks/verdicts.py`, with few repetitions: 95 +- 3%."""
     random = np.random.default_rng(4)
     covered = 0
     for _ in range(300):

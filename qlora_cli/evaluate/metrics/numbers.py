@@ -56,7 +56,7 @@ def number_of(text: str) -> Fraction | None:
     """The number that a text gives as its answer: the one behind the first `####` that has one, else its last.
 
     Commas are part of a number only where they stand before groups of three digits, and so are the narrow spaces that
-    some write there, in LaTeX too: `9{,}500`. Signs of currencies and percent do not count: 50 % is 50. A fraction is
+    some write there, in LaTeX too: `9{,}500`. Signs of currencies and percent do not count: 50% is 50. A fraction is
     one number, and so is 2 1/2. A digit behind a letter belongs to a word, as in `m2`.
 
     >>> [str(number_of(text)) for text in ("#### 42, in 24 hours", "1,2,3", "1,234", "from 10 to -$1,000.50")]

@@ -26,7 +26,7 @@ def forgetting(verdicts: Sequence[Verdict], learning_rate: float | None) -> Advi
         return Advice(
             "Forgetting",
             f"On general text the {verdict.get('measure')} changed by {verdict['difference']:+.3f} "
-            f"(95 % interval {verdict['low']:+.3f} to {verdict['high']:+.3f}).",
+            f"(95% interval {verdict['low']:+.3f} to {verdict['high']:+.3f}).",
             "Mix general rows in, train for less long, or with a lower rate.",
             [Change("data.train", "add a source of general rows"), *changes],
         )

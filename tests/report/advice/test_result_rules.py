@@ -18,7 +18,7 @@ def verdict(task, measure, outcome, **more):
 
 def test_general_text_beyond_its_interval_is_forgetting():
     found = forgetting([verdict("general text", "loss", "worse")], 2e-4)
-    assert "changed by +0.100 (95 % interval +0.050 to +0.200)" in found.figures
+    assert "changed by +0.100 (95% interval +0.050 to +0.200)" in found.figures
     assert Change("training.learning_rate", 1e-4) in found.changes
     assert forgetting([verdict("general text", "loss", "no evidence")], 2e-4) is None
     assert forgetting([verdict("held-out", "loss", "worse")], 2e-4) is None
