@@ -26,7 +26,7 @@ TaskKind = Literal["generation", "multiple_choice"]
 """How a task is answered; KINDS in `evaluate/tasks/load.py`."""
 
 ExportFormat = Literal["hf"]
-"""Formats that `qlora export` writes; FORMATS in `deploy/export_formats.py`."""
+"""Formats that `qlora export` writes; FORMATS in `deploy/formats/table.py`."""
 
 EXPORT_FORMATS: dict[ExportFormat, str] = {"hf": "a folder that plain `transformers` loads"}
 """Export format -> what it is, for the help of the command."""

@@ -1,6 +1,6 @@
 """`qlora export`: one folder to hand on, and the proof that tools without this project can use it.
 
-`deploy/export_formats.py` says what the folder holds.
+`deploy/formats.table.py` says what the folder holds.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 from qlora_cli.choices import ExportFormat
 from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.deploy.checks import MERGE_RECORD
-from qlora_cli.deploy.export_formats import FORMATS
+from qlora_cli.deploy.formats.table import FORMATS
 from qlora_cli.deploy.merge import MergeOptions, adapter_identity, check_mergeable, merge_into
 from qlora_cli.deploy.record import Precisions
 from qlora_cli.deploy.verify import MAX_KL_ROUNDED, Agreement, compare, record_logits, refuse_disagreement
@@ -58,7 +58,7 @@ def export_run(path: TunedSource | Path | None, out: Path, *, format: ExportForm
     Args:
         path: run directory or PEFT adapter folder; the latest run when None.
         out: folder to make.
-        format: a key of FORMATS in `deploy/export_formats.py`.
+        format: a key of FORMATS in `deploy/formats.table.py`.
         force: replace a model folder that is already there.
 
     Raises:

@@ -1,0 +1,62 @@
+"""What an export format is: how its files are written, and which engine proves them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from qlora_cli.deploy.engines.engine import Engine
+from qlora_cli.model.tuned import TunedSource
+
+
+@dataclass(frozen=True)
+class FormatOptions:
+    """What the command line adds to the name of a format."""
+
+    quant: str | None = None
+    """Type of the stored numbers, as `q4_k_m` or `w4a16`; None for the format's usual one."""
+
+    group_size: int | None = None
+    """Weights that share a scale; None for the format's usual number."""
+
+
+@dataclass(frozen=True)
+class WriteJob:
+    """One model that is to be written in a format. The tuned model is one, its base, as the yardstick, another."""
+
+    plain: Path
+    """Folder with the model in 16 or 32 bits: config, weights, tokenizer, chat template. Read only."""
+
+    out: Path
+    """Empty folder for the files of the format."""
+
+    source: TunedSource
+    calibration_rows: Sequence[Sequence[int]]
+    """Token ids of rows that training saw; fixed questions where the adapter brings no data."""
+
+    options: FormatOptions = FormatOptions()
+
+
+@dataclass(frozen=True)
+class Format:
+    """One format of an exported model."""
+
+    write: Callable[[WriteJob], None]
+    """Write the model.
+
+    Raises:
+        ArgumentError, EnvironmentFault: if an option does not fit, or what writes the format is not installed.
+    """
+
+    engine: Engine
+    """What opens the files, as those will who get them."""
+
+    quants: tuple[str, ...] = ()
+    """Values of `FormatOptions.quant`, the usual one first; empty where there is no choice."""
+
+    loses_nothing: bool = False
+    """No number is rounded further than in the merged model, so that the bound is the merge's."""
+
+    check: Callable[[TunedSource, FormatOptions], None] = lambda source, options: None
+    """Refuse what this format cannot hold, before anything is merged or loaded."""
