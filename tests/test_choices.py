@@ -13,7 +13,7 @@ from qlora_cli import choices
 from qlora_cli.data.example import Conversation, Place
 from qlora_cli.data.read.converters import FORMATS
 from qlora_cli.data.read.formats import resolve_format, to_example
-from qlora_cli.deploy import export_formats
+from qlora_cli.deploy.formats import table as export_formats
 from qlora_cli.evaluate.metrics.table import METRICS
 from qlora_cli.evaluate.tasks.load import KINDS
 
