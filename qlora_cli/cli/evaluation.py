@@ -34,6 +34,7 @@ Tasks = Annotated[
     typer.Option(
         "--task",
         "--tasks",
+        metavar="FILE|NAME",
         help="File of prompts and answers, or a benchmark of lm-eval; may be repeated.",
         show_default="the recipe's tasks",
     ),
@@ -46,7 +47,11 @@ GeneralText = Annotated[
 ]
 Metrics = Annotated[
     list[str] | None,
-    typer.Option(help=f"One of {', '.join(get_args(MetricName))}; may be repeated.", show_default="exact_match"),
+    typer.Option(
+        metavar="NAME",
+        help=f"One of {', '.join(get_args(MetricName))}; may be repeated.",
+        show_default="exact_match",
+    ),
 ]
 Columns = Annotated[
     list[str] | None,

@@ -114,6 +114,7 @@ def _records(command: Any, ctx: Any, kind: str) -> list[tuple[str, str]]:
         term, text = record
         if kind == ARGUMENT:
             term, text = parameter.name.upper(), text.removesuffix("[required]").rstrip()
+        term = re.sub(r"<(\w+) range>", r"<\1>", term)  # the text says which
         text = text.replace("\\[", "[")  # some versions of typer write it for rich
         rows.append((term, re.sub(r"\[default: \((.*)\)", r"[default: \1", text)))
     return rows

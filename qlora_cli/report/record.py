@@ -13,7 +13,7 @@ from qlora_cli.errors import ArgumentError, IdentityError
 from qlora_cli.recipe.yaml_text import parse_yaml
 from qlora_cli.report.curve import Curve, curve_of, is_number
 from qlora_cli.run.adapter_health import HEALTH_NAME, read_adapter_health
-from qlora_cli.run.directory import RunDirectory
+from qlora_cli.run.directory import RunDirectory, run_hint
 from qlora_cli.run.eval_results import RESULTS_NAME, answered_tasks, read_results
 from qlora_cli.run.files import read_json_object
 from qlora_cli.run.holder import holder_of
@@ -130,11 +130,11 @@ def read_record(run: RunDirectory, *, is_held: bool | None = None) -> RunRecord:
         ArgumentError: if the directory holds no run.
     """
     if not run.path.is_dir():
-        raise ArgumentError(f"there is no run directory '{run.path}'", hint="`qlora runs` lists those that are there")
+        raise ArgumentError(f"there is no run directory '{run.path}'", hint=run_hint(run.path))
     if not (run.is_started or run.metrics_path.exists() or run.manifest_path.exists()):
         raise ArgumentError(
             f"'{run.path}' is no run directory: it has no recipe.yaml, manifest.json or metrics.jsonl",
-            hint="`qlora runs` lists those that are there",
+            hint=run_hint(run.path),
         )
     gaps: list[str] = []
     lines, num_damaged = read_intact_metrics(run.metrics_path)

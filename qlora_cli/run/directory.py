@@ -115,6 +115,14 @@ def _last_change(run: RunDirectory) -> float:
     return max(path.stat().st_mtime for path in paths if path.exists())
 
 
+def run_hint(path: Path, otherwise: str = "`qlora runs` lists those that are there") -> str:
+    """Hint for a path that is no run directory: the run in `runs/` of that name, where there is one."""
+    meant = RUNS_FOLDER / path.name
+    if path != meant and RunDirectory(meant).is_started:
+        return f"did you mean {meant}?"
+    return otherwise
+
+
 def latest_run(folder: Path = RUNS_FOLDER) -> RunDirectory:
     """The run that changed last.
 

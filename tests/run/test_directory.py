@@ -11,7 +11,7 @@ import pytest
 
 from qlora_cli.errors import ArgumentError, RunInUseError
 from qlora_cli.run.claim import claimed, mark
-from qlora_cli.run.directory import RunDirectory, latest_run, list_runs
+from qlora_cli.run.directory import RunDirectory, latest_run, list_runs, run_hint
 from tests.run.leftovers import half_written_file, half_written_folder
 
 
@@ -143,3 +143,12 @@ def test_a_directory_that_was_claimed_and_never_used_can_be_claimed_again(tmp_pa
     half_written_file(tmp_path / "run" / "manifest.json")  # killed while it was claimed
     with claimed(RunDirectory(tmp_path / "run")) as run:
         assert sorted(path.name for path in run.path.iterdir()) == [".lock", "manifest.json"]
+
+
+def test_a_run_that_is_named_without_its_folder_is_recognised(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "runs" / "chat"
+    run.mkdir(parents=True)
+    (run / "recipe.yaml").touch()
+    assert run_hint(Path("chat")) == "did you mean runs/chat?"
+    assert run_hint(Path("talk"), "look again") == "look again"
