@@ -152,9 +152,8 @@ def prepare_tasks(source: TunedSource, request: EvalRequest) -> tuple[list[Task]
     recipe = source.recipe
     section = recipe.eval if recipe else EvalSection()
     where: Where = "option" if request.tasks else "tasks"
-    sections = section.tasks
-    if request.tasks:
-        sections = tuple(one if is_benchmark(one.path) else read_like_the_run(one, recipe) for one in request.tasks)
+    named = request.tasks or section.tasks
+    sections = tuple(one if is_benchmark(one.path) else read_like_the_run(one, recipe) for one in named)
     changes = {"max_new_tokens": request.max_new_tokens, "limit": request.limit}
     given = {name: value for name, value in changes.items() if value is not None}
     with _hinting("--task FILE" if not request.tasks else ""):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from qlora_cli.errors import ArgumentError
+from qlora_cli.evaluate.request import EvalRequest, prepare_tasks
 from qlora_cli.evaluate.run_columns import parse_columns, read_like_the_run
+from qlora_cli.model.tuned import TunedSource
 from qlora_cli.recipe.data_schema import SourceSection
 from qlora_cli.recipe.eval_schema import TaskSection
 from qlora_cli.recipe.schema import Recipe
@@ -65,3 +68,18 @@ def test_what_a_source_says_itself_stands(file_with):
 def test_columns_that_are_none_are_refused(text):
     with pytest.raises(ArgumentError):
         parse_columns([text])
+
+
+def test_a_recipes_own_task_with_the_columns_of_its_data_is_read_as_its_data(file_with):
+    source = file_with(question="Hi", answer="Hello")
+    recipe = Recipe.model_validate(
+        {
+            "name": "r",
+            "model": {"base_model": "b"},
+            "data": {"train": {"path": "t.jsonl", "columns": ASKED}},
+            "eval": {"tasks": [{"path": source.path}]},
+        }
+    )
+    tuned = TunedSource(Path("runs/r"), recipe.model, recipe=recipe)
+    tasks, _ = prepare_tasks(tuned, EvalRequest())
+    assert [task.name for task in tasks][0] == "rows"
