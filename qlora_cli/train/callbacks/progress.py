@@ -16,6 +16,7 @@ from qlora_cli.constants import GIB
 from qlora_cli.progress import Phase, progress
 from qlora_cli.run.metrics import append_metrics
 from qlora_cli.sparkline import Sparkline
+from qlora_cli.train.callbacks.gpu_state import gpu_state
 from qlora_cli.train.callbacks.peak_memory import peak_memory_bytes
 
 RECORDED = ("loss", "learning_rate", "grad_norm", "mean_token_accuracy", "eval_loss", "eval_perplexity")
@@ -112,7 +113,7 @@ class ProgressCallback(TrainerCallback):
             if self._bar.curve is not None and math.isfinite(values["loss"]):
                 self._bar.curve.add(values["loss"])
             in_bar = shown.replace("  ", f"{self._eval_loss}  ", 1)
-            self._bar.update(state.global_step, in_bar)
+            self._bar.update(state.global_step, f"{in_bar}  {gpu_state()}".rstrip())
         if not console.err.is_interactive and self._line_is_due(state):
             self._last_line = time.monotonic()
             console.note(f"step {state.global_step}/{state.max_steps}  {shown}")
