@@ -82,4 +82,4 @@ def test_a_recipes_own_task_with_the_columns_of_its_data_is_read_as_its_data(fil
     )
     tuned = TunedSource(Path("runs/r"), recipe.model, recipe=recipe)
     tasks, _ = prepare_tasks(tuned, EvalRequest())
-    assert [task.name for task in tasks][0] == "rows"
+    assert next(task.name for task in tasks) == "rows"
