@@ -31,6 +31,7 @@ def test_a_closed_port_and_a_name_that_nobody_has_are_known_at_once(online):
         assert time.monotonic() - started < hub.SECONDS
 
 
+@pytest.mark.slow
 def test_silence_is_given_up_after_the_time_that_is_said(online):
     with black_hole() as address:
         online(address)
@@ -42,6 +43,7 @@ def test_silence_is_given_up_after_the_time_that_is_said(online):
         assert time.monotonic() - started < 0.1
 
 
+@pytest.mark.slow
 def test_the_wait_counts_from_when_it_was_asked_in_the_background(online):
     with black_hole() as address:
         online(address)

@@ -173,6 +173,7 @@ def test_damaged_lines_of_metrics_are_left_out_and_counted(run):
     assert "metrics.jsonl: 1 damaged line is left out" in text_of(drawn(run))
 
 
+@pytest.mark.slow
 def test_a_run_of_100_000_steps_stays_small_and_keeps_its_peaks(tmp_path):
     lines = lines_of(100_000, every=1000)
     lines[51_234]["loss"] = 77.0
