@@ -61,7 +61,7 @@ def _show(result: TrainingResult, *, as_json: bool) -> None:
     ]
     steps = f"already finished ({result.num_steps} of {result.max_steps} steps)"
     if result.num_steps_now:
-        new_steps = f"{result.num_steps_now} steps in {result.seconds:.0f} s"
+        new_steps = f"{result.num_steps_now} step{'s' * (result.num_steps_now != 1)} in {result.seconds:.0f} s"
         steps = f"{new_steps}, {result.num_steps} of {result.max_steps} are done"
     console.result(
         f"{steps}: {', '.join(losses)}, peak memory {result.peak_memory_bytes / GIB:.1f} GiB{_planned(result)}"
