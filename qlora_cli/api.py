@@ -107,6 +107,9 @@ def merge(
     """
     check_choice("onto", onto, get_args(Onto))
     check_choice("dtype", dtype, get_args(MergedDtype))
+    from qlora_cli.run.directory import refuse_absent
+
+    refuse_absent(run)
     with progress(STARTING):
         from qlora_cli.deploy.merge import MergeOptions, merge_run
         from qlora_cli.model.tuned import choose_tuned
@@ -140,6 +143,9 @@ def export(
         KeyboardInterrupt: after Ctrl-C; nothing is written.
     """
     check_choice("format", format, get_args(ExportFormat))
+    from qlora_cli.run.directory import refuse_absent
+
+    refuse_absent(run)
     with progress(STARTING):
         from qlora_cli.deploy.export import export_run
         from qlora_cli.model.tuned import choose_tuned
@@ -230,6 +236,9 @@ def chat(
     check_range("top_p", top_p, 0, 1)
     check_range("max_new_tokens", max_new_tokens, 1)
     check_range("seed", seed, 0)
+    from qlora_cli.run.directory import refuse_absent
+
+    refuse_absent(run)
     with progress(STARTING):
         from qlora_cli.model.tuned import choose_tuned
         from qlora_cli.serve.chat import ChatSession

@@ -56,14 +56,17 @@ def evaluate(
         QloraError: if there is nothing to measure, or on.
         KeyboardInterrupt: after Ctrl-C; what was measured is kept, and the same call continues there.
     """
+    from qlora_cli.run.directory import refuse_absent
+
+    folders: list[AnyPath | None] = [run] if run is None or isinstance(run, str | os.PathLike) else list(run) or [None]
+    refuse_absent(*folders)
     with progress(STARTING):
         from qlora_cli.evaluate.request import measure, request_of
         from qlora_cli.model.tuned import choose_tuned, find_tuned
 
-    sizes = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
-    numbers = {**sizes, "limit": limit, "num_fewshot": num_fewshot}
+    counts = {"limit": limit, "num_fewshot": num_fewshot}
+    numbers = {"batch_size": batch_size, "max_new_tokens": max_new_tokens, **counts}
     request = request_of(data, tasks, metrics, columns, general_text, numbers, judge)
-    folders: list[AnyPath | None] = [run] if run is None or isinstance(run, str | os.PathLike) else list(run) or [None]
     with console.library_noise_to(None):
         sources = [choose_tuned(one, base_model, revision, quantization, overrides) for one in folders]
         return measure(sources, request, None if str(against) == "base" else find_tuned(Path(against)))

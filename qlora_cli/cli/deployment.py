@@ -162,10 +162,6 @@ def chat(
     overrides: LoadingOverrides = None,
 ) -> None:
     """Talk with a model in the terminal, or through a pipe."""
-    from qlora_cli.serve.chat import chat as chat_on
-    from qlora_cli.serve.chat import read_lines
-    from qlora_cli.serve.speaker import describe
-
     session = api.chat(
         run,
         system=system,
@@ -179,6 +175,10 @@ def chat(
         quantization=quantization,
         overrides=overrides or (),
     )
+    from qlora_cli.serve.chat import chat as chat_on
+    from qlora_cli.serve.chat import read_lines
+    from qlora_cli.serve.speaker import describe  # all loaded by now
+
     console.note(f"{describe(session.tuned)}; /help lists the commands")
     with console.library_noise_to(None), keyboard_interrupts():
         chat_on(session, read_lines(sys.stdin), console.piece)

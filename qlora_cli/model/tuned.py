@@ -30,7 +30,7 @@ from qlora_cli.recipe.reader import load_recipe
 from qlora_cli.recipe.schema import ModelSection, QuantizationSection, Recipe
 from qlora_cli.recipe.stored_rules import as_stored
 from qlora_cli.recipe.stored_weights import stored_weights
-from qlora_cli.run.directory import RunDirectory, latest_run, run_hint
+from qlora_cli.run.directory import RunDirectory, latest_run, no_model_at
 from qlora_cli.run.manifest import read_manifest
 from qlora_cli.run.origin import located
 
@@ -131,12 +131,7 @@ def _found(folder: Path) -> TunedSource:
         return _from_adapter(folder)
     if (folder / "config.json").is_file():
         return TunedSource(folder, _section(str(folder)))
-    raise ArgumentError(
-        f"'{folder}' is not a run directory, an adapter folder or a model folder",
-        hint=run_hint(
-            folder, "`qlora runs` lists the runs; an adapter folder has adapter_config.json, a model folder config.json"
-        ),
-    )
+    raise no_model_at(folder)
 
 
 def _chosen(source: TunedSource, choice: BaseChoice) -> TunedSource:

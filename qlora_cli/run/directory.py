@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
@@ -121,6 +122,29 @@ def run_hint(path: Path, otherwise: str = "`qlora runs` lists those that are the
     if path != meant and RunDirectory(meant).is_started:
         return f"did you mean {meant}?"
     return otherwise
+
+
+def no_model_at(path: Path) -> ArgumentError:
+    """The error for a path at which no tuned model is."""
+    return ArgumentError(
+        f"'{path}' is not a run directory, an adapter folder or a model folder",
+        hint=run_hint(
+            path, "`qlora runs` lists the runs; an adapter folder has adapter_config.json, a model folder config.json"
+        ),
+    )
+
+
+def refuse_absent(*paths: str | os.PathLike[str] | None) -> None:
+    """Refuse, before any library is loaded, models that cannot be there; None is the latest run.
+
+    Raises:
+        ArgumentError: if there is no folder at a path, or no run.
+    """
+    for path in paths:
+        if path is None:
+            latest_run()
+        elif not Path(path).is_dir():
+            raise no_model_at(Path(path))
 
 
 def latest_run(folder: Path = RUNS_FOLDER) -> RunDirectory:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from qlora_cli.cli.usage import without_debug
@@ -80,3 +83,25 @@ def test_completion_knows_commands_and_options(start, monkeypatch):
         monkeypatch.setenv("COMP_CWORD", number)
         out, _ = start().communicate(timeout=60)
         assert out.split() == [expected]
+
+
+LOADING = "\n".join(
+    (
+        "import sys",
+        "sys.modules['torch'] = None  # importing it would raise",
+        "from qlora_cli.cli.app import main",
+        "main()",
+    )
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["merge", "export --out out", "chat", "generate --prompt Hi", "eval"])
+@pytest.mark.parametrize("model", ["nowhere", None])
+def test_a_model_that_is_not_there_is_refused_before_any_library_is_loaded(command, model, tmp_path):
+    arguments = [*command.split(), *([model] if model else [])]
+    ran = subprocess.run(
+        [sys.executable, "-c", LOADING, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    said = "'nowhere' is not a run directory" if model else "there is no run in 'runs'"
+    assert (ran.returncode, said in ran.stderr) == (2, True), ran.stderr
