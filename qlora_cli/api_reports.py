@@ -64,9 +64,8 @@ def evaluate(
         from qlora_cli.evaluate.request import measure, request_of
         from qlora_cli.model.tuned import choose_tuned, find_tuned
 
-    counts = {"limit": limit, "num_fewshot": num_fewshot}
-    numbers = {"batch_size": batch_size, "max_new_tokens": max_new_tokens, **counts}
-    request = request_of(data, tasks, metrics, columns, general_text, numbers, judge)
+    sizes = {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "limit": limit, "num_fewshot": num_fewshot}
+    request = request_of(data, tasks, metrics, columns, general_text, sizes, judge)
     with console.library_noise_to(None):
         sources = [choose_tuned(one, base_model, revision, quantization, overrides) for one in folders]
         return measure(sources, request, None if str(against) == "base" else find_tuned(Path(against)))
