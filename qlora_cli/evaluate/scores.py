@@ -102,6 +102,8 @@ class TaskScores:
     """(Q,) `prompt` and `reference` of each question, for the file of answers."""
 
     max_new_tokens: int | None = None
+    row_ids: Sequence[str] = ()
+    """(Q,) identity of a row's tokens, of a task that measures losses."""
 
 
 def exp(value: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,6 +47,8 @@ class RunLine:
         return (self.run, self.status, steps, loss, best, at, "" if self.seconds is None else in_time(self.seconds))
 
 
+LOSS = "loss"
+
 COLUMNS = ("run", "status", "steps", "loss", "best eval loss", "at step", "time")
 
 
@@ -68,7 +71,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class PairedVerdict:
-    """What the answers of two runs to the same questions show."""
+    """What the answers of two runs to the same questions show, or their losses on the same rows."""
 
     task: str
     measure: str
@@ -76,7 +79,16 @@ class PairedVerdict:
     against: str
     verdict: Verdict
     num_apart: int
-    """Questions that only one of the two has answered."""
+    """Questions or rows that only one of the two has."""
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """What one model got for a question, or the loss summed over a row."""
+
+    value: float
+    weight: float = 1.0
+    """Tokens of the row."""
 
 
 @dataclass(frozen=True)
@@ -158,45 +170,55 @@ def _told(value: Any) -> str:
 
 
 def _verdicts(first: RunRecord, other: RunRecord, against: str, name: str) -> Iterator[PairedVerdict]:
-    """One for each task and measure that both runs answered the same questions of."""
+    """One for each task and measure of which both runs have the same questions, or rows."""
+    before, after = _measured(first), _measured(other)
     pairs: dict[str, Paired] = {}
-    places: dict[str, tuple[str, str, int]] = {}
-    for task in first.answers.keys() & other.answers.keys():
-        before, after = (_scores(record, task) for record in (first, other))
-        shared = [question for question in before if question in after]
-        num_apart = len(before) + len(after) - 2 * len(shared)
-        for measure in dict.fromkeys(key for question in shared for key in before[question]):
-            scored = [q for q in shared if measure in before[q] and measure in after[q]]
-            if scored:
-                label = f"{task}, {measure}"
-                pairs[label] = Paired([before[q][measure] for q in scored], [after[q][measure] for q in scored])
-                places[label] = task, measure, num_apart
-    if not pairs:
-        return
-    for label, verdict in sorted(judge_pairs(pairs).items()):
-        task, measure, num_apart = places[label]
-        yield PairedVerdict(task, measure, name, against, verdict, num_apart)
+    keys: dict[str, tuple[str, str]] = {}
+    for task, measure in sorted(before.keys() & after.keys()):
+        one, two = before[task, measure], after[task, measure]
+        shared = [question for question in one if question in two]
+        if shared:
+            label = f"{task}, {measure}"
+            keys[label] = task, measure
+            pairs[label] = Paired(
+                [one[question].value for question in shared],
+                [two[question].value for question in shared],
+                [two[question].weight for question in shared] if measure == LOSS else None,
+                higher_is_better=measure != LOSS,
+            )
+    for label, verdict in sorted(judge_pairs(pairs).items()) if pairs else ():
+        key = keys[label]
+        num_apart = len(before[key].keys() ^ after[key].keys())
+        yield PairedVerdict(*key, name, against, verdict, num_apart)
 
 
-def _scores(record: RunRecord, task: str) -> dict[str, dict[str, float]]:
-    """Question -> measure -> score of the tuned model; a question is its prompt and its reference."""
-    found: dict[str, dict[str, float]] = {}
-    for row in record.answers.get(task, ()):
-        scores, tuned = row.get("scores"), tuned_name(record, row)
-        if not isinstance(scores, dict) or tuned is None:
-            continue
-        question = json.dumps([row.get("prompt"), row.get("reference")], sort_keys=True)
-        found[question] = {
-            measure: float(values[tuned])
-            for measure, values in scores.items()
-            if isinstance(values, dict) and is_number(values.get(tuned))
-        }
+def _measured(record: RunRecord) -> dict[tuple[str, str], dict[str, _Scored]]:
+    """Task and measure -> question -> what the tuned model got; a question is its prompt and its reference."""
+    found: dict[tuple[str, str], dict[str, _Scored]] = defaultdict(dict)
+    for task, rows in record.answers.items():
+        for row in rows:
+            scores, tuned = row.get("scores"), tuned_name(record, row)
+            question = json.dumps([row.get("prompt"), row.get("reference")], sort_keys=True)
+            for measure, values in scores.items() if isinstance(scores, dict) else ():
+                if isinstance(values, dict) and is_number(values.get(tuned)):
+                    found[task, measure][question] = _Scored(float(values[tuned]))
+    tuned_models = _tuned_models(record)
+    for row in record.losses:
+        nats, tokens = row.get("nats"), row.get("tokens")
+        if row.get("model") in tuned_models[:1] and is_number(nats) and is_number(tokens):
+            found[str(row.get("task")), LOSS][str(row.get("row"))] = _Scored(float(nats), float(tokens))
     return found
+
+
+def _tuned_models(record: RunRecord) -> list[Any]:
+    return [model.get("name") for model in objects(record.results.get("models")) if model.get("role") == "tuned"]
 
 
 def tuned_name(record: RunRecord, row: Mapping[str, Any]) -> str | None:
     """The model that the run made, among those that answered; None where there is none."""
     answers = row.get("answers")
     names = list(answers) if isinstance(answers, dict) else []
-    tuned = [model.get("name") for model in objects(record.results.get("models")) if model.get("role") == "tuned"]
-    return next((name for name in names if name in tuned), next((name for name in names if name != "base"), None))
+    return next(
+        (name for name in names if name in _tuned_models(record)),
+        next((name for name in names if name != "base"), None),
+    )

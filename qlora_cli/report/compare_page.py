@@ -21,7 +21,7 @@ from qlora_cli.run.files import write_text
 from qlora_cli.web_page import document, text_as_html
 
 SAME_QUESTIONS = (
-    "No two of these runs have answered the same questions: `qlora eval RUN --task FILE`, with the same file for each."
+    "No two of these runs were measured on the same rows or questions: `qlora eval RUN` for each, with the same files."
 )
 
 
@@ -72,7 +72,7 @@ def _verdicts(comparison: Comparison) -> str:
     for each in comparison.verdicts:
         found = each.verdict
         told = f"{each.run} against {each.against}, {each.task} ({each.measure}): {found.sentence}"
-        apart = f" {each.num_apart:,} questions that only one has answered are left out." if each.num_apart else ""
+        apart = f" {each.num_apart:,} questions or rows that only one has are left out." if each.num_apart else ""
         interval = f"{found.difference:+.3f}, 95% interval {found.low:+.3f} to {found.high:+.3f}"
         drawing = interval_plot(found.difference, found.low, found.high, interval)
         kind = found.outcome if found.outcome in ("better", "worse") else "open"

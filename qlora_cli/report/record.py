@@ -14,7 +14,7 @@ from qlora_cli.recipe.yaml_text import parse_yaml
 from qlora_cli.report.curve import Curve, curve_of, is_number
 from qlora_cli.run.adapter_health import HEALTH_NAME, read_adapter_health
 from qlora_cli.run.directory import RunDirectory, run_hint
-from qlora_cli.run.eval_results import RESULTS_NAME, answered_tasks, read_results
+from qlora_cli.run.eval_results import LOSSES_NAME, RESULTS_NAME, answered_tasks, read_results
 from qlora_cli.run.files import read_json_object
 from qlora_cli.run.holder import holder_of
 from qlora_cli.run.metrics import read_intact_metrics
@@ -47,6 +47,9 @@ class RunRecord:
     results: Json = field(default_factory=dict)
     answers: Mapping[str, Sequence[Json]] = field(default_factory=dict)
     """Task -> one object a question."""
+
+    losses: Sequence[Json] = ()
+    """One object a task, model and row."""
 
     health: Json = field(default_factory=dict)
     gaps: Sequence[str] = ()
@@ -153,7 +156,8 @@ def read_record(run: RunDirectory, *, is_held: bool | None = None) -> RunRecord:
         data_report=_object(run.data_path / "report.json", gaps, is_expected=True),
         first_rows=_object(run.data_path / "first_rows.json", gaps),
         results=_results(run, gaps),
-        answers=_answers(run, gaps),
+        answers={task: rows for task, path in answered_tasks(run.eval_path).items() if (rows := _rows(path, gaps))},
+        losses=_rows(run.eval_path / LOSSES_NAME, gaps),
         health=_health(run, gaps),
         gaps=gaps,
     )
@@ -199,18 +203,18 @@ def _health(run: RunDirectory, gaps: list[str]) -> dict[str, Any]:
     return {} if health is None else health.as_dict()
 
 
-def _answers(run: RunDirectory, gaps: list[str]) -> dict[str, list[dict[str, Any]]]:
-    found = {}
-    for task, path in answered_tasks(run.eval_path).items():
-        try:
-            if path.stat().st_size > MAX_ANSWER_BYTES:
-                raise OSError(f"larger than {MAX_ANSWER_BYTES:,} bytes")
-            text = path.read_text("utf-8", errors="replace")
-        except OSError as fault:
-            gaps.append(f"{path.name}: {fault}")
-            continue
-        found[task] = [row for line in text.split("\n") if (row := _row(line)) is not None]
-    return found
+def _rows(path: Path, gaps: list[str]) -> list[dict[str, Any]]:
+    """The objects of a JSON Lines file; none where it is not there."""
+    try:
+        if path.stat().st_size > MAX_ANSWER_BYTES:
+            raise OSError(f"larger than {MAX_ANSWER_BYTES:,} bytes")
+        text = path.read_text("utf-8", errors="replace")
+    except FileNotFoundError:
+        return []
+    except OSError as fault:
+        gaps.append(f"{path.name}: {fault}")
+        return []
+    return [row for line in text.split("\n") if (row := _row(line)) is not None]
 
 
 def _row(line: str) -> dict[str, Any] | None:

@@ -22,6 +22,9 @@ HELD_OUT = "held-out"
 GENERAL_TEXT = "general text"
 """Task that shows what was forgotten."""
 
+LOSSES_NAME = "losses.jsonl"
+"""Loss of each model on each row. A row is known by its tokens: two runs are compared on those that they share."""
+
 PARTIAL_NAME = "partial.jsonl"
 """Results of an evaluation that is not finished, one a line; the first line marks the file as this project's."""
 

@@ -132,6 +132,17 @@ def test_the_results_are_read_back_as_they_were_written(outcome, tmp_path):
     assert (tmp_path / "eval/adapter_health.json").is_file()
 
 
+def test_the_losses_of_single_rows_add_up_to_the_figures_of_the_table(outcome, tmp_path):
+    write_outcome(outcome, tmp_path / "eval")
+    rows = [json.loads(line) for line in (tmp_path / "eval/losses.jsonl").read_text().splitlines()]
+    for measure in outcome.results.measures:
+        if measure.measure == "loss" and measure.source is None:
+            for model, found in measure.values.items():
+                own = [row for row in rows if (row["task"], row["model"]) == (measure.task, model)]
+                assert sum(row["nats"] for row in own) / sum(row["tokens"] for row in own) == pytest.approx(found.value)
+                assert len({row["row"] for row in own}) == len(own) > 1
+
+
 def test_the_table_fits_80_columns(outcome):
     [table] = tables(outcome.results)
     assert table.columns == ("measure", "base", "tuned", "difference [95%]", "verdict")
@@ -157,7 +168,7 @@ def test_an_evaluation_leaves_results_and_nothing_it_kept_on_the_way(source, req
     again = measure([source], request_)
     assert again.as_dict() == outcome.as_dict()
     names = {path.name for path in (source.folder / "eval").iterdir()}
-    assert names == {"results.json", "answers-sums.jsonl", "adapter_health.json", ".qlora_files.json"}
+    assert names == {"results.json", "losses.jsonl", "answers-sums.jsonl", "adapter_health.json", ".qlora_files.json"}
 
 
 def test_a_prompt_that_fills_the_context_is_refused_with_its_line(source, tmp_path):

@@ -88,3 +88,19 @@ def test_fewer_than_two_runs_are_refused(runs, num):
     with pytest.raises(ArgumentError) as raised:
         read_and_compare(runs[:num])
     assert "qlora compare RUN RUN" in raised.value.problems[0].hint
+
+
+def test_losses_on_the_same_rows_are_paired_and_others_counted(runs):
+    for run, shift in zip(runs, (0.0, -0.5), strict=True):
+        add_results(run)
+        rows = [
+            {"task": "held-out", "model": model, "row": f"{number}", "tokens": 10, "nats": 10 * (2 + shift) + number % 7}
+            for model in ("base", "tuned")
+            for number in range(50 if shift else 40)
+        ]
+        (run.eval_path / "losses.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (run.eval_path / "answers-sums.jsonl").unlink()
+    [found] = compared(*runs).verdicts
+    assert (found.task, found.measure, found.verdict.outcome) == ("held-out", "loss", "better")
+    assert found.verdict.difference == pytest.approx(-0.5)
+    assert (found.verdict.num_questions, found.num_apart) == (40, 10)

@@ -14,7 +14,7 @@ from qlora_cli.data.collator import Collator
 from qlora_cli.data.packing import unpacked
 from qlora_cli.data.render.renderer import Renderer, TokenRow
 from qlora_cli.errors import ArgumentError
-from qlora_cli.evaluate.kept import Value
+from qlora_cli.evaluate.kept import Value, key_of
 from qlora_cli.evaluate.scores import Measured, TaskScores, exp, numbered
 from qlora_cli.evaluate.tasks.task import Subject
 from qlora_cli.evaluate.work import Work
@@ -82,7 +82,8 @@ class LossTask:
             "bits_per_byte": Measured(bits, False, "bits", "bytes", num_bytes, is_judged=False),
         }
         sources = [row.place.file for row in rows] if self._by_source else None
-        return TaskScores(numbered([str(row.place) for row in rows]), measures, sources)
+        places = numbered([str(row.place) for row in rows])
+        return TaskScores(places, measures, sources, row_ids=[key_of(*_identity(row)) for row in rows])
 
 
 def _identity(row: TokenRow) -> list[list[int]]:
