@@ -12,7 +12,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -125,12 +125,13 @@ class Handler(BaseHTTPRequestHandler):
         content = json.dumps(value).encode() if value is not None else content
         self.send_response(status)
         if status == 404:
-            headers.setdefault("X-Error-Code", "RepoNotFound")
+            headers.setdefault("X_Error_Code", "RepoNotFound")
         for name, text in {"Content-Length": str(len(content)), **headers}.items():
             self.send_header(name.replace("_", "-"), text)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(content)
+            with suppress(BrokenPipeError, ConnectionResetError):  # whoever asked was killed
+                self.wfile.write(content)
 
     def whoami(self, body: bytes) -> None:
         self.say(200, {"type": "user", "name": OWNER, "auth": {"accessToken": {"displayName": "t", "role": "write"}}})

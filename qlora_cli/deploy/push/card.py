@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.utils import yaml_dump
 
 from qlora_cli.data.read.sources import is_on_hub
@@ -32,12 +34,9 @@ KINDS = {
 MARK = re.compile(r"<!-- card by qlora push, ([0-9a-f]{64}) -->\n?")
 """Last line of a card, with the SHA-256 of all before it: a card that was edited since no longer has its own."""
 
-BLANK = re.compile(
-    r"#.*|- PEFT \d.*|.*\[(?:optional|More Information Needed)\].*|\*\*(?:BibTeX|APA):\*\*"
-    r"|Use the code below to get started with the model\.|Users \(both direct and downstream\) should be made aware.*"
-    r"|Carbon emissions can be estimated using the.*"
-)
-"""Lines of the template that PEFT and transformers write beside weights; its comments are taken off before."""
+NEEDED = "[More Information Needed]"
+OF_PEFT = re.compile(r"### Framework versions|- PEFT \d[\w.]*")
+"""Lines that PEFT adds to the template of huggingface_hub."""
 
 
 def model_card(folder: PushedFolder, repo: str) -> str:
@@ -63,10 +62,20 @@ def is_replaceable(card: str) -> bool:
     if found := MARK.search(text):
         whole = found.end() == len(text)
         return whole and hashlib.sha256(text[: found.start()].encode()).hexdigest() == found[1]
-    body = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)
-    lines = [line.strip() for line in re.sub(r"<!--.*?-->", "", body, flags=re.DOTALL).splitlines()]
-    is_template = "[More Information Needed]" in body
-    return is_template and all(not line or BLANK.fullmatch(line) for line in lines)
+    lines = _written_lines(text)
+    return NEEDED in lines and all(line in _template() or OF_PEFT.fullmatch(line) for line in lines)
+
+
+@cache
+def _template() -> frozenset[str]:
+    """Lines of the template of blanks that PEFT and transformers write beside weights."""
+    return frozenset(_written_lines(ModelCard.from_template(ModelCardData()).content))
+
+
+def _written_lines(card: str) -> list[str]:
+    """The lines of a card that are neither its head nor a comment nor empty."""
+    body = re.sub(r"<!--.*?-->", "", re.sub(r"\A---\n.*?\n?---\n", "", card, flags=re.DOTALL), flags=re.DOTALL)
+    return [line.strip() for line in body.splitlines() if line.strip()]
 
 
 def _what(folder: PushedFolder) -> str:
@@ -80,7 +89,8 @@ def _what(folder: PushedFolder) -> str:
         )
         facts = {"base model": name, "revision": base.revision or "not recorded", "licence of the base": base.licence}
         if folder.merge.get("onto"):
-            facts["merged onto"] = f"the {folder.merge['onto']} base, in {folder.merge.get('dtype')}"
+            weights = f"the {folder.merge['onto']} base" if folder.merge.get("quantization") else "the base as it is"
+            facts["merged onto"] = f"{weights}, in {folder.merge.get('dtype')}"
         lines.append(_facts(facts))
     return "\n\n".join(lines) + "\n"
 
