@@ -140,6 +140,5 @@ def push(
         from qlora_cli.deploy.push.push import PushOptions, push_folder
 
     made_from = None if of_run is None else Path(of_run)
-    with console.library_noise_to(None):
-        options = PushOptions(private, dry_run, revision, replace_card, made_from, base_model)
-        return push_folder(None if run is None else Path(run), repo, options)
+    options = PushOptions(private, dry_run, revision, replace_card, made_from, base_model)
+    return push_folder(None if run is None else Path(run), repo, options)

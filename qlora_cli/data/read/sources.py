@@ -94,12 +94,12 @@ def source_files(source: SourceSection) -> list[Path]:
     path = Path(source.path).expanduser()
     if path.is_dir() and is_saved_dataset(path):
         return sorted(entry for entry in path.rglob("*") if entry.is_file())
-    return [] if is_on_hub(source.path, path) else _local_files(source, path)
+    return [] if _is_on_hub(source.path, path) else _local_files(source, path)
 
 
 def _reader(source: SourceSection) -> Iterator[RawRow]:
     path = Path(source.path).expanduser()
-    if is_on_hub(source.path, path):
+    if _is_on_hub(source.path, path):
         return read_hub(source)
     if path.is_dir() and is_saved_dataset(path):
         _refuse_keys(source, "subset", "revision", "streaming")
@@ -123,7 +123,7 @@ def _local_files(source: SourceSection, path: Path) -> list[Path]:
     raise _missing_file(path)
 
 
-def is_on_hub(name: str, path: Path) -> bool:
+def _is_on_hub(name: str, path: Path) -> bool:
     """Whether a source is none of this machine: it has the form of a dataset id, and no file or folder has its name."""
     return name.startswith(HUB_FILES) or (not path.exists() and _is_hub_id(name))
 

@@ -6,17 +6,17 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.utils import yaml_dump
 
-from qlora_cli.data.read.sources import is_on_hub
 from qlora_cli.deploy.push.base import last_name
 from qlora_cli.deploy.push.files import is_path, without_paths
 from qlora_cli.deploy.push.folder import PushedFolder
 from qlora_cli.deploy.push.head import head
+from qlora_cli.hub import HUB_FILES
+from qlora_cli.recipe.local_checks import is_on_hub
 from qlora_cli.recipe.yaml_text import parse_yaml
 from qlora_cli.report.curve import is_number
 from qlora_cli.report.measures_part import measured, objects
@@ -225,7 +225,8 @@ def _named(value: Any) -> Any:
 def _name(value: Any) -> str:
     """Name of a source, a task or a model; of a path its last part. Ids of the Hub stay."""
     text = str(value)
-    return text if is_on_hub(text, Path(text)) else last_name(text)
+    is_elsewhere = "://" in text and not text.startswith(HUB_FILES)
+    return text if is_on_hub(text) and not is_elsewhere else last_name(text)
 
 
 def _count(value: Any) -> str:

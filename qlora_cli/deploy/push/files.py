@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qlora_cli.deploy.checks import MERGE_RECORD
+from qlora_cli.constants import ADAPTER_RECORD, MERGE_RECORD
 from qlora_cli.deploy.push.base import PushedBase, last_name
 from qlora_cli.deploy.push.folder import AGAIN, Kind, PushedFolder
 from qlora_cli.errors import ArgumentError, IdentityError, Problem
 from qlora_cli.model.adapter_kind import ADAPTER_CONFIG
-from qlora_cli.model.adapter_record import ADAPTER_RECORD
 from qlora_cli.run.files import read_json_object
 from qlora_cli.run.inventory import changed_files
 from qlora_cli.secrets import find_secret

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qlora_cli import console
-from qlora_cli.deploy.checks import MERGE_RECORD
+from qlora_cli.constants import ADAPTER_RECORD, MERGE_RECORD
 from qlora_cli.deploy.push.base import PushedBase, describe_base
 from qlora_cli.errors import ArgumentError, IdentityError
 from qlora_cli.hub import is_hub_id
 from qlora_cli.model.adapter_kind import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from qlora_cli.model.adapter_record import ADAPTER_RECORD
 from qlora_cli.report.record import RunRecord, read_record
 from qlora_cli.run.directory import RunDirectory, latest_run
 from qlora_cli.run.files import read_json_object, sha256_file

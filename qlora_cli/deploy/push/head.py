@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from pathlib import Path
 from typing import Any
 
 from huggingface_hub.utils import yaml_dump
 
-from qlora_cli.data.read.sources import is_on_hub
 from qlora_cli.deploy.push.base import last_name
 from qlora_cli.deploy.push.folder import PushedFolder
 from qlora_cli.hub import HUB_FILES
+from qlora_cli.recipe.local_checks import is_on_hub
 from qlora_cli.report.curve import is_number
 from qlora_cli.report.measures_part import objects
 from qlora_cli.report.record import RunRecord
@@ -69,7 +68,7 @@ def hub_datasets(run: RunRecord | None) -> list[str]:
     for path in sources(run):
         if path.startswith(HUB_FILES):
             names.append("/".join(path.removeprefix(HUB_FILES).split("/")[:2]).partition("@")[0])
-        elif is_on_hub(path, Path(path)) and "/" in path:  # a single word may as well be a folder that has moved
+        elif "://" not in path and "/" in path and is_on_hub(path):  # a single word may as well be a folder that has moved
             names.append(path)
     return list(dict.fromkeys(names))
 

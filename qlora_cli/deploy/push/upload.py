@@ -7,14 +7,17 @@ commit the repository is as it was, whatever ends the upload.
 from __future__ import annotations
 
 import hashlib
+import logging
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from qlora_cli.deploy.push.card import is_replaceable
 from qlora_cli.deploy.push.faults import TOKENS, hub_faults
@@ -74,7 +77,11 @@ def upload(files: Sequence[PushedFile], target: Target, message: str) -> Uploade
         raise ArgumentError(
             "there is no token to write with", place=target.repo, hint=f"`hf auth login`, or set HF_TOKEN ({TOKENS})"
         )
-    api = HfApi(endpoint=endpoint(), token=token, library_name="qlora")
+    with _quiet_library():
+        return _uploaded(HfApi(endpoint=endpoint(), token=token, library_name="qlora"), files, target, message)
+
+
+def _uploaded(api: HfApi, files: Sequence[PushedFile], target: Target, message: str) -> Uploaded:
     with hub_faults(target.repo), progress("asking the Hub"):
         repo, parent = _prepared(api, target)
         there = api.list_repo_files(repo, revision=parent)
@@ -89,6 +96,21 @@ def upload(files: Sequence[PushedFile], target: Target, message: str) -> Uploade
         _compare(sent, repo, _infos(api, repo, commit, [file.name for file in sent]))
     kept = tuple(sorted(set(there) - {file.name for file in sent}))
     return Uploaded(repo, f"{endpoint()}/{repo}", commit, kept, keeps_card)
+
+
+@contextmanager
+def _quiet_library() -> Iterator[None]:
+    """Without the bars and remarks of huggingface_hub, which would break the calm lines; errors are raised."""
+    logger = logging.getLogger("huggingface_hub")
+    level, had_bars = logger.level, not are_progress_bars_disabled()
+    logger.setLevel(logging.ERROR)
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        if had_bars:
+            enable_progress_bars()
 
 
 def _prepared(api: HfApi, target: Target) -> tuple[str, str | None]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, ModelCardData
 
 from qlora_cli import push
 from qlora_cli.deploy.push.card import is_replaceable
@@ -99,6 +99,7 @@ def test_a_path_is_no_hub_id_of_a_base(run, name):
         ("org/rows", ["org/rows"]),
         ("hf://datasets/org/rows@main/data/a.parquet", ["org/rows"]),
         ("/var/hf/images/", None),  # huggingface/autotrain-advanced#648
+        ("s3://bucket/rows", None),
         ("rows.jsonl", None),
         ("data/rows.jsonl", None),
     ],
@@ -157,7 +158,7 @@ def test_the_template_of_blanks_that_peft_writes_is_replaced_and_a_word_in_it_is
 
 
 def test_the_template_of_huggingface_hub_is_one_of_blanks():
-    card = ModelCard.from_template(ModelCard("---\nlicense: mit\n---\n").data)
+    card = ModelCard.from_template(ModelCardData())
     assert not is_replaceable(str(card).replace("# Model Card for Model ID", "# My model"))
     assert is_replaceable(str(card))
 
