@@ -9,7 +9,7 @@ import qlora_cli.evaluate
 import qlora_cli.report
 import qlora_cli.train  # noqa: F401
 from qlora_cli.api import chat, export, generate, merge, train
-from qlora_cli.api_reports import compare, evaluate, report
+from qlora_cli.api_reports import compare, evaluate, push, report
 from qlora_cli.errors import QloraError
 
-__all__ = ["QloraError", "chat", "compare", "evaluate", "export", "generate", "merge", "report", "train"]
+__all__ = ["QloraError", "chat", "compare", "evaluate", "export", "generate", "merge", "push", "report", "train"]

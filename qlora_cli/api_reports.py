@@ -1,4 +1,4 @@
-"""`qlora eval`, `report` and `compare` as functions; they belong to `api.py`, which has the others."""
+"""`qlora eval`, `report`, `compare` and `push` as functions; they belong to `api.py`, which has the others."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from qlora_cli.choices import LoadedAs
 from qlora_cli.progress import STARTING, progress
 
 if TYPE_CHECKING:
+    from qlora_cli.deploy.push.push import Pushed
     from qlora_cli.evaluate.evaluation import Outcome
     from qlora_cli.report.compare import Comparison
     from qlora_cli.report.write import Report
@@ -107,3 +108,39 @@ def compare(runs: Sequence[AnyPath], *, out: AnyPath | None = None) -> Compariso
     from qlora_cli.run.directory import RunDirectory
 
     return read_and_compare([RunDirectory(Path(run)) for run in runs], None if out is None else Path(out))
+
+
+@called
+def push(
+    run: AnyPath | None,
+    repo: str,
+    *,
+    private: bool = False,
+    dry_run: bool = False,
+    revision: str | None = None,
+    replace_card: bool = False,
+    of_run: AnyPath | None = None,
+    base_model: str | None = None,
+) -> Pushed:
+    """Upload an adapter or a model to the Hugging Face Hub with a model card, as `qlora push`.
+
+    Args:
+        run: run directory, PEFT adapter folder, merged or exported model; the latest run when None.
+        repo: OWNER/NAME on the Hub; without OWNER your own.
+        private: make the repository a private one.
+        dry_run: collect the files and write the card, and ask nobody.
+        revision: branch to push to; the repository's own when None.
+        replace_card: replace a README.md of the repository that somebody has written.
+        of_run: the run that an exported folder was made from, for its card.
+        base_model: Hub id of a base that was trained on from a folder.
+
+    Raises:
+        QloraError: if there is nothing to push, a file holds a secret, or the Hub refuses or fails.
+        KeyboardInterrupt: after Ctrl-C; the repository is as it was.
+    """
+    with progress(STARTING):
+        from qlora_cli.deploy.push.push import PushOptions, push_folder
+
+    made_from = None if of_run is None else Path(of_run)
+    options = PushOptions(private, dry_run, revision, replace_card, made_from, base_model)
+    return push_folder(None if run is None else Path(run), repo, options)

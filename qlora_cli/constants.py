@@ -12,3 +12,9 @@ AMPERE = (8, 0)
 
 REPLACEMENT = "\ufffd"
 """What a decoder writes for bytes that are no whole character."""
+
+MERGE_RECORD = "qlora_merge.json"
+"""Record of the merge in a merged model folder; `deploy/record.py` has its content."""
+
+ADAPTER_RECORD = "qlora_adapter.json"
+"""What an adapter was trained on, in its folder; `model/adapter_record.py` has its content."""

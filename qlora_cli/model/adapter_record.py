@@ -14,13 +14,13 @@ from typing import Any
 from pydantic import ValidationError
 from transformers import PreTrainedTokenizerBase
 
+from qlora_cli.constants import ADAPTER_RECORD
 from qlora_cli.errors import IdentityError
 from qlora_cli.model.fingerprint import fingerprint_template, fingerprint_tokenizer
 from qlora_cli.model.tokenizer import load_tokenizer
 from qlora_cli.recipe.schema import ModelSection, QuantizationSection, Recipe
 from qlora_cli.run.files import read_json_object, write_json
 
-ADAPTER_RECORD = "qlora_adapter.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
 HINT = "copy the adapter folder again from its run, or take this file away to use it as any PEFT adapter"

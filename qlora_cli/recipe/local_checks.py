@@ -35,7 +35,7 @@ def unchecked(recipe: Recipe) -> list[str]:
     names = [f"model '{recipe.model.base_model}'"] if is_base_on_hub(recipe.model.base_model) else []
     paths = [source.path for source in (*recipe.data.train, *(recipe.data.eval or ()))]
     paths += [task.path for task in recipe.eval.tasks]
-    return names + list(dict.fromkeys(f"data '{path}'" for path in paths if _is_on_hub(path)))
+    return names + list(dict.fromkeys(f"data '{path}'" for path in paths if is_on_hub(path)))
 
 
 def recipe_as_stored_here(recipe: Recipe) -> Recipe:
@@ -84,7 +84,7 @@ def _named(written: RawRecipe, key: str) -> Iterator[tuple[tuple[PathPart, ...],
             yield place, item
 
 
-def _is_on_hub(name: str) -> bool:
+def is_on_hub(name: str) -> bool:
     if "://" in name:
         return True
     return is_hub_id(name) and not name.lower().endswith(DATA_SUFFIXES) and not Path(name).expanduser().exists()
@@ -103,7 +103,7 @@ def _fault_of(name: str) -> tuple[str, str] | None:
         if any(glob.iglob(str(path), recursive=True)):
             return None
         return "matches no file", f"paths start at the current directory, {Path.cwd()}"
-    return None if _is_on_hub(name) else ("is not there", _missing_hint(path))
+    return None if is_on_hub(name) else ("is not there", _missing_hint(path))
 
 
 def _folder_fault(folder: Path) -> tuple[str, str] | None:
