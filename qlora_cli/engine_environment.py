@@ -40,3 +40,7 @@ class EngineEnvironment:
         named = os.environ.get(self.variable)
         candidate = Path(named) if named else self.folder / "bin" / "python"
         return candidate if candidate.is_file() else None
+
+
+VLLM = EngineEnvironment("vllm", "vllm", ("vllm==0.32.*",))
+"""Serves adapters together; `qlora_cli/model/vllm_limits.py` was read in this version."""
