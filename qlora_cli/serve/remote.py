@@ -35,6 +35,8 @@ THINK = AnswerFrame(opening="<think>", closing="</think>")
 SILENCE_SECONDS = 300.0
 """So long nothing may come from a server; a long prompt on a slow one takes minutes."""
 
+STREAMS = "is it a server with the OpenAI chat API, and does the URL end with /v1?"
+
 LONGEST_LINE = 1024 * 1024
 LONGEST_REFUSAL = 65_536
 
@@ -88,18 +90,21 @@ class RemoteSession(Conversation):
         }
         if options.seed is not None:
             body["seed"] = options.seed + attempt
-        pieces = _Pieces(on_text)
+        pieces, num_chunks = _Pieces(on_text), 0
         stopped_by: StopReason = "end_of_turn"
         try:
-            for event in self._events(body):
-                if pieces.take(event) == "length":
+            for chunk in self._chunks(body):
+                num_chunks += 1
+                if pieces.take(chunk) == "length":
                     stopped_by = "length"
         except KeyboardInterrupt:
             stopped_by = "interrupt"
+        if num_chunks == 0 and stopped_by != "interrupt":
+            raise ResourceError("the server sent no chat completion", place=self._url, hint=STREAMS)
         text = pieces.finish()
         return Answer(text, 0, pieces.num_pieces, perf_counter() - start, stopped_by, f"the server at {self._url}")
 
-    def _events(self, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    def _chunks(self, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Chunks of a streamed chat completion (server-sent events)."""
         with self._opened("/chat/completions", json.dumps(body).encode()) as response:
             try:
@@ -117,7 +122,8 @@ class RemoteSession(Conversation):
         except (ValueError, RecursionError):
             chunk = None
         if not isinstance(chunk, dict):
-            raise ResourceError(f"the server sent no chat completion: {one_line(value[:80])}", place=self._url)
+            text = f"the server sent no chat completion: {one_line(value[:80])}"
+            raise ResourceError(text, place=self._url, hint=STREAMS)
         if chunk.get("error"):
             raise ResourceError(f"the server gave up: {message_in(value)}", place=self._url, hint="ask again")
         return chunk

@@ -38,7 +38,7 @@ START = (
     "from qlora_cli.serve.vllm import serve_with_vllm; "
     "pairs = [word.split('=') for word in sys.argv[3:]]; "
     "sources = {name: find_tuned(Path(path)) for name, path in pairs}; "
-    "serve_with_vllm(sources, port=int(sys.argv[1]), api_key_variable='VLLM_TEST_KEY', is_printed_only=sys.argv[2] == 'print')"
+    "serve_with_vllm(sources, '127.0.0.1', int(sys.argv[1]), 'VLLM_TEST_KEY', sys.argv[2] == 'print')"
 )
 CLIENT = """
 import json, sys
@@ -52,8 +52,8 @@ for name in [model.id for model in client.models.list()]:
         for ids in asked["prompts"]
     ]
     said[name + " chat"] = [
-        client.chat.completions.create(model=name, messages=messages, max_tokens=12, temperature=0).choices[0].message.content
-        for messages in asked["messages"]
+        client.chat.completions.create(model=name, messages=turns, max_tokens=12, temperature=0).choices[0].message.content
+        for turns in asked["messages"]
     ]
 print(json.dumps(said))
 """
