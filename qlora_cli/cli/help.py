@@ -57,6 +57,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "qlora compare": ("qlora compare runs/recipe runs/second",),
     "qlora runs": ("qlora runs", "qlora runs --sort eval"),
     "qlora doctor": ("qlora doctor",),
+    "qlora env": ("qlora env", "qlora env mlx", "qlora env gptq --print"),
 }
 """Command -> lines to paste. `tests/cli/test_help.py` takes each of them through the parser."""
 

@@ -51,10 +51,11 @@ for name in [model.id for model in client.models.list()]:
         client.completions.create(model=name, prompt=ids, max_tokens=12, temperature=0, logprobs=0).choices[0].text
         for ids in asked["prompts"]
     ]
-    said[name + " chat"] = [
-        client.chat.completions.create(model=name, messages=turns, max_tokens=12, temperature=0).choices[0].message.content
+    chats = [
+        client.chat.completions.create(model=name, messages=turns, max_tokens=12, temperature=0)
         for turns in asked["messages"]
     ]
+    said[name + " chat"] = [chat.choices[0].message.content for chat in chats]
 print(json.dumps(said))
 """
 QUESTIONS = ["My parcel has not arrived.", "I want my money back", "The app crashes é", "Refund? 3x"]
