@@ -135,10 +135,10 @@ def test_the_results_are_read_back_as_they_were_written(outcome, tmp_path):
 def test_the_losses_of_single_rows_add_up_to_the_figures_of_the_table(outcome, tmp_path):
     write_outcome(outcome, tmp_path / "eval")
     rows = [json.loads(line) for line in (tmp_path / "eval/losses.jsonl").read_text().splitlines()]
-    for measure in outcome.results.measures:
-        if measure.measure == "loss" and measure.source is None:
-            for model, found in measure.values.items():
-                own = [row for row in rows if (row["task"], row["model"]) == (measure.task, model)]
+    for one in outcome.results.measures:
+        if one.measure == "loss" and one.source is None:
+            for model, found in one.values.items():
+                own = [row for row in rows if (row["task"], row["model"]) == (one.task, model)]
                 assert sum(row["nats"] for row in own) / sum(row["tokens"] for row in own) == pytest.approx(found.value)
                 assert len({row["row"] for row in own}) == len(own) > 1
 

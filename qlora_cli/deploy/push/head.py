@@ -68,7 +68,9 @@ def hub_datasets(run: RunRecord | None) -> list[str]:
     for path in sources(run):
         if path.startswith(HUB_FILES):
             names.append("/".join(path.removeprefix(HUB_FILES).split("/")[:2]).partition("@")[0])
-        elif "://" not in path and "/" in path and is_on_hub(path):  # a single word may as well be a folder that has moved
+        elif (
+            "://" not in path and "/" in path and is_on_hub(path)
+        ):  # a single word may as well be a folder that has moved
             names.append(path)
     return list(dict.fromkeys(names))
 
