@@ -101,8 +101,8 @@ def _load_model(sources: Sequence[Named]) -> tuple[PeftModel | PreTrainedModel, 
             continue
         _refuse_other_vocabulary(name, source, num_rows, is_alone=len(sources) == 1)
         if isinstance(model, PeftModel):
-            adapters[name] = f"served_{len(adapters):04d}"
-            add_adapter(model, source.adapter, adapters[name])
+            adapters[name] = own_name = f"served_{len(adapters):04d}"
+            add_adapter(model, source.adapter, own_name)
         else:
             adapters[name] = ADAPTER
             model = load_adapter(model, source.adapter)

@@ -134,7 +134,7 @@ class Scheduler:
 
     def _has_room(self, row: Row) -> bool:
         running = self._running()
-        longest = max((one.most_tokens for one in [row, *running]))
+        longest = max(one.most_tokens for one in [row, *running])
         is_within = (len(running) + 1) * longest <= self._max_cache_tokens
         return not running or (is_within and len(running) < self._max_rows)
 

@@ -115,7 +115,8 @@ class ServedModel:
     def _tell_adapters(
         self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """What `PeftModel.forward(adapter_names=...)` does with hooks for each call, which stay after one that fails."""
+        """What `PeftModel.forward(adapter_names=...)` does with hooks for each call; its own stay after one that fails,
+        and every later call, whoever's it is, is then given the adapters of that one."""
         return None if self._row_adapters is None else (args, kwargs | {"adapter_names": self._row_adapters})
 
     def _switched(self, adapters: list[str | None]) -> list[str] | None:
