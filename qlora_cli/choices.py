@@ -42,3 +42,6 @@ LoadedAs = Literal["none", "nf4", "fp4", "int8"]
 
 RunOrder = Literal["latest", "name", "eval", "loss", "steps", "time"]
 """Orders of `qlora runs`; ORDERS in `run/overview.py`."""
+
+ServingEngine = Literal["transformers", "vllm"]
+"""What computes the answers of `qlora serve`: this process, or vLLM in an environment of its own."""

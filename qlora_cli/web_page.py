@@ -1,7 +1,9 @@
-"""The frame of every page that is written: one HTML file that loads nothing, runs nothing, and follows the screen."""
+"""The frame of every page: one HTML file that loads nothing, runs no script but its own, and follows the screen."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from html import escape
 
 from qlora_cli.visible_text import visible
@@ -31,7 +33,13 @@ def text_as_html(text: str) -> str:
     return escape(visible(text), quote=True)
 
 
-def document(title: str, style: str, body: str, *, refresh_seconds: int | None = None) -> str:
+def script_policy(script: str) -> str:
+    """The Content-Security-Policy of a page with one script: it runs that one, and asks its own server alone."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; connect-src 'self'"
+
+
+def document(title: str, style: str, body: str, *, refresh_seconds: int | None = None, script: str = "") -> str:
     """A whole page.
 
     Args:
@@ -39,13 +47,16 @@ def document(title: str, style: str, body: str, *, refresh_seconds: int | None =
         style: CSS, laid over `PAPER`.
         body: HTML in which everything from outside is escaped already.
         refresh_seconds: after which the browser loads the page again; None for a page that stays.
+        script: JavaScript at the end of the page; without one nothing runs.
     """
+    policy = script_policy(script) if script else "default-src 'none'; style-src 'unsafe-inline'"
+    run = f"<script>{script}</script>\n" if script else ""
     refresh = "" if refresh_seconds is None else f'<meta http-equiv="refresh" content="{refresh_seconds}">\n'
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         # Even if the escaping had a hole, the browser would load and run nothing.
-        """<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">\n"""
+        f"""<meta http-equiv="Content-Security-Policy" content="{policy}">\n"""
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"{GENERATOR}\n{refresh}<title>{text_as_html(title)}</title>\n<style>\n{PAPER}{style}</style>\n</head>\n"
-        f"<body>\n{body}\n</body>\n</html>\n"
+        f"<body>\n{body}\n{run}</body>\n</html>\n"
     )

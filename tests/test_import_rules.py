@@ -67,6 +67,9 @@ HOMES = {
     "trl": ("train",),
     "matplotlib": ("report",),
     "plotly": ("report",),
+    "fastapi": ("serve",),
+    "starlette": ("serve",),
+    "uvicorn": ("serve",),
 }
 """Library -> the rooms that may import it. `bitsandbytes`: deploy unpacks weights, plan reports what works."""
 

@@ -17,6 +17,8 @@ CALLED_BY_LIBRARIES = {
     "Handler",
     "HfQuantizer",
     "ConversionOps",
+    "H11Protocol",
+    "Response",
 }
 READ_BY_OTHERS = {
     "format_help": "by typer",

@@ -20,6 +20,7 @@ from qlora_cli.cli import (
     pushing,
     recipes,
     reporting,
+    serving,
     training,
 )
 from qlora_cli.cli.usage import adopt
@@ -57,7 +58,20 @@ def options(
     # `main` acts on --debug, since it outlives the command.
 
 
-for _group in (recipes, data, plan, training, evaluation, reporting, deployment, chat, pushing, inspection, engines):
+for _group in (
+    recipes,
+    data,
+    plan,
+    training,
+    evaluation,
+    reporting,
+    deployment,
+    chat,
+    serving,
+    pushing,
+    inspection,
+    engines,
+):
     _group.register(app)
 adopt(app)
 

@@ -15,7 +15,7 @@ from qlora_cli import compat
 from qlora_cli.errors import IdentityError, RecipeError
 from qlora_cli.model.adapter_fit import fit_vocabulary, fitting, refuse_unloadable
 from qlora_cli.model.adapter_kind import ADAPTER_WEIGHTS, read_adapter_kind
-from qlora_cli.model.adapter_tensors import put_on_base
+from qlora_cli.model.adapter_tensors import put_beside, put_on_base
 from qlora_cli.model.experts.attaching import experts_shown_whole
 from qlora_cli.model.towers.own_names import with_loaded_names, with_own_names
 from qlora_cli.model.towers.targets import check_targets, fused_targets, modules_to_exclude, settle_config
@@ -118,6 +118,24 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
     with fitting(kind), experts_shown_whole(base):
         model = put_on_base(base, kind)
     return model.eval()
+
+
+def add_adapter(model: PeftModel, folder: Path, name: str) -> None:
+    """The adapter in `folder` beside those that `model` has, as `load_adapter` loads it. It is not switched on.
+
+    Args:
+        model: what `load_adapter` returned.
+        folder: of an adapter that leaves the base as it is, its vocabulary too.
+        name: in PEFT; no part of another adapter's name.
+
+    Raises:
+        ArgumentError, IdentityError: as `load_adapter`, also where PEFT cannot have both on one base.
+    """
+    kind, base = read_adapter_kind(folder), model.get_base_model()
+    refuse_unloadable(kind, base)
+    with fitting(kind), experts_shown_whole(base):
+        put_beside(model, kind, name)
+    model.eval()
 
 
 def save_adapter(model: PeftModel, folder: Path, *, revision: str | None = None) -> None:

@@ -38,9 +38,7 @@ def put_on_base(base: PreTrainedModel, kind: AdapterKind) -> PeftModel:
     Raises:
         IdentityError: if a tensor of the file would not be used, or one that the configuration asks for is missing.
     """
-    config = PeftConfig.from_pretrained(str(kind.folder))
-    config.task_type = "CAUSAL_LM"  # which is what it is used for; some programs write another or none
-    names = adapter_key_mapping(base)
+    config = _config(kind)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         model = PeftModel.from_pretrained(
@@ -48,19 +46,51 @@ def put_on_base(base: PreTrainedModel, kind: AdapterKind) -> PeftModel:
             str(kind.folder),
             config=config,
             autocast_adapter_dtype=not _keeps_dtypes(kind),
-            key_mapping=names,
+            key_mapping=adapter_key_mapping(base),
         )
-    if _keeps_dtypes(kind):
-        _set_dtypes(model, dict.fromkeys(_updates(model), torch.float32))
-    if kind.method == "ADALORA":
-        config.rank_pattern = None  # the layers have shrunk to it already, and PEFT would shrink them once more
-    # The same tensors once more: from_pretrained does not say what it has found, and float32 holds any stored dtype.
-    found = model.load_adapter(str(kind.folder), ADAPTER, autocast_adapter_dtype=False, key_mapping=names)
-    _refuse_unused(kind, found.unexpected_keys)
-    _refuse_missing(kind, found.missing_keys)
-    if _keeps_dtypes(kind):
-        _set_dtypes(model, _stored_dtypes(model, base, kind))
+    _set_tensors(model, kind, ADAPTER)
     return model
+
+
+def put_beside(model: PeftModel, kind: AdapterKind, name: str) -> None:
+    """One more adapter on the base of `model`, with the same care; it is not switched on.
+
+    Args:
+        model: a base with an adapter of the same method.
+        kind: the adapter that comes.
+        name: its name in PEFT, which is no part of any other adapter's.
+
+    Raises:
+        IdentityError: as `put_on_base`.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        model.add_adapter(name, _config(kind), autocast_adapter_dtype=not _keeps_dtypes(kind))
+    _set_tensors(model, kind, name)
+
+
+def _config(kind: AdapterKind) -> PeftConfig:
+    config = PeftConfig.from_pretrained(str(kind.folder))
+    config.task_type = "CAUSAL_LM"  # which is what it is used for; some programs write another or none
+    config.inference_mode = True
+    return config
+
+
+def _set_tensors(model: PeftModel, kind: AdapterKind, name: str) -> None:
+    """Every tensor of the file in its place and its dtype, or an error."""
+    base = model.get_base_model()
+    if _keeps_dtypes(kind):
+        _set_dtypes(model, dict.fromkeys(_updates(model, name), torch.float32))
+    if kind.method == "ADALORA":
+        model.peft_config[name].rank_pattern = None  # the layers have shrunk to it, and PEFT would shrink them again
+    # The same tensors once more: from_pretrained does not say what it has found, and float32 holds any stored dtype.
+    found = model.load_adapter(
+        str(kind.folder), name, autocast_adapter_dtype=False, key_mapping=adapter_key_mapping(base)
+    )
+    _refuse_unused(kind, found.unexpected_keys)
+    _refuse_missing(kind, found.missing_keys, name)
+    if _keeps_dtypes(kind):
+        _set_dtypes(model, _stored_dtypes(model, kind, name))
 
 
 def _keeps_dtypes(kind: AdapterKind) -> bool:
@@ -68,9 +98,10 @@ def _keeps_dtypes(kind: AdapterKind) -> bool:
     return kind.method in ("LORA", "ADALORA")
 
 
-def _updates(model: PeftModel) -> list[str]:
-    """Names of the adapter's own parameters. What replaces a weight of the base stays in the base's dtype."""
-    return [name for name, _ in model.named_parameters() if "lora_" in name]
+def _updates(model: PeftModel, adapter: str) -> list[str]:
+    """Names of an adapter's own parameters. What replaces a weight of the base stays in the base's dtype."""
+    names = [name for name, _ in model.named_parameters()]
+    return [name for name in names if "lora_" in name and f".{adapter}" in name.partition("lora_")[2]]
 
 
 def _set_dtypes(model: PeftModel, dtypes: dict[str, torch.dtype]) -> None:
@@ -79,16 +110,16 @@ def _set_dtypes(model: PeftModel, dtypes: dict[str, torch.dtype]) -> None:
             parameter.data = parameter.data.to(dtypes[name])
 
 
-def _stored_dtypes(model: PeftModel, base: PreTrainedModel, kind: AdapterKind) -> dict[str, torch.dtype]:
+def _stored_dtypes(model: PeftModel, kind: AdapterKind, adapter: str) -> dict[str, torch.dtype]:
     """Parameter -> its dtype in the file; of what PEFT has converted, the widest in the file."""
     with safe_open(kind.folder / ADAPTER_WEIGHTS, framework="pt") as file:
         stored = {
             name.removesuffix(".weight"): DTYPES[file.get_slice(name).get_dtype()]
             for name in file.keys()  # noqa: SIM118 - no mapping
         }
-    stored = with_loaded_names(base, stored)
+    stored = with_loaded_names(model.get_base_model(), stored)
     widest = max(stored.values(), key=lambda dtype: dtype.itemsize)
-    names = {name: name.replace(f".{ADAPTER}", "").removesuffix(".weight") for name in _updates(model)}
+    names = {name: name.replace(f".{adapter}", "").removesuffix(".weight") for name in _updates(model, adapter)}
     return {name: stored.get(plain, widest) for name, plain in names.items()}
 
 
@@ -120,10 +151,10 @@ def _is_second_copy(kind: AdapterKind, name: str) -> bool:
         return any(torch.equal(file.get_tensor(name), file.get_tensor(other)) for other in sorted(others))
 
 
-def _refuse_missing(kind: AdapterKind, names: list[str]) -> None:
+def _refuse_missing(kind: AdapterKind, names: list[str], adapter: str) -> None:
     missing = sorted(name for name in names if not any(part in name for part in SHARED))
     if missing:
-        raise missing_tensors(kind.folder, [name.replace(f".{ADAPTER}", "") for name in missing])
+        raise missing_tensors(kind.folder, [name.replace(f".{adapter}", "") for name in missing])
 
 
 def missing_tensors(folder: Path, names: list[str]) -> IdentityError:

@@ -94,7 +94,7 @@ def test_losses_on_the_same_rows_are_paired_and_others_counted(runs):
     for run, shift in zip(runs, (0.0, -0.5), strict=True):
         add_results(run)
         rows = [
-            {"task": "held-out", "model": model, "row": f"{number}", "tokens": 10, "nats": 10 * (2 + shift) + number % 7}
+            {"task": "held-out", "model": model, "row": str(number), "tokens": 10, "nats": 20 + 10 * shift + number % 7}
             for model in ("base", "tuned")
             for number in range(50 if shift else 40)
         ]

@@ -79,7 +79,7 @@ class Ticket(Protocol):
         """Give the place up; `events` ends soon with `cancelled`. Does nothing to an answer that is finished."""
 
 
-class QueueFull(Exception):
+class QueueFull(Exception):  # noqa: N818 - not a fault: the one who asks may ask again
     """More requests wait than the engine was allowed."""
 
 
