@@ -43,6 +43,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "qlora merge": ("qlora merge", "qlora merge runs/recipe --out merged --dtype float32"),
     "qlora export": ("qlora export --out exported", "qlora export runs/recipe --out exported --force"),
+    "qlora push": (
+        "qlora push runs/recipe owner/name --dry-run",
+        "qlora push runs/recipe/merged owner/name --private",
+    ),
     "qlora chat": (
         "qlora chat",
         "qlora chat runs/recipe --system 'You are terse.'",

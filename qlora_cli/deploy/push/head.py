@@ -63,14 +63,12 @@ def sources(run: RunRecord | None) -> list[str]:
 
 
 def hub_datasets(run: RunRecord | None) -> list[str]:
-    """Those of them that the Hub has; it refuses a card that names others."""
+    """Those of them that the Hub has; it refuses a card that names others. A single word may be a folder that moved."""
     names = []
     for path in sources(run):
         if path.startswith(HUB_FILES):
             names.append("/".join(path.removeprefix(HUB_FILES).split("/")[:2]).partition("@")[0])
-        elif (
-            "://" not in path and "/" in path and is_on_hub(path)
-        ):  # a single word may as well be a folder that has moved
+        elif "://" not in path and "/" in path and is_on_hub(path):
             names.append(path)
     return list(dict.fromkeys(names))
 

@@ -114,7 +114,7 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
     @contextmanager
-    def capture_signals(self) -> Iterator[None]:  # type: ignore[override]
+    def capture_signals(self) -> Iterator[None]:
         """Handle all stop signals, not only the two that uvicorn knows."""
         before = {number: signal.signal(number, self.handle_exit) for number in heeded_signals()}
         try:
