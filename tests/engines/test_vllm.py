@@ -38,7 +38,7 @@ START = (
     "from qlora_cli.serve.vllm import serve_with_vllm; "
     "pairs = [word.split('=') for word in sys.argv[3:]]; "
     "sources = {name: find_tuned(Path(path)) for name, path in pairs}; "
-    "serve_with_vllm(sources, '127.0.0.1', int(sys.argv[1]), 'VLLM_TEST_KEY', sys.argv[2] == 'print')"
+    "serve_with_vllm(sources, '127.0.0.1', int(sys.argv[1]), 'QLORA_TEST_KEY', sys.argv[2] == 'print')"
 )
 CLIENT = """
 import json, sys
@@ -88,7 +88,7 @@ def runs(trained_base, tmp_path_factory):
 
 
 def wait_until_up(process, port, log):
-    for _ in range(240):
+    for _ in range(600):
         if process.poll() is not None:
             raise AssertionError(log.read_text()[-4000:])
         try:
@@ -108,7 +108,7 @@ def free_port():
 
 def started(port, how, runs, **options):
     pairs = [f"{name}={path}" for name, path in runs.items()]
-    variables = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_TEST_KEY": "sesame", "PYTHONPATH": str(ROOT)}
+    variables = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "QLORA_TEST_KEY": "sesame", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
         [sys.executable, "-c", START, str(port), how, *pairs], env=variables, cwd=ROOT, text=True, **options
     )
@@ -195,7 +195,7 @@ def test_qlora_chat_talks_with_it_and_needs_the_key(server, expected, monkeypatc
 def test_the_base_is_written_once_and_printed_commands_say_what_is_missing(server, runs):
     printed = started(1, "print", runs, stdout=subprocess.PIPE).communicate()[0]
     assert printed.count("\n") == 1
-    assert printed.startswith('VLLM_API_KEY="$VLLM_TEST_KEY" ')
+    assert printed.startswith('VLLM_API_KEY="$QLORA_TEST_KEY" ')
     assert "sesame" not in printed
     assert re.search(r"--max-lora-rank 16 ", printed)
 
