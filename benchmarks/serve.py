@@ -4,8 +4,8 @@
     .venv/bin/python benchmarks/serve.py --base FOLDER --clients 1 8 32 --adapters 1 8
     .venv/bin/python benchmarks/serve.py --url http://127.0.0.1:8000 --models a b --clients 1 8 32
 
-Without `--base` a small one is made by `qlora tiny`; adapters are random. With `--url` a server that runs already is asked
-over its OpenAI routes: `qlora serve`, or another such as `transformers serve`.
+Without `--base` a small one is made by `qlora tiny`; adapters are random. With `--url` a server that runs already is
+asked over its OpenAI routes, ours or another such as `transformers serve`.
 """
 
 from __future__ import annotations

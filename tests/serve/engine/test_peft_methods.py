@@ -26,14 +26,13 @@ SERVED_ALONE = {
     "init pissa": "init|pissa",
     "init olora": "olora",
     "init mica": "mica",
-    "target_parameters": "target_parameters",
 }
 """LoRA whose base cannot be shared, and words of the reason."""
 
 RUN_APART = {
     "dora",
-    "lora_bias",
     "qalora",
+    "target_parameters",
     "modules_to_save embeddings",
     "modules_to_save norm",
     "trainable_token_indices",
