@@ -15,7 +15,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # Tests start many processes; each that had to compile the project's code again would take a second longer.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help install install-dev demo test test-quick test-gpu torture check check-latest test-engines test-vllm test-trackers format fuzz bench-data bench-checkpoint bench-merge bench-gpu bench-plan bench-eval bench-verdicts clean
+.PHONY: help install install-dev demo test test-quick test-gpu torture check check-latest test-engines test-vllm test-trackers format fuzz bench-data bench-checkpoint bench-merge bench-gpu bench-plan bench-eval bench-verdicts bench-serve clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -122,6 +122,9 @@ bench-eval: install ## batched evaluation beside one question at a time
 
 bench-verdicts: install ## coverage, false alarms and power of verdicts, into docs/evaluation.md
 	$(BIN)/python benchmarks/verdicts.py
+
+bench-serve: install ## tokens/s and latency of the serving engine at 1, 8 and 32 clients
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/serve.py
 
 clean: ## delete .venv and caches, never runs/
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache build *.egg-info

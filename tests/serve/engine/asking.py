@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 
@@ -10,18 +11,41 @@ import torch
 from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.model.base import load_base
 from qlora_cli.model.tuned import TunedSource, find_tuned, load_tuned
+from qlora_cli.serve.engine.loading import load_engine
 from qlora_cli.serve.engine.requests import Finish, GenerationRequest, Piece
 from qlora_cli.serve.generation import SamplingOptions, generate_answer
 from qlora_cli.serve.speaker import load_speaker
-from tests.deploy.models import with_adapter
+from tests.deploy.models import VOCABULARY, save_tokenizer, with_adapter
+
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 32,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.2,
+    "bos_token_id": 0,
+    "eos_token_id": 3,
+}
+
+
+def save_model(folder, model):
+    torch.manual_seed(0)
+    model.save_pretrained(folder)
+    save_tokenizer(folder)
+    return folder
+
 
 LOGPROB_BOUND = 1e-4
 """In float32, of the same token in a batch and alone."""
 
 
-def find(folder: Path) -> TunedSource:
+def find(folder: Path | str) -> TunedSource:
     """What is in a folder; gpt-oss has no sdpa."""
-    source = find_tuned(folder)
+    source = find_tuned(Path(folder))
     if "gpt_oss" not in (Path(source.model.base_model) / "config.json").read_text():
         return source
     return dataclasses.replace(source, model=source.model.model_copy(update={"attn_implementation": "eager"}))
@@ -120,3 +144,21 @@ def assert_as_alone(loaded, alone: Alone, asked: list[tuple[str, int, dict]], bo
         assert (own - reference.gather(1, torch.tensor(ids)[:, None])[:, 0]).abs().max() < bound
         best = torch.tensor([[token.logprob for token in some] for some in heard.alternatives])
         assert (best - reference.topk(2).values).abs().max() < bound
+
+
+@contextlib.contextmanager
+def serving(folders, limits=None):
+    loaded = load_engine([(name, find(folder)) for name, folder in folders.items()], limits)
+    try:
+        yield loaded
+    finally:
+        loaded.engine.close(0)
+
+
+def mixed_load(names):
+    """Twelve questions, greedy and sampled, for one name after the other."""
+    sampled = {"temperature": 0.9, "top_p": 0.9}
+    return [
+        (names[number % len(names)], number, sampled | {"seed": number} if number % 3 == 2 else {})
+        for number in range(12)
+    ]

@@ -1,7 +1,5 @@
 """Every answer of a mixed load is the one that its model gives alone, whatever the base and the adapters are."""
 
-import contextlib
-
 import pytest
 import torch
 from transformers import (
@@ -13,32 +11,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from qlora_cli.serve.engine.loading import load_engine
-from tests.deploy.models import VOCABULARY, save_gpt2, save_llama, save_tokenizer
+from tests.deploy.models import save_gpt2, save_llama
 from tests.model.bases import MULTIMODAL, TEXT_ONLY, save_toy
-from tests.serve.engine.asking import Alone, assert_as_alone, find, save_adapter
-
-SIZES = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 32,
-    "max_position_embeddings": 256,
-    "initializer_range": 0.2,
-    "bos_token_id": 0,
-    "eos_token_id": 3,
-}
-
-
-def save_model(folder, model):
-    torch.manual_seed(0)
-    model.save_pretrained(folder)
-    save_tokenizer(folder)
-    return folder
-
+from tests.serve.engine.asking import SIZES, Alone, assert_as_alone, mixed_load, save_adapter, save_model, serving
 
 DENSE = {
     "llama": lambda folder: save_llama(folder, tie_word_embeddings=False),
@@ -54,24 +29,6 @@ DENSE = {
         folder, MistralForCausalLM(MistralConfig(**SIZES, sliding_window=12))
     ),
 }
-
-
-@contextlib.contextmanager
-def serving(folders, limits=None):
-    loaded = load_engine([(name, find(folder)) for name, folder in folders.items()], limits)
-    try:
-        yield loaded
-    finally:
-        loaded.engine.close(0)
-
-
-def mixed_load(names):
-    """Twelve questions, greedy and sampled, for one name after the other."""
-    sampled = {"temperature": 0.9, "top_p": 0.9}
-    return [
-        (names[number % len(names)], number, sampled | {"seed": number} if number % 3 == 2 else {})
-        for number in range(12)
-    ]
 
 
 @pytest.mark.parametrize("kind", DENSE)
