@@ -30,9 +30,7 @@ def serve(
     ] = "QLORA_API_KEY",
     engine: Annotated[ServingEngine, typer.Option(help="What computes the answers.")] = "transformers",
     print_only: Annotated[bool, typer.Option("--print", help="Print the command of vLLM and start nothing.")] = False,
-    max_queue: Annotated[
-        int, typer.Option(min=0, help="Requests that may wait; more are refused.")
-    ] = 256,
+    max_queue: Annotated[int, typer.Option(min=0, help="Requests that may wait; more are refused.")] = 256,
     max_batch: Annotated[int, typer.Option(min=1, help="Answers that are made at once.")] = 32,
     allow_origin: Annotated[
         list[str] | None,

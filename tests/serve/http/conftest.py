@@ -22,6 +22,9 @@ LIMITS = HttpLimits(
 )
 
 
+HTTP = httpx.Client(timeout=60, trust_env=False, limits=httpx.Limits(max_connections=None))
+
+
 @dataclass
 class Running:
     """A server that answers."""
@@ -36,10 +39,10 @@ class Running:
         return OpenAI(base_url=f"{self.address}/v1", **({"api_key": "any", "max_retries": 0} | settings))
 
     def get(self, path: str, **settings) -> httpx.Response:
-        return httpx.get(self.address + path, timeout=30, **settings)
+        return HTTP.get(self.address + path, **settings)
 
     def post(self, path: str, body, **settings) -> httpx.Response:
-        return httpx.post(self.address + path, json=body, timeout=60, **settings)
+        return HTTP.post(self.address + path, json=body, **settings)
 
 
 @pytest.fixture(scope="session")
