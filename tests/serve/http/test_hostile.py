@@ -8,6 +8,7 @@ import resource
 import socket
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -21,15 +22,11 @@ def sent(port: int, data: bytes, *, seconds: float = 20) -> bytes:
     """What comes back until the server closes the connection, or its headers are there."""
     with socket.create_connection(("127.0.0.1", port), timeout=seconds) as line:
         received = b""
-        try:
+        with suppress(OSError):  # refused before all was sent
             line.sendall(data)
-        except OSError:
-            pass  # refused before all was sent
-        try:
+        with suppress(ConnectionResetError):
             while b"\r\n\r\n" not in received and (part := line.recv(1 << 16)):
                 received += part
-        except ConnectionResetError:
-            pass
         return received
 
 
