@@ -15,7 +15,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # Tests start many processes; each that had to compile the project's code again would take a second longer.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help install install-dev demo test test-quick test-gpu torture check check-latest test-engines test-trackers format fuzz bench-data bench-checkpoint bench-merge bench-gpu bench-plan bench-eval bench-verdicts clean
+.PHONY: help install install-dev demo test test-quick test-gpu torture check check-latest test-engines test-vllm test-trackers format fuzz bench-data bench-checkpoint bench-merge bench-gpu bench-plan bench-eval bench-verdicts clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,7 +73,14 @@ check-latest: ## names that we need, signatures and fast tests with the newest l
 # What engines carry that do not follow the newest transformers.
 OLDER := .venv-older/bin/python
 
-test-engines: install-dev ## merged folders opened by transformers 4.57, in .venv-older
+# As `qlora env vllm` installs it. VLLM names another Python that has vLLM and the openai client.
+VLLM ?= $(shell QLORA_CACHE=$(CURDIR)/.venv-engines $(BIN)/python -c 'from qlora_cli.engine_environment import VLLM; print(VLLM.folder / "bin" / "python")')
+
+test-vllm: install-dev ## adapters served by vLLM, in .venv-engines
+	test -x $(VLLM) || QLORA_CACHE=$(CURDIR)/.venv-engines $(BIN)/qlora env vllm
+	QLORA_VLLM_PYTHON=$(VLLM) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/engines/test_vllm.py
+
+test-engines: install-dev test-vllm ## merged folders opened by transformers 4.57, adapters served by vLLM
 	test -x $(OLDER) || $(PYTHON) -m venv .venv-older
 	$(OLDER) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt torch
 	$(OLDER) -m pip --disable-pip-version-check install --quiet 'transformers==4.57.*' safetensors jinja2

@@ -91,6 +91,11 @@ def piece(text: str) -> None:
         out.file.flush()
 
 
+def aside(text: str) -> None:
+    """Part of a model's reasoning, immediately, to stderr; dim where colours are shown."""
+    err.print(Text(text, style="dim"), end="")
+
+
 def data(value: Any, *, is_answer: bool = False) -> None:
     """`value` as JSON on stdout, for `--json`; NaN and infinities are refused. A model's answer stays as it is."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"

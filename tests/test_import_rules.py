@@ -16,6 +16,7 @@ FLOORS = {
     "choices": 0,
     "constants": 0,
     "cache_folder": 0,
+    "chat_server": 0,
     "hub": 0,
     "console": 0,
     "compat": 0,

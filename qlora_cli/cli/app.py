@@ -9,7 +9,19 @@ from typing import Annotated
 import typer
 
 from qlora_cli import compat, console, environment
-from qlora_cli.cli import data, deployment, evaluation, inspection, plan, recipes, reporting, serving, training
+from qlora_cli.cli import (
+    chat,
+    data,
+    deployment,
+    engines,
+    evaluation,
+    inspection,
+    plan,
+    recipes,
+    reporting,
+    serving,
+    training,
+)
 from qlora_cli.cli.usage import adopt
 from qlora_cli.errors import QloraError
 from qlora_cli.interruption import Interruption, interruptible, postponed
@@ -45,7 +57,7 @@ def options(
     # `main` acts on --debug, since it outlives the command.
 
 
-for _group in (recipes, data, plan, training, evaluation, reporting, deployment, serving, inspection):
+for _group in (recipes, data, plan, training, evaluation, reporting, deployment, chat, serving, inspection, engines):
     _group.register(app)
 adopt(app)
 

@@ -1,9 +1,8 @@
-"""`qlora merge`, `qlora export`, `qlora chat` and `qlora generate`: what a trained adapter is for."""
+"""`qlora merge`, `qlora export` and `qlora generate`: what a trained adapter is for."""
 
 from __future__ import annotations
 
 import signal
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -148,43 +147,7 @@ def generate(
         raise Interruption(signal.SIGINT)
 
 
-def chat(
-    run: Model = None,
-    system: System = "",
-    base: Base = False,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the most likely token.")] = 0.7,
-    top_p: TopP = 1.0,
-    max_new_tokens: MaxNewTokens = 512,
-    seed: Seed = None,
-    base_model: BaseModel = None,
-    revision: Revision = None,
-    quantization: Quantization = None,
-    overrides: LoadingOverrides = None,
-) -> None:
-    """Talk with a model in the terminal, or through a pipe."""
-    from qlora_cli.serve.chat import chat as chat_on
-    from qlora_cli.serve.chat import read_lines
-    from qlora_cli.serve.speaker import describe
-
-    session = api.chat(
-        run,
-        system=system,
-        base=base,
-        temperature=temperature,
-        top_p=top_p,
-        max_new_tokens=max_new_tokens,
-        seed=seed,
-        base_model=base_model,
-        revision=revision,
-        quantization=quantization,
-        overrides=overrides or (),
-    )
-    console.note(f"{describe(session.tuned)}; /help lists the commands")
-    with console.library_noise_to(None), keyboard_interrupts():
-        chat_on(session, read_lines(sys.stdin), console.piece)
-
-
 def register(app: typer.Typer) -> None:
     """Add this file's commands to the app."""
-    for command in (merge, export, chat, generate):
+    for command in (merge, export, generate):
         app.command()(command)

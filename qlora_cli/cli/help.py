@@ -43,7 +43,12 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "qlora merge": ("qlora merge", "qlora merge runs/recipe --out merged --dtype float32"),
     "qlora export": ("qlora export --out exported", "qlora export runs/recipe --out exported --force"),
-    "qlora chat": ("qlora chat", "qlora chat runs/recipe --system 'You are terse.'", "qlora chat --base"),
+    "qlora chat": (
+        "qlora chat",
+        "qlora chat runs/recipe --system 'You are terse.'",
+        "qlora chat --base",
+        "qlora chat --url http://localhost:8000/v1 --model base",
+    ),
     "qlora generate": (
         "qlora generate --prompt 'What is LoRA?'",
         "qlora generate runs/recipe --prompt 'What is LoRA?' --max-new-tokens 64 --json",
@@ -52,6 +57,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "qlora compare": ("qlora compare runs/recipe runs/second",),
     "qlora runs": ("qlora runs", "qlora runs --sort eval"),
     "qlora doctor": ("qlora doctor",),
+    "qlora env": ("qlora env", "qlora env mlx", "qlora env gptq --print"),
 }
 """Command -> lines to paste. `tests/cli/test_help.py` takes each of them through the parser."""
 

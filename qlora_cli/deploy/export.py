@@ -14,8 +14,8 @@ import torch
 from transformers import AutoTokenizer
 
 from qlora_cli.choices import ExportFormat
+from qlora_cli.constants import MERGE_RECORD
 from qlora_cli.data.render.renderer import Renderer
-from qlora_cli.deploy.checks import MERGE_RECORD
 from qlora_cli.deploy.formats.table import FORMATS
 from qlora_cli.deploy.merge import MergeOptions, adapter_identity, check_mergeable, merge_into
 from qlora_cli.deploy.record import Precisions

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 
 from qlora_cli.choices import MergedDtype, Onto
+from qlora_cli.constants import MERGE_RECORD
 from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.deploy.base_logits import base_logits
 from qlora_cli.deploy.checks import (
-    MERGE_RECORD,
     refuse_loftq_onto_original,
     refuse_no_adapter,
     refuse_no_original,

@@ -15,8 +15,8 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from qlora_cli.constants import MERGE_RECORD
 from qlora_cli.data.render.renderer import Renderer
-from qlora_cli.deploy.checks import MERGE_RECORD
 from qlora_cli.model.fingerprint import WEIGHT_SUFFIXES
 
 OLDER_NAMES = ("rope_theta", "rope_scaling", "rope_local_base_freq", "torch_dtype", "dtype")

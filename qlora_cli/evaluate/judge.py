@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import Literal
 
-from qlora_cli.evaluate.chat_server import ChatClient
+from qlora_cli.chat_server import ChatClient
 from qlora_cli.evaluate.kept import Kept, key_of
 from qlora_cli.secrets import redacted
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from qlora_cli import console
-from qlora_cli.evaluate.chat_server import ChatClient
+from qlora_cli.chat_server import ChatClient
 from qlora_cli.evaluate.judge import JudgedPair, judge_answers
 from qlora_cli.evaluate.kept import Kept
 from qlora_cli.evaluate.scores import Measured, TaskScores

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import get_args
 
 from qlora_cli.calling import check_range
+from qlora_cli.chat_server import ChatClient, ChatServer
 from qlora_cli.choices import MetricName
 from qlora_cli.data.answer_rows import rows_per_answer
 from qlora_cli.data.prepare import prepare_data
@@ -18,7 +19,6 @@ from qlora_cli.data.read.examples import read_examples
 from qlora_cli.data.render.for_data import data_renderer
 from qlora_cli.data.render.renderer import Renderer, TokenRow
 from qlora_cli.errors import ArgumentError, DataError
-from qlora_cli.evaluate.chat_server import ChatClient, ChatServer
 from qlora_cli.evaluate.contest import arrange
 from qlora_cli.evaluate.evaluation import Outcome, evaluate
 from qlora_cli.evaluate.judged_answers import Judge

@@ -1,128 +1,136 @@
-"""A conversation in the terminal, or through a pipe: one line in, one answer out."""
+"""A conversation in the terminal, or through a pipe: a message in, an answer out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import TextIO
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+
+from peft import PeftModel
 
 from qlora_cli import console
 from qlora_cli.data.example import Message
 from qlora_cli.data.render.renderer import Renderer
-from qlora_cli.errors import QloraError
+from qlora_cli.errors import ArgumentError, QloraError
 from qlora_cli.model.tuned import Tuned
+from qlora_cli.run.disk_errors import disk_error
+from qlora_cli.serve.chat_commands import CHAT_COMMANDS
+from qlora_cli.serve.chat_input import Said
+from qlora_cli.serve.conversation import Conversation
 from qlora_cli.serve.generation import Answer, OnText, SamplingOptions, generate_answer, why_cut
-
-HELP = """\
-/help          lists the commands
-/reset         forgets the conversation
-/system TEXT   sets the system prompt and starts over; without TEXT there is none
-/exit          leaves, as Ctrl-D does
-Ctrl-C         ends an answer"""
+from qlora_cli.serve.reasoning import Part, ReasoningSplitter, visible_frame
+from qlora_cli.serve.speaker import describe
 
 
-class ChatSession:
+class ChatSession(Conversation):
     """Turns so far, and the model that continues them."""
 
     def __init__(self, tuned: Tuned, options: SamplingOptions, system: str = "") -> None:
-        self.turns: list[Message] = []
-        self.system = system
-        """System prompt; empty for none."""
+        super().__init__(system)
         self.tuned = tuned
         """The model that answers."""
 
+        self.is_base = False
+        """Whether the adapter is switched off."""
+
         self._renderer = Renderer(tuned.tokenizer)
         self._options = options
+        self.frame = visible_frame(self._renderer.answer_frame, tuned.tokenizer)
 
-    @property
-    def max_new_tokens(self) -> int:
-        """Longest answer in tokens."""
-        return self._options.max_new_tokens
+    def switch_base(self) -> str:
+        """See `Conversation`."""
+        source = self.tuned.source
+        if not isinstance(self.tuned.model, PeftModel):
+            has_adapter = source.adapter is not None
+            hint = "start again without --base" if has_adapter else "name a run directory or an adapter folder"
+            raise ArgumentError("there is no adapter in memory to switch", hint=hint)
+        if source.is_base_apart:
+            raise ArgumentError(
+                "with this adapter off the weights in memory are not the base: its init moved a part of them into it",
+                hint=f"talk with the base in a chat of its own: `qlora chat {source.folder} --base`",
+            )
+        self.is_base = not self.is_base
+        if self.is_base:
+            return f"from here on base {source.model.base_model} answers, without the adapter; /base brings it back"
+        return f"from here on {describe(self.tuned)} answers"
 
-    def ask(self, text: str, on_text: OnText | None = None) -> Answer:
-        """The answer to a user's turn. Both turns join the conversation; neither does when the turn is refused.
+    def why_cut(self, answer: Answer) -> str:
+        """See `Conversation`."""
+        return why_cut(answer, self._options.max_new_tokens)
 
-        Args:
-            text: what the user says.
-            on_text: called with each piece of the answer as soon as it is certain.
-
-        Raises:
-            ArgumentError, DataError: as `generate_answer`.
-        """
-        question = {"role": "user", "content": text}
-        opening = [{"role": "system", "content": self.system}] if self.system else []
-        messages = [*opening, *self.turns, question]
-        answer = generate_answer(self.tuned, self._renderer, messages, self._options, on_text or _keep_quiet)
-        self.turns += [question, {"role": "assistant", "content": answer.text}]
-        return answer
+    def _answer(self, messages: Sequence[Message], on_text: OnText, attempt: int) -> Answer:
+        seed = self._options.seed
+        options = replace(self._options, seed=None if seed is None else seed + attempt)
+        model = self.tuned.model
+        is_off = self.is_base and isinstance(model, PeftModel)
+        with model.disable_adapter() if is_off else nullcontext():
+            return generate_answer(self.tuned, self._renderer, messages, options, on_text)
 
 
-def _keep_quiet(text: str) -> None:
-    """For an answer that is wanted whole."""
+def chat(session: Conversation, inputs: Iterable[Said], on_text: OnText, on_reasoning: OnText = console.aside) -> None:
+    """Answer each message until they end or one says /exit.
 
-
-def chat(session: ChatSession, lines: Iterable[str], on_text: OnText) -> None:
-    """Answer each line until the lines end or one says /exit."""
-    for line in lines:
-        text = line.strip()
-        command, _, argument = text.partition(" ")
-        if command in ("/exit", "/quit"):
+    Args:
+        session: the conversation.
+        inputs: what the user says, commands among it.
+        on_text: called with each piece of the answers.
+        on_reasoning: called with each piece of the reasoning before an answer.
+    """
+    screen = _Screen(session, on_text, on_reasoning)
+    for said in inputs:
+        command, _, argument = said.text.partition(" ")
+        if said.is_command and command in ("/exit", "/quit"):
             return
-        if command in CHAT_COMMANDS:
-            console.note(CHAT_COMMANDS[command](session, argument.strip()))
-        elif text.startswith("/"):
+        if said.is_command and command == "/retry":
+            screen.show(session.retry)
+        elif said.is_command and command in CHAT_COMMANDS:
+            _obey(session, CHAT_COMMANDS[command], argument.strip())
+        elif said.is_command:
             console.note(f"there is no command {command}; /help lists those there are")
-        elif text:
-            _answer(session, text, on_text)
+        elif said.text:
+            screen.show(partial(session.ask, said.text))
 
 
-def _answer(session: ChatSession, text: str, on_text: OnText) -> None:
+def _obey(session: Conversation, command: Callable[[Conversation, str], str], argument: str) -> None:
     try:
-        answer = session.ask(text, on_text)
+        console.note(command(session, argument))
     except QloraError as error:
         console.show_error(error)
-        return
-    on_text("\n")
-    if answer.stopped_by == "length":
-        console.note(why_cut(answer, session.max_new_tokens))
+    except OSError as fault:
+        console.show_error(disk_error(fault) or ArgumentError(f"cannot be written: {fault}"))
 
 
-def _reset(session: ChatSession, _argument: str) -> str:
-    session.turns.clear()
-    return "the conversation starts over"
+class _Screen:
+    """Shows answers as they are made, reasoning apart from them."""
 
+    def __init__(self, session: Conversation, on_text: OnText, on_reasoning: OnText) -> None:
+        self._session = session
+        self._on_text = on_text
+        self._on_reasoning = on_reasoning
 
-def _set_system(session: ChatSession, argument: str) -> str:
-    session.turns.clear()
-    session.system = argument
-    return "the conversation starts over with that system prompt" if argument else "no system prompt from here on"
+    def show(self, ask: Callable[[OnText], Answer]) -> None:
+        splitter = ReasoningSplitter(self._session.frame)
+        has_reasoned = False
 
+        def take(parts: list[Part]) -> None:
+            nonlocal has_reasoned
+            for part in parts:
+                if has_reasoned and not part.is_reasoning:
+                    self._on_reasoning("\n")
+                has_reasoned = part.is_reasoning
+                (self._on_reasoning if part.is_reasoning else self._on_text)(part.text)
 
-def _show_help(_session: ChatSession, _argument: str) -> str:
-    return HELP
-
-
-CHAT_COMMANDS: dict[str, Callable[[ChatSession, str], str]] = {
-    "/help": _show_help,
-    "/reset": _reset,
-    "/system": _set_system,
-}
-"""Command -> what it does and says."""
-
-
-def read_lines(stream: TextIO) -> Iterator[str]:
-    """Lines of a pipe as they come; from a terminal with a prompt, editing and history.
-
-    Ctrl-C at the prompt clears the line; the end of input (Ctrl-D) ends the lines.
-    """
-    if not stream.isatty():
-        yield from stream
-        return
-    import readline  # noqa: F401 - importing it gives `input` its line editing and history
-
-    while True:
         try:
-            yield input("> ")
-        except EOFError:
+            answer = ask(lambda text: take(splitter.push(text)))
+        except QloraError as error:
+            console.show_error(error)
             return
-        except KeyboardInterrupt:
-            console.note("\n/exit leaves")
+        take(splitter.finish())
+        if has_reasoned:
+            self._on_reasoning("\n")
+        self._on_text("\n")
+        if splitter.is_reasoning:
+            console.note("it ended inside its reasoning, before an answer")
+        if answer.stopped_by == "length":
+            console.note(self._session.why_cut(answer))

@@ -6,7 +6,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from qlora_cli.cli import deployment
+from qlora_cli.cli import chat, deployment
 from qlora_cli.errors import ArgumentError, IdentityError
 from tests.deploy.models import save_llama, save_run
 from tests.model.foreign_adapters import ADAPTERS, change_config, save_adapter_of
@@ -26,6 +26,7 @@ def run(tmp_path_factory):
 def app():
     app = typer.Typer()
     deployment.register(app)
+    chat.register(app)
     return app
 
 
@@ -84,6 +85,18 @@ def test_chat_names_the_model_at_the_start(app, run):
     assert f"adapter {run.path}/adapter on {run.path.parent}/base; /help lists the commands\n" in told
     base = call(app, "chat", run.path, "--base", stdin="/exit\n").stderr
     assert f"base {run.path.parent}/base, without the adapter; " in base
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--url", "http://127.0.0.1:1/v1", "--base"], "--base does not go with --url"),
+        (["--model", "base"], "--model does not go with a model that is loaded here"),
+    ],
+)
+def test_chat_refuses_what_does_not_go_together_before_anything_is_loaded(app, options, words):
+    with pytest.raises(ArgumentError, match=words):
+        call(app, "chat", *options)
 
 
 def test_generate_says_on_stderr_that_an_answer_was_cut(app, run):

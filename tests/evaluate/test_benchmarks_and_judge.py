@@ -7,8 +7,8 @@ from importlib.util import find_spec
 
 import pytest
 
+from qlora_cli.chat_server import ChatServer
 from qlora_cli.errors import ArgumentError
-from qlora_cli.evaluate.chat_server import ChatServer
 from qlora_cli.evaluate.harness import HarnessRequest, load_harness, run_harness
 from qlora_cli.evaluate.request import EvalRequest, measure
 from qlora_cli.evaluate.tasks.load import load_task

@@ -8,8 +8,8 @@ import threading
 
 import pytest
 
+from qlora_cli.chat_server import KEY_VARIABLE, LONGEST_WAIT, ChatClient, ChatServer
 from qlora_cli.errors import ArgumentError, ResourceError
-from qlora_cli.evaluate.chat_server import KEY_VARIABLE, LONGEST_WAIT, ChatClient, ChatServer
 from qlora_cli.evaluate.judge import JudgedPair, Judgement, judge_answers
 from qlora_cli.evaluate.kept import kept_in
 from qlora_cli.run.eval_results import JUDGEMENTS_NAME

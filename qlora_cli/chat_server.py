@@ -56,7 +56,7 @@ class _Temporary(Exception):  # noqa: N818 - not for users
         self.wait = wait
 
 
-class _NoRedirects(HTTPRedirectHandler):
+class NoRedirects(HTTPRedirectHandler):
     """The key goes to the server that was named and to no other."""
 
     def redirect_request(self, *args: Any, **options: Any) -> None:
@@ -77,13 +77,11 @@ class ChatClient:
     def __init__(self, server: ChatServer, sleep: Callable[[float], None] = time.sleep) -> None:
         self._server = server
         self._sleep = sleep
-        self._key = os.environ.get(KEY_VARIABLE, "").strip()
-        self._address = _address(server.url, has_key=bool(self._key))
-        self._opener = build_opener(_NoRedirects)
+        self._key = key_in(KEY_VARIABLE)
+        self._address = f"{server_url(server.url, KEY_VARIABLE)}/chat/completions"
+        self._opener = build_opener(NoRedirects)
         self._pause_lock = threading.Lock()
         self._pause_until = 0.0
-        if not (self._key.isascii() and self._key.isprintable()):
-            raise ArgumentError("the key holds a character that no header can hold", place=KEY_VARIABLE)
 
     @property
     def model(self) -> str:
@@ -129,10 +127,7 @@ class ChatClient:
 
     def _asked_once(self, text: str) -> str:
         body = {"model": self._server.model, "messages": [{"role": "user", "content": text}], "temperature": 0}
-        headers = {"Content-Type": "application/json", "User-Agent": "qlora"}
-        if self._key:
-            headers["Authorization"] = f"Bearer {self._key}"
-        request = Request(self._address, json.dumps(body).encode(), headers, method="POST")
+        request = Request(self._address, json.dumps(body).encode(), headers_with(self._key), method="POST")
         deadline = time.monotonic() + self._server.timeout_seconds
         try:
             with self._opener.open(request, timeout=self._server.timeout_seconds) as response:
@@ -142,29 +137,75 @@ class ChatClient:
         except TimeoutError:
             raise _Temporary(f"no answer in {self._server.timeout_seconds:g} s") from None
         except (URLError, http.client.HTTPException, OSError) as fault:
-            raise _Temporary(_short(getattr(fault, "reason", None) or fault)) from None
+            raise _Temporary(one_line(getattr(fault, "reason", None) or fault)) from None
 
     def _of_status(self, fault: HTTPError, deadline: float) -> Exception:
         """What a status code other than 200 means."""
         try:
-            said = _message(_read(fault, deadline))
+            said = message_in(_read(fault, deadline))
         except (OSError, http.client.HTTPException, _Temporary):
             said = ""
         status = f"status {fault.code}" + (f": {said}" if said else "")
         if fault.code in LATER:
             return _Temporary(status, _retry_after(fault.headers.get("Retry-After")))
-        hints = {
-            401: f"export {KEY_VARIABLE} with a key of that server",
-            403: f"export {KEY_VARIABLE} with a key that may use '{self._server.model}'",
-            404: f"the URL ends before /chat/completions, as in http://localhost:8000/v1; is its model "
-            f"'{self._server.model}'?",
-        }
-        hint = hints.get(fault.code, "look at the URL and at the name of the model")
-        return ArgumentError(f"the judge answers with {status}", place=self._server.url, hint=hint)
+        return refused("the judge", fault.code, said, ServerNames(self._server.url, self._server.model, KEY_VARIABLE))
 
 
-def _address(url: str, *, has_key: bool) -> str:
-    """The URL that chats are posted to."""
+@dataclass(frozen=True)
+class ServerNames:
+    """What an error of a server is told with."""
+
+    url: str
+    model: str
+    key_variable: str
+
+
+def refused(who: str, status: int, said: str, names: ServerNames) -> ArgumentError:
+    """The error of a status code after which asking again is of no use.
+
+    Args:
+        who: as the subject of the sentence.
+        status: the code.
+        said: by the server; empty where it said nothing.
+        names: URL, model and variable of the key.
+    """
+    hints = {
+        401: f"export {names.key_variable} with a key of that server",
+        403: f"export {names.key_variable} with a key that may use '{names.model}'",
+        404: f"the URL ends before /chat/completions, as in http://localhost:8000/v1; is its model '{names.model}'?",
+    }
+    hint = hints.get(status, "look at the URL and at the name of the model")
+    return ArgumentError(f"{who} answers with status {status}" + f": {said}" * bool(said), place=names.url, hint=hint)
+
+
+def key_in(variable: str) -> str:
+    """The key in an environment variable; empty where there is none.
+
+    Raises:
+        ArgumentError: if no header can hold it.
+    """
+    key = os.environ.get(variable, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise ArgumentError("the key holds a character that no header can hold", place=variable)
+    return key
+
+
+def headers_with(key: str) -> dict[str, str]:
+    """Headers of a question, with the key where there is one."""
+    headers = {"Content-Type": "application/json", "User-Agent": "qlora"}
+    return headers | ({"Authorization": f"Bearer {key}"} if key else {})
+
+
+def server_url(url: str, key_variable: str) -> str:
+    """The URL of a server up to `/v1`, checked.
+
+    Args:
+        url: as it was given, with or without /chat/completions.
+        key_variable: variable that may hold a key, which goes unencrypted to no other machine.
+
+    Raises:
+        ArgumentError: the URL is none, holds a password, or would send the key unencrypted.
+    """
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname or "", parts.port
@@ -173,17 +214,18 @@ def _address(url: str, *, has_key: bool) -> str:
     if parts.scheme not in ("http", "https") or not host or not url.isascii() or not url.isprintable() or " " in url:
         raise ArgumentError("is no URL of a server", place=url, hint="write it as in http://localhost:8000/v1")
     if parts.username or parts.password:
-        raise ArgumentError("a URL with a password in it", place=url, hint=f"leave it out, and export {KEY_VARIABLE}")
-    if has_key and parts.scheme == "http" and not _is_local(host):
+        raise ArgumentError("a URL with a password in it", place=url, hint=f"leave it out, and export {key_variable}")
+    if key_in(key_variable) and parts.scheme == "http" and not is_local(host):
         raise ArgumentError(
-            f"the key in {KEY_VARIABLE} would be sent unencrypted", place=url, hint="write https://, or unset it"
+            f"the key in {key_variable} would be sent unencrypted", place=url, hint="write https://, or unset it"
         )
-    return url.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
+    return url.rstrip("/").removesuffix("/chat/completions")
 
 
-def _is_local(host: str) -> bool:
-    """
-    >>> [_is_local(host) for host in ("localhost", "127.0.0.1", "::1", "10.0.0.3", "example.com")]
+def is_local(host: str) -> bool:
+    """Whether a host is this machine.
+
+    >>> [is_local(host) for host in ("localhost", "127.0.0.1", "::1", "10.0.0.3", "example.com")]
     [True, True, True, False, False]
     """
     try:
@@ -209,20 +251,20 @@ def _content(body: bytes) -> str:
     try:
         content = json.loads(body)["choices"][0]["message"]["content"]
     except (ValueError, KeyError, IndexError, TypeError, RecursionError):
-        raise _Temporary(f"the answer is no chat completion: {_short(body[:80])}") from None
+        raise _Temporary(f"the answer is no chat completion: {one_line(body[:80])}") from None
     if not isinstance(content, str):
         raise _Temporary("the answer has no text")
     return content
 
 
-def _message(body: bytes) -> str:
+def message_in(body: bytes) -> str:
     """What an error's body says, in one line."""
     try:
         found = json.loads(body)
         error = found.get("error", found)
-        return _short(error.get("message", error) if isinstance(error, dict) else error)
+        return one_line(error.get("message", error) if isinstance(error, dict) else error)
     except (ValueError, AttributeError, RecursionError):
-        return _short(body[:200])
+        return one_line(body[:200])
 
 
 def _retry_after(header: str | None) -> float | None:
@@ -241,7 +283,7 @@ def _retry_after(header: str | None) -> float | None:
         return None
 
 
-def _short(said: object) -> str:
-    """One line without secrets."""
+def one_line(said: object) -> str:
+    """What a server or the system said, in one line without secrets, cut at 200 characters."""
     text = said.decode("utf-8", "replace") if isinstance(said, bytes) else str(said)
     return redacted(" ".join(text.split()))[:200]

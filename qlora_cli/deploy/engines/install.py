@@ -1,0 +1,208 @@
+"""`qlora env`: virtual environments of engines in the cache folder, absent or complete whatever stops the work."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from qlora_cli.cache_folder import CACHE_ELSEWHERE
+from qlora_cli.console import size_in_words
+from qlora_cli.deploy.engines.process import last_words, run_logged
+from qlora_cli.engine_environment import ENVIRONMENTS, READY_MARK, EngineEnvironment
+from qlora_cli.errors import ArgumentError, ResourceError
+from qlora_cli.progress import progress
+from qlora_cli.run.disk_errors import naming
+from qlora_cli.run.files import write_json
+
+BEGUN_MARK = "qlora_environment.begun"
+"""File that is written before all others into an environment that `qlora env` makes."""
+
+CPU_WHEELS = "https://download.pytorch.org/whl/cpu"
+"""torch without CUDA: 200 MB in place of 5 GB."""
+
+VERSION = (
+    "import importlib.metadata as m, sys; import {module} as engine; "
+    "print(getattr(engine, '__version__', None) or m.version(sys.argv[1]))"
+)
+
+
+@dataclass(frozen=True)
+class Installed:
+    """What is there of an engine."""
+
+    name: str
+    purpose: str
+    version: str | None
+    """None where it is not installed, or cannot be imported."""
+
+    python: str | None
+    variable: str
+    """Variable that names another Python."""
+
+    is_elsewhere: bool
+    """The variable is set."""
+
+    def cells(self) -> tuple[str, ...]:
+        """For a table."""
+        place = self.python or "-"
+        state = self.version or ("cannot be imported" if self.python else "not installed")
+        return (self.name, state, f"{place} ({self.variable})" if self.is_elsewhere else place, self.purpose)
+
+
+def has_gpu() -> bool:
+    """Whether the driver of an NVIDIA GPU is there; torch is not asked, its import takes seconds."""
+    return Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
+
+
+def installed() -> list[Installed]:
+    """Every engine and what is there of it."""
+    return [look_at(environment) for environment in ENVIRONMENTS.values()]
+
+
+def look_at(environment: EngineEnvironment) -> Installed:
+    """What is there of one engine."""
+    python = environment.python
+    return Installed(
+        environment.name,
+        environment.purpose,
+        engine_version(environment),
+        None if python is None else str(python),
+        environment.variable,
+        environment.variable in os.environ,
+    )
+
+
+def engine_version(environment: EngineEnvironment) -> str | None:
+    """The version of an engine; None where it is not there, or its module cannot be imported."""
+    if environment.python is None:
+        return None
+    done = subprocess.run(_check(environment, environment.python), capture_output=True, text=True, check=False)
+    lines = done.stdout.split()
+    return lines[-1] if done.returncode == 0 and lines else None
+
+
+def _check(environment: EngineEnvironment, python: Path) -> list[str]:
+    program = VERSION.format(module=environment.module)
+    return [str(python), "-c", program, environment.distribution or environment.module]
+
+
+def commands(environment: EngineEnvironment) -> list[list[str]]:
+    """What makes an environment, one command after the other; the last one shows that the engine is there."""
+    python = environment.folder / "bin" / "python"
+    is_without_gpu = sys.platform == "linux" and not has_gpu()
+    groups = environment.without_gpu if is_without_gpu and environment.without_gpu else environment.packages
+    has_pip = find_spec("pip") is not None  # an environment that uv made has none; one of its own takes 5 s more
+    pip = [sys.executable, "-m", "pip", "--python", str(python)] if has_pip else [str(python), "-m", "pip"]
+    pip += ["--disable-pip-version-check", "install", "--no-input"]
+    if is_without_gpu and any("torch" in group for group in groups):
+        pip += ["--extra-index-url", CPU_WHEELS]
+    made = [[sys.executable, "-m", "venv", *(["--without-pip"] if has_pip else []), str(environment.folder)]]
+    made += [[*pip, *group.split()] for group in groups]
+    return [*made, _check(environment, python)]
+
+
+def command_lines(environment: EngineEnvironment) -> list[str]:
+    """`commands` as a shell takes them."""
+    return [shlex.join(command) for command in commands(environment)]
+
+
+def make_environment(environment: EngineEnvironment, *, force: bool) -> Installed:
+    """Make the environment of an engine, unless it is there.
+
+    Args:
+        environment: of the engine.
+        force: make it again where it is there.
+
+    Raises:
+        ArgumentError: if its place holds something else, or another process is making it.
+        ResourceError: if the disk has no room, or pip or the engine fails.
+    """
+    if environment.variable in os.environ:
+        raise ArgumentError(
+            f"{environment.variable} names a Python elsewhere: '{os.environ[environment.variable]}'",
+            hint=f"unset {environment.variable} to have one made here",
+        )
+    folder = environment.folder
+    with naming(folder.parent, CACHE_ELSEWHERE), _locked(environment) as lock:
+        if environment.python is not None and not force:
+            return look_at(environment)
+        _clear(folder)
+        _refuse_full_disk(environment)
+        folder.mkdir(parents=True)
+        (folder / BEGUN_MARK).touch()
+        log = folder.with_name(f"{environment.name}.log")
+        log.write_bytes(b"")
+        with progress(f"installing {environment.name}"):
+            for command in commands(environment):
+                _run(command, log, lock)
+        write_json(folder / READY_MARK, {"packages": list(environment.packages)})
+    return look_at(environment)
+
+
+def _run(command: list[str], log: Path, lock: int) -> None:
+    with log.open("a", encoding="utf-8") as file:
+        file.write(f"$ {shlex.join(command)}\n")
+    # The lock stays with pip: should this process be killed, nobody begins anew beside a pip that still writes.
+    if run_logged(command, log, variables={"PYTHONNOUSERSITE": "1"}, held=[lock]) != 0:
+        raise ResourceError(
+            f"`{shlex.join(command[1:4])}` failed: {last_words(log)}",
+            place=str(log),
+            hint="the log has all of it; `qlora env NAME --print` prints the commands, to be run and changed by hand",
+        )
+
+
+@contextmanager
+def _locked(environment: EngineEnvironment) -> Iterator[int]:
+    folder = environment.folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder.with_name(f".{folder.name}.lock"), os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as fault:
+            raise ArgumentError(
+                "is being made by another process", place=str(folder), hint="wait for it, then type it again"
+            ) from fault
+        yield lock
+    finally:
+        os.close(lock)
+
+
+def _clear(folder: Path) -> None:
+    """Delete an environment that was made here, whole or in part; anything else is refused.
+
+    The mark goes last, so that what a killed process leaves is known again.
+    """
+    if not os.path.lexists(folder):
+        return
+    is_empty = folder.is_dir() and not any(folder.iterdir())
+    if folder.is_symlink() or not (is_empty or (folder / BEGUN_MARK).is_file()):
+        raise ArgumentError("was not made by `qlora env`", place=str(folder), hint=f"move it away, {CACHE_ELSEWHERE}")
+    (folder / READY_MARK).unlink(missing_ok=True)
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != BEGUN_MARK:
+            path.unlink()
+    (folder / BEGUN_MARK).unlink(missing_ok=True)
+    folder.rmdir()
+
+
+def _refuse_full_disk(environment: EngineEnvironment) -> None:
+    free_bytes = shutil.disk_usage(environment.folder.parent).free
+    if free_bytes < environment.num_bytes:
+        raise ResourceError(
+            f"{environment.name} takes about {size_in_words(environment.num_bytes)}, and "
+            f"{size_in_words(free_bytes)} are free",
+            place=str(environment.folder.parent),
+            hint=f"make room, {CACHE_ELSEWHERE}",
+        )

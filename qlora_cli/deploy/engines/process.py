@@ -1,0 +1,147 @@
+"""Programs that run in a process of their own, in another Python where need be: what they say goes into a log."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from qlora_cli.deploy.engines.engine import Answers, Questions
+from qlora_cli.engine_environment import EngineEnvironment
+from qlora_cli.errors import ResourceError
+from qlora_cli.progress import progress
+from qlora_cli.secrets import redacted
+
+NOT_INHERITED = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "VIRTUAL_ENV")
+"""Variables of this process that would lead another Python to our packages."""
+
+LONGEST_LAST_WORDS = 300
+
+
+def run_logged(
+    command: Sequence[str | Path], log: Path, *, variables: Mapping[str, str] | None = None, held: Sequence[int] = ()
+) -> int:
+    """Run a command to its end and return its exit code; what it prints is added to `log`.
+
+    It has a session of its own: when this process is interrupted the command is killed with all that it started.
+
+    Args:
+        command: program and arguments.
+        log: file that is added to.
+        variables: added to those of this process.
+        held: descriptors that stay open in it, such as a lock that must not be free before it ends.
+    """
+    environment = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
+    environment |= variables or {}
+    with log.open("ab") as file:
+        process = subprocess.Popen(
+            [os.fspath(word) for word in command],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+            pass_fds=held,
+        )
+        try:
+            return process.wait()
+        except BaseException:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            raise
+
+
+def last_words(log: Path) -> str:
+    """The line of a log that says best why a program ended: the last that names an error, else the last at all."""
+    lines = [line.strip() for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
+    errors = [line for line in lines if "error" in line.lower()]
+    words = redacted((errors or lines or ["it said nothing"])[-1])
+    return words if len(words) <= LONGEST_LAST_WORDS else words[:LONGEST_LAST_WORDS] + "..."
+
+
+def call_script(environment: EngineEnvironment, script: Path, request: Mapping[str, Any], folder: Path) -> Path:
+    """Run one of our scripts in an engine's Python: `python SCRIPT REQUEST.json`, which writes into `folder`.
+
+    Args:
+        environment: of the engine.
+        script: imports nothing of this project.
+        request: for the script, as JSON; it finds `folder` under "answers".
+        folder: for request, log and answers.
+
+    Returns:
+        `folder`.
+
+    Raises:
+        ResourceError: if the engine is not installed, or the script fails, with its last words.
+    """
+    python = environment.python
+    if python is None:
+        raise ResourceError(
+            f"{environment.module} is not installed",
+            hint=f"install it with `{environment.install}`, or set {environment.variable} to a Python that has it",
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    path, log = folder / "request.json", folder / "log.txt"
+    path.write_text(json.dumps({**request, "answers": str(folder)}), encoding="utf-8")
+    variables = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONNOUSERSITE": "1"}
+    code = run_logged([python, script, path], log, variables=variables)
+    if code != 0:
+        kept = _kept(log, environment.name)
+        raise ResourceError(
+            f"{environment.module} failed (exit code {code}): {last_words(kept)}",
+            place=str(kept),
+            hint=f"the log has all of it; `{environment.install} --force` makes the environment again",
+        )
+    return folder
+
+
+def _kept(log: Path, name: str) -> Path:
+    """A copy of a log where it outlives the folder of the call."""
+    descriptor, path = tempfile.mkstemp(prefix=f"qlora-{name}-", suffix=".log")
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(log.read_bytes())
+    return Path(path)
+
+
+def ask_script(
+    environment: EngineEnvironment, script: Path, model: Path, questions: Questions, num_last: int
+) -> Answers:
+    """Have one of our scripts open a model in its engine and answer.
+
+    The script writes `logits.safetensors` (float32 [L, V] under the number of each row) and `answers.json` with
+    "texts" and "tokens_per_second".
+
+    Args:
+        environment: of the engine.
+        script: as `call_script` takes it.
+        model: folder to open.
+        questions: what is asked.
+        num_last: positions of each row whose logits are wanted.
+
+    Raises:
+        ResourceError: as `call_script`.
+    """
+    request = {
+        "model": str(model),
+        "rows": [list(row) for row in questions.rows],
+        "prompts": [list(prompt) for prompt in questions.prompts],
+        "end_ids": sorted(questions.end_ids),
+        "max_new_tokens": questions.max_new_tokens,
+        "num_last": num_last,
+    }
+    with tempfile.TemporaryDirectory(prefix="qlora-") as temporary, progress(f"asking {environment.module}"):
+        folder = call_script(environment, script, request, Path(temporary))
+        answers = json.loads((folder / "answers.json").read_text(encoding="utf-8"))
+        tensors = load_file(folder / "logits.safetensors") if questions.rows else {}
+        logits = [tensors[str(number)].to(torch.float32) for number in range(len(questions.rows))]
+    return Answers(logits, answers["texts"], answers["tokens_per_second"])
