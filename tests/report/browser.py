@@ -91,7 +91,7 @@ def browser() -> Iterator[Browser]:
     """A browser of its own, gone when the block is over."""
     assert CHROMIUM is not None
     (to_browser, from_here), (from_browser, to_here) = _pipe(), _pipe()
-    with tempfile.TemporaryDirectory() as profile:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         # The browser reads its commands from descriptor 3 and answers on 4.
         process = subprocess.Popen(
             [

@@ -100,8 +100,8 @@ class AnswerParts:
             content, self._held = self._held, ""
             return content
         at = self._tool_format.may_open(self._held)
-        if self._tool_format.opening and at < len(self._held):
-            # White space before a call belongs to the template.
+        if self._tool_format.opening:
+            # White space before a call belongs to the template, and a call may follow.
             at = len(self._held[:at].rstrip())
         elif not self._tool_format.opening and at:
             self._tool_format = None  # a call without marks is the whole answer, or there is none

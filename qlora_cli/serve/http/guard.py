@@ -81,6 +81,9 @@ class Guard:
         access, limits = self._serving.access, self._serving.limits
         if len(headers) > limits.max_headers:
             raise ApiFault(400, f"the request has more than {limits.max_headers} headers", code="too_many_headers")
+        if sum(len(name) + len(value) for name, value in headers.raw) > limits.max_header_bytes:
+            text = f"the headers are longer than {limits.max_header_bytes} bytes"
+            raise ApiFault(400, text, code="headers_too_long")
         _check_host(access, headers)
         _check_origin(access, headers)
         if access.api_key and scope["method"] != "OPTIONS" and scope["path"] not in OPEN_PATHS:

@@ -16,7 +16,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from qlora_cli import console
 from qlora_cli.errors import ArgumentError
-from qlora_cli.interruption import Interruption, heeded_signals, leave_at_once
+from qlora_cli.interruption import Interruption, heeded_signals, is_in_main_thread, leave_at_once
 from qlora_cli.serve.http.app import build_app
 from qlora_cli.serve.http.serving import Serving
 
@@ -52,13 +52,19 @@ def listen(host: str, port: int) -> socket.socket:
     return found
 
 
-def run_server(serving: Serving, listening: socket.socket, on_ready: Callable[[], None]) -> None:
+def run_server(
+    serving: Serving,
+    listening: socket.socket,
+    on_ready: Callable[[], None],
+    on_made: Callable[[uvicorn.Server], None] = lambda _: None,
+) -> None:
     """Serve until a stop signal comes, then finish the answers that were begun. A second signal ends at once.
 
     Args:
         serving: what answers; its engine is closed when this is over.
         listening: the socket.
         on_ready: called once requests are answered.
+        on_made: given the server, which ends when its `should_exit` is set, in a thread that gets no signals.
 
     Raises:
         ServerStopped: with the signal.
@@ -81,6 +87,7 @@ def run_server(serving: Serving, listening: socket.socket, on_ready: Callable[[]
     )
     _PatientProtocol.header_seconds = limits.header_seconds
     server = _Server(config, serving, on_ready)
+    on_made(server)
     try:
         server.run(sockets=[listening])
     finally:
@@ -116,7 +123,8 @@ class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Handle all stop signals, not only the two that uvicorn knows."""
-        before = {number: signal.signal(number, self.handle_exit) for number in heeded_signals()}
+        numbers = heeded_signals() if is_in_main_thread() else []
+        before = {number: signal.signal(number, self.handle_exit) for number in numbers}
         try:
             yield
         finally:
