@@ -114,7 +114,9 @@ def _new_tensors(checkpoint: Checkpoint, key: str, scheme: Scheme, group: int | 
     return [packed, scale, NewTensor(f"{name}.weight_shape", torch.int64, (2,))]
 
 
-def _write_weights(checkpoint: Checkpoint, out: Path, linear: LinearWeights, scheme: Scheme, group: int | None) -> None:
+def _write_weights(
+    checkpoint: Checkpoint, out: Path, linear: LinearWeights, scheme: Scheme, group: int | None
+) -> None:
     chosen, files, places = set(linear.chosen), [], {}
     for file in checkpoint.files:
         tensors = []
