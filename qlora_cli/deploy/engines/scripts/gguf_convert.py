@@ -1,0 +1,49 @@
+"""In llama.cpp's environment: `python gguf_convert.py REQUEST.json` runs its own converter on a model folder.
+
+A BPE tokenizer whose kind the converter does not know is told with its hash. Only where the request says that the
+tokenizer cuts as GPT-2's does is it called that.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+
+class UnknownCutterError(Exception):
+    """The hash of a pre-tokenizer that the converter does not know."""
+
+
+def name_cutters(base, is_gpt2: bool) -> None:
+    """Let the converter take an unknown kind of pre-tokenizer for GPT-2's, or tell its hash."""
+    known = base.TextModel.get_vocab_base_pre
+    said = []
+    base.logger.addFilter(lambda record: said.append(record.getMessage()) or True)
+
+    def get_vocab_base_pre(self, tokenizer):
+        try:
+            return known(self, tokenizer)
+        except NotImplementedError as fault:
+            if is_gpt2:
+                return "gpt-2"
+            hashes = [line.split()[-1] for line in said if "chkhsh:" in line]
+            raise UnknownCutterError(hashes[-1] if hashes else "unknown") from fault
+
+    base.TextModel.get_vocab_base_pre = get_vocab_base_pre
+
+
+def main() -> None:
+    request = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    sys.path.insert(0, request["converter"])
+    import convert_hf_to_gguf
+    from conversion import base
+
+    name_cutters(base, request["is_gpt2"])
+    sys.argv = ["convert_hf_to_gguf.py", request["plain"], "--outfile", request["out"], "--outtype", request["type"]]
+    try:
+        convert_hf_to_gguf.main()
+    except UnknownCutterError as fault:
+        (Path(request["answers"]) / "unknown.txt").write_text(str(fault), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

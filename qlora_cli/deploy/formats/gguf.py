@@ -1,0 +1,121 @@
+"""GGUF: one file with weights, tokenizer and chat template, for llama.cpp and what is built on it."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+from qlora_cli.deploy.engines.llama_cpp import LLAMA_CPP, converter_folder, cut_with_llama_cpp, run_step
+from qlora_cli.deploy.formats.format import Format, WriteJob
+from qlora_cli.deploy.formats.importance import write_importance
+from qlora_cli.errors import ArgumentError
+
+UNROUNDED = ("f32", "f16", "bf16")
+"""Types that the converter writes by itself."""
+
+ABOVE_FIVE_BITS = ("q8_0", "q6_k", "q5_k_m")
+WITH_IMPORTANCE = ("q4_k_m", "q4_0", "q3_k_m", "q2_k", "iq4_xs", "iq3_xxs", "iq2_xs", "iq2_xxs")
+"""Types that the rows of the run help to round; the last three cannot do without."""
+
+SMALLEST_FIRST = (
+    *("iq2_xxs", "iq2_xs", "q2_k", "iq3_xxs", "q3_k_m", "iq4_xs", "q4_0", "q4_k_m", "q5_k_m", "q6_k", "q8_0"),
+    *("bf16", "f16", "f32"),
+)
+USUAL = "q4_k_m"
+
+PROBES = (
+    "Hello, world! It's 12:45; they'll pay $1,234.56 (or 10%).\n\n\tdef f(x):\n        return x ** 2  # indented\n",
+    "Größe, naïve café, 東京で会いましょう, привет мир, مرحبا, 👩‍🚀🚀  two  spaces   three",
+    "a  b\r\nc\u00a0d 3 33 333 3333 I'M WE'LL ------ ==== ...",
+)
+"""Texts that tell kinds of pre-tokenizers apart."""
+
+
+def write(job: WriteJob) -> None:
+    """Convert, round, and prove that llama.cpp cuts texts as the tokenizer of training does.
+
+    Raises:
+        ArgumentError: if the tokenizer is not one that llama.cpp has.
+        ResourceError: if llama.cpp is not there, or one of its steps fails.
+    """
+    quant = job.options.quant or USUAL
+    file = job.out / f"model-{quant}.gguf"
+    with tempfile.TemporaryDirectory(prefix=".gguf-", dir=job.out) as temporary:
+        scratch = Path(temporary)
+        is_last = quant in UNROUNDED
+        wide = file if is_last else scratch / "wide.gguf"
+        request = {
+            "converter": str(converter_folder()),
+            "plain": str(job.plain),
+            "out": str(wide),
+            "type": quant if is_last else "f32",
+            "is_gpt2": cuts_as_gpt2(job.plain),
+        }
+        _refuse_unknown_cutter(run_step("gguf_convert.py", request, scratch / "convert"), job.plain)
+        refuse_other_tokens(job, wide)
+        if not is_last:
+            importance = ""
+            if quant in WITH_IMPORTANCE:
+                importance = str(scratch / "importance.safetensors")
+                trust = job.source.model.trust_remote_code
+                write_importance(job.plain, job.calibration_rows, Path(importance), trust_code=trust)
+            rounding = request | {"wide": str(wide), "out": str(file), "type": quant, "importance": importance}
+            run_step("gguf_quantize.py", rounding, scratch / "quantize")
+
+
+def cuts_as_gpt2(folder: Path) -> bool:
+    """Whether a tokenizer.json cuts texts as GPT-2's does: byte level with its regular expression, and nothing else."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return False
+    content = json.loads(path.read_text(encoding="utf-8"))
+    cutter = content.get("pre_tokenizer") or {}
+    is_byte_level = cutter.get("type") == "ByteLevel" and cutter.get("use_regex", True)
+    return bool(is_byte_level and not cutter.get("add_prefix_space") and content.get("normalizer") is None)
+
+
+def _refuse_unknown_cutter(answers: Path, plain: Path) -> None:
+    """Refuse a BPE tokenizer that llama.cpp has no rule for: a guess would give the model other tokens.
+
+    Raises:
+        ArgumentError: with the hash that llama.cpp's converter looks for.
+    """
+    unknown = answers / "unknown.txt"
+    if unknown.is_file():
+        raise ArgumentError(
+            f"llama.cpp does not know how this tokenizer cuts texts (hash {unknown.read_text(encoding='utf-8')})",
+            place=str(plain / "tokenizer.json"),
+            hint="use --format hf; a later llama.cpp may know the hash: QLORA_LLAMA_CPP=FOLDER names a checkout of it",
+        )
+
+
+def refuse_other_tokens(job: WriteJob, file: Path) -> None:
+    """Refuse a GGUF file whose tokenizer makes other tokens of the run's texts than training saw.
+
+    Raises:
+        ArgumentError: with the text.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(job.plain, trust_remote_code=job.source.model.trust_remote_code)
+    texts = [tokenizer.decode(row, clean_up_tokenization_spaces=False) for row in job.calibration_rows]
+    texts += PROBES
+    for text, mine in zip(texts, cut_with_llama_cpp(file, texts), strict=True):
+        trained = tokenizer(text, add_special_tokens=False).input_ids
+        if mine != trained:
+            start = next((i for i, pair in enumerate(zip(mine, trained, strict=False)) if pair[0] != pair[1]), 0)
+            raise ArgumentError(
+                f"llama.cpp cuts {text[:40]!r} into {len(mine)} tokens and training into {len(trained)}, "
+                f"the first other one at position {start}",
+                place=str(job.plain / "tokenizer.json"),
+                hint="use --format hf: llama.cpp would see other tokens than the model was trained on",
+            )
+
+
+GGUF_FILE = Format(
+    write,
+    LLAMA_CPP,
+    quants=(USUAL, *(name for name in (*UNROUNDED, *ABOVE_FIVE_BITS, *WITH_IMPORTANCE) if name != USUAL)),
+    smallest_first=SMALLEST_FIRST,
+)
