@@ -13,7 +13,7 @@ import torch
 from transformers import AutoConfig
 
 from qlora_cli.deploy.checkpoint import FLOATS, Checkpoint
-from qlora_cli.deploy.checkpoint_map import CheckpointMap
+from qlora_cli.deploy.checkpoint_map import CheckpointMap, Origin
 from qlora_cli.errors import ArgumentError
 from qlora_cli.model.base import is_linear
 from qlora_cli.model.towers.auto_class import own_auto_class
@@ -80,7 +80,7 @@ def linear_weights(checkpoint: Checkpoint, folder: Path, *, multiple: int, trust
             hint="use --format hf" if kinds or not not_divisible else "choose a smaller --group-size",
         )
     linear = {name for name, module in modules.items() if isinstance(module, torch.nn.Linear)}
-    left = {*(linear - set(chosen.values())), *_names_in_files(checkpoint, set(chosen), modules, origins_of(origins))}
+    left = {*(linear - set(chosen.values())), *_names_in_files(checkpoint, set(chosen), modules, _parameters(origins))}
     return LinearWeights(tuple(chosen), tuple(sorted(left)), tuple(sorted(not_divisible)))
 
 
@@ -90,9 +90,9 @@ def _reason(kinds: list[str], not_divisible: list[str], multiple: int) -> str:
     return f"the columns of {not_divisible[0]} are no multiple of {multiple}" if not_divisible else "it has none"
 
 
-def origins_of(origins: dict[str, object]) -> dict[str, str]:
-    """Checkpoint key -> parameter, of parameters that are one tensor."""
-    return {key: name for name, origin in origins.items() for key in origin.keys}  # type: ignore[attr-defined]
+def _parameters(origins: dict[str, Origin]) -> dict[str, str]:
+    """Key of the checkpoint -> the parameter that is made of it."""
+    return {key: name for name, origin in origins.items() for key in origin.keys}
 
 
 def _names_in_files(
