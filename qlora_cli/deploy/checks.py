@@ -13,7 +13,7 @@ from torch import nn
 
 from qlora_cli.choices import Onto
 from qlora_cli.errors import ArgumentError, IdentityError, NumericError
-from qlora_cli.model.adapter_kind import AdapterKind
+from qlora_cli.model.adapter_kind import FOLDED, AdapterKind
 from qlora_cli.model.adapter_tensors import ADAPTER
 from qlora_cli.model.fingerprint import base_folder
 from qlora_cli.model.prequantized import stored_in
@@ -25,9 +25,6 @@ MERGE_RECORD = "qlora_merge.json"
 
 MERGED_BY_PEFT = ("MiCA", "QA-LoRA")
 """Variants of LoRA whose merge by PEFT was compared with the adapter."""
-
-FOLDED = ("LORA", "ADALORA", "TRAINABLE_TOKENS")
-"""Methods that a merge of ours folds."""
 
 IN_NO_WEIGHT = ("ADAPTION_PROMPT", "LILY")
 """Methods beside the prompt methods that PEFT itself cannot merge."""

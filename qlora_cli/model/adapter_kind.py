@@ -53,6 +53,9 @@ VARIANTS = {
 }
 """Keys of LoRA's configuration that make another method of it, DoRA apart."""
 
+FOLDED = ("LORA", "ADALORA", "TRAINABLE_TOKENS")
+"""Methods that a merge of ours folds."""
+
 INPUT_EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "embeddings")
 OUTPUT_HEADS = ("lm_head", "embed_out")
 
