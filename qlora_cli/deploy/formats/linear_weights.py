@@ -65,7 +65,7 @@ def linear_weights(checkpoint: Checkpoint, folder: Path, *, multiple: int, trust
         is_reached = reach is None or name in reach.reached
         if type(module) is not torch.nn.Linear or not is_linear(module) or origin is None or not is_reached:
             continue
-        if module is head or name in kept or origin.converter is not None:
+        if module is head or name in kept or origin.converter is not None or _chooses_experts(name, modules):
             continue
         [key] = origin.keys
         if checkpoint.tensors[key].shape[-1] % multiple:
@@ -82,6 +82,12 @@ def linear_weights(checkpoint: Checkpoint, folder: Path, *, multiple: int, trust
     linear = {name for name, module in modules.items() if isinstance(module, torch.nn.Linear)}
     left = {*(linear - set(chosen.values())), *_names_in_files(checkpoint, set(chosen), modules, _parameters(origins))}
     return LinearWeights(tuple(chosen), tuple(sorted(left)), tuple(sorted(not_divisible)))
+
+
+def _chooses_experts(name: str, modules: dict[str, torch.nn.Module]) -> bool:
+    """Whether a layer is a router, a part of one, or the gate of a shared expert: engines keep those in 16 bit."""
+    parent = modules[name.rpartition(".")[0]]
+    return type(parent).__name__.endswith("Router") or name.endswith("gate")
 
 
 def _reason(kinds: list[str], not_divisible: list[str], multiple: int) -> str:
