@@ -122,6 +122,10 @@ def export(
     *,
     out: AnyPath,
     format: ExportFormat = "hf",
+    quant: str | None = None,
+    group_size: int | None = None,
+    max_kl: float | None = None,
+    adapter_only: bool = False,
     force: bool = False,
     base_model: AnyPath | None = None,
     revision: str | None = None,
@@ -133,6 +137,9 @@ def export(
     Args:
         out: folder to make.
         format: "hf", a folder that plain `transformers` loads, or another of `qlora export --help`.
+        quant, group_size: type of the stored numbers, and weights that share a scale; the format's usual ones when None.
+        max_kl: bound on the mean KL in nats per token; without a `quant`, the smallest type within it is taken.
+        adapter_only: write the adapter without its base.
         run, force, base_model, revision, quantization, overrides: as `merge`.
 
     Raises:
@@ -142,11 +149,12 @@ def export(
     check_choice("format", format, get_args(ExportFormat))
     with progress(STARTING):
         from qlora_cli.deploy.export import export_run
+        from qlora_cli.deploy.export_options import ExportOptions
         from qlora_cli.model.tuned import choose_tuned
 
     with console.library_noise_to(None):
         source = choose_tuned(run, base_model, revision, quantization, overrides)
-        return export_run(source, Path(out), format=format, force=force)
+        return export_run(source, Path(out), ExportOptions(format, quant, group_size, max_kl, adapter_only, force))
 
 
 @called

@@ -76,6 +76,17 @@ def export(
     *,
     out: Annotated[Path, typer.Option(help="Folder to make.", show_default=False)],
     format: Format = "hf",
+    quant: Annotated[
+        str | None, typer.Option(help="Type of the stored numbers, as q4_k_m.", show_default="the format's usual one")
+    ] = None,
+    group_size: Annotated[
+        int | None, typer.Option(min=1, help="Weights that share a scale.", show_default="the format's")
+    ] = None,
+    max_kl: Annotated[
+        float | None,
+        typer.Option(help="Bound on the mean KL: the smallest type within it is taken.", show_default="documented"),
+    ] = None,
+    adapter_only: Annotated[bool, typer.Option("--adapter-only", help="Write the adapter without its base.")] = False,
     force: Force = False,
     base_model: BaseModel = None,
     revision: Revision = None,
@@ -88,6 +99,10 @@ def export(
         run,
         out=out,
         format=format,
+        quant=quant,
+        group_size=group_size,
+        max_kl=max_kl,
+        adapter_only=adapter_only,
         force=force,
         base_model=base_model,
         revision=revision,
@@ -99,7 +114,8 @@ def export(
         return
     console.result("merged and exported" if exported.is_merged_anew else "exported the run's merged model")
     console.facts(exported.figures() | {"path": str(exported.path)})
-    console.next_command("qlora", "chat", str(exported.path))
+    if exported.format == "hf":
+        console.next_command("qlora", "chat", str(exported.path))
 
 
 def generate(

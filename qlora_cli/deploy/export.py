@@ -1,83 +1,150 @@
-"""`qlora export`: one folder to hand on, and the proof that tools without this project can use it.
+"""`qlora export`: one folder to hand on, and the proof that what opens it finds the model that was trained.
 
-`deploy/formats.table.py` says what the folder holds.
+`deploy/formats/table.py` says what the folder holds.
 """
 
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoTokenizer
-
 from qlora_cli.choices import ExportFormat
-from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.deploy.checks import MERGE_RECORD
+from qlora_cli.deploy.export_attempts import Attempt, Attempts, attempt_export, smallest_within
+from qlora_cli.deploy.export_options import ExportOptions, check_options
+from qlora_cli.deploy.export_proof import Proof, refuse_unlike
+from qlora_cli.deploy.export_reference import record_reference, refuse_other_prompt
 from qlora_cli.deploy.formats.table import FORMATS
 from qlora_cli.deploy.merge import MergeOptions, adapter_identity, check_mergeable, merge_into
 from qlora_cli.deploy.record import Precisions
-from qlora_cli.deploy.verify import MAX_KL_ROUNDED, Agreement, compare, record_logits, refuse_disagreement
+from qlora_cli.deploy.verify import MAX_KL_ROUNDED, Agreement
 from qlora_cli.errors import IdentityError
-from qlora_cli.model.device import free_memory, precision_of
-from qlora_cli.model.tuned import TunedSource, find_tuned, load_tuned
+from qlora_cli.model.device import free_memory
+from qlora_cli.model.tuned import TunedSource, find_tuned
 from qlora_cli.progress import progress
 from qlora_cli.run.files import read_json_object, write_json
+from qlora_cli.run.folders import scratch_folder
 from qlora_cli.run.staging import staged_folder
-
-PROOF_MESSAGES = [{"role": "user", "content": "Name three primary colours."}]
 
 
 @dataclass(frozen=True)
 class Exported:
-    """An exported folder and what comes of loading it."""
+    """An exported folder and what comes of opening it."""
 
     path: Path
     format: ExportFormat
+    quant: str | None
+    """Type of the stored numbers, where the format has a choice."""
+
     is_merged_anew: bool
-    """False where the run's merged model was copied."""
+    """False where the run's merged model was used."""
 
-    agreement: Agreement
-    """Adapter on its base against the exported model, on one prompt that the exported tokenizer rendered."""
+    num_bytes: int
+    """Size of the folder."""
 
-    compared_in: Precisions
+    proof: Proof | None
+    """None where the engine is not installed: nobody has opened the folder."""
+
+    compared_in: Precisions | None
+    tried: list[Attempt]
+    """What `--max-kl` has measured, the smallest first."""
+
+    not_opened: str = ""
+    """Why nobody has opened it, and the commands that do."""
+
+    @property
+    def agreement(self) -> Agreement | None:
+        """Adapter on its base against the exported model, where it was opened."""
+        return None if self.proof is None else self.proof.agreement
 
     def figures(self) -> dict[str, str]:
         """Label and value, for people."""
-        return self.agreement.figures() | {"compared in": str(self.compared_in)}
+        kind = self.format if self.quant is None else f"{self.format} {self.quant}"
+        compared = {} if self.compared_in is None else {"compared in": str(self.compared_in)}
+        return {
+            "format": f"{kind}, {self.num_bytes / 1e6:,.1f} MB",
+            **({} if self.proof is None else self.proof.figures()),
+            **compared,
+            **({"not opened": self.not_opened} if self.not_opened else {}),
+        }
 
 
-def export_run(path: TunedSource | Path | None, out: Path, *, format: ExportFormat, force: bool) -> Exported:
+def export_run(path: TunedSource | Path | None, out: Path, options: ExportOptions) -> Exported:
     """Write the tuned model of a run or adapter into `out` in a format, and prove that it is the same model.
 
-    A merged model of the same adapter in the run is copied; otherwise the adapter is merged first, in the
-    precision of the base, onto the weights that training saw.
+    A merged model of the same adapter in the run is used; otherwise the adapter is merged first, in the precision of
+    the base, onto the weights that training saw.
 
     Args:
         path: run directory or PEFT adapter folder; the latest run when None.
-        out: folder to make.
-        format: a key of FORMATS in `deploy/formats.table.py`.
-        force: replace a model folder that is already there.
+        out: folder to make; it appears complete or not at all.
+        options: format and type.
 
     Raises:
-        ArgumentError, IdentityError, NumericError: as `merge_run`.
-        IdentityError: also if the exported tokenizer renders another prompt.
+        ArgumentError, IdentityError: as `merge_run`; ArgumentError also for options that do not go with the format.
+        NumericError: also if the engine of the format finds another model than the trained one.
     """
+    check_options(options)
     source = find_tuned(path)
-    with staged_folder(out, force=force) as stage:
+    form = FORMATS[options.format]
+    form.check(source, options.of_format)
+    with staged_folder(out, force=options.force) as stage, ExitStack() as stack:
         merged = _merged_before(source)
-        if merged is None:
-            options = MergeOptions()
-            merge_into(stage, source, options, check_mergeable(source, options))
+        reference = record_reference(source, needs_base=not form.loses_nothing)
+        free_memory()  # it is needed for the merged model
+        if form.is_plain:
+            plain = _plain_model(source, merged, stage)
         else:
-            with progress("copying the merged model"):
-                shutil.copytree(merged, stage, dirs_exist_ok=True)
-        FORMATS[format].convert(stage, source)
-        exported = Exported(out, format, merged is None, *_prove(source, stage, format))
+            scratch = stack.enter_context(scratch_folder(stage.parent, f"{out.name}.scratch"))
+            plain = merged or _merge(scratch / "tuned", source)
+        refuse_other_prompt(plain, reference, trust_code=source.model.trust_remote_code)
+        base = None if form.loses_nothing else _merge(scratch / "base", source, base_only=True)
+        attempts = Attempts(source, form, options, reference, plain, base, _bound_of_merge(plain))
+        tried, chosen = (
+            smallest_within(attempts, stage) if options.is_searched else ([], attempt_export(attempts, stage))
+        )
+        if chosen.proof is not None:
+            refuse_unlike(chosen.proof, options.max_kl)
+        exported = _exported(out, options, chosen, reference.precision)
+        exported = replace(exported, is_merged_anew=merged is None, tried=tried)
+        if not form.is_plain:
+            shutil.copy2(plain / MERGE_RECORD, stage / MERGE_RECORD)
         _add_to_record(stage, exported)
     return exported
+
+
+def _exported(out: Path, options: ExportOptions, chosen: Attempt, tuned_in: str) -> Exported:
+    form = FORMATS[options.format]
+    proof = chosen.proof
+    not_opened = ""
+    if proof is None:
+        not_opened = (
+            f"{form.engine.name} is not installed: install it with `{form.engine.install}`, then type this command "
+            "again with --force"
+        )
+    precisions = Precisions(tuned_in, proof.precision) if proof is not None and proof.precision else None
+    return Exported(out, options.format, chosen.quant, True, chosen.num_bytes, proof, precisions, [], not_opened)
+
+
+def _plain_model(source: TunedSource, merged: Path | None, stage: Path) -> Path:
+    """The merged model in the very folder that is handed on."""
+    if merged is None:
+        return _merge(stage, source)
+    with progress("copying the merged model"):
+        shutil.copytree(merged, stage, dirs_exist_ok=True)
+    return stage
+
+
+def _merge(folder: Path, source: TunedSource, *, base_only: bool = False) -> Path:
+    """Merge into a folder of ours, as `qlora merge` does."""
+    folder.mkdir(exist_ok=True)
+    options = MergeOptions(base_only=base_only)
+    merge_into(folder, source, options, check_mergeable(source, options))
+    free_memory()
+    return folder
 
 
 def _merged_before(source: TunedSource) -> Path | None:
@@ -96,44 +163,19 @@ def _merged_before(source: TunedSource) -> Path | None:
     return source.run.merged_path if record.get("adapter_sha256") == adapter_sha256 else None
 
 
-def _prove(source: TunedSource, folder: Path, format: ExportFormat) -> tuple[Agreement, Precisions]:
-    """Load `folder` without anything of this project and compare it with base and adapter."""
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=source.model.trust_remote_code)
-    prompt = tokenizer.apply_chat_template(PROOF_MESSAGES, add_generation_prompt=True, tokenize=False)
-    ids = tokenizer(prompt, add_special_tokens=False).input_ids
-    expected, precision = _tuned_logits(source, prompt, ids)
-    free_memory()  # it is needed for the exported model
-    with progress("loading the exported model"):
-        model = FORMATS[format].load(folder, source).eval()
-    agreement = compare(expected, record_logits(model, [ids]))
-    # The bound that the merge was held to, which is a wide one for --onto original; a float32 merge is compared
-    # here across devices, so nothing tighter than rounding is asked.
-    refuse_disagreement(agreement, max(MAX_KL_ROUNDED, _read_record(folder)["max_kl"]))
-    return agreement, Precisions(precision, precision_of(model))
+def _bound_of_merge(plain: Path) -> float:
+    """The bound that the merge was held to, which is a wide one for --onto original.
 
-
-def _tuned_logits(source: TunedSource, prompt: str, ids: list[int]) -> tuple[list[torch.Tensor], str]:
-    tuned = load_tuned(source)
-    template = Renderer(tuned.tokenizer).template
-    trained_on = tuned.tokenizer.apply_chat_template(
-        PROOF_MESSAGES, chat_template=template, add_generation_prompt=True, tokenize=False
-    )
-    if prompt != trained_on or ids != tuned.tokenizer(prompt, add_special_tokens=False).input_ids:
-        raise IdentityError(
-            f"the exported tokenizer renders another prompt than training saw: {prompt!r}, not {trained_on!r}",
-            hint="merge again with `qlora merge --force`, then export",
-        )
-    return record_logits(tuned.model, [ids]), precision_of(tuned.model)
+    A float32 merge is compared here across engines and devices, so nothing tighter than rounding is asked.
+    """
+    return max(MAX_KL_ROUNDED, float(_read_record(plain)["max_kl"]))
 
 
 def _add_to_record(folder: Path, exported: Exported) -> None:
-    """Add the result of loading the folder to the figures of the merge."""
-    proof = {
-        "format": exported.format,
-        "agreement": asdict(exported.agreement),
-        "compared_in": asdict(exported.compared_in),
-    }
-    write_json(folder / MERGE_RECORD, _read_record(folder) | {"export": proof})
+    """Add the result of opening the folder to the figures of the merge."""
+    result = asdict(exported) | {"agreement": exported.agreement and asdict(exported.agreement)}
+    del result["path"]
+    write_json(folder / MERGE_RECORD, _read_record(folder) | {"export": result})
 
 
 def _read_record(folder: Path) -> dict[str, Any]:

@@ -98,7 +98,8 @@ def describe_onto(source: TunedSource, onto: Onto, has_packed_experts: bool = Fa
 
 def describe_base(source: TunedSource) -> str:
     """One line on a base that was written without an adapter."""
-    assert source.quantization is not None
+    if source.quantization is None:
+        return "wrote the base that training saw, without the adapter"
     kind = source.quantization.quant_type.upper()
     return f"wrote the dequantized {kind} base that training saw, without the adapter: serve adapters of it on this one"
 

@@ -27,6 +27,9 @@ class Questions:
 
     max_new_tokens: int = 64
 
+    trust_remote_code: bool = False
+    """The model may bring code of its own, which an engine of Hugging Face's runs."""
+
 
 @dataclass(frozen=True)
 class Answers:
@@ -40,6 +43,9 @@ class Answers:
 
     tokens_per_second: float
     """New tokens by the seconds that they took, one prompt after the other."""
+
+    precision: str = ""
+    """In what the engine computed, as `float32 on cpu`; empty where it does not tell."""
 
 
 @dataclass(frozen=True)

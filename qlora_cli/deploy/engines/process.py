@@ -146,6 +146,7 @@ def ask_script(
         "end_ids": sorted(questions.end_ids),
         "max_new_tokens": questions.max_new_tokens,
         "num_last": NUM_LAST_POSITIONS,
+        "trust_remote_code": questions.trust_remote_code,
         **(more or {}),
     }
     with tempfile.TemporaryDirectory(prefix="qlora-") as temporary, progress(f"asking {environment.module}"):

@@ -19,24 +19,16 @@ from qlora_cli.deploy.checkpoint import Checkpoint, open_checkpoint
 from qlora_cli.deploy.engines.engine import Engine
 from qlora_cli.deploy.engines.install import engine_version
 from qlora_cli.deploy.engines.process import SCRIPTS, ask_script
-from qlora_cli.deploy.formats.format import Format, FormatOptions, WriteJob
+from qlora_cli.deploy.formats.format import Format, WriteJob
 from qlora_cli.deploy.formats.linear_weights import WEIGHT, LinearWeights, linear_weights
 from qlora_cli.deploy.model_folder import copy_other_files
 from qlora_cli.engine_environment import TRANSFORMERS
-from qlora_cli.errors import ArgumentError
-from qlora_cli.model.tuned import TunedSource
 from qlora_cli.progress import progress
 
 INDEX = "model.safetensors.index.json"
 QUANTS = ("nf4", "int8")
 BLOCK_SIZE = 64
 """Weights that share a constant in NF4."""
-
-
-def check(_: TunedSource, options: FormatOptions) -> None:
-    """Refuse a group, which bitsandbytes has no choice of."""
-    if options.group_size is not None:
-        raise ArgumentError(f"--group-size {options.group_size} does not go with bnb", hint="leave it out")
 
 
 def write(job: WriteJob) -> None:
@@ -109,4 +101,4 @@ ENGINE = Engine(
     partial(engine_version, TRANSFORMERS),
     partial(ask_script, TRANSFORMERS, SCRIPTS / "transformers_ask.py"),
 )
-FORMAT = Format(write, ENGINE, QUANTS, check=check)
+FORMAT = Format(write, ENGINE, QUANTS, smallest_first=QUANTS)

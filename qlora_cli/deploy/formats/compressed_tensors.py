@@ -209,4 +209,6 @@ ENGINE = Engine(
     partial(engine_version, COMPRESSED_TENSORS),
     partial(ask_script, COMPRESSED_TENSORS, SCRIPTS / "transformers_ask.py"),
 )
-FORMAT = Format(write, ENGINE, tuple(SCHEMES), check=check)
+FORMAT = Format(
+    write, ENGINE, tuple(SCHEMES), check=check, smallest_first=("w4a16", "w8a16"), group_sizes=(128, 64, 32)
+)

@@ -20,6 +20,9 @@ class FormatOptions:
     group_size: int | None = None
     """Weights that share a scale; None for the format's usual number."""
 
+    adapter_only: bool = False
+    """Write the adapter without its base."""
+
 
 @dataclass(frozen=True)
 class WriteJob:
@@ -57,6 +60,18 @@ class Format:
 
     loses_nothing: bool = False
     """No number is rounded further than in the merged model, so that the bound is the merge's."""
+
+    is_plain: bool = False
+    """The folder is the merged model itself, which needs no second one as a yardstick."""
+
+    smallest_first: tuple[str, ...] = ()
+    """Those of `quants` that `--max-kl` tries, in the order of their size."""
+
+    group_sizes: tuple[int, ...] = ()
+    """Values of `FormatOptions.group_size`; empty where there is no choice."""
+
+    takes_adapter_only: bool = False
+    """The adapter can be written without its base."""
 
     check: Callable[[TunedSource, FormatOptions], None] = lambda source, options: None
     """Refuse what this format cannot hold, before anything is merged or loaded."""

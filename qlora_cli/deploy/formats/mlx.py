@@ -58,4 +58,11 @@ def write(job: WriteJob) -> None:
 
 
 ENGINE = Engine("mlx-lm", MLX.install, partial(engine_version, MLX), partial(ask_script, MLX, SCRIPTS / "mlx_ask.py"))
-FORMAT = Format(write, ENGINE, QUANTS, check=check)
+FORMAT = Format(
+    write,
+    ENGINE,
+    QUANTS,
+    check=check,
+    smallest_first=("2bit", "3bit", "4bit", "8bit", "bf16"),
+    group_sizes=GROUP_SIZES,
+)

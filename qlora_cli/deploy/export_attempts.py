@@ -1,0 +1,122 @@
+"""One model written in one type and opened, or in several types until one is near enough."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from qlora_cli import console
+from qlora_cli.deploy.engines.engine import Answers
+from qlora_cli.deploy.export_options import ExportOptions
+from qlora_cli.deploy.export_proof import Proof, prove
+from qlora_cli.deploy.export_reference import Reference
+from qlora_cli.deploy.formats.format import Format, FormatOptions, WriteJob
+from qlora_cli.errors import ArgumentError, NumericError
+from qlora_cli.model.tuned import TunedSource
+from qlora_cli.progress import progress
+
+
+@dataclass(frozen=True)
+class Attempts:
+    """What every attempt starts from."""
+
+    source: TunedSource
+    form: Format
+    options: ExportOptions
+    reference: Reference
+    plain: Path
+    """Folder of the merged model."""
+
+    base: Path | None
+    """Folder of the base without the adapter; None where the format rounds nothing."""
+
+    max_kl_of_merge: float
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One type of numbers, and what the engine made of it."""
+
+    quant: str | None
+    num_bytes: int
+    proof: Proof | None
+    """None where the engine is not installed."""
+
+
+def attempt_export(attempts: Attempts, out: Path) -> Attempt:
+    """Write the model in the type that the options name, and open it where the engine is there.
+
+    Args:
+        attempts: model, yardstick and format.
+        out: an empty folder; of a plain format, the folder with the merged model.
+    """
+    form, options = attempts.form, attempts.options.of_format
+    if not form.is_plain:
+        _write(attempts, attempts.plain, out, options)
+    quant = options.quant or next(iter(form.quants), None)
+    if form.engine.version() is None:
+        return Attempt(quant, _num_bytes(out), None)
+    base = _answers_of_base(attempts, options)
+    return Attempt(quant, _num_bytes(out), prove(out, form.engine, attempts.reference, base, attempts.max_kl_of_merge))
+
+
+def smallest_within(attempts: Attempts, out: Path) -> tuple[list[Attempt], Attempt]:
+    """Write the types one after the other, the smallest first, until the engine finds one within `max_kl`.
+
+    Returns:
+        What was tried, and the last of it, whose files are in `out`.
+
+    Raises:
+        ArgumentError: if the engine is not installed.
+        NumericError: if none is near enough.
+    """
+    form, bound = attempts.form, attempts.options.max_kl
+    assert bound is not None
+    if form.engine.version() is None:
+        raise ArgumentError(
+            f"--max-kl measures with {form.engine.name}, which is not installed",
+            hint=f"install it with `{form.engine.install}`, or name a type with --quant",
+        )
+    tried: list[Attempt] = []
+    for quant in form.smallest_first:
+        _empty(out)
+        attempt = attempt_export(replace(attempts, options=replace(attempts.options, quant=quant)), out)
+        tried.append(attempt)
+        assert attempt.proof is not None
+        mean_kl = attempt.proof.agreement.mean_kl
+        console.note(f"{quant}: {attempt.num_bytes / 1e6:,.1f} MB, mean KL {mean_kl:.3g}")
+        if mean_kl <= bound:
+            return tried, attempt
+    nearest = min(attempt.proof.agreement.mean_kl for attempt in tried if attempt.proof)
+    raise NumericError(
+        f"no type is within --max-kl {bound:g}: the nearest has a mean KL of {nearest:.3g}; nothing was written",
+        hint=f"use --max-kl {1.1 * nearest:.2g}",
+    )
+
+
+def _answers_of_base(attempts: Attempts, options: FormatOptions) -> Answers | None:
+    """What the engine says of the base written the same way; only its logits are asked for."""
+    if attempts.base is None:
+        return None
+    written = attempts.base.with_name("base-written")
+    written.mkdir()
+    try:
+        _write(attempts, attempts.base, written, options)
+        return attempts.form.engine.ask(written, replace(attempts.reference.questions, prompts=()))
+    finally:
+        shutil.rmtree(written)
+
+
+def _write(attempts: Attempts, plain: Path, out: Path, options: FormatOptions) -> None:
+    with progress(f"writing {attempts.options.format} {options.quant or ''}".rstrip()):
+        attempts.form.write(WriteJob(plain, out, attempts.source, attempts.reference.calibration_rows, options))
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _num_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

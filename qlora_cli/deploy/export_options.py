@@ -1,0 +1,66 @@
+"""Options of `qlora export`, and which of them go together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from qlora_cli.choices import ExportFormat
+from qlora_cli.deploy.formats.format import Format, FormatOptions
+from qlora_cli.deploy.formats.table import FORMATS
+from qlora_cli.errors import ArgumentError
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Options of an export."""
+
+    format: ExportFormat = "hf"
+    quant: str | None = None
+    """Type of the stored numbers; None for the format's usual one, or for what `max_kl` finds."""
+
+    group_size: int | None = None
+    max_kl: float | None = None
+    """Bound on the mean KL in nats per token: the smallest type within it is taken, where no type is named."""
+
+    adapter_only: bool = False
+    force: bool = False
+    """Replace a model folder that is already there."""
+
+    @property
+    def of_format(self) -> FormatOptions:
+        """What the format's own functions take."""
+        return FormatOptions(self.quant, self.group_size, self.adapter_only)
+
+    @property
+    def is_searched(self) -> bool:
+        """Whether the type is to be found by measuring."""
+        return self.max_kl is not None and self.quant is None and bool(FORMATS[self.format].smallest_first)
+
+
+def check_options(options: ExportOptions) -> None:
+    """Refuse an option that the format does not take, with the formats that do.
+
+    Raises:
+        ArgumentError: naming what fits.
+    """
+    form = FORMATS[options.format]
+    if options.quant is not None and options.quant not in form.quants:
+        if form.quants:
+            raise ArgumentError(
+                f"--quant {options.quant} is none of {options.format}", hint=f"use one of {', '.join(form.quants)}"
+            )
+        _refuse("--quant", options.format, lambda other: bool(other.quants))
+    if options.group_size is not None and not form.group_sizes:
+        _refuse("--group-size", options.format, lambda other: bool(other.group_sizes))
+    if options.adapter_only and not form.takes_adapter_only:
+        _refuse("--adapter-only", options.format, lambda other: other.takes_adapter_only)
+    if options.max_kl is not None and not (math.isfinite(options.max_kl) and options.max_kl > 0):
+        raise ArgumentError(f"--max-kl {options.max_kl} is no bound", hint="name a number above 0, such as 0.01")
+
+
+def _refuse(option: str, format: ExportFormat, takes: Callable[[Format], bool]) -> None:
+    names = [f"--format {name}" for name, other in FORMATS.items() if takes(other)]
+    way_on = f"; {', '.join(names)} {'takes' if len(names) == 1 else 'take'} it" if names else ""
+    raise ArgumentError(f"{option} does not go with --format {format}", hint=f"leave {option} out{way_on}")

@@ -1,0 +1,114 @@
+"""Is the exported model the one that was trained? What its engine says, beside the base written the same way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from qlora_cli.deploy.engines.engine import Answers, Engine
+from qlora_cli.deploy.export_reference import Reference, cut_alike
+from qlora_cli.deploy.verify import Agreement, compare
+from qlora_cli.errors import NumericError
+
+SHARE_OF_BASE = 1.2
+"""How many times the base's own loss a tuned model may lose in the same format: rounding knows nothing of adapters."""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What an engine made of the exported files."""
+
+    engine: str
+    """Name and version."""
+
+    agreement: Agreement
+    """Base and adapter against the exported model, on the run's rows."""
+
+    base_agreement: Agreement | None
+    """The base against the base written the same way; None where the format rounds nothing."""
+
+    max_kl: float
+    """Bound on the mean KL that it was held to, in nats per token."""
+
+    num_equal_texts: int
+    """Answers that are token for token those of base and adapter."""
+
+    num_stopped: int
+    """Answers in which the engine saw a token that ends them."""
+
+    num_stopped_as_trained: int
+    """Answers of base and adapter that end so within the same number of tokens."""
+
+    num_texts: int
+    tokens_per_second: float
+    precision: str
+
+    def figures(self) -> dict[str, str]:
+        """Label and value, for people."""
+        base = self.base_agreement
+        own = {} if base is None else {"the base's own loss": f"mean KL {base.mean_kl:.3g}, written the same way"}
+        return {
+            "opened by": self.engine,
+            **self.agreement.figures(),
+            **own,
+            "mean KL allowed": f"{self.max_kl:.3g}",
+            "greedy answers": f"{self.num_equal_texts} of {self.num_texts} equal to the trained model's",
+            "stop token": f"seen in {self.num_stopped} of {self.num_texts} answers, "
+            f"{self.num_stopped_as_trained} of the trained model's",
+            "speed": f"{self.tokens_per_second:.0f} tokens/s, one prompt after the other",
+        }
+
+
+def prove(folder: Path, engine: Engine, reference: Reference, base: Answers | None, max_kl_of_merge: float) -> Proof:
+    """Open `folder` with its engine and compare.
+
+    Args:
+        folder: the exported files.
+        engine: of the format; it is installed.
+        reference: what base and adapter said.
+        base: what the engine said of the base written the same way; None where the format rounds nothing.
+        max_kl_of_merge: bound that the merge is held to.
+    """
+    answers = engine.ask(folder, reference.questions)
+    agreement = compare(*cut_alike(reference.logits, answers.logits))
+    base_agreement = None if base is None else compare(*cut_alike(reference.base_logits, base.logits))
+    max_kl = max_kl_of_merge if base_agreement is None else max(SHARE_OF_BASE * base_agreement.mean_kl, max_kl_of_merge)
+    ends = reference.questions.end_ids
+    pairs = zip(answers.texts, reference.texts, strict=True)
+    return Proof(
+        f"{engine.name} {engine.version()}",
+        agreement,
+        base_agreement,
+        max_kl,
+        sum(mine == trained for mine, trained in pairs),
+        sum(text[-1:] != [] and text[-1] in ends for text in answers.texts),
+        sum(text[-1] in ends for text in reference.texts),
+        len(reference.texts),
+        answers.tokens_per_second,
+        answers.precision,
+    )
+
+
+def refuse_unlike(proof: Proof, bound: float | None) -> None:
+    """Refuse an exported model that is further from the trained one than its bound.
+
+    Args:
+        proof: what was measured.
+        bound: of `--max-kl`, in place of the documented one.
+
+    Raises:
+        NumericError: if the mean KL is above the bound, or not a number.
+    """
+    max_kl = proof.max_kl if bound is None else bound
+    if proof.agreement.mean_kl <= max_kl:
+        return
+    base = proof.base_agreement
+    beside = "" if base is None else f"; the base loses {base.mean_kl:.3g} in this format"
+    raise NumericError(
+        f"the exported model is not the model that was trained: {proof.engine} finds a mean KL of "
+        f"{proof.agreement.mean_kl:.3g} nats per token, above the bound {max_kl:.3g} "
+        f"(top-1 agreement {proof.agreement.top1_agreement:.1%}){beside}; nothing was written",
+        hint="take a --quant with more bits, or let `--max-kl X` look for the smallest that is near enough"
+        if base is not None
+        else "merge again with `qlora merge --force`; if it fails too, run `qlora doctor` and report this",
+    )
