@@ -137,7 +137,7 @@ def export(
     Args:
         out: folder to make.
         format: "hf", a folder that plain `transformers` loads, or another of `qlora export --help`.
-        quant, group_size: type of the stored numbers, and weights that share a scale; the format's usual ones when None.
+        quant, group_size: type of the stored numbers, and weights that share a scale; None for the format's usual.
         max_kl: bound on the mean KL in nats per token; without a `quant`, the smallest type within it is taken.
         adapter_only: write the adapter without its base.
         run, force, base_model, revision, quantization, overrides: as `merge`.

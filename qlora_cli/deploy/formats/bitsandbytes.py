@@ -22,10 +22,10 @@ from qlora_cli.deploy.engines.process import SCRIPTS, ask_script
 from qlora_cli.deploy.formats.format import Format, WriteJob
 from qlora_cli.deploy.formats.linear_weights import WEIGHT, LinearWeights, linear_weights
 from qlora_cli.deploy.model_folder import copy_other_files
+from qlora_cli.deploy.weights_file import INDEX
 from qlora_cli.engine_environment import TRANSFORMERS
 from qlora_cli.progress import progress
 
-INDEX = "model.safetensors.index.json"
 QUANTS = ("nf4", "int8")
 BLOCK_SIZE = 64
 """Weights that share a constant in NF4."""

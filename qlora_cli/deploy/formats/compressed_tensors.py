@@ -25,7 +25,7 @@ from qlora_cli.deploy.formats.format import Format, FormatOptions, WriteJob
 from qlora_cli.deploy.formats.linear_weights import WEIGHT, LinearWeights, linear_weights
 from qlora_cli.deploy.formats.rounding import PER_WORD, pack, quantize_rows
 from qlora_cli.deploy.model_folder import copy_other_files
-from qlora_cli.deploy.weights_file import NewTensor, WeightsFile, refuse_full_disk
+from qlora_cli.deploy.weights_file import INDEX, NewTensor, WeightsFile, refuse_full_disk
 from qlora_cli.engine_environment import COMPRESSED_TENSORS
 from qlora_cli.errors import ArgumentError
 from qlora_cli.model.tuned import TunedSource
@@ -33,8 +33,6 @@ from qlora_cli.progress import progress
 
 CHUNK_NUMBERS = 4 * 2**20
 """Weights that are rounded at once; the search holds some five float32 copies of them."""
-
-INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
