@@ -85,6 +85,11 @@ test-engines: install-dev test-vllm ## merged folders opened by transformers 4.5
 	$(OLDER) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt torch
 	$(OLDER) -m pip --disable-pip-version-check install --quiet 'transformers==4.57.*' safetensors jinja2
 	QLORA_OLDER_PYTHON=$(CURDIR)/$(OLDER) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/engines/test_older_transformers.py
+	$(BIN)/qlora env mlx
+	$(BIN)/qlora env gptq
+	cache=$${QLORA_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/qlora}/environments; \
+	QLORA_MLX_PYTHON=$$cache/mlx/bin/python QLORA_GPTQ_PYTHON=$$cache/gptq/bin/python \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/engines/test_formats.py
 
 # Trackio needs other versions of libraries than constraints.txt has.
 TRACKERS := .venv-trackers/bin/python

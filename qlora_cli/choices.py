@@ -25,12 +25,18 @@ Ignored = Literal["case", "punctuation", "white_space"]
 TaskKind = Literal["generation", "multiple_choice"]
 """How a task is answered; KINDS in `evaluate/tasks/load.py`."""
 
-ExportFormat = Literal["hf", "gguf"]
+ExportFormat = Literal["hf", "gguf", "compressed-tensors", "gptq", "bnb", "mlx", "adapter", "awq"]
 """Formats that `qlora export` writes; FORMATS in `deploy/formats/table.py`."""
 
 EXPORT_FORMATS: dict[ExportFormat, str] = {
     "hf": "a folder that plain `transformers` loads",
     "gguf": "one file for llama.cpp",
+    "compressed-tensors": "4 or 8 bits for vLLM",
+    "gptq": "4 or 8 bits, rounded by the run's rows",
+    "bnb": "4 or 8 bits for `transformers` only",
+    "mlx": "2 to 16 bits for Apple silicon",
+    "adapter": "a PEFT folder that vLLM takes",
+    "awq": "refused, with what has taken its place",
 }
 """Export format -> what it is, for the help of the command."""
 

@@ -7,7 +7,9 @@ points to. Nothing of it is imported here: a script of ours runs there in a proc
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from qlora_cli.cache_folder import cache_folder
@@ -63,13 +65,28 @@ class EngineEnvironment:
         return f"qlora env {self.name}"
 
 
-LLMCOMPRESSOR = EngineEnvironment(
-    "llmcompressor",
-    "llmcompressor",
-    ("torch>=2.13", "llmcompressor==0.14.*"),
-    purpose="compressed-tensors, w8a8",
-    num_bytes=9 * 10**9,
-    without_gpu=("torch==2.13.*", "llmcompressor==0.14.* torch==2.13.*"),
+@dataclass(frozen=True)
+class OwnEnvironment(EngineEnvironment):
+    """An engine that lives beside us, in the Python that runs this."""
+
+    extra: str = ""
+    """Extra of our package that brings it; empty where the package itself does."""
+
+    @property
+    def python(self) -> Path | None:
+        """The Python that runs this, where the module is in it."""
+        return Path(sys.executable) if find_spec(self.module) is not None else None
+
+    @property
+    def install(self) -> str:
+        """Command that installs it."""
+        return f"pip install 'qlora-cli[{self.extra}]'" if self.extra else "pip install qlora-cli"
+
+
+TRANSFORMERS = OwnEnvironment("transformers", "transformers", ())
+
+COMPRESSED_TENSORS = OwnEnvironment(
+    "compressed-tensors", "compressed_tensors", (), distribution="compressed-tensors", extra="export"
 )
 
 GPTQ = EngineEnvironment(
@@ -115,5 +132,5 @@ GGUF = EngineEnvironment(
     num_bytes=4 * 10**9,
 )
 
-ENVIRONMENTS = {environment.name: environment for environment in (LLMCOMPRESSOR, GPTQ, MLX, VLLM, GGUF)}
+ENVIRONMENTS = {environment.name: environment for environment in (GPTQ, MLX, VLLM, GGUF)}
 """Engines that `qlora env` can install."""

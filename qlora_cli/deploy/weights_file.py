@@ -20,6 +20,9 @@ from qlora_cli.errors import ResourceError
 from qlora_cli.model.stored_dtypes import NAMES_OF_DTYPES
 from qlora_cli.run.disk_errors import final_name
 
+INDEX = "model.safetensors.index.json"
+"""File of a model folder that says which of several files each tensor is in."""
+
 COPY_BYTES = 8 * 2**20
 """Copied at once where the file system cannot copy by itself."""
 

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from qlora_cli.deploy.engines.engine import Answers, Questions
+from qlora_cli.deploy.verify import NUM_LAST_POSITIONS
 from qlora_cli.engine_environment import EngineEnvironment
 from qlora_cli.errors import ResourceError
 from qlora_cli.progress import progress
@@ -25,6 +26,9 @@ NOT_INHERITED = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "VIRTUAL_ENV")
 """Variables of this process that would lead another Python to our packages."""
 
 LONGEST_LAST_WORDS = 300
+
+SCRIPTS = Path(__file__).parent / "scripts"
+"""Programs that run in another Python; they import nothing of this project."""
 
 
 def run_logged(
@@ -88,7 +92,7 @@ def call_script(environment: EngineEnvironment, script: Path, request: Mapping[s
     if python is None:
         raise ResourceError(
             f"{environment.module} is not installed",
-            hint=f"install it with `{environment.install}`, or set {environment.variable} to a Python that has it",
+            hint=f"install it with `{environment.install}`",
         )
     folder.mkdir(parents=True, exist_ok=True)
     path, log = folder / "request.json", folder / "log.txt"
@@ -100,7 +104,7 @@ def call_script(environment: EngineEnvironment, script: Path, request: Mapping[s
         raise ResourceError(
             f"{environment.module} failed (exit code {code}): {last_words(kept)}",
             place=str(kept),
-            hint=f"the log has all of it; `{environment.install} --force` makes the environment again",
+            hint="the log has all of it; --format hf needs no other program",
         )
     return folder
 
@@ -114,7 +118,11 @@ def _kept(log: Path, name: str) -> Path:
 
 
 def ask_script(
-    environment: EngineEnvironment, script: Path, model: Path, questions: Questions, num_last: int
+    environment: EngineEnvironment,
+    script: Path,
+    model: Path,
+    questions: Questions,
+    more: Mapping[str, Any] | None = None,
 ) -> Answers:
     """Have one of our scripts open a model in its engine and answer.
 
@@ -126,7 +134,7 @@ def ask_script(
         script: as `call_script` takes it.
         model: folder to open.
         questions: what is asked.
-        num_last: positions of each row whose logits are wanted.
+        more: added to the request.
 
     Raises:
         ResourceError: as `call_script`.
@@ -137,7 +145,9 @@ def ask_script(
         "prompts": [list(prompt) for prompt in questions.prompts],
         "end_ids": sorted(questions.end_ids),
         "max_new_tokens": questions.max_new_tokens,
-        "num_last": num_last,
+        "num_last": NUM_LAST_POSITIONS,
+        "trust_remote_code": questions.trust_remote_code,
+        **(more or {}),
     }
     with tempfile.TemporaryDirectory(prefix="qlora-") as temporary, progress(f"asking {environment.module}"):
         folder = call_script(environment, script, request, Path(temporary))

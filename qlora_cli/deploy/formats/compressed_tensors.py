@@ -1,6 +1,6 @@
 """The format of compressed-tensors, which vLLM and transformers read: linear layers in 4 or 8 bits, all else as it is.
 
-`w4a16` and `w8a16` hold packed integers and computes in 16 bit; `w8a8` rounds the activations too, token by token, as
+`w4a16` and `w8a16` hold packed integers and compute in 16 bit; `w8a8` rounds the activations too, token by token, as
 they come. Weights are rounded to nearest; the layout is that of compressed-tensors 0.20.
 """
 
@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +18,21 @@ import torch
 
 from qlora_cli import console
 from qlora_cli.deploy.checkpoint import Checkpoint, open_checkpoint
-from qlora_cli.deploy.formats.format import FormatOptions, WriteJob
+from qlora_cli.deploy.engines.engine import Engine
+from qlora_cli.deploy.engines.install import engine_version
+from qlora_cli.deploy.engines.process import SCRIPTS, ask_script
+from qlora_cli.deploy.formats.format import Format, FormatOptions, WriteJob
 from qlora_cli.deploy.formats.linear_weights import WEIGHT, LinearWeights, linear_weights
 from qlora_cli.deploy.formats.rounding import PER_WORD, pack, quantize_rows
 from qlora_cli.deploy.model_folder import copy_other_files
-from qlora_cli.deploy.weights_file import NewTensor, WeightsFile, refuse_full_disk
+from qlora_cli.deploy.weights_file import INDEX, NewTensor, WeightsFile, refuse_full_disk
+from qlora_cli.engine_environment import COMPRESSED_TENSORS
 from qlora_cli.errors import ArgumentError
 from qlora_cli.model.tuned import TunedSource
 from qlora_cli.progress import progress
 
 CHUNK_NUMBERS = 4 * 2**20
 """Weights that are rounded at once; the search holds some five float32 copies of them."""
-
-INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
@@ -114,10 +117,10 @@ def _new_tensors(checkpoint: Checkpoint, key: str, scheme: Scheme, group: int | 
     return [packed, scale, NewTensor(f"{name}.weight_shape", torch.int64, (2,))]
 
 
-def _write_weights(
-    checkpoint: Checkpoint, out: Path, linear: LinearWeights, scheme: Scheme, group: int | None
-) -> None:
-    chosen, files, places = set(linear.chosen), [], {}
+def _write_weights(checkpoint: Checkpoint, out: Path, linear: LinearWeights, scheme: Scheme, group: int | None) -> None:
+    chosen = set(linear.chosen)
+    files: list[WeightsFile] = []
+    places: dict[str, WeightsFile] = {}
     for file in checkpoint.files:
         tensors = []
         for key, old in checkpoint.tensors.items():
@@ -196,3 +199,14 @@ def _write_config(out: Path, linear: LinearWeights, scheme: Scheme, group: int |
         "ignore": list(linear.left),
     }
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+ENGINE = Engine(
+    "transformers with compressed-tensors",
+    COMPRESSED_TENSORS.install,
+    partial(engine_version, COMPRESSED_TENSORS),
+    partial(ask_script, COMPRESSED_TENSORS, SCRIPTS / "transformers_ask.py"),
+)
+FORMAT = Format(
+    write, ENGINE, tuple(SCHEMES), check=check, smallest_first=("w4a16", "w8a16"), group_sizes=(128, 64, 32)
+)

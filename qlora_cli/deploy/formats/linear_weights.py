@@ -13,7 +13,7 @@ import torch
 from transformers import AutoConfig
 
 from qlora_cli.deploy.checkpoint import FLOATS, Checkpoint
-from qlora_cli.deploy.checkpoint_map import CheckpointMap
+from qlora_cli.deploy.checkpoint_map import CheckpointMap, Origin
 from qlora_cli.errors import ArgumentError
 from qlora_cli.model.base import is_linear
 from qlora_cli.model.towers.auto_class import own_auto_class
@@ -65,7 +65,7 @@ def linear_weights(checkpoint: Checkpoint, folder: Path, *, multiple: int, trust
         is_reached = reach is None or name in reach.reached
         if type(module) is not torch.nn.Linear or not is_linear(module) or origin is None or not is_reached:
             continue
-        if module is head or name in kept or origin.converter is not None:
+        if module is head or name in kept or origin.converter is not None or _chooses_experts(name, modules):
             continue
         [key] = origin.keys
         if checkpoint.tensors[key].shape[-1] % multiple:
@@ -80,8 +80,14 @@ def linear_weights(checkpoint: Checkpoint, folder: Path, *, multiple: int, trust
             hint="use --format hf" if kinds or not not_divisible else "choose a smaller --group-size",
         )
     linear = {name for name, module in modules.items() if isinstance(module, torch.nn.Linear)}
-    left = {*(linear - set(chosen.values())), *_names_in_files(checkpoint, set(chosen), modules, origins_of(origins))}
+    left = {*(linear - set(chosen.values())), *_names_in_files(checkpoint, set(chosen), modules, _parameters(origins))}
     return LinearWeights(tuple(chosen), tuple(sorted(left)), tuple(sorted(not_divisible)))
+
+
+def _chooses_experts(name: str, modules: dict[str, torch.nn.Module]) -> bool:
+    """Whether a layer is a router, a part of one, or the gate of a shared expert: engines keep those in 16 bit."""
+    parent = modules[name.rpartition(".")[0]]
+    return type(parent).__name__.endswith("Router") or name.endswith("gate")
 
 
 def _reason(kinds: list[str], not_divisible: list[str], multiple: int) -> str:
@@ -90,9 +96,9 @@ def _reason(kinds: list[str], not_divisible: list[str], multiple: int) -> str:
     return f"the columns of {not_divisible[0]} are no multiple of {multiple}" if not_divisible else "it has none"
 
 
-def origins_of(origins: dict[str, object]) -> dict[str, str]:
-    """Checkpoint key -> parameter, of parameters that are one tensor."""
-    return {key: name for name, origin in origins.items() for key in origin.keys}  # type: ignore[attr-defined]
+def _parameters(origins: dict[str, Origin]) -> dict[str, str]:
+    """Key of the checkpoint -> the parameter that is made of it."""
+    return {key: name for name, origin in origins.items() for key in origin.keys}
 
 
 def _names_in_files(

@@ -14,7 +14,9 @@ PER_WORD = 32
 """Bits of the integers that codes are packed into."""
 
 
-def quantize_rows(weight_RC: torch.Tensor, num_bits: int, group_size: int | None, dtype: torch.dtype) -> tuple:
+def quantize_rows(
+    weight_RC: torch.Tensor, num_bits: int, group_size: int | None, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Codes and scales of rows, so that weight is about scale * code.
 
     Codes are from -2^(b-1) to 2^(b-1) - 1. Of the scales tried, each as it is stored, a group gets the one with the
@@ -45,7 +47,10 @@ def quantize_rows(weight_RC: torch.Tensor, num_bits: int, group_size: int | None
         rounded = (weight_RGS / scale_RG1).round_().clamp_(low, high).mul_(scale_RG1)
         error = rounded.sub_(weight_RGS).square_().sum(-1, True)
         is_better = error < best_error
-        best_error, best_scale = torch.where(is_better, error, best_error), torch.where(is_better, scale_RG1, best_scale)
+        best_error, best_scale = (
+            torch.where(is_better, error, best_error),
+            torch.where(is_better, scale_RG1, best_scale),
+        )
     codes = (weight_RGS / best_scale).round_().clamp_(low, high).to(torch.int8)
     return codes.reshape(weight_RC.shape), best_scale.squeeze(-1).to(dtype)
 
