@@ -15,7 +15,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # Tests start many processes; each that had to compile the project's code again would take a second longer.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help install install-dev demo test test-quick test-gpu torture check check-latest test-engines test-vllm test-trackers format fuzz bench-data bench-checkpoint bench-merge bench-gpu bench-plan bench-eval bench-verdicts bench-serve clean
+.PHONY: help install install-dev demo test test-quick test-gpu torture check check-latest test-engines test-vllm test-trackers format fuzz bench-data bench-checkpoint bench-merge bench-gpu bench-plan bench-eval bench-verdicts bench-serve bench-export clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -124,6 +124,11 @@ bench-plan: install ## memory that plans predict beside what 12 recipes take of 
 
 bench-eval: install ## batched evaluation beside one question at a time
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/eval.py
+
+RUN ?= runs/smoke
+
+bench-export: install ## every export format of a run (RUN=FOLDER), into docs/export.md
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/export.py $(RUN)
 
 bench-verdicts: install ## coverage, false alarms and power of verdicts, into docs/evaluation.md
 	$(BIN)/python benchmarks/verdicts.py

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -91,29 +92,44 @@ def export_run(path: TunedSource | Path | None, out: Path, options: ExportOption
     source = find_tuned(path)
     form = FORMATS[options.format]
     form.check(source, options.of_format)
-    with staged_folder(out, force=options.force) as stage, ExitStack() as stack:
+    with staged_folder(out, force=options.force) as stage, attempts_for(source, options, out, stage) as attempts:
+        tried, chosen = (
+            smallest_within(attempts, stage) if options.is_searched else ([], attempt_export(attempts, stage))
+        )
+        if chosen.proof is not None:
+            refuse_unlike(chosen.proof, options.max_kl)
+        exported = _exported(out, options, chosen, attempts.reference.precision)
+        is_own = source.run is not None and attempts.plain == source.run.merged_path
+        exported = replace(exported, is_merged_anew=not (is_own or attempts.is_copied), tried=tried)
+        if not form.is_plain:
+            shutil.copy2(attempts.plain / MERGE_RECORD, stage / MERGE_RECORD)
+        _add_to_record(stage, exported)
+    return exported
+
+
+@contextmanager
+def attempts_for(source: TunedSource, options: ExportOptions, out: Path, stage: Path) -> Iterator[Attempts]:
+    """What exports of a tuned model start from: what it says, the merged model, and its base as the yardstick.
+
+    Args:
+        source: a run or an adapter.
+        options: format and type.
+        out: folder that is to be made; scratch files lie beside it.
+        stage: folder that is handed on; a plain format's merged model goes into it.
+    """
+    form = FORMATS[options.format]
+    with scratch_folder(out.resolve().parent, f"{out.resolve().name}.scratch") as scratch:
         merged = _merged_before(source)
         reference = record_reference(source, needs_base=not form.loses_nothing)
         free_memory()  # it is needed for the merged model
         if form.is_plain:
             plain = _plain_model(source, merged, stage)
         else:
-            scratch = stack.enter_context(scratch_folder(stage.parent, f"{out.name}.scratch"))
             plain = merged or _merge(scratch / "tuned", source)
         refuse_other_prompt(plain, reference, trust_code=source.model.trust_remote_code)
         base = None if form.loses_nothing else _merge(scratch / "base", source, base_only=True)
-        attempts = Attempts(source, form, options, reference, plain, base, _bound_of_merge(plain))
-        tried, chosen = (
-            smallest_within(attempts, stage) if options.is_searched else ([], attempt_export(attempts, stage))
-        )
-        if chosen.proof is not None:
-            refuse_unlike(chosen.proof, options.max_kl)
-        exported = _exported(out, options, chosen, reference.precision)
-        exported = replace(exported, is_merged_anew=merged is None, tried=tried)
-        if not form.is_plain:
-            shutil.copy2(plain / MERGE_RECORD, stage / MERGE_RECORD)
-        _add_to_record(stage, exported)
-    return exported
+        is_copied = form.is_plain and merged is not None
+        yield Attempts(source, form, options, reference, plain, base, _bound_of_merge(plain), is_copied)
 
 
 def _exported(out: Path, options: ExportOptions, chosen: Attempt, tuned_in: str) -> Exported:

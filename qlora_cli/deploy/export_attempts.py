@@ -32,6 +32,8 @@ class Attempts:
     """Folder of the base without the adapter; None where the format rounds nothing."""
 
     max_kl_of_merge: float
+    is_copied: bool = False
+    """Whether `plain` is a copy of the run's merged model."""
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,7 @@ from typing import Any
 from qlora_cli.cache_folder import CACHE_ELSEWHERE, cache_folder
 from qlora_cli.deploy.engines.engine import Answers, Engine, Questions
 from qlora_cli.deploy.engines.install import engine_version
-from qlora_cli.deploy.engines.process import ask_script, call_script, last_words, run_logged
-from qlora_cli.deploy.verify import NUM_LAST_POSITIONS
+from qlora_cli.deploy.engines.process import SCRIPTS, ask_script, call_script, last_words, run_logged
 from qlora_cli.engine_environment import GGUF, LLAMA_CPP_PYTHON
 from qlora_cli.errors import ResourceError
 from qlora_cli.progress import progress
@@ -28,7 +27,6 @@ from qlora_cli.run.folders import replaced_folder
 SOURCES = "QLORA_LLAMA_CPP"
 """Variable that names a checkout of llama.cpp whose converter is used in place of a downloaded one."""
 
-SCRIPTS = Path(__file__).parent / "scripts"
 CONVERTER = "convert_hf_to_gguf.py"
 
 
@@ -88,7 +86,7 @@ def _fetch(stage: Path) -> None:
 
 def ask_llama_cpp(folder: Path, questions: Questions) -> Answers:
     """Open the GGUF file of a folder with llama.cpp on the CPU and answer."""
-    return ask_script(GGUF, SCRIPTS / "gguf_ask.py", folder, questions, NUM_LAST_POSITIONS)
+    return ask_script(GGUF, SCRIPTS / "gguf_ask.py", folder, questions)
 
 
 LLAMA_CPP = Engine("llama.cpp (llama-cpp-python)", GGUF.install, partial(engine_version, GGUF), ask_llama_cpp)

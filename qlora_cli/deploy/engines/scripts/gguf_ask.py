@@ -9,13 +9,14 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import llama_cpp
 import numpy as np
 from safetensors.numpy import save_file
 
 
-def load(path: str, vocab_only: bool):
+def load(path: str, vocab_only: bool) -> Any:
     """A model; without the extra buffers, whose AMX kernels crash (ggml-org/llama.cpp#20824)."""
     parameters = llama_cpp.llama_model_default_params()
     parameters.use_extra_bufts = False
@@ -26,7 +27,7 @@ def load(path: str, vocab_only: bool):
     return model
 
 
-def cut(vocabulary, text: str) -> list[int]:
+def cut(vocabulary: Any, text: str) -> list[int]:
     """Token ids of a text, special tokens that it spells included, none added."""
     data = text.encode()
     room = len(data) + 8
@@ -38,7 +39,7 @@ def cut(vocabulary, text: str) -> list[int]:
 class Reader:
     """A context that rows are read in, one after the other."""
 
-    def __init__(self, model, longest: int) -> None:
+    def __init__(self, model: Any, longest: int) -> None:
         parameters = llama_cpp.llama_context_default_params()
         parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = longest
         parameters.n_threads = parameters.n_threads_batch = os.cpu_count() or 1
@@ -72,7 +73,7 @@ class Reader:
         return np.stack(rows)
 
 
-def answer(reader: Reader, prompt: list[int], end_ids: set, max_new_tokens: int) -> list[int]:
+def answer(reader: Reader, prompt: list[int], end_ids: set[int], max_new_tokens: int) -> list[int]:
     reader.forget()
     new = [int(reader.read(prompt, 0, 1)[0].argmax())]
     while new[-1] not in end_ids and len(new) < max_new_tokens:

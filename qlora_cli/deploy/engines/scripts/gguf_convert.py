@@ -7,19 +7,25 @@ tokenizer cuts as GPT-2's does is it called that.
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 
 class UnknownCutterError(Exception):
     """The hash of a pre-tokenizer that the converter does not know."""
 
 
-def name_cutters(base, is_gpt2: bool) -> None:
+def name_cutters(base: Any, is_gpt2: bool) -> None:
     """Let the converter take an unknown kind of pre-tokenizer for GPT-2's, or tell its hash."""
     known = base.TextModel.get_vocab_base_pre
-    said = []
-    base.logger.addFilter(lambda record: said.append(record.getMessage()) or True)
+    said: list[str] = []
 
-    def get_vocab_base_pre(self, tokenizer):
+    def heard(record: Any) -> bool:
+        said.append(record.getMessage())
+        return True
+
+    base.logger.addFilter(heard)
+
+    def get_vocab_base_pre(self: Any, tokenizer: Any) -> Any:
         try:
             return known(self, tokenizer)
         except NotImplementedError as fault:

@@ -7,13 +7,14 @@ import ctypes
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import llama_cpp
 import numpy as np
 from safetensors.numpy import load_file
 
 
-def importance_by_tensor(path: str, converter: str, plain: str, arch: str) -> dict:
+def importance_by_tensor(path: str, converter: str, plain: str, arch: str) -> dict[str, Any]:
     """Mean square of each input column, by the name of the tensor in the GGUF file."""
     sys.path.insert(0, str(Path(converter) / "gguf-py"))
     import gguf
@@ -45,6 +46,8 @@ def main() -> None:
     if request["importance"]:
         arch = architecture(request["wide"], request["converter"])
         entries = importance_by_tensor(request["importance"], request["converter"], request["plain"], arch)
+        if not entries:
+            sys.exit(f"error: no tensor of architecture {arch} is known by the name of its layer")
         table = (llama_cpp.llama_model_imatrix_data * (len(entries) + 1))()
         for index, (name, values) in enumerate(entries.items()):
             table[index].name = name.encode()
