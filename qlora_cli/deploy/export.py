@@ -122,10 +122,8 @@ def attempts_for(source: TunedSource, options: ExportOptions, out: Path, stage: 
         merged = _merged_before(source)
         reference = record_reference(source, needs_base=not form.loses_nothing)
         free_memory()  # it is needed for the merged model
-        if form.is_plain:
-            plain = _plain_model(source, merged, stage)
-        else:
-            plain = merged or _merge(scratch / "tuned", source)
+        apart = None if form.is_plain else merged or _merge(scratch / "tuned", source)
+        plain = apart or _plain_model(source, merged, stage)
         refuse_other_prompt(plain, reference, trust_code=source.model.trust_remote_code)
         base = None if form.loses_nothing else _merge(scratch / "base", source, base_only=True)
         is_copied = form.is_plain and merged is not None
