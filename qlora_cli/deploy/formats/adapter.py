@@ -26,6 +26,7 @@ from qlora_cli.model.device import dtype_name, pick_device, pick_dtype
 from qlora_cli.model.tuned import TunedSource, load_tokenizer_of
 from qlora_cli.model.vllm_limits import vllm_rank, vllm_refusals
 from qlora_cli.recipe.schema import QuantizationSection
+from qlora_cli.run.files import write_json
 
 PEFT = OwnEnvironment("peft", "peft", ())
 
@@ -67,6 +68,16 @@ def write(job: WriteJob) -> None:
     load_tokenizer_of(job.source).save_pretrained(job.out)
     if (adapter / ADAPTER_RECORD).is_file():  # the base's quantization and fingerprints
         shutil.copyfile(adapter / ADAPTER_RECORD, job.out / ADAPTER_RECORD)
+    elif job.source.quantization is not None:
+        write_json(
+            job.out / ADAPTER_RECORD,
+            {
+                "model": model.model_dump(mode="json"),
+                "quantization": job.source.quantization.model_dump(mode="json"),
+                "residual": None,
+                "fingerprints": dict(job.source.fingerprints),
+            },
+        )
     _say_how_to_serve(job.source, adapter)
 
 

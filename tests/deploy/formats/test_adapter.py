@@ -35,11 +35,11 @@ def test_a_folder_holds_the_adapter_of_training_and_nothing_of_training(llama_fo
 
 @pytest.mark.slow
 def test_plain_peft_in_another_process_computes_what_was_trained(llama_folder, tmp_path):
-    with_adapter(load_base(llama_folder)).save_pretrained(tmp_path / "adapter")
-    out = exported(tmp_path / "adapter", tmp_path / "out")
-    expected = record_logits(load_tuned(tmp_path / "adapter").model, ROWS)
+    run = save_run(tmp_path / "run", llama_folder, quantization="nf4")
+    out = exported(run.path, tmp_path / "out")
+    expected = record_logits(load_tuned(run.path).model, ROWS)
     answers = FORMAT.engine.ask(out, Questions(ROWS, ROWS[:1], frozenset({3}), max_new_tokens=4))
-    assert compare(expected, answers.logits).max_logit_difference < 1e-4
+    assert compare(expected, answers.logits).max_logit_difference < 1e-3
     assert 0 < len(answers.texts[0]) <= 4
 
 
