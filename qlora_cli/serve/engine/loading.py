@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from peft import PeftModel
@@ -10,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.errors import IdentityError
+from qlora_cli.model.abilities import find_abilities
 from qlora_cli.model.adapter import add_adapter, load_adapter
 from qlora_cli.model.adapter_kind import AdapterKind
 from qlora_cli.model.adapter_tensors import ADAPTER
@@ -17,7 +19,6 @@ from qlora_cli.model.base import load_base
 from qlora_cli.model.device import precision_of
 from qlora_cli.model.embedding_limits import num_positions
 from qlora_cli.model.tuned import TunedSource, check_base, load_tokenizer_of
-from qlora_cli.serve.engine.abilities import find_abilities
 from qlora_cli.serve.engine.batching import BatchingEngine
 from qlora_cli.serve.engine.bounds import Bounds
 from qlora_cli.serve.engine.same_base import (
@@ -102,7 +103,8 @@ def _load_model(sources: Sequence[Named]) -> tuple[PeftModel | PreTrainedModel, 
         _refuse_other_vocabulary(name, source, num_rows, is_alone=len(sources) == 1)
         if isinstance(model, PeftModel):
             adapters[name] = own_name = f"served_{len(adapters):04d}"
-            add_adapter(model, source.adapter, own_name)
+            with _beside(name, sources[0][0]):
+                add_adapter(model, source.adapter, own_name)
         else:
             adapters[name] = ADAPTER
             model = load_adapter(model, source.adapter)
@@ -111,6 +113,16 @@ def _load_model(sources: Sequence[Named]) -> tuple[PeftModel | PreTrainedModel, 
     if has_base:
         adapters[RESERVED] = None
     return model, adapters, has_base
+
+
+@contextmanager
+def _beside(name: str, first: str) -> Iterator[None]:
+    """Say of an adapter that PEFT does not put beside others that it can be served by itself."""
+    try:
+        yield
+    except IdentityError as fault:
+        text = fault.problems[0].text
+        raise IdentityError(f"'{name}' cannot stand beside '{first}' on one base: {text}", hint=BY_ITSELF) from fault
 
 
 def _is_base_apart(source: TunedSource) -> bool:

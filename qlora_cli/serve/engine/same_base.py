@@ -56,8 +56,8 @@ def check_one_base(sources: Sequence[Named]) -> None:
             )
     if len(sources) > 1:
         for name, source in sources:
-            if source.kind is not None and (why := _changes_base(source.kind)):
-                raise IdentityError(f"'{name}' {why}, so no other model can share its base", hint=BY_ITSELF)
+            if source.kind is not None and (why := _why_alone(source.kind)):
+                raise IdentityError(f"'{name}' {why}: no other model can share its base", hint=BY_ITSELF)
 
 
 def _differences(first: TunedSource, source: TunedSource) -> list[tuple[str, str, str]]:
@@ -101,12 +101,14 @@ def _stored_as(source: TunedSource) -> str:
     return ", ".join([quantization.quant_type, *details])
 
 
-def _changes_base(kind: AdapterKind) -> str:
-    """Why the base under an adapter is not the base; empty where it is."""
+def _why_alone(kind: AdapterKind) -> str:
+    """Why other adapters cannot stand on the base under an adapter; empty where they can."""
     if kind.changes_base:
         return f"starts from {kind.init}, which takes a part out of the base's weights"
     if brings_biases(kind):
         return "was trained with biases of the base itself"
+    if kind.trainable_token_indices and kind.method == "LORA":
+        return "trains single rows of the embeddings, which PEFT then asks for in every adapter beside it"
     return ""
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
-from qlora_cli.serve.engine.abilities import Abilities, layers_of
+from qlora_cli.model.abilities import Abilities, layers_of
 
 PEFT_BASE = "__base__"
 """PEFT's word for a row without an adapter in a mixed batch."""

@@ -23,6 +23,9 @@ SERVED_ALONE = {
     "bias all": "trained with biases",
     "bias lora_only": "trained with biases",
     "layer_replication": "takes a part out|repeats layers",
+    "target_parameters": "cannot stand beside",
+    "trainable_token_indices": "single rows",
+    "trainable_token_indices of two": "single rows",
     "init pissa": "init|pissa",
     "init olora": "olora",
     "init mica": "mica",
@@ -32,11 +35,8 @@ SERVED_ALONE = {
 RUN_APART = {
     "dora",
     "qalora",
-    "target_parameters",
     "modules_to_save embeddings",
     "modules_to_save norm",
-    "trainable_token_indices",
-    "trainable_token_indices of two",
 }
 """LoRA that PEFT's mixed batches do not compute, or not as it computes them alone."""
 
