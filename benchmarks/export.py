@@ -20,7 +20,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from qlora_cli.choices import ExportFormat
-from qlora_cli.deploy.export import attempts_for
+from qlora_cli.deploy.export import attempts_for, with_yardstick
 from qlora_cli.deploy.export_attempts import Attempt, attempt_export
 from qlora_cli.deploy.export_options import ExportOptions
 from qlora_cli.deploy.formats.format import Format
@@ -79,8 +79,8 @@ def table_rows(run: Path, formats: list[ExportFormat]) -> Iterator[tuple[str, ..
             for quant, group in _types(name, form):
                 print(name, quant, group, file=sys.stderr, flush=True)
                 options = ExportOptions(name, quant, group)
-                base = None if form.loses_nothing else start.base
-                attempts = replace(start, form=form, options=options, base=base)
+                attempts = replace(start, form=form, options=options, base=None)
+                attempts = attempts if form.loses_nothing else with_yardstick(attempts)
                 try:
                     form.check(source, options.of_format)
                     with tempfile.TemporaryDirectory() as out:

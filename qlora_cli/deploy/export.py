@@ -21,9 +21,11 @@ from qlora_cli.deploy.export_reference import record_reference, refuse_other_pro
 from qlora_cli.deploy.formats.table import FORMATS
 from qlora_cli.deploy.merge import MergeOptions, adapter_identity, check_mergeable, merge_into
 from qlora_cli.deploy.record import Precisions
-from qlora_cli.deploy.verify import MAX_KL_ROUNDED, Agreement
+from qlora_cli.deploy.verify import MAX_KL_ROUNDED, Agreement, record_logits
 from qlora_cli.errors import IdentityError
+from qlora_cli.model.base import load_base
 from qlora_cli.model.device import free_memory
+from qlora_cli.model.fingerprint import base_folder
 from qlora_cli.model.tuned import TunedSource, find_tuned
 from qlora_cli.progress import progress
 from qlora_cli.run.files import read_json_object, write_json
@@ -125,9 +127,25 @@ def attempts_for(source: TunedSource, options: ExportOptions, out: Path, stage: 
         apart = None if form.is_plain else merged or _merge(scratch / "tuned", source)
         plain = apart or _plain_model(source, merged, stage)
         refuse_other_prompt(plain, reference, trust_code=source.model.trust_remote_code)
-        base = None if form.loses_nothing else _merge(scratch / "base", source, base_only=True)
         is_copied = form.is_plain and merged is not None
-        yield Attempts(source, form, options, reference, plain, base, _bound_of_merge(plain), is_copied)
+        attempts = Attempts(source, form, options, reference, plain, _bound_of_merge(plain), scratch, is_copied)
+        yield attempts if form.loses_nothing else with_yardstick(attempts)
+
+
+def with_yardstick(attempts: Attempts) -> Attempts:
+    """The same with the base that is written in the format too, and what it says.
+
+    That is the base of training, dequantized, without the adapter. Where the format rounds to the very values that it
+    has, or where the weights in memory are nobody's base, it is the base as it was before.
+    """
+    source, reference = attempts.source, attempts.reference
+    if attempts.form.rounds_as_training or source.is_base_apart:
+        base = load_base(source.model, None).eval()
+        of_base = record_logits(base, reference.questions.rows)
+        free_memory()
+        return replace(attempts, base=base_folder(source.model), reference=replace(reference, base_logits=of_base))
+    folder = attempts.scratch / "base"
+    return replace(attempts, base=folder if folder.exists() else _merge(folder, source, base_only=True))
 
 
 def _exported(out: Path, options: ExportOptions, chosen: Attempt, tuned_in: str) -> Exported:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from qlora_cli import console
 from qlora_cli.deploy.engines.engine import Answers
@@ -28,12 +29,15 @@ class Attempts:
     plain: Path
     """Folder of the merged model."""
 
-    base: Path | None
-    """Folder of the base without the adapter; None where the format rounds nothing."""
-
     max_kl_of_merge: float
+    scratch: Path
+    """Folder for what is needed on the way."""
+
     is_copied: bool = False
     """Whether `plain` is a copy of the run's merged model."""
+
+    base: Path | None = None
+    """Folder of the base without the adapter, as the yardstick; None where the format rounds nothing."""
 
 
 @dataclass(frozen=True)
@@ -101,13 +105,9 @@ def _answers_of_base(attempts: Attempts, options: FormatOptions) -> Answers | No
     """What the engine says of the base written the same way; only its logits are asked for."""
     if attempts.base is None:
         return None
-    written = attempts.base.with_name("base-written")
-    written.mkdir()
-    try:
-        _write(attempts, attempts.base, written, options)
-        return attempts.form.engine.ask(written, replace(attempts.reference.questions, prompts=()))
-    finally:
-        shutil.rmtree(written)
+    with TemporaryDirectory(dir=attempts.scratch) as folder:
+        _write(attempts, attempts.base, Path(folder), options)
+        return attempts.form.engine.ask(Path(folder), replace(attempts.reference.questions, prompts=()))
 
 
 def _write(attempts: Attempts, plain: Path, out: Path, options: FormatOptions) -> None:

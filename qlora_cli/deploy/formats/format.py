@@ -49,7 +49,7 @@ class Format:
     """Write the model.
 
     Raises:
-        ArgumentError, EnvironmentFault: if an option does not fit, or what writes the format is not installed.
+        ArgumentError, ResourceError: if an option does not fit, or what writes the format is not installed.
     """
 
     engine: Engine
@@ -60,6 +60,9 @@ class Format:
 
     loses_nothing: bool = False
     """No number is rounded further than in the merged model, so that the bound is the merge's."""
+
+    rounds_as_training: bool = False
+    """The base of training has these very values already: the yardstick is the base before it was quantized."""
 
     is_plain: bool = False
     """The folder is the merged model itself, which needs no second one as a yardstick."""
