@@ -14,6 +14,9 @@ from pathlib import Path
 
 from qlora_cli.cache_folder import cache_folder
 
+NOT_INHERITED = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "VIRTUAL_ENV")
+"""Variables of this process that would lead another Python to our packages."""
+
 READY_MARK = "qlora_environment.json"
 """File in an environment that `qlora env` made; written last, so that a half-made one has none."""
 
@@ -44,7 +47,7 @@ class EngineEnvironment:
     @property
     def variable(self) -> str:
         """Variable that names a Python with the engine in it, as QLORA_VLLM_PYTHON."""
-        return f"QLORA_{self.name.upper().replace('-', '_')}_PYTHON"
+        return "_".join(("QLORA", self.name.upper().replace("-", "_"), "PYTHON"))
 
     @property
     def folder(self) -> Path:

@@ -37,7 +37,9 @@ ELSEWHERE = {
     *("OffloadActivations", "mha_bwd", "workspace_elements_gq"),  # trl, flash-attention, ATen
     *("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"),  # transformers
     *("language_model", "context_fn", "bos_token", "to_json", "save_to_disk", "pydoc_data", "MinHashLSH"),
-    *("WANDB_API_KEY", "PGPASSWORD"),
+    *("WANDB_API_KEY", "PGPASSWORD", "hf_xet"),
+    *("vllm/lora/peft_helper.py", "vllm/lora/utils.py", "vllm/config/lora.py"),
+    *("parse_fine_tuned_lora_name", "is_base_embedding_weights", "MaxLoRARanks"),  # vLLM
 }
 """Names in other projects that no import leads to."""
 
@@ -169,7 +171,7 @@ def bound_in(file: Path) -> frozenset[str]:
         for part in ast.walk(node):
             if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store):
                 names.add(part.id)
-            elif isinstance(part, ast.FunctionDef | ast.ClassDef):
+            elif isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
                 names.add(part.name)
             elif isinstance(part, ast.alias):
                 names.add(part.asname or part.name)

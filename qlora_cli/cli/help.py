@@ -42,7 +42,16 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "qlora eval runs/recipe --task questions.jsonl --metric number_match --limit 100",
     ),
     "qlora merge": ("qlora merge", "qlora merge runs/recipe --out merged --dtype float32"),
-    "qlora export": ("qlora export --out exported", "qlora export runs/recipe --out exported --force"),
+    "qlora export": (
+        "qlora export --out exported",
+        "qlora export --out exported --format gguf --quant q4_k_m",
+        "qlora export --out exported --format gguf --max-kl 0.01",
+    ),
+    "qlora serve": (
+        "qlora serve runs/recipe",
+        "qlora serve poems=runs/poems letters=runs/letters --port 8001",
+        "qlora serve runs/recipe --engine vllm --print",
+    ),
     "qlora push": (
         "qlora push runs/recipe owner/name --dry-run",
         "qlora push runs/recipe/merged owner/name --private",

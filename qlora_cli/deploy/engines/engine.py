@@ -53,7 +53,7 @@ class Engine:
     """A program that runs a format."""
 
     name: str
-    """As people know it: `llama.cpp`."""
+    """As people know it, such as llama.cpp."""
 
     install: str
     """Command that installs it."""

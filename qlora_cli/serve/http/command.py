@@ -38,7 +38,7 @@ class ServeOptions:
 
 
 def find_sources(models: Sequence[str]) -> dict[str, TunedSource]:
-    """What `name=PATH` and `PATH` lead to, by name; the latest run where there is none.
+    """What `name=PATH` and paths alone lead to, by name; the latest run where there is none.
 
     A path alone has the name of its run, else of its folder. A path with `=` in it that is there is taken whole.
 
