@@ -21,6 +21,8 @@ CALLED_BY_LIBRARIES = {
     "Response",
 }
 READ_BY_OTHERS = {
+    "capture_signals": "by uvicorn",
+    "handle_exit": "by uvicorn",
     "format_help": "by typer",
     "writelines": "by those who write to the terminal's stream",
     "redirect_request": "by urllib",
