@@ -1,7 +1,6 @@
 """The one place that prints: results and tables to stdout, notes to stderr, JSON where it is asked for.
 
-Secrets are taken out of all of it but rows and answers, which are printed as they are.
-"""
+Secrets are taken out of all of it but rows and answers, which are printed as they are."""
 
 from __future__ import annotations
 

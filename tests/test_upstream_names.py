@@ -78,6 +78,7 @@ def own_names(trees):
             match node:
                 case (
                     ast.FunctionDef(name=name)
+                    | ast.AsyncFunctionDef(name=name)
                     | ast.AnnAssign(target=ast.Name(id=name))
                     | ast.Name(id=name, ctx=ast.Store())
                 ):

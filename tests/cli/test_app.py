@@ -14,7 +14,7 @@ from qlora_cli.interruption import STOP_SIGNALS
 
 COMMANDS = (
     "init", "recipes", "validate", "schema", "plan", "train", "tiny", "eval", "report", "compare", "merge", "export",
-    "generate", "chat", "serve", "runs", "doctor", "env", "data",
+    "generate", "chat", "serve", "push", "runs", "doctor", "env", "data",
 )  # fmt: skip
 
 

