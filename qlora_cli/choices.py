@@ -25,12 +25,13 @@ Ignored = Literal["case", "punctuation", "white_space"]
 TaskKind = Literal["generation", "multiple_choice"]
 """How a task is answered; KINDS in `evaluate/tasks/load.py`."""
 
-ExportFormat = Literal["hf", "gguf", "compressed-tensors", "gptq", "bnb", "mlx", "adapter", "awq"]
+ExportFormat = Literal["hf", "gguf", "ollama", "compressed-tensors", "gptq", "bnb", "mlx", "adapter", "awq"]
 """Formats that `qlora export` writes; FORMATS in `deploy/formats/table.py`."""
 
 EXPORT_FORMATS: dict[ExportFormat, str] = {
     "hf": "a folder that plain `transformers` loads",
     "gguf": "one file for llama.cpp",
+    "ollama": "the same with a Modelfile",
     "compressed-tensors": "4 or 8 bits for vLLM",
     "gptq": "4 or 8 bits, rounded by the run's rows",
     "bnb": "4 or 8 bits for `transformers` only",

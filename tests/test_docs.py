@@ -31,7 +31,12 @@ def commands_of(group, before=""):
 
 COMMANDS = commands_of(typer.main.get_command(app))
 NOUNS = {name.partition(" ")[0] for name in COMMANDS if " " in name}
-OPTIONS = {option for command in COMMANDS.values() for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+OPTIONS = {
+    option
+    for command in COMMANDS.values()
+    for parameter in command.params
+    for option in (*parameter.opts, *parameter.secondary_opts)
+}
 GLOBAL_OPTIONS = {"--help", "--debug", "--version"}
 IN_TREE = re.compile(
     r"(?<![\w/])(?:(?:qlora_cli|docs|tests|recipes|configs|benchmarks|\.ci)/[\w./-]*\w"
@@ -81,7 +86,9 @@ def test_every_command_and_option_exists(page):
                 verb, _, rest = rest.strip().partition(" ")
                 name = f"{name} {verb}"
             assert name in COMMANDS, code
-            known = {option for parameter in COMMANDS[name].params for option in (*parameter.opts, *parameter.secondary_opts)} | GLOBAL_OPTIONS
+            known = {
+                option for parameter in COMMANDS[name].params for option in (*parameter.opts, *parameter.secondary_opts)
+            } | GLOBAL_OPTIONS
             assert set(re.findall(r"(?<!\S)--[a-z][a-z-]*", rest)) <= known, code
         if not re.search(r"\b(?:python|torchrun|accelerate|docker|pip)\b|--user", code):
             assert set(re.findall(r"(?<!\S)--[a-z][a-z-]*", code)) <= OPTIONS | GLOBAL_OPTIONS, code

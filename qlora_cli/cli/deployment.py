@@ -19,7 +19,8 @@ Model = Annotated[
     typer.Argument(help="Run directory, PEFT adapter folder or model folder.", show_default="the latest run"),
 ]
 Format = Annotated[
-    ExportFormat, typer.Option(metavar="FORMAT", help="; ".join(f"{name}: {what}" for name, what in EXPORT_FORMATS.items()) + ".")
+    ExportFormat,
+    typer.Option(metavar="FORMAT", help="; ".join(f"{name}: {what}" for name, what in EXPORT_FORMATS.items()) + "."),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace a model folder that is there.")]
 Base = Annotated[bool, typer.Option("--base", help="Use the base model without the adapter.")]

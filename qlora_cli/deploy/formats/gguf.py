@@ -53,6 +53,7 @@ def write(job: WriteJob) -> None:
             "out": str(wide),
             "type": quant if is_last else "f32",
             "is_gpt2": cuts_as_gpt2(job.plain),
+            "begins": _begins(job),
         }
         _refuse_unknown_cutter(run_step("gguf_convert.py", request, scratch / "convert"), job.plain)
         refuse_other_tokens(job, wide)
@@ -64,6 +65,12 @@ def write(job: WriteJob) -> None:
                 write_importance(job.plain, job.calibration_rows, Path(importance), trust_code=trust)
             rounding = request | {"wide": str(wide), "out": str(file), "type": quant, "importance": importance}
             run_step("gguf_quantize.py", rounding, scratch / "quantize")
+
+
+def _begins(job: WriteJob) -> bool:
+    """Whether texts began with the tokenizer's token for that in training: llama.cpp is told to add it, or not to."""
+    tokenizer = AutoTokenizer.from_pretrained(job.plain, trust_remote_code=job.source.model.trust_remote_code)
+    return all(row[:1] == [tokenizer.bos_token_id] for row in map(list, job.calibration_rows))
 
 
 def cuts_as_gpt2(folder: Path) -> bool:

@@ -5,7 +5,7 @@ To add one: a module that makes a `Format`, and a line in FORMATS; CONTRIBUTING.
 
 from __future__ import annotations
 
-from qlora_cli.deploy.formats import adapter, awq, bitsandbytes, compressed_tensors, gptq, mlx
+from qlora_cli.deploy.formats import adapter, awq, bitsandbytes, compressed_tensors, gptq, mlx, ollama
 from qlora_cli.deploy.formats.format import Format
 from qlora_cli.deploy.formats.gguf import GGUF_FILE
 from qlora_cli.deploy.formats.hugging_face import HUGGING_FACE
@@ -13,6 +13,7 @@ from qlora_cli.deploy.formats.hugging_face import HUGGING_FACE
 FORMATS: dict[str, Format] = {
     "hf": HUGGING_FACE,
     "gguf": GGUF_FILE,
+    "ollama": ollama.FORMAT,
     "compressed-tensors": compressed_tensors.FORMAT,
     "gptq": gptq.FORMAT,
     "bnb": bitsandbytes.FORMAT,

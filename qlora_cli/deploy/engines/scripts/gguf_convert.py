@@ -37,6 +37,17 @@ def name_cutters(base: Any, is_gpt2: bool) -> None:
     base.TextModel.get_vocab_base_pre = get_vocab_base_pre
 
 
+def begin_with_nothing(gguf: Any) -> None:
+    """Have the file say that no token is put before a text: the model was trained on texts without one."""
+    known = gguf.SpecialVocab.add_to_gguf
+
+    def add_to_gguf(self: Any, *arguments: Any, **named: Any) -> Any:
+        self.add_special_token["bos"] = False
+        return known(self, *arguments, **named)
+
+    gguf.SpecialVocab.add_to_gguf = add_to_gguf
+
+
 def main() -> None:
     request = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     sys.path.insert(0, request["converter"])
@@ -44,6 +55,8 @@ def main() -> None:
     from conversion import base
 
     name_cutters(base, request["is_gpt2"])
+    if not request["begins"]:
+        begin_with_nothing(base.gguf)
     sys.argv = ["convert_hf_to_gguf.py", request["plain"], "--outfile", request["out"], "--outtype", request["type"]]
     try:
         convert_hf_to_gguf.main()
