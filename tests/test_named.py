@@ -38,6 +38,8 @@ ELSEWHERE = {
     *("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"),  # transformers
     *("language_model", "context_fn", "bos_token", "to_json", "save_to_disk", "pydoc_data", "MinHashLSH"),
     *("WANDB_API_KEY", "PGPASSWORD"),
+    *("PEFTHelper", "parse_fine_tuned_lora_name", "is_base_embedding_weights", "MaxLoRARanks"),  # vLLM
+    *("vllm/lora/peft_helper.py", "vllm/lora/utils.py", "vllm/config/lora.py"),
 }
 """Names in other projects that no import leads to."""
 

@@ -14,7 +14,7 @@ from shlex import join, quote
 from qlora_cli import console
 from qlora_cli.cache_folder import cache_folder
 from qlora_cli.data.render.renderer import Renderer
-from qlora_cli.engine_environment import VLLM
+from qlora_cli.engine_environment import NOT_INHERITED, VLLM
 from qlora_cli.errors import ArgumentError, Problem, ResourceError
 from qlora_cli.model.fingerprint import base_folder, fingerprint_tokenizer
 from qlora_cli.model.tuned import TunedSource, check_base, load_tokenizer_of
@@ -28,9 +28,6 @@ RESIDUAL_NAME = "residual"
 
 KEY_VARIABLE = "VLLM_API_KEY"
 """Variable that vLLM reads its key from, so that it stands in no list of processes."""
-
-NOT_INHERITED = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "VIRTUAL_ENV")
-"""Variables that would lead vLLM's Python to our packages."""
 
 QUIET = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
 """vLLM reports usage over the network unless it is told not to; all that it opens is on this machine."""

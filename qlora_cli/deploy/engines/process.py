@@ -16,13 +16,10 @@ import torch
 from safetensors.torch import load_file
 
 from qlora_cli.deploy.engines.engine import Answers, Questions
-from qlora_cli.engine_environment import EngineEnvironment
+from qlora_cli.engine_environment import NOT_INHERITED, EngineEnvironment
 from qlora_cli.errors import ResourceError
 from qlora_cli.progress import progress
 from qlora_cli.secrets import redacted
-
-NOT_INHERITED = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "VIRTUAL_ENV")
-"""Variables of this process that would lead another Python to our packages."""
 
 LONGEST_LAST_WORDS = 300
 
