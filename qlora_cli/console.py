@@ -11,7 +11,7 @@ import re
 import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
@@ -98,11 +98,8 @@ def aside(text: str) -> None:
 def data(value: Any, *, is_answer: bool = False) -> None:
     """`value` as JSON on stdout, for `--json`; NaN and infinities are refused. A model's answer stays as it is."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    if not is_answer:
-        sys.stdout.write(redacted(text))
-        return
-    with _content():
-        sys.stdout.write(text)
+    with _content() if is_answer else nullcontext():
+        sys.stdout.write(text if is_answer else redacted(text))
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -32,9 +32,9 @@ def chat(
     model: Annotated[
         str | None, typer.Option(help="Name of the model behind --url.", show_default="the only one there")
     ] = None,
-    history: Annotated[
-        bool, typer.Option("--history/--no-history", help="Keep typed lines for later sessions.")
-    ] = True,
+    no_history: Annotated[
+        bool, typer.Option("--no-history", help="Keep no typed lines for later sessions, and read none.")
+    ] = False,
     base_model: BaseModel = None,
     revision: Revision = None,
     quantization: Quantization = None,
@@ -48,7 +48,7 @@ def chat(
         from qlora_cli.serve.remote import RemoteSession
 
         remote = RemoteSession(url, model, SamplingOptions(temperature, top_p, max_new_tokens, seed), system)
-        _talk(remote, f"model {remote.model} at {url}", is_history_kept=history)
+        _talk(remote, f"model {remote.model} at {url}", is_history_kept=not no_history)
         return
 
     _refuse_both("a model that is loaded here", {"--model": model})
@@ -67,7 +67,7 @@ def chat(
     )
     from qlora_cli.serve.speaker import describe
 
-    _talk(session, describe(session.tuned), is_history_kept=history)
+    _talk(session, describe(session.tuned), is_history_kept=not no_history)
 
 
 def _talk(session: Conversation, who: str, *, is_history_kept: bool) -> None:
