@@ -1,0 +1,73 @@
+"""An export that is killed leaves a whole folder or none, whatever its format, and the next one clears what is left."""
+
+import os
+import random
+import select
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.deploy.models import save_llama, save_run
+from tests.reliability.conftest import num_cases
+from tests.reliability.harness.forkserver import ForkServer
+
+KILLED = -signal.SIGKILL
+GGUF = pytest.param(
+    "gguf", marks=pytest.mark.skipif(not os.environ.get("QLORA_GGUF_PYTHON"), reason="llama.cpp is not there")
+)
+
+
+def export(run: str, out: str, format: str) -> int:
+    """In a child of the fork server."""
+    from qlora_cli.deploy.export import export_run
+    from qlora_cli.deploy.export_options import ExportOptions
+
+    export_run(Path(run), Path(out), ExportOptions(format=format, force=True, max_kl=10.0, quant=QUANTS[format]))
+    return 0
+
+
+QUANTS = {"hf": None, "compressed-tensors": "w8a16", "gguf": "q8_0"}
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def server():
+    with ForkServer("transformers.models.llama") as started:
+        yield started
+
+
+@pytest.mark.parametrize("format", ["hf", "compressed-tensors", GGUF])
+@pytest.mark.parametrize("count", [3, pytest.param(num_cases("EXPORTS", 20), marks=pytest.mark.torture)])
+def test_a_killed_export_leaves_nothing_or_all(format, count, server, tmp_path):
+    run = save_run(tmp_path / "run", save_llama(tmp_path / "base", tie_word_embeddings=False))
+    before = contents(tmp_path)
+    log, asked = tmp_path / "log", f"{__name__}:export"
+    place = tmp_path / "exports"
+    place.mkdir()
+    arguments = {"run": str(run.path), "out": str(place / "whole"), "format": format}
+    started = time.monotonic()
+    assert server.run(asked, arguments, log=log) == 0, log.read_text()[-2000:]
+    seconds, names = time.monotonic() - started, {path.name for path in contents(place / "whole")}
+    chance = random.Random(count)
+    ended = []
+    for number in range(count):
+        out = place / f"out-{number}"
+        child = server.start(asked, arguments | {"out": str(out)}, log=log)
+        moment = seconds * (number + chance.random()) / count
+        with os.fdopen(os.pidfd_open(child.pid)) as process:
+            if not select.select([process], [], [], moment)[0]:
+                os.kill(child.pid, signal.SIGKILL)
+        ended.append(child.wait())
+        assert ended[-1] in (0, KILLED)
+        assert not out.exists() or {path.name for path in contents(out)} == names
+        assert ended[-1] == KILLED or out.exists()
+    assert KILLED in ended
+    assert {path: data for path, data in contents(tmp_path).items() if path in before} == before
+    for number in range(count):
+        assert server.run(asked, arguments | {"out": str(place / f"out-{number}")}, log=log) == 0
+    assert {path.name for path in place.iterdir()} == {"whole", *(f"out-{number}" for number in range(count))}
