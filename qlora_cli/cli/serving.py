@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Annotated
 
 import typer
 
 from qlora_cli import console
 from qlora_cli.choices import ServingEngine
-from qlora_cli.errors import ArgumentError
+from qlora_cli.errors import ArgumentError, ResourceError
 from qlora_cli.progress import STARTING, progress
 
 Models = Annotated[
@@ -42,6 +43,8 @@ def serve(
     """Answer over HTTP as OpenAI's API does."""
     if print_only and engine != "vllm":
         raise ArgumentError("--print shows how vLLM is started", hint="add --engine vllm, or leave --print out")
+    if missing := [name for name in ("fastapi", "uvicorn") if find_spec(name) is None]:
+        raise ResourceError(f"{' and '.join(missing)} not installed", hint="pip install 'qlora-cli[serve]'")
     with progress(STARTING):
         from qlora_cli.serve.http import command
 

@@ -12,6 +12,7 @@ import time
 import httpx
 import pytest
 
+from qlora_cli.cli import serving
 from tests.deploy.models import save_llama, save_run
 
 pytestmark = pytest.mark.slow
@@ -95,3 +96,10 @@ def test_print_is_for_vllm(call, run):
     ran = call("serve", run, "--print")
     assert (ran.code, ran.out) == (2, "")
     assert "--engine vllm" in ran.err
+
+
+def test_without_the_extra_it_is_one_line_that_says_what_to_install(call, monkeypatch):
+    monkeypatch.setattr(serving, "find_spec", lambda name: None)
+    ran = call("serve")
+    assert (ran.code, ran.out) == (5, "")
+    assert ran.err == "error: fastapi and uvicorn not installed\nhint: pip install 'qlora-cli[serve]'\n"
