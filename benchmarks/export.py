@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -55,9 +56,12 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="a finished run")
     parser.add_argument("--only", choices=FORMATS, help="one format; the page is left as it is")
     arguments = parser.parse_args()
-    rows = list(table_rows(arguments.run, [arguments.only] if arguments.only else list(FORMATS)))
-    table = "\n".join(f"| {' | '.join(cells)} |" for cells in (HEAD, ("---",) * len(HEAD), *rows)) + "\n"
-    print(table)
+    lines = []
+    rows = table_rows(arguments.run, [arguments.only] if arguments.only else list(FORMATS))
+    for cells in chain((HEAD, ("---",) * len(HEAD)), rows):
+        lines.append(f"| {' | '.join(cells)} |")
+        print(lines[-1], flush=True)
+    table = "\n".join(lines) + "\n"
     if not arguments.only:
         before, rest = PAGE.read_text("utf-8").split(MARKS[0])
         after = rest.split(MARKS[1])[1]
