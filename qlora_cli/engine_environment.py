@@ -20,9 +20,6 @@ NOT_INHERITED = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "VIRTUAL_ENV")
 READY_MARK = "qlora_environment.json"
 """File in an environment that `qlora env` made; written last, so that a half-made one has none."""
 
-NOT_INHERITED = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "VIRTUAL_ENV")
-"""Variables of this process that would lead another Python to our packages."""
-
 
 @dataclass(frozen=True)
 class EngineEnvironment:

@@ -93,7 +93,7 @@ def test_functions_keep_their_names_when_the_packages_of_these_names_are_importe
 )
 def test_a_function_has_the_options_and_defaults_of_its_command(command, function, own):
     plural = {"task": "tasks", "metric": "metrics"}
-    shown_only = {"as_json", "stream"}
+    shown_only = {"as_json", "stream", "url", "model", "no_history"}  # what a program has other ways for
     options = {
         plural.get(option.name, option.name): option.default
         for option in typer.main.get_command(app).commands[command].params

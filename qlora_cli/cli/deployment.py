@@ -110,7 +110,8 @@ def export(
         overrides=overrides or (),
     )
     if as_json:
-        console.data(asdict(exported) | {"path": str(exported.path)})
+        agreement = exported.agreement and asdict(exported.agreement)
+        console.data(asdict(exported) | {"path": str(exported.path), "agreement": agreement})
         return
     console.result("merged and exported" if exported.is_merged_anew else "exported the run's merged model")
     console.facts(exported.figures() | {"path": str(exported.path)})

@@ -14,6 +14,7 @@ from typing import Any
 
 from qlora_cli.choices import ExportFormat
 from qlora_cli.constants import MERGE_RECORD
+from qlora_cli.deploy.engines.process import required_python
 from qlora_cli.deploy.export_attempts import Attempt, Attempts, attempt_export, smallest_within
 from qlora_cli.deploy.export_options import ExportOptions, check_options
 from qlora_cli.deploy.export_proof import Proof, refuse_unlike
@@ -94,6 +95,8 @@ def export_run(path: TunedSource | Path | None, out: Path, options: ExportOption
     source = find_tuned(path)
     form = FORMATS[options.format]
     form.check(source, options.of_format)
+    if form.writer is not None:
+        required_python(form.writer)
     with staged_folder(out, force=options.force) as stage, attempts_for(source, options, out, stage) as attempts:
         tried, chosen = (
             smallest_within(attempts, stage) if options.is_searched else ([], attempt_export(attempts, stage))

@@ -7,7 +7,7 @@ import typer
 from typer.testing import CliRunner
 
 from qlora_cli.cli import chat, deployment
-from qlora_cli.errors import ArgumentError, IdentityError
+from qlora_cli.errors import ArgumentError, IdentityError, ResourceError
 from tests.deploy.models import save_llama, save_run
 from tests.model.foreign_adapters import ADAPTERS, change_config, save_adapter_of
 
@@ -58,8 +58,18 @@ def test_export_prints_what_plain_transformers_makes_of_it(app, run, tmp_path):
 
 
 def test_export_knows_only_the_formats_it_writes(app, run, tmp_path):
-    result = CliRunner().invoke(app, ["export", str(run.path), "--out", str(tmp_path), "--format", "gguf"])
+    result = CliRunner().invoke(app, ["export", str(run.path), "--out", str(tmp_path), "--format", "onnx"])
     assert result.exit_code == 2
+
+
+@pytest.mark.parametrize("format", ["gguf", "ollama", "mlx", "gptq"])
+def test_an_engine_that_is_not_there_is_said_before_anything_is_loaded(app, run, tmp_path, monkeypatch, format):
+    for name in ("GGUF", "MLX", "GPTQ"):
+        monkeypatch.setenv(f"QLORA_{name}_PYTHON", str(tmp_path / "none"))
+    with pytest.raises(ResourceError, match="is not installed") as raised:
+        call(app, "export", run.path, "--out", tmp_path / "out", "--format", format)
+    assert "qlora env" in raised.value.problems[0].hint
+    assert not (tmp_path / "out").exists()
 
 
 def test_generate_prints_the_same_streamed_and_whole(app, run):

@@ -80,7 +80,7 @@ def test_eval_measures_the_latest_run_on_its_own_held_out_rows(call, finished):
 
 def test_eval_prints_a_table_of_base_and_tuned(call, finished):
     header, loss, perplexity, *rest = call("eval", finished).out.splitlines()
-    assert header.split() == ["measure", "base", "tuned", "difference", "[95", "%]", "verdict"]
+    assert header.split() == ["measure", "base", "tuned", "difference", "[95%]", "verdict"]
     assert (loss.split()[0], perplexity.split()[0]) == ("loss", "perplexity")
     assert float(loss.split()[2]) < float(loss.split()[1])
     assert any(line.startswith("held-out loss: ") for line in rest)
@@ -155,13 +155,20 @@ def test_eval_of_an_adapter_made_elsewhere_needs_to_be_told_on_what(call, finish
     ("arguments", "fragment"),
     [
         (("nowhere",), "'nowhere' is not a run directory"),
-        (("--metric", "accuracy"), "unknown metric 'accuracy'"),
-        (("--metric", "contains"), "--metric needs a --task"),
         ((), "there is no run in 'runs'"),
     ],
 )
 def test_eval_says_what_is_missing(call, arguments, fragment):
     ran = call("eval", *arguments)
+    assert (ran.code, ran.out) == (2, "")
+    assert fragment in ran.err
+
+
+@pytest.mark.parametrize(
+    ("metric", "fragment"), [("accuracy", "unknown metric 'accuracy'"), ("contains", "--metric needs a --task")]
+)
+def test_eval_says_which_metric_does_not_fit(call, tiny_base, metric, fragment):
+    ran = call("eval", tiny_base, "--metric", metric)
     assert (ran.code, ran.out) == (2, "")
     assert fragment in ran.err
 

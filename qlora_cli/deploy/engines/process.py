@@ -70,6 +70,20 @@ def last_words(log: Path) -> str:
     return words if len(words) <= LONGEST_LAST_WORDS else words[:LONGEST_LAST_WORDS] + "..."
 
 
+def required_python(environment: EngineEnvironment) -> Path:
+    """The Python of an engine.
+
+    Raises:
+        ResourceError: if the engine is not installed, with the command that installs it.
+    """
+    if environment.python is None:
+        raise ResourceError(
+            f"{environment.module} is not installed",
+            hint=f"install it with `{environment.install}`",
+        )
+    return environment.python
+
+
 def call_script(environment: EngineEnvironment, script: Path, request: Mapping[str, Any], folder: Path) -> Path:
     """Run one of our scripts in an engine's Python: `python SCRIPT REQUEST.json`, which writes into `folder`.
 
@@ -85,12 +99,7 @@ def call_script(environment: EngineEnvironment, script: Path, request: Mapping[s
     Raises:
         ResourceError: if the engine is not installed, or the script fails, with its last words.
     """
-    python = environment.python
-    if python is None:
-        raise ResourceError(
-            f"{environment.module} is not installed",
-            hint=f"install it with `{environment.install}`",
-        )
+    python = required_python(environment)
     folder.mkdir(parents=True, exist_ok=True)
     path, log = folder / "request.json", folder / "log.txt"
     path.write_text(json.dumps({**request, "answers": str(folder)}), encoding="utf-8")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qlora_cli.deploy.engines.engine import Engine
+from qlora_cli.engine_environment import EngineEnvironment
 from qlora_cli.model.tuned import TunedSource
 
 
@@ -54,6 +55,9 @@ class Format:
 
     engine: Engine
     """What opens the files, as those will who get them."""
+
+    writer: EngineEnvironment | None = None
+    """Environment of the program that writes the files; None where that is this project."""
 
     quants: tuple[str, ...] = ()
     """Values of `FormatOptions.quant`, the usual one first; empty where there is no choice."""

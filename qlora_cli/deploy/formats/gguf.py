@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 from qlora_cli.deploy.engines.llama_cpp import LLAMA_CPP, converter_folder, cut_with_llama_cpp, run_step
 from qlora_cli.deploy.formats.format import Format, WriteJob
 from qlora_cli.deploy.formats.importance import write_importance
+from qlora_cli.engine_environment import GGUF
 from qlora_cli.errors import ArgumentError
 
 UNROUNDED = ("f32", "f16", "bf16")
@@ -123,6 +124,7 @@ def refuse_other_tokens(job: WriteJob, file: Path) -> None:
 GGUF_FILE = Format(
     write,
     LLAMA_CPP,
+    writer=GGUF,
     quants=(USUAL, *(name for name in (*UNROUNDED, *ABOVE_FIVE_BITS, *WITH_IMPORTANCE) if name != USUAL)),
     smallest_first=SMALLEST_FIRST,
 )

@@ -56,4 +56,6 @@ ENGINE = Engine(
     partial(engine_version, GPTQ),
     partial(ask_script, GPTQ, SCRIPTS / "transformers_ask.py"),
 )
-FORMAT = Format(write, ENGINE, tuple(BITS), check=check, smallest_first=("w4a16", "w8a16"), group_sizes=GROUP_SIZES)
+FORMAT = Format(
+    write, ENGINE, GPTQ, tuple(BITS), check=check, smallest_first=("w4a16", "w8a16"), group_sizes=GROUP_SIZES
+)

@@ -61,6 +61,7 @@ ENGINE = Engine("mlx-lm", MLX.install, partial(engine_version, MLX), partial(ask
 FORMAT = Format(
     write,
     ENGINE,
+    MLX,
     QUANTS,
     check=check,
     smallest_first=("2bit", "3bit", "4bit", "8bit", "bf16"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jinja2.exceptions import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -16,9 +16,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from qlora_cli import console
 from qlora_cli.data.example import Message
 from qlora_cli.data.render.renderer import Renderer
-from qlora_cli.deploy.engines.llama_cpp import LLAMA_CPP
 from qlora_cli.deploy.formats import gguf
-from qlora_cli.deploy.formats.format import Format, WriteJob
+from qlora_cli.deploy.formats.format import WriteJob
 
 MODELFILE = "Modelfile"
 ROLES = ("system", "user", "assistant")
@@ -163,4 +162,4 @@ def write(job: WriteJob) -> None:
     (job.out / MODELFILE).write_text(modelfile(file.name, tokenizer, context), encoding="utf-8")
 
 
-FORMAT = Format(write, LLAMA_CPP, quants=gguf.GGUF_FILE.quants, smallest_first=gguf.SMALLEST_FIRST)
+FORMAT = replace(gguf.GGUF_FILE, write=write)
