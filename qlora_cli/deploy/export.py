@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,7 +31,7 @@ from qlora_cli.model.fingerprint import base_folder
 from qlora_cli.model.tuned import TunedSource, find_tuned
 from qlora_cli.progress import progress
 from qlora_cli.run.files import read_json_object, write_json
-from qlora_cli.run.folders import scratch_folder
+from qlora_cli.run.folders import scratch_folder, sweep
 from qlora_cli.run.staging import staged_folder
 
 
@@ -123,7 +124,9 @@ def attempts_for(source: TunedSource, options: ExportOptions, out: Path, stage: 
         stage: folder that is handed on; a plain format's merged model goes into it.
     """
     form = FORMATS[options.format]
-    with scratch_folder(out.resolve().parent, f"{out.resolve().name}.scratch") as scratch:
+    place, name = out.resolve().parent, f"{out.resolve().name}.scratch"
+    sweep(place, re.escape(name))
+    with scratch_folder(place, name) as scratch:
         merged = _merged_before(source)
         reference = record_reference(source, needs_base=not form.loses_nothing)
         free_memory()  # it is needed for the merged model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import signal
 import time
@@ -249,12 +250,15 @@ class Scene:
         return left if is_same else [*left, "the result is another one"]
 
 
+SPEED = re.compile(rb'"tokens_per_second": [^,\n]+')
+
+
 def files_in(folder: Path) -> dict[str, bytes]:
-    """Name -> content of what is in a folder, but for the list of it and what an evaluation keeps."""
+    """Name -> content of what is in a folder, but for the list of it, what an evaluation keeps, and measured speed."""
     stays = (INVENTORY_NAME, PARTIAL_NAME)
     run = str(folder.parent).encode()  # results name the folder of each model
     contents = {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in stays}
-    return {name: content.replace(run, b"RUN") for name, content in contents.items()}
+    return {name: SPEED.sub(b"", content.replace(run, b"RUN")) for name, content in contents.items()}
 
 
 def has_processes(group: int) -> bool:
