@@ -7,6 +7,15 @@ from transformers import PreTrainedTokenizerBase
 from qlora_cli.constants import REPLACEMENT
 
 
+def length_of_start(text: str, mark: str) -> int:
+    """How many characters at the end of `text` may be the start of `mark`, which is not in it as a whole.
+
+    >>> length_of_start("so be it</th", "</think>"), length_of_start("so", "</think>")
+    (4, 0)
+    """
+    return next((size for size in range(min(len(mark) - 1, len(text)), 0, -1) if text.endswith(mark[:size])), 0)
+
+
 class StreamDecoder:
     """Turns token ids into text that can be printed immediately: never half a character.
 

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from qlora_cli.data.render.answer_frame import AnswerFrame
+from qlora_cli.serve.decoding import length_of_start
 
 
 class Part(NamedTuple):
@@ -47,7 +48,7 @@ class ReasoningSplitter:
         if self._state == "reasoning":
             before, mark, behind = self._held.partition(self._frame.closing)
             if not mark:
-                num_held = _length_of_start(self._held, self._frame.closing)
+                num_held = length_of_start(self._held, self._frame.closing)
                 before, behind = self._held[: len(self._held) - num_held], self._held[len(self._held) - num_held :]
             parts += self._part(before, is_reasoning=True)
             self._held = behind
@@ -90,12 +91,3 @@ def visible_frame(frame: AnswerFrame, tokenizer: PreTrainedTokenizerBase) -> Ans
     ids = tokenizer(frame.closing, add_special_tokens=False).input_ids if frame.closing else []
     is_visible = frame.closing in str(tokenizer.decode(ids, skip_special_tokens=True))
     return frame if is_visible else AnswerFrame()
-
-
-def _length_of_start(text: str, mark: str) -> int:
-    """How many characters at the end of `text` may be the start of `mark`.
-
-    >>> _length_of_start("so be it</th", "</think>"), _length_of_start("so", "</think>")
-    (4, 0)
-    """
-    return next((size for size in range(min(len(mark) - 1, len(text)), 0, -1) if text.endswith(mark[:size])), 0)

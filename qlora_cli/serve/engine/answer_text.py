@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from qlora_cli.serve.decoding import StreamDecoder
+from qlora_cli.serve.decoding import StreamDecoder, length_of_start
 from qlora_cli.serve.engine.requests import Piece, TokenLogprob
 
 Scored = tuple[TokenLogprob, tuple[TokenLogprob, ...]]
@@ -72,18 +72,8 @@ class AnswerText:
                 token.end = self._num_released + len(self._held)
         found = [at for stop in self._stop if (at := self._held.find(stop)) >= 0]
         self.is_stopped = bool(found)
-        num_certain = min(found) if found else len(self._held) - self._num_doubtful()
-        return self._release(num_certain)
-
-    def _num_doubtful(self) -> int:
-        """Length of the longest end of the held text that a stop text begins with."""
-        lengths = (
-            length
-            for stop in self._stop
-            for length in range(1, min(len(stop), len(self._held) + 1))
-            if self._held.endswith(stop[:length])
-        )
-        return max(lengths, default=0)
+        num_doubtful = max((length_of_start(self._held, stop) for stop in self._stop), default=0)
+        return self._release(min(found) if found else len(self._held) - num_doubtful)
 
     def _release(self, num_characters: int) -> Piece | None:
         text, self._held = self._held[:num_characters], self._held[num_characters:]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from qlora_cli.data.render.answer_frame import AnswerFrame
+from qlora_cli.serve.decoding import length_of_start
 from qlora_cli.serve.http.tool_format import Call, ToolFormat
 
 
@@ -87,8 +88,7 @@ class AnswerParts:
             reasoning, self._held = self._held[:at], self._held[at + len(closing) :]
             self._is_reasoning = False
             return reasoning.rstrip("\n")
-        keep = max((n for n in range(1, len(closing)) if self._held.endswith(closing[:n])), default=0)
-        kept = self._held[: len(self._held) - keep].rstrip("\n")
+        kept = self._held[: len(self._held) - length_of_start(self._held, closing)].rstrip("\n")
         reasoning, self._held = kept, self._held[len(kept) :]
         return reasoning
 
@@ -103,7 +103,7 @@ class AnswerParts:
         if self._tool_format.opening:
             # White space before a call belongs to the template, and a call may follow.
             at = len(self._held[:at].rstrip())
-        elif not self._tool_format.opening and at:
+        elif at:
             self._tool_format = None  # a call without marks is the whole answer, or there is none
         self._has_calls = (
             self._tool_format is not None and self._tool_format.opening in self._held[at:] and at < len(self._held)

@@ -12,6 +12,7 @@ from qlora_cli.data.example import Conversation, Message
 from qlora_cli.data.read.strict_json import JsonError, decode_json
 from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.errors import DataError
+from qlora_cli.serve.decoding import length_of_start
 from qlora_cli.serve.http.asked import HERE
 
 ARGUMENT_KEYS = ("arguments", "parameters")
@@ -50,10 +51,7 @@ class ToolFormat:
         if not self.opening:
             return 0 if not text.strip() or text.lstrip()[0] in "{[" else len(text)
         found = text.find(self.opening)
-        if found >= 0:
-            return found
-        lengths = range(min(len(self.opening), len(text)), 0, -1)
-        return len(text) - next((length for length in lengths if text.endswith(self.opening[:length])), 0)
+        return found if found >= 0 else len(text) - length_of_start(text, self.opening)
 
     def read(self, text: str) -> tuple[str, list[Call]] | None:
         """The text before the calls, and the calls; None where an answer holds none, or something follows them.
