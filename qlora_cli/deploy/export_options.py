@@ -24,14 +24,13 @@ class ExportOptions:
     max_kl: float | None = None
     """Bound on the mean KL in nats per token: the smallest type within it is taken, where no type is named."""
 
-    adapter_only: bool = False
     force: bool = False
     """Replace a model folder that is already there."""
 
     @property
     def of_format(self) -> FormatOptions:
         """What the format's own functions take."""
-        return FormatOptions(self.quant, self.group_size, self.adapter_only)
+        return FormatOptions(self.quant, self.group_size)
 
     @property
     def is_searched(self) -> bool:
@@ -54,8 +53,6 @@ def check_options(options: ExportOptions) -> None:
         _refuse("--quant", options.format, lambda other: bool(other.quants))
     if options.group_size is not None and not form.group_sizes:
         _refuse("--group-size", options.format, lambda other: bool(other.group_sizes))
-    if options.adapter_only and not form.takes_adapter_only:
-        _refuse("--adapter-only", options.format, lambda other: other.takes_adapter_only)
     if options.max_kl is not None and not (math.isfinite(options.max_kl) and options.max_kl > 0):
         raise ArgumentError(f"--max-kl {options.max_kl} is no bound", hint="name a number above 0, such as 0.01")
 

@@ -21,9 +21,6 @@ class FormatOptions:
     group_size: int | None = None
     """Weights that share a scale; None for the format's usual number."""
 
-    adapter_only: bool = False
-    """Write the adapter without its base."""
-
 
 @dataclass(frozen=True)
 class WriteJob:
@@ -76,9 +73,6 @@ class Format:
 
     group_sizes: tuple[int, ...] = ()
     """Values of `FormatOptions.group_size`; empty where there is no choice."""
-
-    takes_adapter_only: bool = False
-    """The adapter can be written without its base."""
 
     check: Callable[[TunedSource, FormatOptions], None] = lambda source, options: None
     """Refuse what this format cannot hold, before anything is merged or loaded."""
