@@ -73,7 +73,7 @@ class ChatTelling:
 
     def closing(self, finish: Finish) -> Json:
         """The chunk that ends an answer."""
-        return self._chunk({}, None, "tool_calls" if self._num_calls else finish.reason)
+        return self._chunk({}, None, _reason(finish, self._num_calls))
 
     def usage(self, finish: Finish) -> Json:
         """The last chunk, where usage is wanted."""
@@ -94,13 +94,18 @@ class ChatTelling:
             "index": 0,
             "message": message,
             "logprobs": {"content": entries, "refusal": None} if self._has_logprobs else None,
-            "finish_reason": "tool_calls" if calls else finish.reason,
+            "finish_reason": _reason(finish, len(calls)),
         }
         return self.heading.around([choice], usage=usage_of(finish))
 
     def _chunk(self, delta: Json, logprobs: Json | None = None, reason: str | None = None) -> Json:
         choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
         return self.heading.around([choice], kind="chat.completion.chunk")
+
+
+def _reason(finish: Finish, num_calls: int) -> str:
+    """Why an answer ended; one that was cut is no finished call, streamed or not (vllm-project/vllm#53269)."""
+    return "tool_calls" if num_calls and finish.reason == "stop" else finish.reason
 
 
 class CompletionTelling:

@@ -8,7 +8,9 @@ import pytest
 
 from qlora_cli.data.render.answer_frame import AnswerFrame
 from qlora_cli.data.render.renderer import Renderer
-from qlora_cli.serve.http.answer_parts import AnswerParts
+from qlora_cli.serve.engine.requests import Finish
+from qlora_cli.serve.http.answer_parts import AnswerParts, Part
+from qlora_cli.serve.http.telling import ChatTelling
 from qlora_cli.serve.http.tool_format import ToolFormat, find_tool_format
 from tests.conftest import byte_tokenizer
 
@@ -74,3 +76,12 @@ def test_json_without_marks_is_a_call_only_of_a_tool_that_was_given(size):
     assert taken_apart(AnswerParts(AnswerFrame(), bare, frozenset("f")), text, size)[2] == [("f", {"a": 1})]
     assert taken_apart(AnswerParts(AnswerFrame(), bare, frozenset("g")), text, size) == ("", text, [])
     assert taken_apart(AnswerParts(AnswerFrame(), bare, frozenset("f")), "Well, {}", size) == ("", "Well, {}", [])
+
+
+@pytest.mark.parametrize(("reason", "told"), [("stop", "tool_calls"), ("length", "length")])
+def test_a_call_in_an_answer_that_was_cut_is_not_told_as_finished(reason, told):
+    telling, part = ChatTelling("base", has_logprobs=False), Part(calls=[("look_up", {"city": "Oslo"})])
+    finish = Finish(reason, num_prompt_tokens=5, num_new_tokens=9)
+    assert telling.chunk(part, [])["choices"][0]["delta"]["tool_calls"]
+    assert telling.closing(finish)["choices"][0]["finish_reason"] == told
+    assert telling.whole([part], [], finish)["choices"][0]["finish_reason"] == told
