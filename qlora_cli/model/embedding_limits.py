@@ -11,7 +11,10 @@ from collections.abc import Callable
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from qlora_cli.errors import RecipeError
+from qlora_cli.errors import ArgumentError, RecipeError
+
+UNBOUNDED = 1 << 30
+"""Tokens of a model whose configuration names no bound."""
 
 LARGEST_OFFSET = 2
 """OPT and its like keep as many rows before the first position, for padding."""
@@ -21,6 +24,29 @@ def num_positions(config: PreTrainedConfig) -> int | None:
     """Positions that a base was made for; None where its configuration does not say."""
     number = getattr(config.get_text_config(), "max_position_embeddings", None)
     return number if isinstance(number, int) else None
+
+
+def room_for_answer(num_prompt_tokens: int, context: int | None, hint: str) -> int:
+    """Tokens between a prompt and the end of a model's context.
+
+    Args:
+        num_prompt_tokens: tokens of the conversation so far.
+        context: positions of the model, as `num_positions` finds them.
+        hint: what to do about a conversation that is too long.
+
+    Raises:
+        ArgumentError: if there is no room.
+
+    >>> room_for_answer(100, 128, ""), room_for_answer(100, None, "") == UNBOUNDED
+    (28, True)
+    """
+    if context is None:
+        return UNBOUNDED
+    if num_prompt_tokens >= context:
+        raise ArgumentError(
+            f"the conversation has {num_prompt_tokens} tokens and the model's context is {context}", hint=hint
+        )
+    return context - num_prompt_tokens
 
 
 def has_position_table(base: PreTrainedModel) -> bool:

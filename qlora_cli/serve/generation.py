@@ -13,9 +13,8 @@ from transformers.generation.streamers import BaseStreamer
 
 from qlora_cli.data.example import Message
 from qlora_cli.data.render.renderer import Renderer
-from qlora_cli.errors import ArgumentError
 from qlora_cli.model.device import precision_of
-from qlora_cli.model.embedding_limits import check_tokens, num_positions
+from qlora_cli.model.embedding_limits import check_tokens, num_positions, room_for_answer
 from qlora_cli.model.generation_settings import generation_settings, only_these_settings
 from qlora_cli.model.tuned import Tuned
 from qlora_cli.serve.decoding import StreamDecoder
@@ -121,7 +120,8 @@ def generate_answer(
     """
     prompt_ids = renderer.prompt_ids(messages)
     check_tokens(tuned.model, tuned.tokenizer, tuned.source.model.base_model, lambda: max(prompt_ids))
-    room = _room_for_answer(tuned, len(prompt_ids))
+    context = num_positions(tuned.model.config)
+    room = room_for_answer(len(prompt_ids), context, "start over with /reset, or shorten the prompt")
     settings = generation_settings(
         renderer.end_of_turn_ids,
         tuned.tokenizer.pad_token_id,
@@ -149,16 +149,3 @@ def _generate(tuned: Tuned, prompt_ids: list[int], settings: GenerationConfig, s
     input_ids = torch.tensor([prompt_ids], device=tuned.model.device)
     with only_these_settings(tuned.model, settings):
         tuned.model.generate(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), streamer=stream)
-
-
-def _room_for_answer(tuned: Tuned, num_prompt_tokens: int) -> int:
-    """Tokens between the prompt and the end of the model's context."""
-    context = num_positions(tuned.model.config)
-    if context is None:
-        return 1 << 30
-    if num_prompt_tokens >= context:
-        raise ArgumentError(
-            f"the conversation has {num_prompt_tokens} tokens and the model's context is {context}",
-            hint="start over with /reset, or shorten the prompt",
-        )
-    return context - num_prompt_tokens

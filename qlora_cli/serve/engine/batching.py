@@ -9,8 +9,9 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from qlora_cli.errors import ArgumentError
+from qlora_cli.model.embedding_limits import UNBOUNDED
 from qlora_cli.plan.machine.host_memory import available_bytes
-from qlora_cli.serve.engine.bounds import UNBOUNDED, Bounds
+from qlora_cli.serve.engine.bounds import Bounds
 from qlora_cli.serve.engine.requests import EngineState, GenerationRequest, QueueFull
 from qlora_cli.serve.engine.rows import Row
 from qlora_cli.serve.engine.scheduler import EngineLimits, Scheduler, in_a_line

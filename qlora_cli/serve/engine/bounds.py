@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from qlora_cli.errors import ArgumentError
+from qlora_cli.model.embedding_limits import room_for_answer
 from qlora_cli.serve.engine.requests import GenerationRequest
-
-UNBOUNDED = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -44,11 +43,4 @@ class Bounds:
                 f"the prompt holds token {worst}, and the model has embeddings for {self.num_embeddings:,}",
                 hint="leave the text of that token out: it was added to the tokenizer and has no embedding",
             )
-        if self.context is None:
-            return UNBOUNDED
-        if len(request.prompt_ids) >= self.context:
-            raise ArgumentError(
-                f"the conversation has {len(request.prompt_ids)} tokens and the model's context is {self.context}",
-                hint="shorten it, or leave its oldest turns out",
-            )
-        return self.context - len(request.prompt_ids)
+        return room_for_answer(len(request.prompt_ids), self.context, "shorten it, or leave its oldest turns out")
