@@ -113,7 +113,8 @@ class ProgressCallback(TrainerCallback):
             if self._bar.curve is not None and math.isfinite(values["loss"]):
                 self._bar.curve.add(values["loss"])
             in_bar = shown.replace("  ", f"{self._eval_loss}  ", 1)
-            self._bar.update(state.global_step, f"{in_bar}  {gpu_state()}".rstrip())
+            card = gpu_state() if console.err.is_interactive else ""  # three calls of the driver, for a screen alone
+            self._bar.update(state.global_step, f"{in_bar}  {card}".rstrip())
         if not console.err.is_interactive and self._line_is_due(state):
             self._last_line = time.monotonic()
             console.note(f"step {state.global_step}/{state.max_steps}  {shown}")
