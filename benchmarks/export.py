@@ -77,18 +77,19 @@ def table_rows(run: Path, formats: list[ExportFormat]) -> Iterator[tuple[str, ..
     ):
         for name in formats:
             form = FORMATS[name]
-            if form.engine.version() is None:
+            version = form.engine.version()
+            if version is None:
                 print(f"{name}: {form.engine.name} is not installed", file=sys.stderr)
                 continue
             for quant, group in _types(name, form):
                 print(name, quant, group, file=sys.stderr, flush=True)
                 options = ExportOptions(name, quant, group)
-                attempts = replace(start, form=form, options=options, base=None)
+                attempts = replace(start, form=form, options=options, version=version, base=None)
                 attempts = attempts if form.loses_nothing else with_yardstick(attempts)
                 try:
                     form.check(source, options.of_format)
                     with tempfile.TemporaryDirectory() as out:
-                        place = start.plain if form.is_plain else Path(out)
+                        place = start.plain if form.write is None else Path(out)
                         yield _cells(name, group, attempt_export(attempts, place))
                 except QloraError as error:
                     print(f"{name} {quant}: {error}", file=sys.stderr, flush=True)

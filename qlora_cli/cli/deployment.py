@@ -108,8 +108,7 @@ def export(
         overrides=overrides or (),
     )
     if as_json:
-        agreement = exported.agreement and asdict(exported.agreement)
-        console.data(asdict(exported) | {"path": str(exported.path), "agreement": agreement})
+        console.data(exported.as_dict())
         return
     console.result("merged and exported" if exported.is_merged_anew else "exported the run's merged model")
     console.facts(exported.figures() | {"path": str(exported.path)})

@@ -65,6 +65,10 @@ class Exported:
         """Adapter on its base against the exported model, where it was opened."""
         return None if self.proof is None else self.proof.agreement
 
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return asdict(self) | {"path": str(self.path), "agreement": self.agreement and asdict(self.agreement)}
+
     def figures(self) -> dict[str, str]:
         """Label and value, for people."""
         kind = self.format if self.quant is None else f"{self.format} {self.quant}"
@@ -104,10 +108,8 @@ def export_run(path: TunedSource | Path | None, out: Path, options: ExportOption
         )
         if chosen.proof is not None:
             refuse_unlike(chosen.proof, options.max_kl)
-        exported = _exported(out, options, chosen, attempts.reference.precision)
-        is_own = source.run is not None and attempts.plain == source.run.merged_path
-        exported = replace(exported, is_merged_anew=not (is_own or attempts.is_copied), tried=tried)
-        if not form.is_plain:
+        exported = _exported(out, attempts, chosen, tried)
+        if form.write is not None:
             shutil.copy2(attempts.plain / MERGE_RECORD, stage / MERGE_RECORD)
         _add_to_record(stage, exported)
     return exported
@@ -130,12 +132,12 @@ def attempts_for(source: TunedSource, options: ExportOptions, out: Path, stage: 
         merged = _merged_before(source)
         reference = record_reference(source, needs_base=not form.loses_nothing)
         free_memory()  # it is needed for the merged model
-        apart = None if form.is_plain else merged or _merge(scratch / "tuned", source)
+        apart = None if form.write is None else merged or _merge(scratch / "tuned", source)
         plain = apart or _plain_model(source, merged, stage)
         refuse_other_prompt(plain, reference, trust_code=source.model.trust_remote_code)
-        is_copied = form.is_plain and merged is not None
-        attempts = Attempts(source, form, options, reference, plain, _bound_of_merge(plain), scratch, is_copied)
-        yield attempts if form.loses_nothing else with_yardstick(attempts)
+        bound, version = _bound_of_merge(plain), form.engine.version()
+        attempts = Attempts(source, form, options, reference, plain, bound, scratch, merged is None, version)
+        yield attempts if form.loses_nothing or version is None else with_yardstick(attempts)
 
 
 def with_yardstick(attempts: Attempts) -> Attempts:
@@ -146,25 +148,32 @@ def with_yardstick(attempts: Attempts) -> Attempts:
     """
     source, reference = attempts.source, attempts.reference
     if attempts.form.rounds_as_training or source.is_base_apart:
-        base = load_base(source.model, None).eval()
-        of_base = record_logits(base, reference.questions.rows)
+        of_base = record_logits(load_base(source.model, None).eval(), reference.questions.rows)
         free_memory()
         return replace(attempts, base=base_folder(source.model), reference=replace(reference, base_logits=of_base))
     folder = attempts.scratch / "base"
     return replace(attempts, base=folder if folder.exists() else _merge(folder, source, base_only=True))
 
 
-def _exported(out: Path, options: ExportOptions, chosen: Attempt, tuned_in: str) -> Exported:
-    form = FORMATS[options.format]
-    proof = chosen.proof
-    not_opened = ""
+def _exported(out: Path, attempts: Attempts, chosen: Attempt, tried: list[Attempt]) -> Exported:
+    form, proof, not_opened = attempts.form, chosen.proof, ""
     if proof is None:
         not_opened = (
             f"{form.engine.name} is not installed: install it with `{form.engine.install}`, then type this command "
             "again with --force"
         )
-    precisions = Precisions(tuned_in, proof.precision) if proof is not None and proof.precision else None
-    return Exported(out, options.format, chosen.quant, True, chosen.num_bytes, proof, precisions, [], not_opened)
+    tuned_in = attempts.reference.precision
+    return Exported(
+        path=out,
+        format=attempts.options.format,
+        quant=chosen.quant,
+        is_merged_anew=attempts.is_merged_anew,
+        num_bytes=chosen.num_bytes,
+        proof=proof,
+        compared_in=Precisions(tuned_in, proof.precision) if proof is not None and proof.precision else None,
+        tried=tried,
+        not_opened=not_opened,
+    )
 
 
 def _plain_model(source: TunedSource, merged: Path | None, stage: Path) -> Path:
@@ -211,7 +220,7 @@ def _bound_of_merge(plain: Path) -> float:
 
 def _add_to_record(folder: Path, exported: Exported) -> None:
     """Add the result of opening the folder to the figures of the merge."""
-    result = asdict(exported) | {"agreement": exported.agreement and asdict(exported.agreement)}
+    result = exported.as_dict()
     del result["path"]
     write_json(folder / MERGE_RECORD, _read_record(folder) | {"export": result})
 

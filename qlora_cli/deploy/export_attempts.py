@@ -33,8 +33,11 @@ class Attempts:
     scratch: Path
     """Folder for what is needed on the way."""
 
-    is_copied: bool = False
-    """Whether `plain` is a copy of the run's merged model."""
+    is_merged_anew: bool
+    """False where `plain` is the run's merged model, or a copy of it."""
+
+    version: str | None
+    """Of the format's engine; None where it is not installed. It is asked once: the answer takes a process."""
 
     base: Path | None = None
     """Folder of the base without the adapter, as the yardstick; None where the format rounds nothing."""
@@ -58,13 +61,13 @@ def attempt_export(attempts: Attempts, out: Path) -> Attempt:
         out: an empty folder; of a plain format, the folder with the merged model.
     """
     form, options = attempts.form, attempts.options.of_format
-    if not form.is_plain:
-        _write(attempts, attempts.plain, out, options)
+    _write(attempts, attempts.plain, out, options)
     quant = options.quant or next(iter(form.quants), None)
-    if form.engine.version() is None:
+    if attempts.version is None:
         return Attempt(quant, _num_bytes(out), None)
-    base = _answers_of_base(attempts, options)
-    return Attempt(quant, _num_bytes(out), prove(out, form.engine, attempts.reference, base, attempts.max_kl_of_merge))
+    base, answers = _answers_of_base(attempts, options), form.engine.ask(out, attempts.reference.questions)
+    name = f"{form.engine.name} {attempts.version}"
+    return Attempt(quant, _num_bytes(out), prove(name, answers, attempts.reference, base, attempts.max_kl_of_merge))
 
 
 def smallest_within(attempts: Attempts, out: Path) -> tuple[list[Attempt], Attempt]:
@@ -79,7 +82,7 @@ def smallest_within(attempts: Attempts, out: Path) -> tuple[list[Attempt], Attem
     """
     form, bound = attempts.form, attempts.options.max_kl
     assert bound is not None
-    if form.engine.version() is None:
+    if attempts.version is None:
         raise ArgumentError(
             f"--max-kl measures with {form.engine.name}, which is not installed",
             hint=f"install it with `{form.engine.install}`, or name a type with --quant",
@@ -111,6 +114,8 @@ def _answers_of_base(attempts: Attempts, options: FormatOptions) -> Answers | No
 
 
 def _write(attempts: Attempts, plain: Path, out: Path, options: FormatOptions) -> None:
+    if attempts.form.write is None:
+        return
     with progress(f"writing {attempts.options.format} {options.quant or ''}".rstrip()):
         attempts.form.write(WriteJob(plain, out, attempts.source, attempts.reference.calibration_rows, options))
 

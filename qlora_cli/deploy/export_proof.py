@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
-from qlora_cli.deploy.engines.engine import Answers, Engine
+from qlora_cli.deploy.engines.engine import Answers
 from qlora_cli.deploy.export_reference import Reference, cut_alike
 from qlora_cli.deploy.verify import Agreement, compare
 from qlora_cli.errors import NumericError
@@ -59,24 +58,23 @@ class Proof:
         }
 
 
-def prove(folder: Path, engine: Engine, reference: Reference, base: Answers | None, max_kl_of_merge: float) -> Proof:
-    """Open `folder` with its engine and compare.
+def prove(engine: str, answers: Answers, reference: Reference, base: Answers | None, max_kl_of_merge: float) -> Proof:
+    """Hold an engine's answers against the trained model's.
 
     Args:
-        folder: the exported files.
-        engine: of the format; it is installed.
+        engine: name and version.
+        answers: what it said of the exported files.
         reference: what base and adapter said.
         base: what the engine said of the base written the same way; None where the format rounds nothing.
         max_kl_of_merge: bound that the merge is held to.
     """
-    answers = engine.ask(folder, reference.questions)
     agreement = compare(*cut_alike(reference.logits, answers.logits))
     base_agreement = None if base is None else compare(*cut_alike(reference.base_logits, base.logits))
     max_kl = max_kl_of_merge if base_agreement is None else max(SHARE_OF_BASE * base_agreement.mean_kl, max_kl_of_merge)
     ends = reference.questions.end_ids
     pairs = zip(answers.texts, reference.texts, strict=True)
     return Proof(
-        f"{engine.name} {engine.version()}",
+        engine,
         agreement,
         base_agreement,
         max_kl,

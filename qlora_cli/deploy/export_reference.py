@@ -11,12 +11,11 @@ from transformers import AutoTokenizer
 
 from qlora_cli import console
 from qlora_cli.constants import IGNORE_INDEX
-from qlora_cli.data.read.examples import read_examples
 from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.deploy.base_logits import base_logits
 from qlora_cli.deploy.engines.engine import Questions
 from qlora_cli.deploy.greedy import greedy_answers
-from qlora_cli.deploy.verification_rows import FIXED_QUESTIONS, MAX_ROW_TOKENS, NUM_ROWS, own_rows, probe_rows
+from qlora_cli.deploy.verification_rows import FIXED_QUESTIONS, NUM_ROWS, own_rows, probe_rows, rows_of
 from qlora_cli.deploy.verify import record_logits
 from qlora_cli.errors import DataError, IdentityError
 from qlora_cli.model.device import precision_of
@@ -97,11 +96,11 @@ def _calibration_rows(recipe: Recipe | None, renderer: Renderer, otherwise: list
     if recipe is None:
         return otherwise
     try:
-        rows = renderer.render(read_examples(recipe.data.train[0], NUM_CALIBRATION_ROWS))
+        rows = rows_of(recipe.data.train[0], renderer, NUM_CALIBRATION_ROWS)
     except DataError as fault:
         console.note(f"the training data cannot be read any more: {fault.problems[0].text}")
         return otherwise
-    return [list(row.input_ids[:MAX_ROW_TOKENS]) for row in rows]
+    return [list(row.input_ids) for row in rows]
 
 
 def refuse_other_prompt(folder: Path, reference: Reference, *, trust_code: bool) -> None:

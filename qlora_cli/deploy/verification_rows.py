@@ -8,6 +8,7 @@ from qlora_cli import console
 from qlora_cli.data.read.examples import read_examples
 from qlora_cli.data.render.renderer import Renderer, TokenRow
 from qlora_cli.errors import DataError
+from qlora_cli.recipe.data_schema import SourceSection
 from qlora_cli.recipe.schema import Recipe
 
 NUM_ROWS = 8
@@ -45,6 +46,14 @@ def own_rows(recipe: Recipe | None, renderer: Renderer, num_rows: int) -> list[T
     """
     if recipe is None:
         return []
-    source = (recipe.data.eval or recipe.data.train)[0]
+    return rows_of((recipe.data.eval or recipe.data.train)[0], renderer, num_rows)
+
+
+def rows_of(source: SourceSection, renderer: Renderer, num_rows: int) -> list[TokenRow]:
+    """The first rows of a source, at most MAX_ROW_TOKENS long.
+
+    Raises:
+        DataError: if they cannot be read.
+    """
     rows = renderer.render(read_examples(source, num_rows))
     return [replace(row, input_ids=row.input_ids[:MAX_ROW_TOKENS], labels=row.labels[:MAX_ROW_TOKENS]) for row in rows]

@@ -43,8 +43,8 @@ class WriteJob:
 class Format:
     """One format of an exported model."""
 
-    write: Callable[[WriteJob], None]
-    """Write the model.
+    write: Callable[[WriteJob], None] | None
+    """Write the model; None where the merged model itself is what is handed on.
 
     Raises:
         ArgumentError, ResourceError: if an option does not fit, or what writes the format is not installed.
@@ -64,9 +64,6 @@ class Format:
 
     rounds_as_training: bool = False
     """The base of training has these very values already: the yardstick is the base before it was quantized."""
-
-    is_plain: bool = False
-    """The folder is the merged model itself, which needs no second one as a yardstick."""
 
     smallest_first: tuple[str, ...] = ()
     """Those of `quants` that `--max-kl` tries, in the order of their size."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from qlora_cli.deploy.engines.llama_cpp import LLAMA_CPP, converter_folder, cut_with_llama_cpp, run_step
 from qlora_cli.deploy.formats.format import Format, WriteJob
@@ -42,7 +43,8 @@ def write(job: WriteJob) -> None:
         ArgumentError: if the tokenizer is not one that llama.cpp has.
         ResourceError: if llama.cpp is not there, or one of its steps fails.
     """
-    quant = job.options.quant or USUAL
+    quant, trust = job.options.quant or USUAL, job.source.model.trust_remote_code
+    tokenizer = AutoTokenizer.from_pretrained(job.plain, trust_remote_code=trust)
     file = job.out / f"model-{quant}.gguf"
     with tempfile.TemporaryDirectory(prefix=".gguf-", dir=job.out) as temporary:
         scratch = Path(temporary)
@@ -54,24 +56,22 @@ def write(job: WriteJob) -> None:
             "out": str(wide),
             "type": quant if is_last else "f32",
             "is_gpt2": cuts_as_gpt2(job.plain),
-            "begins": _begins(job),
+            "begins": _begins(tokenizer, job.calibration_rows),
         }
         _refuse_unknown_cutter(run_step("gguf_convert.py", request, scratch / "convert"), job.plain)
-        refuse_other_tokens(job, wide)
+        refuse_other_tokens(tokenizer, job, wide)
         if not is_last:
             importance = ""
             if quant in WITH_IMPORTANCE:
                 importance = str(scratch / "importance.safetensors")
-                trust = job.source.model.trust_remote_code
                 write_importance(job.plain, job.calibration_rows, Path(importance), trust_code=trust)
             rounding = request | {"wide": str(wide), "out": str(file), "type": quant, "importance": importance}
             run_step("gguf_quantize.py", rounding, scratch / "quantize")
 
 
-def _begins(job: WriteJob) -> bool:
+def _begins(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]]) -> bool:
     """Whether texts began with the tokenizer's token for that in training: llama.cpp is told to add it, or not to."""
-    tokenizer = AutoTokenizer.from_pretrained(job.plain, trust_remote_code=job.source.model.trust_remote_code)
-    return all(row[:1] == [tokenizer.bos_token_id] for row in map(list, job.calibration_rows))
+    return all(list(row[:1]) == [tokenizer.bos_token_id] for row in rows)
 
 
 def cuts_as_gpt2(folder: Path) -> bool:
@@ -100,13 +100,12 @@ def _refuse_unknown_cutter(answers: Path, plain: Path) -> None:
         )
 
 
-def refuse_other_tokens(job: WriteJob, file: Path) -> None:
+def refuse_other_tokens(tokenizer: PreTrainedTokenizerBase, job: WriteJob, file: Path) -> None:
     """Refuse a GGUF file whose tokenizer makes other tokens of the run's texts than training saw.
 
     Raises:
         ArgumentError: with the text.
     """
-    tokenizer = AutoTokenizer.from_pretrained(job.plain, trust_remote_code=job.source.model.trust_remote_code)
     texts = [tokenizer.decode(row, clean_up_tokenization_spaces=False) for row in job.calibration_rows]
     texts += PROBES
     for text, mine in zip(texts, cut_with_llama_cpp(file, texts), strict=True):

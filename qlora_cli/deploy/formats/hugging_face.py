@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from functools import partial
 from importlib.metadata import version
@@ -11,16 +10,11 @@ from pathlib import Path
 from transformers import AutoConfig, PreTrainedModel
 
 from qlora_cli.deploy.engines.engine import Answers, Engine, Questions
-from qlora_cli.deploy.formats.format import Format, WriteJob
+from qlora_cli.deploy.formats.format import Format
 from qlora_cli.deploy.greedy import greedy_answers
 from qlora_cli.deploy.verify import record_logits
 from qlora_cli.model.device import precision_of
 from qlora_cli.model.towers.auto_class import own_auto_class
-
-
-def as_it_is(job: WriteJob) -> None:
-    """Copy the merged model."""
-    shutil.copytree(job.plain, job.out, dirs_exist_ok=True)
 
 
 def load_with_transformers(folder: Path, *, trust_remote_code: bool) -> PreTrainedModel:
@@ -42,4 +36,4 @@ def ask_transformers(folder: Path, questions: Questions) -> Answers:
 
 TRANSFORMERS = Engine("transformers", "pip install transformers", partial(version, "transformers"), ask_transformers)
 
-HUGGING_FACE = Format(as_it_is, TRANSFORMERS, loses_nothing=True, is_plain=True)
+HUGGING_FACE = Format(None, TRANSFORMERS, loses_nothing=True)
