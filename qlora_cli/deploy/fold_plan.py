@@ -194,7 +194,7 @@ def _visit_layer(layer: LoraLayer, prefix: str, plan: FoldPlan) -> None:
 
 def _visit_integers(layer: LoraLayer, base_layer: IntegerLinear, prefix: str, plan: FoldPlan) -> None:
     """An update of a layer in integers: QA-LoRA's fits into its offsets, any fits onto its dequantized weight."""
-    update, num_groups = _update(layer), base_layer.scales.shape[1]
+    update, num_groups = _update(layer), base_layer.in_features // base_layer.group_size
     is_pooled = update.A_RI.shape[1] == num_groups
     is_other_variant = ADAPTER in layer.lora_variant and not (is_pooled or layer.use_dora[ADAPTER])
     if is_other_variant or (plan.keeps_codes and not is_pooled):
