@@ -39,7 +39,7 @@ def save_integers(base, out, *, bits, group_size, is_merged=False):
     tensors = {}
     for key, tensor in load_file(base / "model.safetensors").items():
         if tensor.dim() != 2 or any(name in key for name in KEPT):
-            tensors[key] = tensor
+            tensors[key] = tensor.bfloat16()
             continue
         name = key.removesuffix("weight")
         codes, scales, offsets = quantize(tensor, bits, group_size)

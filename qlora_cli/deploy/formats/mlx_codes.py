@@ -1,8 +1,8 @@
 """A model in integers as MLX's affine format holds it: the codes of training, and a scale and a bias for each group.
 
 MLX computes w = scale * code + bias, and packs codes as we do: a string of bits, the first code in the lowest ones,
-here read as 32-bit words. So the codes are copied, and nothing is rounded: scales and biases are float32, and with
-them what MLX computes.
+here read as 32-bit words. So the codes are copied, and nothing is rounded: scales and biases are float32, as are the
+vectors of norms, and with them all that MLX computes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from qlora_cli.deploy.checkpoint import Checkpoint, StoredTensor, open_checkpoint
+from qlora_cli.deploy.checkpoint import FLOATS, Checkpoint, StoredTensor, open_checkpoint
 from qlora_cli.deploy.formats.format import WriteJob
 from qlora_cli.deploy.integers import integer_settings
 from qlora_cli.deploy.model_folder import copy_other_files
@@ -68,7 +68,8 @@ def _of_mlx(tensor: StoredTensor) -> NewTensor:
     """The tensor that takes the place of one of ours."""
     layer, _, part = tensor.key.rpartition(".")
     if part not in NAMES:
-        return NewTensor(tensor.key, tensor.dtype, tensor.shape)
+        is_vector = tensor.dtype in FLOATS and len(tensor.shape) == 1
+        return NewTensor(tensor.key, torch.float32 if is_vector else tensor.dtype, tensor.shape)
     key = f"{layer}.{NAMES[part]}"
     if part == "codes":
         num_rows, num_bytes = tensor.shape
