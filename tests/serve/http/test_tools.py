@@ -1,4 +1,4 @@
-"""Tools through the official client, with a model that has learned to call one: the whole round, at once and streamed."""
+"""Tools through the official client, with a model that has learned to call one: whole and streamed."""
 
 from __future__ import annotations
 
