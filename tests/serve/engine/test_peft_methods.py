@@ -51,7 +51,7 @@ def base(tmp_path_factory):
     return save_model(tmp_path_factory.mktemp("base"), model)
 
 
-@pytest.mark.parametrize("method", [method for method in ADAPTERS if method not in BEFORE_THE_PROMPT])
+@pytest.mark.parametrize("method", ADAPTERS)
 def test_an_adapter_answers_as_alone(tmp_path, base, method):
     folder = save_adapter_of(base, ADAPTERS[method], tmp_path / "one", std=0.1)
     try:
