@@ -83,9 +83,11 @@ def _layers_by_input(tuned: PeftModel, errors: QuantizationErrors, batch: Batch)
     last: list[torch.Tensor] = []
 
     def note(name: str, _layer: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if any(name in group for group in groups):
+            return
         if last and inputs[0] is last[0]:
             groups[-1].append(name)
-        elif not any(name in group for group in groups):
+        else:
             groups.append([name])
             last[:] = inputs[:1]
 

@@ -8,6 +8,7 @@ from qlora_cli.data.prepare import prepare_data
 from qlora_cli.data.render.for_data import data_renderer
 from qlora_cli.deploy.merge import MergeOptions, merge_run
 from qlora_cli.model.tokenizer import load_tokenizer
+from qlora_cli.model.tuned import find_tuned
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.train import setup
 from qlora_cli.train.session import TrainOptions, train_recipe
@@ -44,6 +45,7 @@ def test_a_calibrated_run_starts_away_from_zero_and_merges_onto_what_it_saw(narr
     run = RunDirectory(tmp_path / "run")
     training = {"max_steps": 1, "learning_rate": 1e-30}
     train_recipe(narrow_recipe(**CALIBRATED, training=training), run, TrainOptions())
+    assert not find_tuned(run.path).starts_at_zero
     merged = merge_run(run.path, None, MergeOptions(dtype="float32"))
     assert merged.agreement.mean_kl < 1e-7
     assert merged.effect.mean_kl > 1000 * merged.agreement.mean_kl
