@@ -136,7 +136,7 @@ KEYS: dict[str, Row] = {
     "lora.modules_to_save": Row(adapter, ([], ["embed_tokens"])),
     "lora.use_dora": Row(adapter, (False, True)),
     "lora.use_rslora": Row(adapter, (False, True)),
-    "lora.init_lora_weights": Row(adapter, ("default", "gaussian", "loftq", "pissa"), NF4),
+    "lora.init_lora_weights": Row(adapter, ("default", "gaussian", "loftq", "calibrated", "pissa"), NF4),
     "lora.autocast_adapter_dtype": Row(adapter, (False, True), {"model.dtype": "bfloat16"}),
     "lora.loraplus_lr_ratio": Row(optimization, (None, 4, 16)),
     "data.train.path": Row(train_tokens, ("sums.jsonl", "others.jsonl")),

@@ -104,7 +104,14 @@ def test_every_optimizer_resumes_to_the_bit(narrow_recipe, tmp_path, optim, step
 
 
 @pytest.mark.parametrize(
-    "lora", [{"init_lora_weights": "pissa"}, {"init_lora_weights": "loftq"}, {"use_dora": True}], ids=str
+    "lora",
+    [
+        {"init_lora_weights": "pissa"},
+        {"init_lora_weights": "loftq"},
+        {"init_lora_weights": "calibrated"},
+        {"use_dora": True},
+    ],
+    ids=str,
 )
 def test_every_kind_of_adapter_resumes_to_the_bit(narrow_recipe, tmp_path, lora):
     recipe = narrow_recipe(quantization={}, lora=lora)
