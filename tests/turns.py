@@ -26,7 +26,8 @@ def take_every(items: Sequence[pytest.Item]) -> None:
     """Of a test that is marked `every(n)`, mark all parameters but each n-th `torture`, beginning with the first."""
     num_seen: Counter[str] = Counter()
     for item in items:
-        if mark := item.get_closest_marker("every"):
+        mark = item.get_closest_marker("every")
+        if mark is not None and item.get_closest_marker("torture") is None:
             function = item.nodeid.partition("[")[0]
             if num_seen[function] % mark.args[0]:
                 item.add_marker("torture")
