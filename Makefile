@@ -47,7 +47,7 @@ test-gpu: install-dev ## run the tests that need a CUDA GPU
 	$(BIN)/python -m pytest -m gpu
 
 torture: install-dev ## the long tests of what a run survives: hours
-	$(BIN)/python -m pytest -m torture tests
+	$(BIN)/python -m pytest -m torture --timeout=0 tests
 
 check: install-dev ## lint, format and types, changing nothing
 	$(BIN)/ruff check .

@@ -7,6 +7,9 @@ GIB, MIB, KIB = 2**30, 2**20, 2**10
 IGNORE_INDEX = -100
 """Label of a token that is not trained, as in `torch.nn.functional.cross_entropy`."""
 
+INITS_AGAINST_ROUNDING = ("loftq", "calibrated")
+"""Values of `lora.init_lora_weights` with which B @ A makes up for the error of a quantized base."""
+
 AMPERE = (8, 0)
 """First compute capability that computes in bfloat16 and runs FlashAttention (NVIDIA Ampere)."""
 

@@ -27,6 +27,7 @@ from tests.slowness import (  # noqa: F401 - hooks of pytest
     pytest_runtest_call,
     pytest_runtest_setup,
 )
+from tests.turns import take_every
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -71,8 +72,10 @@ def _write_into_memory() -> None:
         tempfile.tempdir = None
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` is looked at
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave long versions, marked `torture`, out unless `-m` names them."""
+    take_every(items)
     if "torture" in (config.option.markexpr or ""):
         return
     long = [item for item in items if item.get_closest_marker("torture")]

@@ -176,6 +176,7 @@ def alone(tiny_base, chat_data, tmp_path_factory):
     return written(folder / "second")
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("first", FIRSTS.values(), ids=FIRSTS)
 def test_a_run_is_the_same_to_the_bit_whatever_ran_before_in_the_process(recipe, alone, first):
     with suppress(RecipeError):  # one of them has no base

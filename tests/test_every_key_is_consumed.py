@@ -136,7 +136,7 @@ KEYS: dict[str, Row] = {
     "lora.modules_to_save": Row(adapter, ([], ["embed_tokens"])),
     "lora.use_dora": Row(adapter, (False, True)),
     "lora.use_rslora": Row(adapter, (False, True)),
-    "lora.init_lora_weights": Row(adapter, ("default", "gaussian", "loftq", "pissa"), NF4),
+    "lora.init_lora_weights": Row(adapter, ("default", "gaussian", "loftq", "calibrated", "pissa"), NF4),
     "lora.autocast_adapter_dtype": Row(adapter, (False, True), {"model.dtype": "bfloat16"}),
     "lora.loraplus_lr_ratio": Row(optimization, (None, 4, 16)),
     "data.train.path": Row(train_tokens, ("sums.jsonl", "others.jsonl")),
@@ -288,6 +288,7 @@ def test_every_value_of_a_key_has_another_outcome(scene, tmp_path, key):
     assert all(one != other for one, other in combinations(outcomes, 2))
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("key", {row.observe: key for key, row in KEYS.items()}.values())
 def test_every_observer_sees_the_same_twice(scene, tmp_path, key):
     """Without this the test above would also pass on an outcome that is never twice the same."""

@@ -1,7 +1,8 @@
-"""Pairs of parameters of which `make test` takes a sample and `make torture` all."""
+"""Parameters of which `make test` takes a sample and `make torture` all."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,3 +20,15 @@ def in_turn(names: Sequence[Any], others: Sequence[Any]) -> list[Any]:
         for at, name in enumerate(names)
         for number, other in enumerate(others)
     ]
+
+
+def take_every(items: Sequence[pytest.Item]) -> None:
+    """Of a test that is marked `every(n)`, mark all parameters but each n-th `torture`, beginning with the first."""
+    num_seen: Counter[str] = Counter()
+    for item in items:
+        mark = item.get_closest_marker("every")
+        if mark is not None and item.get_closest_marker("torture") is None:
+            function = item.nodeid.partition("[")[0]
+            if num_seen[function] % mark.args[0]:
+                item.add_marker("torture")
+            num_seen[function] += 1

@@ -9,6 +9,7 @@ import typer
 
 from qlora_cli import console
 from qlora_cli.choices import ServingEngine
+from qlora_cli.cli.options import BaseModel, LoadingOverrides, Quantization, Revision
 from qlora_cli.errors import ArgumentError, ResourceError
 from qlora_cli.progress import STARTING, progress
 
@@ -21,31 +22,42 @@ Models = Annotated[
     ),
 ]
 
+KeyVariable = Annotated[
+    str, typer.Option("--api-key-env", metavar="VARIABLE", help="Environment variable with the key for clients.")
+]
+
+Origins = Annotated[
+    list[str] | None,
+    typer.Option(help="Site whose pages may ask, as https://example.org; may be repeated.", show_default="none"),
+]
+
 
 def serve(
     models: Models = None,
     host: Annotated[str, typer.Option(help="Address to listen on; others than this machine need a key.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
-    api_key_env: Annotated[
-        str, typer.Option("--api-key-env", metavar="VARIABLE", help="Environment variable with the key for clients.")
-    ] = "QLORA_API_KEY",
+    api_key_env: KeyVariable = "QLORA_API_KEY",
     engine: Annotated[ServingEngine, typer.Option(help="What computes the answers.")] = "transformers",
     print_only: Annotated[bool, typer.Option("--print", help="Print the command of vLLM and start nothing.")] = False,
     max_queue: Annotated[int, typer.Option(min=0, help="Requests that may wait; more are refused.")] = 256,
     max_batch: Annotated[int, typer.Option(min=1, help="Answers that are made at once.")] = 32,
-    allow_origin: Annotated[
-        list[str] | None,
-        typer.Option(help="Site whose pages may ask, as https://example.org; may be repeated.", show_default="none"),
-    ] = None,
+    allow_origin: Origins = None,
     answer_seconds: Annotated[float, typer.Option(min=1, help="Longest time for an answer, waiting included.")] = 600,
     grace_seconds: Annotated[int, typer.Option(min=0, help="Time for begun answers after a stop signal.")] = 60,
+    base_model: BaseModel = None,
+    revision: Revision = None,
+    quantization: Quantization = None,
+    overrides: LoadingOverrides = None,
 ) -> None:
     """Answer over HTTP as OpenAI's API does."""
     if print_only and engine != "vllm":
         raise ArgumentError("--print shows how vLLM is started", hint="add --engine vllm, or leave --print out")
-    if missing := [name for name in ("fastapi", "uvicorn") if find_spec(name) is None]:
-        raise ResourceError(f"{' and '.join(missing)} not installed", hint="pip install 'qlora-cli[serve]'")
+    _refuse_without_server()
+    from qlora_cli.serve.named_models import named_models
+
+    named = named_models(models or ())
     with progress(STARTING):
+        from qlora_cli.model.base_choice import BaseChoice
         from qlora_cli.serve.http import command
 
     options = command.ServeOptions(
@@ -58,15 +70,21 @@ def serve(
         answer_seconds=answer_seconds,
         grace_seconds=grace_seconds,
     )
-    sources = command.find_sources(models or ())
+    base = BaseChoice(base_model, revision, quantization, tuple(overrides or ()))
+    sources = command.find_sources(named, base)
     if engine == "vllm":
         from qlora_cli.serve.vllm import serve_with_vllm
 
-        is_key_wanted = bool(command.key_for(options))
-        serve_with_vllm(sources, host, port, api_key_env if is_key_wanted else None, print_only)
+        key_variable = api_key_env if command.key_for(options) else None
+        serve_with_vllm(sources, host, port, key_variable, print_only)
         return
     with console.library_noise_to(None):
         command.serve(sources, options)
+
+
+def _refuse_without_server() -> None:
+    if missing := [name for name in ("fastapi", "uvicorn") if find_spec(name) is None]:
+        raise ResourceError(f"{' and '.join(missing)} not installed", hint="pip install 'qlora-cli[serve]'")
 
 
 def register(app: typer.Typer) -> None:

@@ -12,7 +12,7 @@ from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
 from qlora_cli.choices import Onto
-from qlora_cli.constants import MERGE_RECORD
+from qlora_cli.constants import INITS_AGAINST_ROUNDING, MERGE_RECORD
 from qlora_cli.deploy.integers import can_keep_codes, is_in_integers
 from qlora_cli.errors import ArgumentError, IdentityError, NumericError
 from qlora_cli.model.adapter_kind import FOLDED, AdapterKind
@@ -191,15 +191,16 @@ def refuse_no_original(source: TunedSource, onto: Onto) -> None:
         )
 
 
-def refuse_loftq_onto_original(source: TunedSource, onto: Onto) -> None:
+def refuse_correction_onto_original(source: TunedSource, onto: Onto) -> None:
     """Refuse to add an update that makes up for quantization error to a base that has none.
 
     Raises:
-        ArgumentError: for a run with LoftQ init and `onto` "original".
+        ArgumentError: for a run with LoftQ or calibrated init and `onto` "original".
     """
-    if onto != "dequantized" and source.recipe and source.recipe.lora.init_lora_weights == "loftq":
+    init = source.recipe.lora.init_lora_weights if source.recipe else None
+    if onto != "dequantized" and init in INITS_AGAINST_ROUNDING:
         raise ArgumentError(
-            f"--onto {onto} does not go with lora.init_lora_weights loftq: the adapter makes up for the error "
+            f"--onto {onto} does not go with lora.init_lora_weights {init}: the adapter makes up for the error "
             "of the quantized base, which the original does not have",
             hint="leave --onto out; it merges onto the dequantized base",
         )

@@ -12,7 +12,7 @@ from qlora_cli.constants import MERGE_RECORD
 from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.deploy.base_logits import base_logits
 from qlora_cli.deploy.checks import (
-    refuse_loftq_onto_original,
+    refuse_correction_onto_original,
     refuse_no_adapter,
     refuse_no_original,
     refuse_plain_base,
@@ -165,7 +165,7 @@ def check_mergeable(source: TunedSource, options: MergeOptions) -> str:
     adapter_sha256 = adapter_identity(source)
     refuse_unmergeable(source)
     refuse_second_merge(source, adapter_sha256)
-    refuse_loftq_onto_original(source, options.onto)
+    refuse_correction_onto_original(source, options.onto)
     refuse_no_original(source, options.onto)
     return adapter_sha256
 

@@ -83,7 +83,7 @@ def evaluate(
                 phase.update(phase.done, f"{entrant.name}: {task.name}")
                 scores[task.name][entrant.name] = task.run(subject, Work(batch_size, kept, phase.advance))
             if entrant.role == "tuned" and isinstance(subject.tuned.model, PeftModel) and not health:
-                health.append(adapter_health(subject.tuned.model, starts_at_zero=not entrant.source.is_base_apart))
+                health.append(adapter_health(subject.tuned.model, starts_at_zero=entrant.source.starts_at_zero))
 
         models = visit(contest, look)
     if judge is not None:

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from qlora_cli import compat
+from qlora_cli.constants import INITS_AGAINST_ROUNDING
 from qlora_cli.errors import IdentityError, RecipeError
 from qlora_cli.model.adapter_fit import fit_vocabulary, fitting, refuse_unloadable
 from qlora_cli.model.adapter_kind import ADAPTER_WEIGHTS, read_adapter_kind
@@ -30,7 +31,8 @@ MAGNITUDE_KEY = "lora_magnitude_vector"
 def attach_adapter(base: PreTrainedModel, lora: LoraSection) -> PeftModel:
     """Put a new adapter on `base`; only the adapter (and `modules_to_save`) can be trained.
 
-    The adapter starts as PEFT's default or Gaussian init says; `model/initialization.py` does LoftQ and PiSSA.
+    The adapter starts as PEFT's default or Gaussian init says; `model/initialization.py` and
+    `model/calibration.py` do the others.
 
     Raises:
         RecipeError: if a target matches no linear module, a module to save does not exist, or PEFT refuses the base.
@@ -52,9 +54,9 @@ def attach_adapter(base: PreTrainedModel, lora: LoraSection) -> PeftModel:
 
 
 def _refuse_init_of_experts(model: PeftModel, lora: LoraSection) -> None:
-    """LoftQ and PiSSA take weight matrices apart; PEFT's wrappers of fused experts have none of their own."""
+    """LoftQ, CLoQ and PiSSA take weight matrices apart; PEFT's wrappers of fused experts have none of their own."""
     has_experts = any(isinstance(module, ParamWrapper) for module in model.modules())
-    if lora.init_lora_weights in ("loftq", "pissa") and has_experts:
+    if lora.init_lora_weights in (*INITS_AGAINST_ROUNDING, "pissa") and has_experts:
         raise RecipeError(
             f"lora.init_lora_weights is {lora.init_lora_weights}, which is for linear layers, and this adapter is on "
             "fused experts too",
@@ -82,7 +84,7 @@ def _refusal(lora: LoraSection, fault: ValueError) -> RecipeError:
 def lora_config(lora: LoraSection, base: PreTrainedModel) -> LoraConfig:
     """PEFT's configuration of the adapter on `base`.
 
-    LoftQ and PiSSA set A and B after the adapter is made, so the configuration that is saved with it says
+    LoftQ, CLoQ and PiSSA set A and B after the adapter is made, so the configuration that is saved with it says
     nothing of them: PEFT would otherwise repeat the init, and change the base, whenever the adapter is loaded.
     """
     targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
+from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedModel
 
 
@@ -42,11 +43,15 @@ def only_these_settings(model: PreTrainedModel, settings: GenerationConfig) -> I
     """Make `settings` the model's own while the block runs.
 
     `generate` fills what its argument leaves open from the model's own settings, and a base may ship a repetition
-    penalty or a sampling temperature.
+    penalty or a sampling temperature. Under an adapter it is the base that generates, and of prompt methods PEFT hands
+    it no settings (peft 0.21.2: they go to the backbone), so they are laid on both.
     """
-    before = model.generation_config
-    model.generation_config = settings
+    holders = [model, model.get_base_model()] if isinstance(model, PeftModel) else [model]
+    before = [holder.generation_config for holder in holders]
+    for holder in holders:
+        holder.generation_config = settings
     try:
         yield
     finally:
-        model.generation_config = before
+        for holder, its_own in zip(holders, before, strict=True):
+            holder.generation_config = its_own

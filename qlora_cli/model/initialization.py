@@ -1,4 +1,4 @@
-"""LoftQ and PiSSA: adapters that start from the base's own weights instead of from zero.
+"""LoftQ and PiSSA: adapters that start from the base's own weights instead of from zero. `calibration.py` has CLoQ.
 
 Both work on the weights as they were before quantization. PEFT refuses PiSSA on quantized weights, needs a GPU
 for LoftQ, and leaves lora_alpha / r out of it; here both run on any device, with the scaling.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import bitsandbytes as bnb
 import torch
 from peft import PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
@@ -18,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from qlora_cli.errors import RecipeError
 from qlora_cli.model.adapter import attach_adapter, lora_config
 from qlora_cli.model.base import load_base
+from qlora_cli.model.dequantize import dequantized_weight, is_quantized
 from qlora_cli.model.fingerprint import base_folder, weight_files
 from qlora_cli.model.packed_weights import packed_weights
 from qlora_cli.progress import progress
@@ -60,21 +60,41 @@ def quantization_error_values(tuned: PeftModel, model: ModelSection) -> AdapterV
     Raises:
         RecipeError: if the weights of a target are not in the base's files under its name.
     """
-    original = _OriginalWeights(base_folder(model))
+    errors = QuantizationErrors(tuned, model, "loftq")
     values = {}
-    layers = _lora_layers(tuned)
-    with progress("fitting adapters to the quantization error", len(layers)) as phase:
-        for name, layer in layers:
+    with progress("fitting adapters to the quantization error", len(errors.layers)) as phase:
+        for name, layer in errors.layers.items():
+            values[name] = _best_rank_r(errors.of(name), layer.r["default"])
             phase.advance()
-            weight = layer.get_base_layer().weight
-            if not isinstance(weight, bnb.nn.Params4bit):
-                continue
-            stored = bnb.functional.dequantize_4bit(weight.data, weight.quant_state).float()
-            wanted = original.read(name).to(stored)
-            if layer.get_base_layer().source_cls is Conv1D:
-                wanted = wanted.T  # Conv1D keeps [in_features, out_features]
-            values[name] = _best_rank_r((wanted - stored) / layer.scaling["default"], layer.r["default"])
     return values
+
+
+class QuantizationErrors:
+    """What each quantized layer lacks of the base's own weight, for an adapter to make up for.
+
+    Args:
+        tuned: the adapter on its quantized base.
+        model: which base.
+        init: the `init_lora_weights` that asks.
+    """
+
+    def __init__(self, tuned: PeftModel, model: ModelSection, init: str) -> None:
+        self._original = _OriginalWeights(base_folder(model), init)
+        self.layers = {name: layer for name, layer in _lora_layers(tuned) if is_quantized(layer.get_base_layer())}
+        """The adapter's layers whose base layer is quantized, by name."""
+
+    def of(self, name: str) -> torch.Tensor:
+        """(W - dequantize(Q(W))) / scaling in float32, [out_features, in_features]: what B @ A is to be like.
+
+        Raises:
+            RecipeError: if the weight is not in the base's files under its name.
+        """
+        layer = self.layers[name]
+        stored = dequantized_weight(layer.get_base_layer()).float()
+        wanted = self._original.read(name).to(stored)
+        if getattr(layer.get_base_layer(), "source_cls", None) is Conv1D:
+            wanted = wanted.T  # Conv1D keeps [in_features, out_features]
+        return (wanted - stored) / layer.scaling["default"]
 
 
 def _best_rank_r(matrix: torch.Tensor, r: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -85,13 +105,16 @@ def _best_rank_r(matrix: torch.Tensor, r: int) -> tuple[torch.Tensor, torch.Tens
 
 
 def set_adapter_values(tuned: PeftModel, values: AdapterValues) -> None:
-    """Write A and B into the adapter's parameters, in their dtype."""
+    """Write A and B into the adapter's parameters, in their dtype.
+
+    Values of a lower rank, for layers with fewer than r outputs, leave the other directions as they are.
+    """
     with torch.no_grad():
         for name, layer in _lora_layers(tuned):
             if name in values:
                 a, b = values[name]
-                layer.lora_A["default"].weight.copy_(a)
-                layer.lora_B["default"].weight.copy_(b)
+                layer.lora_A["default"].weight[: len(a)].copy_(a)
+                layer.lora_B["default"].weight[:, : len(a)].copy_(b)
 
 
 def _lora_layers(tuned: PeftModel) -> list[tuple[str, LoraLayer]]:
@@ -101,8 +124,8 @@ def _lora_layers(tuned: PeftModel) -> list[tuple[str, LoraLayer]]:
 class _OriginalWeights:
     """Weights by module name out of a folder of safetensors files, read one at a time; packed ones are unpacked."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, init: str) -> None:
+        self._folder, self._init = folder, init
         self._packed = packed_weights(folder)
         self._files: dict[str, Path] = {}
         for path in weight_files(folder):
@@ -118,6 +141,6 @@ class _OriginalWeights:
                 with safe_open(self._files[key], framework="pt") as file:
                     return file.get_tensor(key)
         raise RecipeError(
-            f"lora.init_lora_weights is loftq, but '{self._folder}' has no weight named '{module_name}.weight'",
+            f"lora.init_lora_weights is {self._init}, but '{self._folder}' has no weight named '{module_name}.weight'",
             hint="use `init_lora_weights: default` for this base model",
         )

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from qlora_cli import console
 from qlora_cli.calling import check_choice
 from qlora_cli.choices import LoadedAs
+from qlora_cli.constants import INITS_AGAINST_ROUNDING
 from qlora_cli.errors import ArgumentError, IdentityError
 from qlora_cli.model.adapter import load_adapter
 from qlora_cli.model.adapter_kind import ADAPTER_CONFIG, AdapterKind, read_adapter_kind
@@ -68,6 +69,12 @@ class TunedSource:
     def is_base_apart(self) -> bool:
         """Whether the weights in memory, with the adapter switched off, are not the base: PiSSA and the like."""
         return self.base_source is not None or (self.kind is not None and self.kind.changes_base)
+
+    @property
+    def starts_at_zero(self) -> bool:
+        """Whether the update was zero before training, as far as is recorded."""
+        init = self.recipe.lora.init_lora_weights if self.recipe else None
+        return not self.is_base_apart and init not in INITS_AGAINST_ROUNDING
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from qlora_cli.constants import INITS_AGAINST_ROUNDING
 from qlora_cli.recipe.data_rules import DATA_RULES
 from qlora_cli.recipe.written import Conflict, RawRecipe, at, conflict, is_local_folder, sources
 
@@ -91,11 +92,11 @@ def _quantization(written: RawRecipe) -> Iterator[Conflict]:
 def _initial_weights(written: RawRecipe) -> Iterator[Conflict]:
     key, init = "lora.init_lora_weights", at(written, "lora.init_lora_weights")
     is_4bit = at(written, "quantization") is not None and at(written, "quantization.quant_type") != "int8"
-    if init == "loftq" and not is_4bit:
-        text = f"'{key}: loftq' needs a 4-bit 'quantization' section: it makes up for that error"
+    if init in INITS_AGAINST_ROUNDING and not is_4bit:
+        text = f"'{key}: {init}' needs a 4-bit 'quantization' section: it makes up for that error"
         yield conflict(key, ("quantization",), text, "write `quantization: {}` for NF4, or another init_lora_weights")
-    # DoRA takes its magnitudes from the current weight when the adapter is attached; both inits replace that weight.
-    if init in ("loftq", "pissa") and at(written, "lora.use_dora"):
+    # DoRA takes its magnitudes from the current weight when the adapter is attached; these inits replace that weight.
+    if init in (*INITS_AGAINST_ROUNDING, "pissa") and at(written, "lora.use_dora"):
         text = f"'lora.use_dora' cannot work with '{key}: {init}', which replaces the weight that DoRA measures"
         yield conflict("lora.use_dora", (key,), text, "keep one of the two", weaker=("lora.use_dora", key))
 

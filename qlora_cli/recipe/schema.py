@@ -96,9 +96,10 @@ class LoraSection(Section):
     use_rslora: bool = False
     """Scale by lora_alpha / sqrt(r), stable at high rank (arXiv:2312.03732)."""
 
-    init_lora_weights: Literal["default", "gaussian", "loftq", "pissa"] = "default"
+    init_lora_weights: Literal["default", "gaussian", "loftq", "calibrated", "pissa"] = "default"
     """How A and B start. default: B = 0. loftq: B @ A makes up for the quantization error (arXiv:2310.08659).
-    pissa: B @ A is the principal part of the weight, the base keeps the rest (arXiv:2404.02948)."""
+    calibrated: the same, with the error weighted by the inputs that the layer gets from this run's rows
+    (arXiv:2501.18475). pissa: B @ A is the principal part of the weight, the base keeps the rest (arXiv:2404.02948)."""
 
     autocast_adapter_dtype: bool = True
     """Keep adapter weights in float32 and compute with them in the model's dtype, as PEFT does. false: store them

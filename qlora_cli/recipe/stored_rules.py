@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from qlora_cli.constants import INITS_AGAINST_ROUNDING
 from qlora_cli.hub import is_hub_id
 from qlora_cli.recipe.schema import QuantizationSection, Recipe
 from qlora_cli.recipe.stored_weights import StoredWeights, stored_weights
@@ -57,7 +58,7 @@ def _check_bitsandbytes(stored: StoredWeights, written: RawRecipe, original: str
         text = f"'{DEQUANTIZE}: true' cannot work: the base is trained as it is stored, in {stored}"
         yield conflict(DEQUANTIZE, (KEY,), text, f"take '{DEQUANTIZE}' out", weaker=(DEQUANTIZE,))
     init = at(written, "lora.init_lora_weights")
-    if init in ("loftq", "pissa"):
+    if init in (*INITS_AGAINST_ROUNDING, "pissa"):
         key = "lora.init_lora_weights"
         text = f"'{key}: {init}' needs weights that were not quantized, and those of '{name}' are stored in {stored}"
         yield conflict(key, (KEY,), text, f"write `init_lora_weights: default`, or {original}")

@@ -117,7 +117,7 @@ class _Screen:
             nonlocal has_reasoned
             for part in parts:
                 if has_reasoned and not part.is_reasoning:
-                    self._on_reasoning("\n")
+                    self._on_reasoning("\n\n")
                 has_reasoned = part.is_reasoning
                 (self._on_reasoning if part.is_reasoning else self._on_text)(part.text)
 

@@ -20,19 +20,20 @@ class Part(NamedTuple):
 class ReasoningSplitter:
     """Parts an answer at the marks that a chat template knows; the marks are in neither part.
 
-    White space at the beginning of each part is left out, since it stands beside a mark. Text that may still become a
-    mark is held back.
+    White space beside a mark belongs to the template and is left out: at the beginning of each part, and line ends at
+    the end of reasoning. Text that may still become a mark is held back.
     """
 
     def __init__(self, frame: AnswerFrame) -> None:
         """
         Args:
-            frame: of the template; one without a closing mark makes all of the text an answer.
+            frame: of the template; one without a closing mark makes an answer of all behind its lead.
         """
         self._frame = frame
-        self._state: Literal["start", "reasoning", "answer"] = "start" if frame.closing else "answer"
+        self._marks = [mark for mark in (frame.lead, frame.opening if frame.closing else "") if mark]
+        self._state: Literal["start", "reasoning", "answer"] = "start" if frame.closing or frame.lead else "answer"
         self._held = ""
-        self._is_fresh = bool(frame.closing)  # nothing of this part but white space has come yet
+        self._is_fresh = False  # a mark was just passed, and nothing but white space has come yet
 
     @property
     def is_reasoning(self) -> bool:
@@ -48,13 +49,13 @@ class ReasoningSplitter:
         if self._state == "reasoning":
             before, mark, behind = self._held.partition(self._frame.closing)
             if not mark:
-                num_held = length_of_start(self._held, self._frame.closing)
-                before, behind = self._held[: len(self._held) - num_held], self._held[len(self._held) - num_held :]
+                before = self._held[: len(self._held) - length_of_start(self._held, self._frame.closing)]
+            before = before.rstrip("\n")
             parts += self._part(before, is_reasoning=True)
-            self._held = behind
             if not mark:
+                self._held = self._held[len(before) :]
                 return parts
-            self._state, self._is_fresh = "answer", True
+            self._state, self._is_fresh, self._held = "answer", True, behind
         parts += self._part(self._held, is_reasoning=False)
         self._held = ""
         return parts
@@ -62,18 +63,21 @@ class ReasoningSplitter:
     def finish(self) -> list[Part]:
         """The rest when no text follows."""
         rest, self._held = self._held, ""
-        return self._part(rest, is_reasoning=self._state == "reasoning")
+        opened_in_prompt = self._state == "start" and bool(self._frame.closing) and self._frame.opens_in_prompt
+        return self._part(rest, is_reasoning=self._state == "reasoning" or opened_in_prompt)
 
     def _leave_start(self) -> bool:
         """Whether it is certain now what the text begins with."""
-        seen, opening = self._held.lstrip(), self._frame.opening
-        if opening and len(seen) < len(opening) and opening.startswith(seen):
+        seen = self._held.lstrip()
+        if any(len(seen) < len(mark) and mark.startswith(seen) for mark in self._marks):
             return False
-        if opening and seen.startswith(opening):
-            self._state, self._held = "reasoning", seen.removeprefix(opening)
-        else:
-            self._state = "reasoning" if self._frame.opens_in_prompt else "answer"
-            self._is_fresh = self._frame.opens_in_prompt
+        begun = next((mark for mark in self._marks if seen.startswith(mark)), "")
+        is_lead = begun == self._frame.lead and not self._frame.opens_in_prompt
+        is_reasoning = bool(self._frame.closing) and (self._frame.opens_in_prompt or (bool(begun) and not is_lead))
+        if begun and (is_lead or is_reasoning):
+            self._held = seen.removeprefix(begun)
+        self._state = "reasoning" if is_reasoning else "answer"
+        self._is_fresh = bool(begun) or self._frame.opens_in_prompt
         return True
 
     def _part(self, text: str, *, is_reasoning: bool) -> list[Part]:

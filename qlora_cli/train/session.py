@@ -61,7 +61,7 @@ from qlora_cli.train.preflight.memory import MemoryForecast, forecast_memory, me
 from qlora_cli.train.processes.collectives import ProcessGroup
 from qlora_cli.train.processes.monitor import SINGLE_PROCESS, ProcessMonitor
 from qlora_cli.train.result import TrainingResult, finalize_run, training_result
-from qlora_cli.train.setup import make_collator, setup_model, setup_trainer
+from qlora_cli.train.setup import calibration_batches, make_collator, setup_model, setup_trainer
 from qlora_cli.train.tracking import prepare_trackers
 from qlora_cli.train.trainer import QloraTrainer, TrainerParts
 
@@ -230,8 +230,10 @@ class _Session:
         """The model with its adapter, equal in all processes, after the checks that need it."""
         recipe = self.recipe
         needs_first = recipe.lora.init_lora_weights == "pissa"  # rank 0 writes the residual that all of them load
+        rows = calibration_batches(recipe, prepared.data.train, make_collator(recipe, prepared.tokenizer))
+        is_filled_later = is_resumed or not group.is_main_process
         with self.monitor.main_process_first() if needs_first else nullcontext():
-            model = setup_model(recipe, self.run, is_resumed=is_resumed or not group.is_main_process)
+            model = setup_model(recipe, self.run, is_resumed=is_filled_later, calibration=rows)
         group.broadcast_parameters(parameter for parameter in model.parameters() if parameter.requires_grad)
         if group.is_main_process:
             check_vocab_and_positions(model, prepared.tokenizer, recipe.model.base_model, prepared.data)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
+
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from qlora_cli import console
 from qlora_cli.data.collator import Collator
+from qlora_cli.data.packed_rows import PackedRows
 from qlora_cli.model.adapter import attach_adapter
 from qlora_cli.model.base import load_base
+from qlora_cli.model.calibration import Batch, calibrated_values
 from qlora_cli.model.device import dtype_name, pick_device, pick_dtype
 from qlora_cli.model.experts.packed import trained_and_all
 from qlora_cli.model.experts.passes import keep_experts_packed
@@ -27,9 +32,17 @@ from qlora_cli.train.saving_trainer import Saving
 from qlora_cli.train.tracking import refuse_in_words
 from qlora_cli.train.trainer import QloraTrainer, TrainerParts
 
+NUM_CALIBRATION_TOKENS = 16_384
+"""Tokens whose inputs weight the quantization error. On a Llama of 5.8M parameters in NF4, r = 16, the KL to the 16-bit
+base is 7.5e-3 with 2,048 of them, 7.2e-3 with 16,384 and 7.2e-3 with 32,768."""
 
-def setup_model(recipe: Recipe, run: RunDirectory, *, is_resumed: bool) -> PeftModel:
-    """The quantized base with its adapter at the start of training; a resumed run fills in the values later."""
+
+def setup_model(recipe: Recipe, run: RunDirectory, *, is_resumed: bool, calibration: Sequence[Batch] = ()) -> PeftModel:
+    """The quantized base with its adapter at the start of training; a resumed run fills in the values later.
+
+    Args:
+        calibration: what `calibration_batches` returns.
+    """
     set_seed(recipe.training.seed)
     init = recipe.lora.init_lora_weights
     values = None
@@ -42,6 +55,8 @@ def setup_model(recipe: Recipe, run: RunDirectory, *, is_resumed: bool) -> PeftM
     model = attach_adapter(base, recipe.lora)
     if init == "loftq" and not is_resumed:
         values = quantization_error_values(model, recipe.model)
+    if init == "calibrated" and not is_resumed:
+        values = calibrated_values(model, recipe.model, calibration)
     if values is not None:
         set_adapter_values(model, values)
     if experts := experts_in_words(base, recipe.quantization):
@@ -64,6 +79,20 @@ def make_collator(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Collato
     """Collator of packed rows, which makes flat batches for a kernel that takes the documents' bounds."""
     has_varlen_kernel = recipe.model.attn_implementation.startswith("flash_attention")
     return Collator(tokenizer.pad_token_id, flatten=has_varlen_kernel)
+
+
+def calibration_batches(recipe: Recipe, rows: PackedRows, collator: Collator) -> list[Batch]:
+    """Training rows that the run's seed draws, one a batch, so that none is padded; none for other initial weights."""
+    if recipe.lora.init_lora_weights != "calibrated":
+        return []
+    batches: list[Batch] = []
+    num_tokens = 0
+    for number in random.Random(recipe.training.seed).sample(range(len(rows)), len(rows)):
+        batches.append(collator([rows.dataset[number]]))
+        num_tokens += batches[-1]["input_ids"].numel()
+        if num_tokens >= NUM_CALIBRATION_TOKENS:
+            break
+    return batches
 
 
 def setup_trainer(recipe: Recipe, run: RunDirectory, parts: TrainerParts, identity: RunIdentity) -> QloraTrainer:

@@ -87,9 +87,29 @@ def test_an_address_that_is_taken_is_named(call, run):
 
 
 def test_names_must_tell_models_apart(call, run):
-    for arguments, told in (((f"a={run}", f"a={run}"), "the name 'a' is given twice"), ((f"={run}",), "no name")):
+    for arguments, told in (
+        ((f"a={run}", f"a={run}"), "the name 'a' is given twice"),
+        ((f"={run}",), "no model with a name"),
+    ):
         ran = call("serve", *arguments)
         assert (ran.code, told in ran.err) == (2, True), ran.err
+
+
+def test_what_is_not_there_is_said_before_any_library_is_loaded(call, run):
+    ran = call("serve", f"a={run}", "b=runs/nothing")
+    assert (ran.code, "runs/nothing" in ran.err) == (2, True)
+    assert "Traceback" not in ran.err
+
+
+def test_a_base_that_has_moved_is_named_and_loaded_as_asked(start, tmp_path):
+    base = save_llama(tmp_path / "base", tie_word_embeddings=False)
+    run = save_run(tmp_path / "run", base, quantization="none").path
+    moved = base.rename(tmp_path / "moved")
+    process = start("serve", f"mine={run}", "--port", "0", "--base-model", moved, "--set", "model.dtype=bfloat16")
+    said = next(line for line in process.stderr if "/v1" in line)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert said.startswith("mine, base in bfloat16")
 
 
 def test_print_is_for_vllm(call, run):

@@ -39,6 +39,7 @@ def logits(model):
     return model.eval()(IDS).logits
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", FOLDED)
 def test_the_merged_model_is_the_one_that_plain_peft_makes(name, tiny_base, tmp_path):
     adapter = save_adapter_of(tiny_base, FOLDED[name], tmp_path / "adapter")

@@ -143,11 +143,12 @@ def test_an_adapter_without_safetensors_is_refused(tmp_path, llama_folder):
         merge_run(run.path, None, FLOAT32)
 
 
-def test_loftq_is_not_merged_onto_the_original(tmp_path, llama_folder):
+@pytest.mark.parametrize("init", ["loftq", "calibrated"])
+def test_what_makes_up_for_rounding_is_not_merged_onto_the_original(tmp_path, llama_folder, init):
     run = save_run(tmp_path / "run", llama_folder)
-    text = run.recipe_path.read_text().replace("init_lora_weights: default", "init_lora_weights: loftq")
+    text = run.recipe_path.read_text().replace("init_lora_weights: default", f"init_lora_weights: {init}")
     run.recipe_path.write_text(text)
-    with pytest.raises(ArgumentError, match="loftq"):
+    with pytest.raises(ArgumentError, match=init):
         merge_run(run.path, None, MergeOptions(onto="original"))
 
 

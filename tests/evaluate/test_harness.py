@@ -157,6 +157,7 @@ def test_a_file_is_a_task_too_and_progress_is_told(tuned, benchmarks, capfd):
     assert not any(bar in shown for bar in ("Tokenizing", "Running", "Building"))
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(
     ("name", "error", "text"),
     [

@@ -32,7 +32,7 @@ from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.metrics import read_metrics
 from qlora_cli.train.arguments import trainer_arguments
 from qlora_cli.train.session import TrainOptions, train_recipe
-from qlora_cli.train.setup import make_collator, setup_model, setup_trainer
+from qlora_cli.train.setup import calibration_batches, make_collator, setup_model, setup_trainer
 from qlora_cli.train.trainer import QloraTrainer, TrainerParts
 
 
@@ -78,7 +78,8 @@ def training_texts(recipe: Recipe, folder: Path) -> Any:
 
 def adapter(recipe: Recipe, folder: Path) -> Any:
     """The trained adapter: modules, first values, and how it acts."""
-    model = setup_model(recipe, RunDirectory(folder), is_resumed=False)
+    rows = calibration_batches(recipe, prepared(recipe).train, make_collator(recipe, load_tokenizer(recipe.model)))
+    model = setup_model(recipe, RunDirectory(folder), is_resumed=False, calibration=rows)
     trained = [
         (name, str(parameter.dtype), tuple(parameter.shape), parameter.double().sum().item())
         for name, parameter in model.named_parameters()

@@ -30,6 +30,7 @@ def test_a_line_takes_five_traces():
     assert len(asked) <= 5
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("key", UNITS)
 def test_the_next_larger_value_does_not_fit(key):
     request = request_for(config_of("llama"), AMPERE, lora__r=8)

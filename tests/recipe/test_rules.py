@@ -106,6 +106,14 @@ CONFLICTS: dict[str, tuple[list[str], list[str]]] = {
         ["lora.init_lora_weights=loftq", "quantization.quant_type=int8"],
         ["lora.init_lora_weights", "quantization"],
     ),
+    "calibrated on int8": (
+        ["lora.init_lora_weights=calibrated", "quantization.quant_type=int8"],
+        ["lora.init_lora_weights", "quantization"],
+    ),
+    "calibrated and DoRA": (
+        ["lora.init_lora_weights=calibrated", "lora.use_dora=true", "quantization={}"],
+        ["lora.init_lora_weights", "lora.use_dora"],
+    ),
     "LoftQ and DoRA": (
         ["lora.init_lora_weights=loftq", "lora.use_dora=true", "quantization={}"],
         ["lora.init_lora_weights", "lora.use_dora"],

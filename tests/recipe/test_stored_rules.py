@@ -41,7 +41,7 @@ def test_a_form_that_cannot_be_dequantized_stays_refused_and_names_the_original(
         assert found.hint.endswith("--set model.base_model=Qwen/Qwen3-8B")
 
 
-@pytest.mark.parametrize("init", ["loftq", "pissa"])
+@pytest.mark.parametrize("init", ["loftq", "calibrated", "pissa"])
 def test_inits_that_need_the_original_weights_are_refused(init):
     found = only(conflicts(NF4, quantization={}, lora={"init_lora_weights": init}))
     assert f"'lora.init_lora_weights: {init}' needs weights that were not quantized" in found.text

@@ -2,8 +2,11 @@ import io
 import os
 import pty
 import readline
+import select
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -92,6 +95,7 @@ def test_a_terminal_prompts_clears_on_ctrl_c_and_shows_that_a_block_is_open():
     def read_until(text):
         nonlocal seen
         while text not in seen:
+            assert select.select([ours], [], [], 30)[0], f"{text!r} does not come; there is {seen!r}"
             seen += os.read(ours, 4096).decode()
         seen = seen.partition(text)[2]
 
@@ -100,7 +104,8 @@ def test_a_terminal_prompts_clears_on_ctrl_c_and_shows_that_a_block_is_open():
     read_until("... ")
     os.write(ours, b"gone\n")
     read_until("... ")
-    process.send_signal(2)
+    time.sleep(0.3)  # between its prompt and its wait, `input` does not notice a signal until the next key
+    process.send_signal(signal.SIGINT)
     read_until("/exit leaves")
     read_until("> ")
     os.write(ours, b'"""\n')

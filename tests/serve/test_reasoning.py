@@ -9,6 +9,8 @@ from tests.conftest import byte_tokenizer
 
 THINK = AnswerFrame(opening="<think>", closing="</think>")
 OPENED = AnswerFrame(opening="<think>", closing="</think>", opens_in_prompt=True)
+LED = AnswerFrame(lead="final:")
+OPENED_AND_LED = AnswerFrame(opening="<think>", closing="</think>", opens_in_prompt=True, lead="final:")
 
 
 def parted(frame, pieces):
@@ -18,7 +20,7 @@ def parted(frame, pieces):
 
 
 CASES = [
-    (THINK, "<think>\nso\n</think>\n\nyes", ("so\n", "yes")),
+    (THINK, "<think>\nso\n</think>\n\nyes", ("so", "yes")),
     (THINK, "\n<think>so</think>yes", ("so", "yes")),
     (THINK, "<think>\n\n</think>\n\nyes", ("", "yes")),
     (THINK, "yes", ("", "yes")),
@@ -27,6 +29,9 @@ CASES = [
     (OPENED, "so</think>\nyes", ("so", "yes")),
     (OPENED, "<think>so</think>yes", ("so", "yes")),
     (OPENED, "never ends </thi", ("never ends </thi", "")),
+    (LED, "final: yes", ("", "yes")),
+    (LED, "finality", ("", "finality")),
+    (OPENED_AND_LED, "so</think>final: yes", ("so", "final: yes")),
     (AnswerFrame(), "<think>a</think>b", ("", "<think>a</think>b")),
     (AnswerFrame(), "  indented", ("", "  indented")),
 ]

@@ -77,13 +77,13 @@ def test_reasoning_that_comes_apart_is_shown_apart_and_not_sent_back(key):
     events = [chunk(**{key: "so "}), chunk(**{key: "it is"}), chunk(content=""), chunk(content="4", reason="stop")]
     with serving(*events) as (url, _):
         session, out, aside = heard(url, "2 + 2?")
-    assert (out, aside) == ("4\n", "so it is\n")
+    assert (out, aside) == ("4\n", "so it is\n\n")
     assert session.turns[1]["content"] == "4"
 
 
 def test_reasoning_in_the_text_is_shown_apart():
     with serving(chunk(content="<think>so</th"), chunk(content="ink>\n4")) as (url, _):
-        assert heard(url, "2 + 2?")[1:] == ("4\n", "so\n")
+        assert heard(url, "2 + 2?")[1:] == ("4\n", "so\n\n")
 
 
 def test_an_answer_that_the_server_cut_is_said_to_be(capsys):

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM
 
 from qlora_cli.deploy.export import export_run
+from qlora_cli.deploy.export_options import ExportOptions
 from qlora_cli.deploy.merge import MergeOptions, merge_run
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.metrics import read_metrics
@@ -47,6 +48,7 @@ def save_base(folder, config):
     return str(folder)
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", CASES)
 def test_an_architecture_is_trained_resumed_and_merged(small_recipe, tmp_path, name):
     config = config_of(name)
@@ -55,6 +57,7 @@ def test_an_architecture_is_trained_resumed_and_merged(small_recipe, tmp_path, n
     go_the_whole_way(small_recipe, tmp_path, config, CASES[name])
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(
     ("name", "checkpointing"), in_turn(["mixtral", "llama4", "gpt_oss", "gemma4_moe"], [True, False])
 )
@@ -92,6 +95,7 @@ UNPACKED = {"qwen3_5_vl", "qwen3_5_moe_vl", "qwen2_5_vl"}
 """Bases that keep packed documents apart by no mask; training refuses to pack for them."""
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", MULTIMODAL)
 def test_a_base_with_a_vision_tower_is_tuned_on_text_and_merged_into_its_own_checkpoint(small_recipe, tmp_path, name):
     base = save_toy(name, tmp_path / "base")
@@ -145,7 +149,7 @@ def test_trained_weights_go_the_whole_way_however_they_are_stored(small_recipe, 
     assert weights[0] == weights[1]
     merged = merge_run(straight.path, None, MergeOptions())
     assert merged.effect.mean_kl > 100 * merged.agreement.mean_kl
-    assert export_run(straight.path, tmp_path / "exported", format="hf", force=False).agreement.mean_kl < 1e-3
+    assert export_run(straight.path, tmp_path / "exported", ExportOptions()).agreement.mean_kl < 1e-3
 
 
 @pytest.mark.parametrize("name", ["qwen3_moe", "granitemoe"])

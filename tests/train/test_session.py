@@ -62,6 +62,7 @@ def finished(narrow_recipe, tmp_path_factory) -> RunDirectory:
     return run
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(("base", "packing"), in_turn(BASES, [True, False]))
 def test_four_steps_and_four_after_a_resume_are_eight_straight_to_the_bit(narrow_recipe, tmp_path, base, packing):
     recipe = narrow_recipe(**BASES[base], data={"packing": packing})
@@ -93,6 +94,7 @@ def test_noise_on_the_embeddings_is_the_same_after_a_resume_and_not_in_the_eval_
     assert noisy_eval_loss == pytest.approx(eval_loss, rel=1e-6)
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize(("optim", "steps"), in_turn(["adamw_torch", "adamw_8bit", "paged_adamw_32bit"], [3, 5]))
 def test_every_optimizer_resumes_to_the_bit(narrow_recipe, tmp_path, optim, steps):
     """In the first epoch and in a later one."""
@@ -104,7 +106,14 @@ def test_every_optimizer_resumes_to_the_bit(narrow_recipe, tmp_path, optim, step
 
 
 @pytest.mark.parametrize(
-    "lora", [{"init_lora_weights": "pissa"}, {"init_lora_weights": "loftq"}, {"use_dora": True}], ids=str
+    "lora",
+    [
+        {"init_lora_weights": "pissa"},
+        {"init_lora_weights": "loftq"},
+        {"init_lora_weights": "calibrated"},
+        {"use_dora": True},
+    ],
+    ids=str,
 )
 def test_every_kind_of_adapter_resumes_to_the_bit(narrow_recipe, tmp_path, lora):
     recipe = narrow_recipe(quantization={}, lora=lora)

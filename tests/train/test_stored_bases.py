@@ -59,6 +59,7 @@ def make_recipe(kind, base, data, **quantization):
     )
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("kind", [*STORED, *PACKED])
 def test_trained_resumed_to_the_bit_and_merged(tmp_path, chat_data, kind):
     recipe = make_recipe(kind, write_base(kind, tmp_path / "bases"), chat_data)

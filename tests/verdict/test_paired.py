@@ -239,6 +239,7 @@ def test_an_interval_that_leaves_zero_out_while_the_test_does_not_is_explained()
     assert "the exact test is not sure" in found.sentence
 
 
+@pytest.mark.every(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [50, 400])
 def test_intervals_of_skewed_losses_cover_the_truth(size):

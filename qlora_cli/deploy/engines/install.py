@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
+from importlib import metadata
 from pathlib import Path
 
 from qlora_cli.cache_folder import CACHE_ELSEWHERE
@@ -100,7 +100,7 @@ def commands(environment: EngineEnvironment) -> list[list[str]]:
     python = environment.folder / "bin" / "python"
     is_without_gpu = sys.platform == "linux" and not has_gpu()
     groups = environment.without_gpu if is_without_gpu and environment.without_gpu else environment.packages
-    has_pip = find_spec("pip") is not None  # an environment that uv made has none; one of its own takes 5 s more
+    has_pip = _has_pip()
     pip = [sys.executable, "-m", "pip", "--python", str(python)] if has_pip else [str(python), "-m", "pip"]
     pip += ["--disable-pip-version-check", "install", "--no-input"]
     if is_without_gpu and any("torch" in group for group in groups):
@@ -108,6 +108,14 @@ def commands(environment: EngineEnvironment) -> list[list[str]]:
     made = [[sys.executable, "-m", "venv", *(["--without-pip"] if has_pip else []), str(environment.folder)]]
     made += [[*pip, *group.split()] for group in groups]
     return [*made, _check(environment, python)]
+
+
+def _has_pip() -> bool:
+    """Whether this environment has pip; one that uv made has none, and a pip in each new environment takes 5 s more.
+
+    `find_spec("pip")` would make setuptools step back for the rest of the process, which then fails to compile.
+    """
+    return any(metadata.distributions(name="pip"))
 
 
 def command_lines(environment: EngineEnvironment) -> list[str]:

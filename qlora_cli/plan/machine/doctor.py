@@ -20,7 +20,7 @@ from qlora_cli.plan.machine.extras import EXTRAS, IMPORT_FAULTS, missing_package
 from qlora_cli.plan.machine.finding import DoctorFinding
 from qlora_cli.run.manifest import DISTRIBUTION, LIBRARIES
 
-MODULES = {"pyyaml": "yaml"}
+MODULES = {"nvidia-ml-py": "pynvml", "pyyaml": "yaml"}
 """Package -> the module it is imported as, where that is not its name."""
 
 MISSING = "missing"

@@ -7,16 +7,17 @@ import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from qlora_cli import console
 from qlora_cli.errors import ArgumentError
+from qlora_cli.model.base_choice import AS_SAVED, BaseChoice
 from qlora_cli.model.tuned import TunedSource, find_tuned
 from qlora_cli.serve.engine.loading import load_engine
 from qlora_cli.serve.engine.scheduler import EngineLimits
 from qlora_cli.serve.http.limits import HttpLimits
 from qlora_cli.serve.http.server import listen, run_server
 from qlora_cli.serve.http.serving import Access, Serving
+from qlora_cli.serve.named_models import NamedModel
 
 
 @dataclass(frozen=True)
@@ -37,25 +38,22 @@ class ServeOptions:
     grace_seconds: int = 60
 
 
-def find_sources(models: Sequence[str]) -> dict[str, TunedSource]:
-    """What `name=PATH` and paths alone lead to, by name; the latest run where there is none.
+def find_sources(models: Sequence[NamedModel], choice: BaseChoice = AS_SAVED) -> dict[str, TunedSource]:
+    """The models by name; one without a name has that of its run, else of its folder.
 
-    A path alone has the name of its run, else of its folder. A path with `=` in it that is there is taken whole.
+    Args:
+        models: as `named_models` gives them.
+        choice: the base under all of them, where it is not what was saved.
 
     Raises:
-        ArgumentError: if a name is given twice or is empty; and as `find_tuned`.
+        ArgumentError: if a name is given twice; and as `find_tuned`.
     """
     found: dict[str, TunedSource] = {}
-    for model in models or [""]:
-        name, cut, path = model.partition("=")
-        if not cut or Path(model).expanduser().exists():
-            name, path = "", model
-        elif not name.strip():
-            raise ArgumentError(f"'{model}' has no name before the '='", hint="write NAME=FOLDER")
-        source = find_tuned(Path(path) if path else None)
-        name = name or _name_of(source)
+    for model in models:
+        source = find_tuned(model.path, choice)
+        name = model.name or _name_of(source)
         if name in found:
-            raise ArgumentError(f"the name '{name}' is given twice", hint=f"give each its own: {name}-2={path}")
+            raise ArgumentError(f"the name '{name}' is given twice", hint=f"give each its own: {name}-2={model.path}")
         found[name] = source
     return found
 

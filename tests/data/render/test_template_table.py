@@ -30,6 +30,7 @@ def test_there_are_sixty_templates_and_thirty_shapes_of_our_own():
     assert len(TEMPLATES) == sum(map(len, GROUPS.values())) + len(OF_TRL), "two of one name"
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", SOME_QUICK)
 def test_every_kind_of_content_is_printed_and_masked_right_or_refused_or_noted(name):
     line, faults = table_row(name, TEMPLATES[name], make_tokenizer)

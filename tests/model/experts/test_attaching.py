@@ -122,6 +122,7 @@ def test_a_name_that_is_neither_is_refused_with_both_lists(tmp_path):
         ({"lora_dropout": 0.1}, ["take no dropout", "--set lora.lora_dropout=0"]),
         ({"use_dora": True}, ["lora.use_dora is true", "--set lora.use_dora=false"]),
         ({"init_lora_weights": "loftq"}, ["lora.init_lora_weights is loftq", "--set lora.init_lora_weights=default"]),
+        ({"init_lora_weights": "calibrated"}, ["lora.init_lora_weights is calibrated"]),
         ({"init_lora_weights": "pissa"}, ["lora.init_lora_weights is pissa", "--set lora.init_lora_weights=default"]),
     ],
 )

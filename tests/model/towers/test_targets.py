@@ -40,6 +40,7 @@ def logits(model):
     return model(input_ids=ROWS).logits
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("targets", TARGETS)
 @pytest.mark.parametrize("name", MULTIMODAL)
 def test_an_adapter_fits_the_bases_own_class_whole_and_exactly(toy, tmp_path, name, targets):

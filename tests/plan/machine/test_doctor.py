@@ -12,11 +12,13 @@ from pathlib import Path
 import bitsandbytes as bnb
 import pytest
 import torch
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from qlora_cli.plan.machine import doctor
 from qlora_cli.plan.machine.doctor import examine, try_compiler, try_disk, try_extras, try_libraries
 from qlora_cli.plan.machine.finding import DoctorFinding
-from qlora_cli.run.manifest import LIBRARIES
+from qlora_cli.run.manifest import DISTRIBUTION, LIBRARIES
 
 
 def found(what: str) -> DoctorFinding:
@@ -134,3 +136,13 @@ def test_packages_that_can_be_imported_are_ok(monkeypatch):
 def test_a_finding_as_json():
     expected = {"what": "a", "found": "b", "is_fine": False, "is_tried": True}
     assert DoctorFinding("a", "b", is_fine=False).as_dict() == expected
+
+
+def test_each_library_is_imported_by_a_module_that_it_brings():
+    """Such as nvidia-ml-py, which brings pynvml: a package's name is not always its module's."""
+    brought = importlib.metadata.packages_distributions()
+    for text in importlib.metadata.requires(DISTRIBUTION):
+        requirement = Requirement(text)
+        if requirement.marker is None:
+            module = doctor.MODULES.get(requirement.name, requirement.name)
+            assert canonicalize_name(requirement.name) in map(canonicalize_name, brought.get(module, ())), module

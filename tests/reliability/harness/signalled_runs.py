@@ -100,7 +100,7 @@ PHASES = {
             ("qlora_cli.deploy.export:merge_into", 1),
             ("qlora_cli.deploy.merge:write_model", 1),
             ("qlora_cli.run.folders:put_in_place", 1),
-            ("qlora_cli.deploy.export:_prove", 1),
+            ("qlora_cli.deploy.export_attempts:prove", 1),
         ),
     ),
 }

@@ -43,6 +43,7 @@ def test_adapters_of_a_dense_base_answer_in_one_batch_as_alone(tmp_path, kind):
         assert_as_alone(loaded, Alone(folders), mixed_load(loaded.engine.names))
 
 
+@pytest.mark.every(4)
 @pytest.mark.parametrize("kind", [*TEXT_ONLY, *MULTIMODAL])
 def test_mixtures_of_experts_and_hybrids_answer_as_alone(tmp_path, kind):
     base = save_toy(kind, tmp_path / "base", dtype=torch.float32)

@@ -51,7 +51,8 @@ def base(tmp_path_factory):
     return save_model(tmp_path_factory.mktemp("base"), model)
 
 
-@pytest.mark.parametrize("method", [method for method in ADAPTERS if method not in BEFORE_THE_PROMPT])
+@pytest.mark.every(4)
+@pytest.mark.parametrize("method", ADAPTERS)
 def test_an_adapter_answers_as_alone(tmp_path, base, method):
     folder = save_adapter_of(base, ADAPTERS[method], tmp_path / "one", std=0.1)
     try:
@@ -63,6 +64,7 @@ def test_an_adapter_answers_as_alone(tmp_path, base, method):
         assert_as_alone(loaded, Alone(folders), mixed_load(loaded.engine.names)[:6])
 
 
+@pytest.mark.every(4)
 @pytest.mark.parametrize("method", LORAS)
 def test_lora_of_every_kind_answers_next_to_plain_ones(tmp_path, base, method):
     folders = {

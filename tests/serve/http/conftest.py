@@ -57,8 +57,10 @@ def start_server(folders):
     """Start servers in threads; they are stopped when the tests are over."""
     stops = []
 
-    def start(access: Access | None = None, limits: HttpLimits = LIMITS, engine=None) -> Running:
-        sources = [("first", find_tuned(folders[0])), ("second", find_tuned(folders[1]))]
+    two_runs = folders
+
+    def start(access: Access | None = None, limits: HttpLimits = LIMITS, engine=None, folders=two_runs) -> Running:
+        sources = [(name, find_tuned(folder)) for name, folder in zip(("first", "second"), folders, strict=False)]
         loaded = load_engine(sources, engine or EngineLimits())
         serving = Serving(loaded.engine, loaded.renderer, access or Access(), limits)
         listening = listen("127.0.0.1", 0)

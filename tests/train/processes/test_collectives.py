@@ -88,6 +88,7 @@ def test_a_resumed_run_in_two_processes_is_the_straight_one_to_the_bit(ranks, re
     assert metrics(tmp_path / "run") == metrics(straight[0])
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize(
     "sections",
     [
