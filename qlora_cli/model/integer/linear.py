@@ -72,4 +72,6 @@ class _Product(torch.autograd.Function):
         (gradient,) = gradients
         if not ctx.needs_input_grad[0]:
             return None, None, None, None, None
-        return gradient @ _dequantized(*ctx.saved_tensors, ctx.bits).to(gradient.dtype), None, None, None, None
+        codes, scales, offsets = ctx.saved_tensors
+        weight_OI = _dequantized(codes, scales, offsets, ctx.bits).to(gradient.dtype)
+        return gradient @ weight_OI, None, None, None, None
