@@ -43,7 +43,7 @@ class Row:
 
         self._max_new_tokens = max_new_tokens
         self._tokenizer = tokenizer
-        self._end_ids = end_ids
+        self._end_ids = end_ids | _special_ids(tokenizer, request.stop)
         self._sampler = Sampler(request, device)
         self._text = AnswerText(tokenizer, request.stop)
 
@@ -94,3 +94,10 @@ class Row:
     def _scored(self, logits: torch.Tensor, token_id: int) -> Scored | None:
         wanted = self.request.num_top_logprobs
         return None if wanted is None else token_logprobs(logits, token_id, wanted, self._tokenizer)
+
+
+def _special_ids(tokenizer: PreTrainedTokenizerBase, texts: tuple[str, ...]) -> frozenset[int]:
+    """The special tokens among texts: what is said never has them in its text, so they are known by their ids."""
+    return frozenset(
+        number for number, token in tokenizer.added_tokens_decoder.items() if token.special and token.content in texts
+    )
