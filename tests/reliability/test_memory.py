@@ -99,7 +99,6 @@ def check_same(
     assert losses_of(run) == pytest.approx(losses, rel=10 * tolerance)
 
 
-@pytest.mark.every(3)
 @pytest.mark.parametrize("max_rows", [1, 3])
 @pytest.mark.parametrize("where", ["forward", "backward"])
 @pytest.mark.parametrize("base", ["fp32", "nf4", "int8"])

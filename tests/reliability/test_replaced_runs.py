@@ -81,7 +81,6 @@ def test_a_kill_at_any_call_leaves_the_earlier_run_or_the_new_one_whole(field, c
     assert (NEW | OTHERS in seen) is can_start
 
 
-@pytest.mark.every(3)
 @pytest.mark.parametrize("can_start", [True, False], ids=["started", "not started"])
 @pytest.mark.parametrize("error", ["ENOSPC", "EIO", "EACCES", "EINTR"])
 def test_a_call_that_fails_costs_neither(field, error, can_start):

@@ -182,7 +182,6 @@ def state_dtypes(run: RunDirectory) -> set[torch.dtype]:
     return {tensor.dtype for name, tensor in tensors.items() if name.endswith((".state1", ".exp_avg"))}
 
 
-@pytest.mark.every(3)
 @pytest.mark.parametrize("case", COVERING, ids=str)
 def test_a_run_stopped_and_resumed_is_the_straight_one_to_the_bit(ground, case):
     straight = ground.straight(case)

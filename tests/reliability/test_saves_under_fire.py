@@ -187,7 +187,6 @@ def test_a_kill_at_any_call_of_a_save_leaves_whole_checkpoints_only(field, name,
     assert [problem for fault in some for problem in disturb(field, name, fault)] == []
 
 
-@pytest.mark.every(2)
 @SHARES
 @pytest.mark.parametrize("error", ERRORS)
 def test_a_call_of_a_save_that_fails_is_an_error_with_a_way_on(field, error, every):
