@@ -109,8 +109,8 @@ def test_a_full_queue_says_when_to_come_again(start_server):
 
 
 def test_an_answer_that_takes_too_long_is_a_timeout(start_server):
-    hasty = start_server(limits=with_limits(answer_seconds=0.2))
-    asked = GOOD | {"max_tokens": 400, "temperature": 1.5}
+    hasty = start_server(limits=with_limits(answer_seconds=0.02))
+    asked = GOOD | {"max_tokens": 200, "temperature": 0}
     answer = hasty.post(CHAT, asked)
     assert (answer.status_code, answer.json()["error"]["type"]) == (504, "timeout_error")
     streamed = hasty.post(CHAT, asked | {"stream": True})
