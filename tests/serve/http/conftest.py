@@ -18,7 +18,13 @@ from qlora_cli.serve.http.serving import Access, Serving
 from tests.deploy.models import save_llama, save_run
 
 LIMITS = HttpLimits(
-    max_body_bytes=1 << 20, header_seconds=1, body_seconds=1, answer_seconds=30, send_seconds=5, default_new_tokens=48
+    max_body_bytes=1 << 20,
+    header_seconds=1,
+    body_seconds=1,
+    answer_seconds=30,
+    send_seconds=5,
+    grace_seconds=5,
+    default_new_tokens=48,
 )
 
 
