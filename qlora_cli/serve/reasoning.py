@@ -29,8 +29,10 @@ class ReasoningSplitter:
         Args:
             frame: of the template; one without a closing mark makes an answer of all behind its lead.
         """
-        self._frame = frame
-        self._marks = [mark for mark in (frame.lead, frame.opening if frame.closing else "") if mark]
+        self._closing = frame.closing
+        self._is_opened = bool(frame.closing) and frame.opens_in_prompt
+        self._lead = "" if self._is_opened else frame.lead
+        self._marks = [mark for mark in (self._lead, frame.opening if frame.closing else "") if mark]
         self._state: Literal["start", "reasoning", "answer"] = "start" if frame.closing or frame.lead else "answer"
         self._held = ""
         self._is_fresh = False  # a mark was just passed, and nothing but white space has come yet
@@ -47,9 +49,9 @@ class ReasoningSplitter:
             return []
         parts = []
         if self._state == "reasoning":
-            before, mark, behind = self._held.partition(self._frame.closing)
+            before, mark, behind = self._held.partition(self._closing)
             if not mark:
-                before = self._held[: len(self._held) - length_of_start(self._held, self._frame.closing)]
+                before = self._held[: len(self._held) - length_of_start(self._held, self._closing)]
             before = before.rstrip("\n")
             parts += self._part(before, is_reasoning=True)
             if not mark:
@@ -63,8 +65,8 @@ class ReasoningSplitter:
     def finish(self) -> list[Part]:
         """The rest when no text follows."""
         rest, self._held = self._held, ""
-        opened_in_prompt = self._state == "start" and bool(self._frame.closing) and self._frame.opens_in_prompt
-        return self._part(rest, is_reasoning=self._state == "reasoning" or opened_in_prompt)
+        is_reasoning = self._is_opened if self._state == "start" else self._state == "reasoning"
+        return self._part(rest, is_reasoning=is_reasoning)
 
     def _leave_start(self) -> bool:
         """Whether it is certain now what the text begins with."""
@@ -72,12 +74,10 @@ class ReasoningSplitter:
         if any(len(seen) < len(mark) and mark.startswith(seen) for mark in self._marks):
             return False
         begun = next((mark for mark in self._marks if seen.startswith(mark)), "")
-        is_lead = begun == self._frame.lead and not self._frame.opens_in_prompt
-        is_reasoning = bool(self._frame.closing) and (self._frame.opens_in_prompt or (bool(begun) and not is_lead))
-        if begun and (is_lead or is_reasoning):
+        if begun:
             self._held = seen.removeprefix(begun)
-        self._state = "reasoning" if is_reasoning else "answer"
-        self._is_fresh = bool(begun) or self._frame.opens_in_prompt
+        self._state = "reasoning" if self._is_opened or begun not in ("", self._lead) else "answer"
+        self._is_fresh = bool(begun) or self._is_opened
         return True
 
     def _part(self, text: str, *, is_reasoning: bool) -> list[Part]:

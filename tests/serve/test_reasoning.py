@@ -32,6 +32,7 @@ CASES = [
     (LED, "final: yes", ("", "yes")),
     (LED, "finality", ("", "finality")),
     (OPENED_AND_LED, "so</think>final: yes", ("so", "final: yes")),
+    (OPENED_AND_LED, "final: so</think>yes", ("final: so", "yes")),
     (AnswerFrame(), "<think>a</think>b", ("", "<think>a</think>b")),
     (AnswerFrame(), "  indented", ("", "  indented")),
 ]
