@@ -230,8 +230,9 @@ class _Session:
         """The model with its adapter, equal in all processes, after the checks that need it."""
         recipe = self.recipe
         needs_first = recipe.lora.init_lora_weights == "pissa"  # rank 0 writes the residual that all of them load
-        rows = calibration_batches(recipe, prepared.data.train, make_collator(recipe, prepared.tokenizer))
         is_filled_later = is_resumed or not group.is_main_process
+        collator = make_collator(recipe, prepared.tokenizer)
+        rows = [] if is_filled_later else calibration_batches(recipe, prepared.data.train, collator)
         with self.monitor.main_process_first() if needs_first else nullcontext():
             model = setup_model(recipe, self.run, is_resumed=is_filled_later, calibration=rows)
         group.broadcast_parameters(parameter for parameter in model.parameters() if parameter.requires_grad)

@@ -98,6 +98,8 @@ class Row:
 
 def _special_ids(tokenizer: PreTrainedTokenizerBase, texts: tuple[str, ...]) -> frozenset[int]:
     """The special tokens among texts: what is said never has them in its text, so they are known by their ids."""
+    if not texts:  # most requests; some tokenizers have thousands of added tokens
+        return frozenset()
     return frozenset(
         number for number, token in tokenizer.added_tokens_decoder.items() if token.special and token.content in texts
     )
