@@ -89,7 +89,7 @@ test-engines: install-dev test-vllm ## merged folders opened by transformers 4.5
 	$(BIN)/qlora env gptq
 	cache=$${QLORA_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/qlora}/environments; \
 	QLORA_MLX_PYTHON=$$cache/mlx/bin/python QLORA_GPTQ_PYTHON=$$cache/gptq/bin/python \
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/engines/test_formats.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/engines/test_formats.py tests/engines/test_codes.py
 
 # Trackio needs other versions of libraries than constraints.txt has.
 TRACKERS := .venv-trackers/bin/python

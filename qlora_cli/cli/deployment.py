@@ -40,7 +40,10 @@ def merge(
     base_only: Annotated[
         bool, typer.Option("--base-only", help="Write the dequantized base without the adapter.")
     ] = False,
-    dtype: Annotated[MergedDtype, typer.Option(help="Precision of the merged weights; auto: as in the base.")] = "auto",
+    dtype: Annotated[
+        MergedDtype,
+        typer.Option(help="Precision of the merged weights; auto: as in the base, integers of QA-LoRA too."),
+    ] = "auto",
     force: Force = False,
     base_model: BaseModel = None,
     revision: Revision = None,

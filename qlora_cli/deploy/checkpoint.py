@@ -20,7 +20,7 @@ import torch
 from qlora_cli.deploy.scratch import Scratch
 from qlora_cli.errors import IdentityError
 from qlora_cli.model.fingerprint import has_only_pickles, weight_files
-from qlora_cli.model.packed_weights import EightBit, FourBit, Packed, packed_weights
+from qlora_cli.model.packed_weights import EightBit, FourBit, IntegerGroups, Packed, packed_weights
 from qlora_cli.model.prequantized import stored_in
 from qlora_cli.model.stored_dtypes import DTYPES
 
@@ -110,8 +110,8 @@ class Checkpoint:
         return self.read_rows(key).view(self.tensors[key].shape)
 
     def is_as_trained(self, key: str) -> bool:
-        """Whether a tensor already has the values that a quantized base computes with: bitsandbytes has stored it."""
-        return isinstance(self.packed.get(key), FourBit | EightBit)
+        """Whether a tensor already has the values that a quantized base computes with: it is trained on as stored."""
+        return isinstance(self.packed.get(key), FourBit | EightBit | IntegerGroups)
 
     def descriptor(self, file: Path) -> int:
         """Of an open file."""
@@ -119,8 +119,13 @@ class Checkpoint:
 
 
 @contextmanager
-def open_checkpoint(folder: Path, *, allow_pickle: bool = False) -> Iterator[Checkpoint]:
+def open_checkpoint(folder: Path, *, allow_pickle: bool = False, as_stored: bool = False) -> Iterator[Checkpoint]:
     """The checkpoint in a folder, its files open while the block runs.
+
+    Args:
+        folder: a model's.
+        allow_pickle: take the pickled weights where there are no others.
+        as_stored: packed weights are the tensors that hold them, and not the plain ones that they stand for.
 
     Raises:
         IdentityError: if there are no weights, or a file of them is damaged.
@@ -132,7 +137,7 @@ def open_checkpoint(folder: Path, *, allow_pickle: bool = False) -> Iterator[Che
     headers = {file: read_header(file) for file in files}
     tensors = {tensor.key: tensor for file in files for tensor in _stored_tensors(file, *headers[file])}
     metadata = {file: header.get("__metadata__") or {} for file, (header, _) in headers.items()}
-    packed = {} if stored_in(folder) is None else packed_weights(folder)
+    packed = {} if as_stored or stored_in(folder) is None else packed_weights(folder)
     tensors = _unpacked(tensors, packed)
     descriptors: dict[Path, int] = {}
     try:

@@ -13,6 +13,7 @@ from torch import nn
 
 from qlora_cli.choices import Onto
 from qlora_cli.constants import INITS_AGAINST_ROUNDING, MERGE_RECORD
+from qlora_cli.deploy.integers import can_keep_codes, is_in_integers
 from qlora_cli.errors import ArgumentError, IdentityError, NumericError
 from qlora_cli.model.adapter_kind import FOLDED, AdapterKind
 from qlora_cli.model.adapter_tensors import ADAPTER
@@ -57,7 +58,7 @@ def refuse_unmergeable(source: TunedSource) -> None:
             hint=f"use it as it is: `qlora generate {quote(str(kind.folder))} --prompt TEXT`, or chat, or eval",
         )
     part = _part_of_its_own(kind)
-    if part is not None:
+    if part is not None and not can_keep_codes(source):
         raise ArgumentError(
             f"is {part}, which `qlora merge` does not fold into weights",
             place=str(kind.folder),
@@ -160,7 +161,12 @@ def refuse_plain_base(source: TunedSource, onto: Onto, out: Path | None) -> None
     Raises:
         ArgumentError: with what to type.
     """
-    if source.quantization is None:
+    if can_keep_codes(source):
+        raise ArgumentError(
+            f"--base-only has no use for '{source.folder}': no engine puts a QA-LoRA adapter onto plain weights",
+            hint="merge it: leave --base-only out",
+        )
+    if source.quantization is None and not is_in_integers(base_folder(source.model)):
         raise ArgumentError(
             f"--base-only writes the dequantized base, and that of '{source.folder}' was not quantized in training",
             hint=f"serve the adapter on '{source.model.base_model}' as it is",
@@ -172,13 +178,13 @@ def refuse_plain_base(source: TunedSource, onto: Onto, out: Path | None) -> None
 
 
 def refuse_no_original(source: TunedSource, onto: Onto) -> None:
-    """Refuse to merge onto weights that the base does not hold: those before bitsandbytes packed them.
+    """Refuse to merge onto weights that the base does not hold: those before bitsandbytes packed them, or we did.
 
     Raises:
         ArgumentError: for a base that is stored so, and `onto` "original".
     """
     stored = stored_in(base_folder(source.model)) if onto != "dequantized" and source.base_source is None else None
-    if stored is not None and stored.is_bitsandbytes:
+    if stored is not None and (stored.is_bitsandbytes or is_in_integers(base_folder(source.model))):
         raise ArgumentError(
             f"--onto {onto} cannot be had: base '{source.model.base_model}' holds its weights in {stored} only",
             hint="leave --onto out; it merges onto the dequantized base",

@@ -17,10 +17,11 @@ from qlora_cli.choices import ExportFormat
 from qlora_cli.constants import MERGE_RECORD
 from qlora_cli.deploy.engines.process import required_python
 from qlora_cli.deploy.export_attempts import Attempt, Attempts, attempt_export, smallest_within
-from qlora_cli.deploy.export_options import ExportOptions, check_options
+from qlora_cli.deploy.export_options import ExportOptions, check_options, format_for
 from qlora_cli.deploy.export_proof import Proof, refuse_unlike
 from qlora_cli.deploy.export_reference import record_reference, refuse_other_prompt
-from qlora_cli.deploy.formats.table import FORMATS
+from qlora_cli.deploy.formats.format import Format
+from qlora_cli.deploy.integers import is_in_integers
 from qlora_cli.deploy.merge import MergeOptions, adapter_identity, check_mergeable, merge_into
 from qlora_cli.deploy.record import Precisions
 from qlora_cli.deploy.verify import MAX_KL_ROUNDED, Agreement, record_logits
@@ -98,7 +99,7 @@ def export_run(path: TunedSource | Path | None, out: Path, options: ExportOption
     """
     check_options(options)
     source = find_tuned(path)
-    form = FORMATS[options.format]
+    form = format_for(source, options)
     form.check(source, options.of_format)
     if form.writer is not None:
         required_python(form.writer)
@@ -125,15 +126,15 @@ def attempts_for(source: TunedSource, options: ExportOptions, out: Path, stage: 
         out: folder that is to be made; scratch files lie beside it.
         stage: folder that is handed on; a plain format's merged model goes into it.
     """
-    form = FORMATS[options.format]
+    form = format_for(source, options)
     place, name = out.resolve().parent, f"{out.resolve().name}.scratch"
     sweep(place, re.escape(name))
     with scratch_folder(place, name) as scratch:
-        merged = _merged_before(source)
+        merged = _merged_before(source, form)
         reference = record_reference(source, needs_base=not form.loses_nothing)
         free_memory()  # it is needed for the merged model
-        apart = None if form.write is None else merged or _merge(scratch / "tuned", source)
-        plain = apart or _plain_model(source, merged, stage)
+        apart = None if form.write is None else merged or _merge(scratch / "tuned", source, form)
+        plain = apart or _plain_model(source, form, merged, stage)
         refuse_other_prompt(plain, reference, trust_code=source.model.trust_remote_code)
         bound, version = _bound_of_merge(plain), form.engine.version()
         attempts = Attempts(source, form, options, reference, plain, bound, scratch, merged is None, version)
@@ -152,7 +153,7 @@ def with_yardstick(attempts: Attempts) -> Attempts:
         free_memory()
         return replace(attempts, base=base_folder(source.model), reference=replace(reference, base_logits=of_base))
     folder = attempts.scratch / "base"
-    return replace(attempts, base=folder if folder.exists() else _merge(folder, source, base_only=True))
+    return replace(attempts, base=folder if folder.exists() else _merge(folder, source, attempts.form, base_only=True))
 
 
 def _exported(out: Path, attempts: Attempts, chosen: Attempt, tried: list[Attempt]) -> Exported:
@@ -176,26 +177,26 @@ def _exported(out: Path, attempts: Attempts, chosen: Attempt, tried: list[Attemp
     )
 
 
-def _plain_model(source: TunedSource, merged: Path | None, stage: Path) -> Path:
+def _plain_model(source: TunedSource, form: Format, merged: Path | None, stage: Path) -> Path:
     """The merged model in the very folder that is handed on."""
     if merged is None:
-        return _merge(stage, source)
+        return _merge(stage, source, form)
     with progress("copying the merged model"):
         shutil.copytree(merged, stage, dirs_exist_ok=True)
     return stage
 
 
-def _merge(folder: Path, source: TunedSource, *, base_only: bool = False) -> Path:
+def _merge(folder: Path, source: TunedSource, form: Format, *, base_only: bool = False) -> Path:
     """Merge into a folder of ours, as `qlora merge` does."""
     folder.mkdir(exist_ok=True)
-    options = MergeOptions(base_only=base_only)
+    options = MergeOptions(base_only=base_only, keep_codes=form.keeps_codes)
     merge_into(folder, source, options, check_mergeable(source, options))
     free_memory()
     return folder
 
 
-def _merged_before(source: TunedSource) -> Path | None:
-    """The run's merged model, where it was made from this very adapter."""
+def _merged_before(source: TunedSource, form: Format) -> Path | None:
+    """The run's merged model, where it was made from this very adapter and is of the kind that the format takes."""
     adapter_sha256 = adapter_identity(source)
     if source.run is None or not (source.run.merged_path / MERGE_RECORD).is_file():
         return None
@@ -207,7 +208,8 @@ def _merged_before(source: TunedSource) -> Path | None:
                 hint="merge again with `qlora merge --force`",
             )
     record = _read_record(source.run.merged_path)
-    return source.run.merged_path if record.get("adapter_sha256") == adapter_sha256 else None
+    is_same = record.get("adapter_sha256") == adapter_sha256
+    return source.run.merged_path if is_same and is_in_integers(source.run.merged_path) == form.keeps_codes else None
 
 
 def _bound_of_merge(plain: Path) -> float:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qlora_cli.choices import ExportFormat
 from qlora_cli.deploy.formats.format import Format, FormatOptions
 from qlora_cli.deploy.formats.table import FORMATS
+from qlora_cli.deploy.integers import can_keep_codes, integer_settings
 from qlora_cli.errors import ArgumentError
+from qlora_cli.model.fingerprint import base_folder
+from qlora_cli.model.tuned import TunedSource
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,26 @@ class ExportOptions:
     def is_searched(self) -> bool:
         """Whether the type is to be found by measuring."""
         return self.max_kl is not None and self.quant is None and bool(FORMATS[self.format].smallest_first)
+
+
+def format_for(source: TunedSource, options: ExportOptions) -> Format:
+    """The format as this model takes it: a QA-LoRA run keeps its codes where the format and the options let it."""
+    form = FORMATS[options.format]
+    if form.codes is None or options.is_searched or not can_keep_codes(source):
+        return form
+    settings = integer_settings(base_folder(source.model))
+    quant = form.codes.quant(settings.bits)
+    if options.quant not in (None, quant) or options.group_size not in (None, settings.group_size):
+        return form
+    return replace(
+        form,
+        write=form.codes.write,
+        writer=form.codes.writer,
+        quants=(quant,),
+        loses_nothing=True,
+        keeps_codes=True,
+        check=lambda source, options: None,
+    )
 
 
 def check_options(options: ExportOptions) -> None:

@@ -20,13 +20,14 @@ from transformers.pytorch_utils import Conv1D
 
 from qlora_cli import upstream
 from qlora_cli.deploy.changes import Addition, Change, ExpertsChange, LinearChange, Replacement, TokenRows
-from qlora_cli.deploy.lora_math import LowRankUpdate, merged_weight
+from qlora_cli.deploy.lora_math import LowRankUpdate, merged_weight, of_columns
 from qlora_cli.deploy.stored_precision import StoredInFourBit, StoredPrecision, stored_precision, stored_precision_of
 from qlora_cli.errors import ArgumentError
 from qlora_cli.model.adapter_kind import AdapterKind
 from qlora_cli.model.adapter_tensors import ADAPTER
 from qlora_cli.model.dequantize import dequantized_weight, is_quantized
 from qlora_cli.model.experts.packed import packed_experts
+from qlora_cli.model.integer.linear import IntegerLinear
 
 ADALORA_EPSILON = 1e-5
 """PEFT adds it to the rank, which pruning may bring to 0 (`AdaLoraLayer`)."""
@@ -48,6 +49,12 @@ class FoldPlan:
     is_of_memory: bool = False
     """Adapted weights are taken as they are in memory, and not from the base's files."""
 
+    keeps_codes: bool = False
+    """A QA-LoRA update goes into the offsets of a base in integers, and not onto dequantized weights."""
+
+    dtypes: dict[str, torch.dtype] = field(default_factory=dict)
+    """Types that tensors of the checkpoint get in the place of their own, by their keys."""
+
     @property
     def has_experts(self) -> bool:
         """Whether training quantized fused experts too."""
@@ -60,7 +67,12 @@ class FoldPlan:
 
 
 def fold_plan(
-    tuned: PeftModel, *, kind: AdapterKind | None = None, is_resized: bool = False, is_of_memory: bool = False
+    tuned: PeftModel,
+    *,
+    kind: AdapterKind | None = None,
+    is_resized: bool = False,
+    is_of_memory: bool = False,
+    keeps_codes: bool = False,
 ) -> FoldPlan:
     """Read the plan off a loaded model; of its tensors only those of the adapter are kept.
 
@@ -70,13 +82,14 @@ def fold_plan(
         is_resized: embeddings and head in memory have not the rows of those in the base's files.
         is_of_memory: PEFT has changed the base's weights as it loaded the adapter, which its files do not say: those of
             adapted layers are then kept merged, in memory.
+        keeps_codes: leave the integers of the base and change their offsets.
 
     Raises:
         ArgumentError: if the adapter has a part that is not an update of a weight matrix.
         ResourceError: if an installed library lacks what this needs of it.
     """
     upstream.check(upstream.Road.MERGE)
-    plan = FoldPlan(is_of_memory=is_of_memory)
+    plan = FoldPlan(is_of_memory=is_of_memory, keeps_codes=keeps_codes)
     base = tuned.base_model.model
     _visit(base, "", plan)
     if getattr(tuned.peft_config[ADAPTER], "bias", "none") != "none":  # PEFT has put the trained ones into the base
@@ -158,6 +171,9 @@ def _visit(module: nn.Module, prefix: str, plan: FoldPlan) -> None:
 
 def _visit_layer(layer: LoraLayer, prefix: str, plan: FoldPlan) -> None:
     base_layer = layer.get_base_layer()
+    if isinstance(base_layer, IntegerLinear):
+        _visit_integers(layer, base_layer, prefix, plan)
+        return
     is_matrix = is_quantized(base_layer) or isinstance(base_layer, nn.Linear | Conv1D | nn.Embedding)
     is_other_variant = ADAPTER in layer.lora_variant and not layer.use_dora[ADAPTER]
     if not is_matrix or is_other_variant:
@@ -174,6 +190,22 @@ def _visit_layer(layer: LoraLayer, prefix: str, plan: FoldPlan) -> None:
         plan.precisions.pop(f"{prefix}weight", None)
     else:
         plan.changes[f"{prefix}weight"] = LinearChange(_update(layer), is_turned)
+
+
+def _visit_integers(layer: LoraLayer, base_layer: IntegerLinear, prefix: str, plan: FoldPlan) -> None:
+    """An update of a layer in integers: QA-LoRA's fits into its offsets, any fits onto its dequantized weight."""
+    update, num_groups = _update(layer), base_layer.in_features // base_layer.group_size
+    is_pooled = update.A_RI.shape[1] == num_groups
+    is_other_variant = ADAPTER in layer.lora_variant and not (is_pooled or layer.use_dora[ADAPTER])
+    if is_other_variant or (plan.keeps_codes and not is_pooled):
+        raise unmergeable(prefix, type(layer).__name__)
+    if layer.lora_bias.get(ADAPTER):
+        _add_bias(layer, prefix, plan)
+    part = "offsets" if plan.keeps_codes else "weight"
+    if is_pooled:
+        num_columns = num_groups if plan.keeps_codes else base_layer.in_features
+        update = of_columns(update, num_columns, base_layer.in_features)
+    plan.changes[f"{prefix}{part}"] = LinearChange(update, is_turned=False)
 
 
 def _add_bias(layer: LoraLayer, prefix: str, plan: FoldPlan) -> None:

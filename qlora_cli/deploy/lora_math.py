@@ -63,3 +63,24 @@ def merged_weight(base_weight_OI: torch.Tensor, update: LowRankUpdate, *, in_pla
         return weight_OI
     magnitude_O = update.magnitude.to(weight_OI.device).float()
     return weight_OI * (magnitude_O / torch.linalg.norm(weight_OI, dim=1))[:, None]
+
+
+def of_columns(update: LowRankUpdate, num_columns: int, num_features: int) -> LowRankUpdate:
+    """The update of a QA-LoRA adapter (arXiv:2309.14717) on a weight, or on the offsets of its groups.
+
+    Its A has a column for each group and multiplies the mean of the group's inputs times the number of groups, as PEFT
+    pools them. So all weights of a group get the same addition, scaling * (B @ A) * groups / group size.
+
+    Args:
+        update: with A as it is trained, [R, groups].
+        num_columns: of the matrix that is updated: the groups for offsets, `num_features` for a weight.
+        num_features: input features of the layer.
+
+    >>> update = LowRankUpdate(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0]]), scaling=1.0)
+    >>> spread = of_columns(update, 4, 4)
+    >>> spread.A_RI.tolist(), spread.scaling
+    ([[1.0, 1.0, 2.0, 2.0]], 1.0)
+    """
+    num_groups = update.A_RI.shape[1]
+    A_RC = update.A_RI.repeat_interleave(num_columns // num_groups, dim=1)
+    return LowRankUpdate(A_RC, update.B_OR, update.scaling * num_groups / (num_features // num_groups))

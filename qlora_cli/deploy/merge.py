@@ -21,10 +21,11 @@ from qlora_cli.deploy.checks import (
     refuse_zero_adapter,
 )
 from qlora_cli.deploy.fold_plan import fold_plan, plain_skeleton
+from qlora_cli.deploy.integers import can_keep_codes
 from qlora_cli.deploy.merged_model import write_model
 from qlora_cli.deploy.model_folder import vocabulary_of, write_generation_settings, write_tokenizer
 from qlora_cli.deploy.onto import better, held_out_losses
-from qlora_cli.deploy.record import Merged, Precisions, describe_base, describe_onto, merge_record
+from qlora_cli.deploy.record import Merged, Precisions, describe_base, describe_codes, describe_onto, merge_record
 from qlora_cli.deploy.reload import is_on_disk, reloaded
 from qlora_cli.deploy.verification_rows import probe_rows
 from qlora_cli.deploy.verify import (
@@ -39,7 +40,7 @@ from qlora_cli.deploy.verify import (
 from qlora_cli.deploy.written_weights import WrittenWeights
 from qlora_cli.errors import ArgumentError
 from qlora_cli.model.adapter import ADAPTER_WEIGHTS
-from qlora_cli.model.device import DTYPES, free_memory, precision_of
+from qlora_cli.model.device import DTYPES, dtype_name, free_memory, precision_of
 from qlora_cli.model.fingerprint import base_folder
 from qlora_cli.model.tuned import TunedSource, find_tuned, load_tuned
 from qlora_cli.run.claim import refuse_links
@@ -64,8 +65,16 @@ class MergeOptions:
     """Leave the adapter out: the dequantized base, on which every adapter that was trained on that base can be served.
     """
 
+    keep_codes: bool = True
+    """Leave the base of a QA-LoRA run in its integers; with False all weights become plain."""
+
     max_kl: float | None = None
     """Bound on the mean KL in nats per token, instead of the documented one."""
+
+    @property
+    def may_keep_codes(self) -> bool:
+        """Whether nothing asks for plain weights."""
+        return self.keep_codes and self.dtype == "auto" and not self.base_only
 
 
 @dataclass(frozen=True)
@@ -83,7 +92,12 @@ class _Reference:
     logits: list[torch.Tensor]
     effect: Agreement
     precision: str
-    is_float32: bool
+    computes_in: str
+    """Type in which the written model is read back."""
+
+    is_exact: bool
+    """Both compute in float32, and no weight was rounded further."""
+
     weights: WrittenWeights
 
 
@@ -119,7 +133,7 @@ def merge_into(folder: Path, source: TunedSource, options: MergeOptions, adapter
         NumericError: as `merge_run`.
     """
     reference = _write_merged(source, options, folder)
-    with reloaded(folder, source.model, reference.weights.dtype) as plain:
+    with reloaded(folder, source.model, reference.computes_in) as plain:
         agreement = compare(reference.logits, record_logits(plain, reference.rows, together=is_on_disk(plain)))
         compared_in = Precisions(reference.precision, precision_of(plain))
     merged = Merged(
@@ -197,7 +211,13 @@ def _write_merged(source: TunedSource, options: MergeOptions, stage: Path) -> _R
     is_of_memory = source.is_base_apart and source.base_source is None
     skeleton = plain_skeleton(tuned.model)
     is_resized = skeleton.config.get_text_config().vocab_size != vocabulary_of(base_folder(source.model))
-    plan = fold_plan(tuned.model, kind=source.kind, is_resized=is_resized, is_of_memory=is_of_memory)
+    plan = fold_plan(
+        tuned.model,
+        kind=source.kind,
+        is_resized=is_resized,
+        is_of_memory=is_of_memory,
+        keeps_codes=options.may_keep_codes and can_keep_codes(source),
+    )
     if onto == "original":
         plan.precisions.clear()
     if options.base_only:
@@ -205,8 +225,8 @@ def _write_merged(source: TunedSource, options: MergeOptions, stage: Path) -> _R
         plan.new_biases.clear()
         with tuned.model.disable_adapter():
             logits = record_logits(tuned.model, rows)
-    onto_in_words = describe_base(source) if options.base_only else describe_onto(source, onto, plan.has_experts)
-    is_float32, tokenizer = tuned.model.dtype is torch.float32, tuned.tokenizer
+    in_words = describe_base(source) if options.base_only else describe_onto(source, onto, plan.has_experts)
+    trained_in, tokenizer = tuned.model.dtype, tuned.tokenizer
     del tuned
     free_memory()
     weights = write_model(
@@ -214,7 +234,10 @@ def _write_merged(source: TunedSource, options: MergeOptions, stage: Path) -> _R
     )
     write_tokenizer(stage, tokenizer, renderer, trust_code=source.model.trust_remote_code)
     write_generation_settings(stage, skeleton, tokenizer, renderer)
-    return _Reference(onto, onto_in_words, losses, rows, logits, effect, precision, is_float32, weights)
+    computes_in = dtype_name(trained_in) if plan.keeps_codes else weights.dtype
+    is_exact = trained_in is torch.float32 and computes_in == "float32"
+    in_words = describe_codes(weights.dtype) if plan.keeps_codes else in_words
+    return _Reference(onto, in_words, losses, rows, logits, effect, precision, computes_in, is_exact, weights)
 
 
 def _bound(source: TunedSource, options: MergeOptions, reference: _Reference) -> float:
@@ -222,5 +245,4 @@ def _bound(source: TunedSource, options: MergeOptions, reference: _Reference) ->
     if reference.onto == "original" and source.quantization is not None:
         return MAX_KL_ORIGINAL
     is_int8 = source.quantization is not None and source.quantization.quant_type == "int8"
-    is_exact = reference.is_float32 and reference.weights.dtype == "float32" and not is_int8
-    return MAX_KL_SAME_NUMBERS if is_exact else MAX_KL_ROUNDED
+    return MAX_KL_SAME_NUMBERS if reference.is_exact and not is_int8 else MAX_KL_ROUNDED

@@ -110,7 +110,7 @@ class _Writer:
     ) -> None:
         self._sources, self._plan, self._tie = sources, plan, tie
         beside = self._head_of_its_own(dtype) | self._new_biases(dtype)
-        self.layout = MergedLayout(sources.base, folder, dtype, beside, self._resized())
+        self.layout = MergedLayout(sources.base, folder, dtype, beside, self._resized(), plan.dtypes)
         self.written = WrittenWeights(self.layout.num_parameters, self.layout.dtype)
 
     def changes(self) -> Iterator[Task]:

@@ -29,6 +29,7 @@ class MergedLayout:
         dtype: torch.dtype | None,
         beside: dict[str, NewTensor] | None = None,
         shapes: dict[str, tuple[int, ...]] | None = None,
+        dtypes: dict[str, torch.dtype] | None = None,
     ) -> None:
         """Lay out all files.
 
@@ -38,12 +39,13 @@ class MergedLayout:
             dtype: of all floating tensors; None keeps the base's.
             beside: tensors that the base does not have, by the key that each is put behind.
             shapes: of tensors that have another than in the base, by their keys.
+            dtypes: the same of types.
         """
         self.base = base
         self.tensors: dict[str, NewTensor] = {}
         self.scratch = Scratch()
         self._folder, self._dtype = folder, dtype
-        self._beside, self._shapes = beside or {}, shapes or {}
+        self._beside, self._shapes, self._dtypes = beside or {}, shapes or {}, dtypes or {}
         self._file_of: dict[str, WeightsFile] = {}
         self.files = [self._laid_out(file) for file in base.files]
 
@@ -131,7 +133,9 @@ class MergedLayout:
             if old.file == file:
                 is_number = old.dtype in NUMBERS
                 dtype = self._dtype if self._dtype is not None and is_number else old.dtype
-                tensors.append(NewTensor(old.key, dtype, self._shapes.get(old.key, old.shape)))
+                tensors.append(
+                    NewTensor(old.key, self._dtypes.get(old.key, dtype), self._shapes.get(old.key, old.shape))
+                )
                 tensors += [self._beside[old.key]] if old.key in self._beside else []
         metadata = self.base.metadata.get(file, {"format": "pt"})  # pickled files have none
         laid_out = WeightsFile(self._folder / _safe_name(file.name), tensors, metadata)

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from qlora_cli.deploy.checkpoint import open_checkpoint
 from qlora_cli.deploy.checkpoint_map import CheckpointMap
 from qlora_cli.deploy.fold_plan import FoldPlan
+from qlora_cli.deploy.integers import dtypes_of_offsets, integer_settings, map_of_codes, num_weights
 from qlora_cli.deploy.merge_stream import MergeSources, write_merged_weights
 from qlora_cli.deploy.model_folder import copy_other_files, vocabulary_of, write_config
 from qlora_cli.deploy.new_biases import with_new_biases
@@ -42,8 +43,12 @@ def write_model(
     base = base_folder(source.model, whole=True)
     skeleton, bias_settings = with_new_biases(skeleton, plan)
     with ExitStack() as stack:
-        checkpoint = stack.enter_context(open_checkpoint(base, allow_pickle=source.model.allow_pickle))
+        checkpoint = plain = stack.enter_context(open_checkpoint(base, allow_pickle=source.model.allow_pickle))
         base_map = CheckpointMap(skeleton, checkpoint)
+        if plan.keeps_codes:
+            checkpoint = stack.enter_context(open_checkpoint(base, as_stored=True))
+            base_map = map_of_codes(skeleton, plain, checkpoint)
+            plan.dtypes = dtypes_of_offsets(plain)
         sources = MergeSources(checkpoint, base_map, checkpoint, base_map)
         if source.base_source is not None:
             values = stack.enter_context(open_checkpoint(Path(source.base_source)))
@@ -55,7 +60,9 @@ def write_model(
         with naming(folder):
             weights = write_merged_weights(sources, plan, tie, folder, dtype)
             weights.left_out = copy_other_files(base, folder)
-    changes: dict[str, object] = {"quantization_config": None}
+        if plan.keeps_codes:
+            weights.num_parameters, weights.dtype = num_weights(plain), f"int{integer_settings(base).bits}"
+    changes: dict[str, object] = {} if plan.keeps_codes else {"quantization_config": None}
     if skeleton.config.get_text_config().vocab_size != vocabulary_of(base):
         changes["vocab_size"] = skeleton.config.get_text_config().vocab_size
     if tie is not None:

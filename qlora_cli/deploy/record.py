@@ -96,6 +96,15 @@ def describe_onto(source: TunedSource, onto: Onto, has_packed_experts: bool = Fa
     return f"merged onto the dequantized {kind} base{experts}, the weights that training saw"
 
 
+def describe_codes(kind: str) -> str:
+    """One line on a merge that leaves the integers of the base as they are.
+
+    >>> describe_codes("int4")
+    'merged into the offsets of the INT4 base: its codes and scales are as training saw them'
+    """
+    return f"merged into the offsets of the {kind.upper()} base: its codes and scales are as training saw them"
+
+
 def describe_base(source: TunedSource) -> str:
     """One line on a base that was written without an adapter."""
     if source.quantization is None:

@@ -2,7 +2,7 @@
 
 Bytes are read for the rows that are asked for, so memory does not grow with the tensor. Layouts: bitsandbytes in 4 and
 8 bit, FP8 with a scale for each block (DeepSeek-V3, arXiv:2412.19437, section 3.3) and MXFP4 (OCP Microscaling
-Formats 1.0, section 5.1), as `transformers` stores them.
+Formats 1.0, section 5.1), as `transformers` stores them; and our own integers, with scale and offset for each group.
 
 Shape letters: O = output features, I = input features, E = experts, G = groups of 32.
 """
@@ -25,6 +25,7 @@ from safetensors import safe_open
 from qlora_cli.errors import IdentityError
 from qlora_cli.model.dequantize import INT8_MAX
 from qlora_cli.model.fingerprint import weight_files
+from qlora_cli.model.integer.codes import unpack
 
 FOUR_BIT_STATE = ".quant_state.bitsandbytes__"
 FP4_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
@@ -213,6 +214,28 @@ class MicroScaled(Packed):
         return (pairs.flatten(-2) * scales[..., None]).flatten(-2).transpose(1, 2).contiguous()
 
 
+@dataclass(frozen=True)
+class IntegerGroups(Packed):
+    """Our integers: a code a weight, and a scale and an offset for each group of columns."""
+
+    bits: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        num_rows, num_bytes = self.tensors.shape(self.stored_names[0])
+        return num_rows, num_bytes * 8 // self.bits
+
+    @property
+    def stored_names(self) -> tuple[str, ...]:
+        module = self.name.removesuffix("weight")
+        return f"{module}codes", f"{module}scales", f"{module}offsets"
+
+    def rows(self, start: int, stop: int) -> torch.Tensor:
+        codes, scales_OG, offsets_OG = (self.tensors.part(name, start, stop) for name in self.stored_names)
+        codes_OGI = unpack(codes, self.bits).unflatten(1, (scales_OG.shape[1], -1))
+        return (codes_OGI * scales_OG.float()[..., None] + offsets_OG.float()[..., None]).flatten(1)
+
+
 def as_scale(stored: torch.Tensor) -> torch.Tensor:
     """A scale in float32; one that is stored as a byte is the exponent of a power of two.
 
@@ -240,6 +263,9 @@ def packed_weights(folder: Path) -> dict[str, Packed]:
         elif name.endswith("_scale_inv"):
             plain = name.removesuffix("_scale_inv")
             found[plain] = BlockScaled(plain, tensors, _block_size(folder))
+        elif name.endswith(".codes"):
+            plain = f"{name.removesuffix('codes')}weight"
+            found[plain] = IntegerGroups(plain, tensors, _section(folder)["bits"])
         elif name.endswith("_blocks") and f"{name.removesuffix('blocks')}scales" in tensors:
             plain = name.removesuffix("_blocks")
             found[plain] = MicroScaled(plain, tensors)
@@ -249,10 +275,14 @@ def packed_weights(folder: Path) -> dict[str, Packed]:
     return found
 
 
-def _block_size(folder: Path) -> tuple[int, int] | None:
+def _section(folder: Path) -> dict[str, Any]:
+    """`quantization_config` of a folder; empty where it has none."""
     config = json.loads((folder / "config.json").read_text("utf-8"))
-    section = config.get("quantization_config") or config.get("text_config", {}).get("quantization_config") or {}
-    size = section.get("weight_block_size")
+    return config.get("quantization_config") or config.get("text_config", {}).get("quantization_config") or {}
+
+
+def _block_size(folder: Path) -> tuple[int, int] | None:
+    size = _section(folder).get("weight_block_size")
     if size is None:
         return None
     if not isinstance(size, list) or len(size) != 2 or not all(isinstance(one, int) and one > 0 for one in size):

@@ -15,6 +15,7 @@ DTYPES = {
     "I16": torch.int16,
     "I8": torch.int8,
     "U8": torch.uint8,
+    "U32": torch.uint32,
     "BOOL": torch.bool,
 }
 """Types of the safetensors format that torch has."""

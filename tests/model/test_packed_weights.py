@@ -13,6 +13,8 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 from qlora_cli.errors import IdentityError
 from qlora_cli.model.dequantize import dequantized_weight, is_quantized
 from qlora_cli.model.packed_weights import packed_weights
+from tests.deploy.integers import dequantized, save_integers
+from tests.deploy.models import save_llama
 
 SHAPE = {
     "hidden_size": 72,  # no multiple of a block of 64 weights: rows begin within a block
@@ -34,6 +36,13 @@ STORED = {
     },
     "int8": {"load_in_8bit": True},
 }
+
+
+@pytest.fixture
+def llama_in_integers(tmp_path):
+    """Makes a Llama of 14 linear layers in integers."""
+    base = save_llama(tmp_path / "base", tie_word_embeddings=False)
+    return lambda bits, group_size: save_integers(base, tmp_path / "out", bits=bits, group_size=group_size)
 
 
 @pytest.fixture(params=STORED)
@@ -119,3 +128,14 @@ def test_a_packed_weight_of_which_a_part_is_missing_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(IdentityError, match=r"lacks 'up_proj\.weight'"):
         packed_weights(tmp_path)
+
+
+@pytest.mark.parametrize(("bits", "group_size"), [(4, 32), (3, 32), (2, 64)])
+def test_integers_are_read_as_codes_times_scale_plus_offset(llama_in_integers, bits, group_size):
+    folder = llama_in_integers(bits, group_size)
+    packed, plain = packed_weights(folder), dequantized(folder, bits)
+    assert len(packed) == 14  # 7 linear layers in each of 2 blocks
+    for name, one in packed.items():
+        assert one.shape == tuple(plain[name].shape)
+        assert torch.equal(one.rows(0, one.shape[0]), plain[name])
+        assert torch.equal(one.rows(3, 9), plain[name][3:9])

@@ -40,6 +40,20 @@ class WriteJob:
 
 
 @dataclass(frozen=True)
+class CodesFormat:
+    """How a format holds a model in integers as training had them: nothing is rounded to new codes."""
+
+    write: Callable[[WriteJob], None]
+    """Write it; `plain` of the job is then a folder in integers."""
+
+    quant: Callable[[int], str]
+    """Name of the type that holds codes of so many bits."""
+
+    writer: EngineEnvironment | None = None
+    """As `Format.writer`."""
+
+
+@dataclass(frozen=True)
 class Format:
     """One format of an exported model."""
 
@@ -61,6 +75,12 @@ class Format:
 
     loses_nothing: bool = False
     """No number is rounded further than in the merged model, so that the bound is the merge's."""
+
+    keeps_codes: bool = False
+    """The merged model that is handed on, or written, is one in the integers of training."""
+
+    codes: CodesFormat | None = None
+    """How such a model is written; None where the format cannot hold one, and its weights become plain."""
 
     rounds_as_training: bool = False
     """The base of training has these very values already: the yardstick is the base before it was quantized."""

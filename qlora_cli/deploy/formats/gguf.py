@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from qlora_cli.deploy.engines.llama_cpp import LLAMA_CPP, converter_folder, cut_with_llama_cpp, run_step
-from qlora_cli.deploy.formats.format import Format, WriteJob
+from qlora_cli.deploy.formats.format import CodesFormat, Format, WriteJob
 from qlora_cli.deploy.formats.importance import write_importance
+from qlora_cli.deploy.integers import integer_settings
+from qlora_cli.deploy.plain_copy import write_plain_copy
 from qlora_cli.engine_environment import GGUF
 from qlora_cli.errors import ArgumentError
 
@@ -19,14 +25,16 @@ UNROUNDED = ("f32", "f16", "bf16")
 """Types that the converter writes by itself."""
 
 ABOVE_FIVE_BITS = ("q8_0", "q6_k", "q5_k_m")
-WITH_IMPORTANCE = ("q4_k_m", "q4_0", "q3_k_m", "q2_k", "iq4_xs", "iq3_xxs", "iq2_xs", "iq2_xxs")
+WITH_IMPORTANCE = ("q4_k_m", "q4_0", "q4_1", "q3_k_m", "q2_k", "iq4_xs", "iq3_xxs", "iq2_xs", "iq2_xxs")
 """Types that the rows of the run help to round; the last three cannot do without."""
 
 SMALLEST_FIRST = (
-    *("iq2_xxs", "iq2_xs", "q2_k", "iq3_xxs", "q3_k_m", "iq4_xs", "q4_0", "q4_k_m", "q5_k_m", "q6_k", "q8_0"),
+    *("iq2_xxs", "iq2_xs", "q2_k", "iq3_xxs", "q3_k_m", "iq4_xs", "q4_0", "q4_k_m", "q4_1", "q5_k_m", "q6_k", "q8_0"),
     *("bf16", "f16", "f32"),
 )
 USUAL = "q4_k_m"
+OF_CODES = "q4_1"
+"""The type that holds a model in integers of up to 4 bits without rounding it to other codes."""
 
 PROBES = (
     "Hello, world! It's 12:45; they'll pay $1,234.56 (or 10%).\n\n\tdef f(x):\n        return x ** 2  # indented\n",
@@ -44,22 +52,12 @@ def write(job: WriteJob) -> None:
         ResourceError: if llama.cpp is not there, or one of its steps fails.
     """
     quant, trust = job.options.quant or USUAL, job.source.model.trust_remote_code
-    tokenizer = AutoTokenizer.from_pretrained(job.plain, trust_remote_code=trust)
     file = job.out / f"model-{quant}.gguf"
     with tempfile.TemporaryDirectory(prefix=".gguf-", dir=job.out) as temporary:
         scratch = Path(temporary)
         is_last = quant in UNROUNDED
         wide = file if is_last else scratch / "wide.gguf"
-        request = {
-            "converter": str(converter_folder()),
-            "plain": str(job.plain),
-            "out": str(wide),
-            "type": quant if is_last else "f32",
-            "is_gpt2": cuts_as_gpt2(job.plain),
-            "begins": _begins(tokenizer, job.calibration_rows),
-        }
-        _refuse_unknown_cutter(run_step("gguf_convert.py", request, scratch / "convert"), job.plain)
-        refuse_other_tokens(tokenizer, job, wide)
+        request = _convert(job, wide, quant if is_last else "f32", scratch)
         if not is_last:
             importance = ""
             if quant in WITH_IMPORTANCE:
@@ -67,6 +65,40 @@ def write(job: WriteJob) -> None:
                 write_importance(job.plain, job.calibration_rows, Path(importance), trust_code=trust)
             rounding = request | {"wide": str(wide), "out": str(file), "type": quant, "importance": importance}
             run_step("gguf_quantize.py", rounding, scratch / "quantize")
+
+
+def write_codes(job: WriteJob) -> None:
+    """Write a merged model in integers: its codes in Q4_1, which has floats for scale and offset of 32 weights.
+
+    llama.cpp's converter does all else, on a copy in float16.
+
+    Raises:
+        ArgumentError, ResourceError: as `write`.
+    """
+    with tempfile.TemporaryDirectory(prefix=".gguf-", dir=job.out) as temporary:
+        scratch = Path(temporary)
+        plain, wide = scratch / "plain", scratch / "wide.gguf"
+        write_plain_copy(job.plain, plain, torch.float16, trust_code=job.source.model.trust_remote_code)
+        request = _convert(replace(job, plain=plain), wide, "f16", scratch)
+        shutil.rmtree(plain)
+        request |= {"wide": str(wide), "model": str(job.plain), "bits": integer_settings(job.plain).bits}
+        run_step("gguf_codes.py", request | {"out": str(job.out / f"model-{OF_CODES}.gguf")}, scratch / "codes")
+
+
+def _convert(job: WriteJob, file: Path, type: str, scratch: Path) -> dict[str, Any]:
+    """Have llama.cpp's converter write `file`; returns the request, of which other steps need parts."""
+    tokenizer = AutoTokenizer.from_pretrained(job.plain, trust_remote_code=job.source.model.trust_remote_code)
+    request = {
+        "converter": str(converter_folder()),
+        "plain": str(job.plain),
+        "out": str(file),
+        "type": type,
+        "is_gpt2": cuts_as_gpt2(job.plain),
+        "begins": _begins(tokenizer, job.calibration_rows),
+    }
+    _refuse_unknown_cutter(run_step("gguf_convert.py", request, scratch / "convert"), job.plain)
+    refuse_other_tokens(tokenizer, job, file)
+    return request
 
 
 def _begins(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]]) -> bool:
@@ -120,10 +152,12 @@ def refuse_other_tokens(tokenizer: PreTrainedTokenizerBase, job: WriteJob, file:
             )
 
 
+OF_INTEGERS = CodesFormat(write_codes, lambda bits: OF_CODES, GGUF)
 GGUF_FILE = Format(
     write,
     LLAMA_CPP,
     writer=GGUF,
     quants=(USUAL, *(name for name in (*UNROUNDED, *ABOVE_FIVE_BITS, *WITH_IMPORTANCE) if name != USUAL)),
     smallest_first=SMALLEST_FIRST,
+    codes=OF_INTEGERS,
 )

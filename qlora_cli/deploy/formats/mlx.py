@@ -11,7 +11,8 @@ from qlora_cli import console
 from qlora_cli.deploy.engines.engine import Engine
 from qlora_cli.deploy.engines.install import engine_version
 from qlora_cli.deploy.engines.process import SCRIPTS, ask_script, call_script
-from qlora_cli.deploy.formats.format import Format, FormatOptions, WriteJob
+from qlora_cli.deploy.formats.format import CodesFormat, Format, FormatOptions, WriteJob
+from qlora_cli.deploy.formats.mlx_codes import quant_of_codes, write_codes
 from qlora_cli.deploy.formats.taken_over import take_over
 from qlora_cli.engine_environment import MLX
 from qlora_cli.errors import ArgumentError
@@ -66,4 +67,5 @@ FORMAT = Format(
     check=check,
     smallest_first=("2bit", "3bit", "4bit", "8bit", "bf16"),
     group_sizes=GROUP_SIZES,
+    codes=CodesFormat(write_codes, quant_of_codes),
 )

@@ -156,10 +156,20 @@ def write(job: WriteJob) -> None:
         ArgumentError, ResourceError: as `gguf.write`.
     """
     gguf.write(job)
+    _write_modelfile(job)
+
+
+def write_codes(job: WriteJob) -> None:
+    """The same of a model in integers."""
+    gguf.write_codes(job)
+    _write_modelfile(job)
+
+
+def _write_modelfile(job: WriteJob) -> None:
     [file] = job.out.glob("*.gguf")
     tokenizer = AutoTokenizer.from_pretrained(job.plain, trust_remote_code=job.source.model.trust_remote_code)
     context = json.loads((job.plain / "config.json").read_text("utf-8")).get("max_position_embeddings")
     (job.out / MODELFILE).write_text(modelfile(file.name, tokenizer, context), encoding="utf-8")
 
 
-FORMAT = replace(gguf.GGUF_FILE, write=write)
+FORMAT = replace(gguf.GGUF_FILE, write=write, codes=replace(gguf.OF_INTEGERS, write=write_codes))

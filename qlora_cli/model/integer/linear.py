@@ -1,0 +1,77 @@
+"""A linear layer whose weight is stored in integers, with a scale and an offset for each group of input features.
+
+Shape letters: O = output features, I = input features, G = groups.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from qlora_cli.model.integer.codes import BITS_OF_BYTE, unpack
+
+
+class IntegerLinear(nn.Module):
+    """W[o, i] = code[o, i] * scale[o, group] + offset[o, group] (QA-LoRA, arXiv:2309.14717, section 3.2)."""
+
+    codes: torch.Tensor
+    scales: torch.Tensor
+    offsets: torch.Tensor
+
+    def __init__(
+        self, in_features: int, out_features: int, bits: int, group_size: int, bias: nn.Parameter | None = None
+    ) -> None:
+        """Make the layer; all its codes are 0."""
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.bits, self.group_size = bits, group_size
+        num_groups = in_features // group_size
+        self.register_buffer("codes", torch.zeros(out_features, in_features * bits // BITS_OF_BYTE, dtype=torch.uint8))
+        self.register_buffer("scales", torch.zeros(out_features, num_groups, dtype=torch.float16))
+        self.register_buffer("offsets", torch.zeros(out_features, num_groups, dtype=torch.float16))
+        self.bias = bias
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The codes: adapters ask the weight for its device."""
+        return self.codes
+
+    def dequantized(self, dtype: torch.dtype) -> torch.Tensor:
+        """The weight [O, I], computed in float32."""
+        return _dequantized(self.codes, self.scales, self.offsets, self.bits).to(dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """As `nn.Linear`, in the dtype of `x`; only the packed tensors are kept for the backward pass."""
+        product: torch.Tensor = _Product.apply(x, self.codes, self.scales, self.offsets, self.bits)
+        return product if self.bias is None else product + self.bias.to(product.dtype)
+
+
+def _dequantized(codes: torch.Tensor, scales: torch.Tensor, offsets: torch.Tensor, bits: int) -> torch.Tensor:
+    """The weight [O, I] in float32."""
+    codes_OGI = unpack(codes, bits).unflatten(1, (scales.shape[1], -1))
+    return (codes_OGI * scales.float()[..., None] + offsets.float()[..., None]).flatten(1)
+
+
+class _Product(torch.autograd.Function):
+    """x @ W.T; the weight is frozen, and made again for the gradient of x."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, offsets: torch.Tensor, bits: int
+    ) -> torch.Tensor:
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        ctx.save_for_backward(codes, scales, offsets)
+        ctx.bits = bits
+        return nn.functional.linear(x, _dequantized(codes, scales, offsets, bits).to(x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, None, None, None, None]:
+        (gradient,) = gradients
+        if not ctx.needs_input_grad[0]:
+            return None, None, None, None, None
+        codes, scales, offsets = ctx.saved_tensors
+        weight_OI = _dequantized(codes, scales, offsets, ctx.bits).to(gradient.dtype)
+        return gradient @ weight_OI, None, None, None, None
