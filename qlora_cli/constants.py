@@ -10,6 +10,9 @@ IGNORE_INDEX = -100
 INITS_AGAINST_ROUNDING = ("loftq", "calibrated")
 """Values of `lora.init_lora_weights` with which B @ A makes up for the error of a quantized base."""
 
+INTEGERS = "qlora_int"
+"""`quant_method` in the config.json of a base in our integers."""
+
 AMPERE = (8, 0)
 """First compute capability that computes in bfloat16 and runs FlashAttention (NVIDIA Ampere)."""
 

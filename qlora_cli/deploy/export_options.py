@@ -9,9 +9,8 @@ from dataclasses import dataclass, replace
 from qlora_cli.choices import ExportFormat
 from qlora_cli.deploy.formats.format import Format, FormatOptions
 from qlora_cli.deploy.formats.table import FORMATS
-from qlora_cli.deploy.integers import can_keep_codes, integer_settings
+from qlora_cli.deploy.integers import can_keep_codes, integer_settings, stored_folder
 from qlora_cli.errors import ArgumentError
-from qlora_cli.model.fingerprint import base_folder
 from qlora_cli.model.tuned import TunedSource
 
 
@@ -46,7 +45,7 @@ def format_for(source: TunedSource, options: ExportOptions) -> Format:
     form = FORMATS[options.format]
     if form.codes is None or options.is_searched or not can_keep_codes(source):
         return form
-    settings = integer_settings(base_folder(source.model))
+    settings = integer_settings(stored_folder(source))
     quant = form.codes.quant(settings.bits)
     if options.quant not in (None, quant) or options.group_size not in (None, settings.group_size):
         return form

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from qlora_cli.deploy.checkpoint import Checkpoint
 from qlora_cli.deploy.checkpoint_map import CheckpointMap
 from qlora_cli.model.fingerprint import base_folder
+from qlora_cli.model.integer.making import stored_base
 from qlora_cli.model.prequantized import stored_in
 from qlora_cli.model.tuned import TunedSource
 from qlora_cli.run.files import read_json_object
@@ -46,13 +47,18 @@ def integer_settings(folder: Path) -> IntegerSettings:
 def is_in_integers(folder: Path) -> bool:
     """Whether the weights of a model folder are our integers."""
     stored = stored_in(folder)
-    return stored is not None and stored.method == "qlora_int"
+    return stored is not None and stored.is_in_integers
+
+
+def stored_folder(source: TunedSource) -> Path:
+    """The folder whose weights training saw: that of the base, or the base in integers that was made of it."""
+    return base_folder(stored_base(source.model, source.quantization))
 
 
 def can_keep_codes(source: TunedSource) -> bool:
     """Whether the update fits into the offsets of the base: a QA-LoRA adapter on a base in our integers."""
     is_of_groups = source.kind is not None and source.kind.variant == QA_LORA
-    return is_of_groups and is_in_integers(base_folder(source.model))
+    return is_of_groups and is_in_integers(stored_folder(source))
 
 
 def map_of_codes(skeleton: PreTrainedModel, plain: Checkpoint, stored: Checkpoint) -> CheckpointMap:

@@ -42,6 +42,7 @@ from qlora_cli.errors import ArgumentError
 from qlora_cli.model.adapter import ADAPTER_WEIGHTS
 from qlora_cli.model.device import DTYPES, dtype_name, free_memory, precision_of
 from qlora_cli.model.fingerprint import base_folder
+from qlora_cli.model.integer.making import stored_base
 from qlora_cli.model.tuned import TunedSource, find_tuned, load_tuned
 from qlora_cli.run.claim import refuse_links
 from qlora_cli.run.files import sha256_file, write_json
@@ -229,8 +230,9 @@ def _write_merged(source: TunedSource, options: MergeOptions, stage: Path) -> _R
     trained_in, tokenizer = tuned.model.dtype, tuned.tokenizer
     del tuned
     free_memory()
+    written_from = source if onto == "original" else replace(source, model=stored_base(source.model, source.quantization))
     weights = write_model(
-        stage, source, skeleton, plan, dtype=None if options.dtype == "auto" else DTYPES[options.dtype]
+        stage, written_from, skeleton, plan, dtype=None if options.dtype == "auto" else DTYPES[options.dtype]
     )
     write_tokenizer(stage, tokenizer, renderer, trust_code=source.model.trust_remote_code)
     write_generation_settings(stage, skeleton, tokenizer, renderer)
@@ -244,5 +246,5 @@ def _bound(source: TunedSource, options: MergeOptions, reference: _Reference) ->
     """The documented bound on the mean KL."""
     if reference.onto == "original" and source.quantization is not None:
         return MAX_KL_ORIGINAL
-    is_int8 = source.quantization is not None and source.quantization.quant_type == "int8"
+    is_int8 = source.quantization is not None and source.quantization.is_int8
     return MAX_KL_SAME_NUMBERS if reference.is_exact and not is_int8 else MAX_KL_ROUNDED

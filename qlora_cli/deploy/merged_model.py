@@ -13,12 +13,13 @@ from qlora_cli.deploy.checkpoint_map import CheckpointMap
 from qlora_cli.deploy.fold_plan import FoldPlan
 from qlora_cli.deploy.integers import dtypes_of_offsets, integer_settings, map_of_codes, num_weights
 from qlora_cli.deploy.merge_stream import MergeSources, write_merged_weights
-from qlora_cli.deploy.model_folder import copy_other_files, vocabulary_of, write_config
+from qlora_cli.deploy.model_folder import vocabulary_of, write_config
 from qlora_cli.deploy.new_biases import with_new_biases
 from qlora_cli.deploy.ties import broken_tie
 from qlora_cli.deploy.written_weights import WrittenWeights
 from qlora_cli.model.device import dtype_name
 from qlora_cli.model.fingerprint import base_folder
+from qlora_cli.model.other_files import copy_other_files
 from qlora_cli.model.tuned import TunedSource
 from qlora_cli.run.disk_errors import naming
 

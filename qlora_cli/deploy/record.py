@@ -87,7 +87,7 @@ def describe_onto(source: TunedSource, onto: Onto, has_packed_experts: bool = Fa
         return "merged onto the base as it is: an adapter folder does not say whether its base was quantized"
     if source.quantization is None:
         return "merged onto the base as it is, the weights that training saw"
-    kind = source.quantization.quant_type.upper()
+    kind = source.quantization.kind.upper()
     if onto == "original" and source.base_source is not None:
         return f"merged onto PiSSA's residual before it was quantized to {kind}: the figures show the price"
     if onto == "original":
@@ -109,7 +109,7 @@ def describe_base(source: TunedSource) -> str:
     """One line on a base that was written without an adapter."""
     if source.quantization is None:
         return "wrote the base that training saw, without the adapter"
-    kind = source.quantization.quant_type.upper()
+    kind = source.quantization.kind.upper()
     return f"wrote the dequantized {kind} base that training saw, without the adapter: serve adapters of it on this one"
 
 

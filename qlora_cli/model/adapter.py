@@ -18,6 +18,8 @@ from qlora_cli.model.adapter_fit import fit_vocabulary, fitting, refuse_unloadab
 from qlora_cli.model.adapter_kind import ADAPTER_WEIGHTS, read_adapter_kind
 from qlora_cli.model.adapter_tensors import put_beside, put_on_base
 from qlora_cli.model.experts.attaching import experts_shown_whole
+from qlora_cli.model.integer.adapter import with_integer_layers
+from qlora_cli.model.integer.linear import IntegerLinear
 from qlora_cli.model.towers.own_names import with_loaded_names, with_own_names
 from qlora_cli.model.towers.targets import check_targets, fused_targets, modules_to_exclude, settle_config
 from qlora_cli.recipe.schema import LoraSection
@@ -89,7 +91,7 @@ def lora_config(lora: LoraSection, base: PreTrainedModel) -> LoraConfig:
     """
     targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
     fused = fused_targets(base, lora)
-    return LoraConfig(
+    config = LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.r,
         lora_alpha=lora.lora_alpha,
@@ -102,6 +104,25 @@ def lora_config(lora: LoraSection, base: PreTrainedModel) -> LoraConfig:
         use_rslora=lora.use_rslora,
         init_lora_weights="gaussian" if lora.init_lora_weights == "gaussian" else True,
     )
+    if lora.use_qalora:
+        config.use_qalora, config.qalora_group_size = True, _group_size(base)
+    with_integer_layers(config)
+    return config
+
+
+def _group_size(base: PreTrainedModel) -> int:
+    """Weights in a group of a base in integers.
+
+    Raises:
+        RecipeError: if the base is not in integers.
+    """
+    sizes = {module.group_size for module in base.modules() if isinstance(module, IntegerLinear)}
+    if len(sizes) != 1:
+        raise RecipeError(
+            "lora.use_qalora is true, and the base has no layers in integers",
+            hint="--set quantization.method=int, or take 'lora.use_qalora' out",
+        )
+    return sizes.pop()
 
 
 def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:

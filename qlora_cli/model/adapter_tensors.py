@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from qlora_cli.errors import IdentityError
 from qlora_cli.model.adapter_kind import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterKind
+from qlora_cli.model.integer.adapter import with_integer_layers
 from qlora_cli.model.stored_dtypes import DTYPES
 from qlora_cli.model.towers.own_names import adapter_key_mapping, with_loaded_names
 
@@ -73,7 +74,7 @@ def _config(kind: AdapterKind) -> PeftConfig:
     config = PeftConfig.from_pretrained(str(kind.folder))
     config.task_type = "CAUSAL_LM"  # which is what it is used for; some programs write another or none
     config.inference_mode = True
-    return config
+    return with_integer_layers(config)
 
 
 def _set_tensors(model: PeftModel, kind: AdapterKind, name: str) -> None:

@@ -22,6 +22,7 @@ from qlora_cli.model.device import pick_device, pick_dtype
 from qlora_cli.model.experts.packed import expert_parameters
 from qlora_cli.model.experts.wanted import for_experts, refuse_experts_that_are_none
 from qlora_cli.model.fingerprint import base_folder, has_only_pickles, weight_files
+from qlora_cli.model.integer.making import stored_base
 from qlora_cli.model.prequantized import fit_stored, quantization_on, refuse_other_storage
 from qlora_cli.model.source_error import source_error
 from qlora_cli.model.towers.auto_class import auto_class
@@ -117,6 +118,9 @@ def load_base(
         upstream.check(upstream.Road.QUANTIZED)
     device = device or pick_device()
     dtype = pick_dtype(model.dtype, device)
+    if source is None and quantization is not None and quantization.method == "int":
+        with reading(model.base_model, model.revision):
+            model = stored_base(model, quantization)
     name, revision = (source, None) if source else (model.base_model, model.revision)
     config = _config_to_load(model, source)
     quantization = quantization if source else quantization_on(model, quantization, config)

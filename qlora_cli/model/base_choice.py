@@ -37,7 +37,7 @@ class BaseChoice:
         if self.revision is not None:
             model = model.model_copy(update={"revision": self.revision})
         if self.quantization is not None:
-            same = quantization is not None and quantization.quant_type == self.quantization
+            same = quantization is not None and quantization.kind == self.quantization
             quantization = quantization if same else _section(self.quantization)
         return self._with_overrides(model, quantization)
 

@@ -39,9 +39,11 @@ class StoredTensors:
 
     def __init__(self, folder: Path) -> None:
         self._files: dict[str, Any] = {}
+        self._names: dict[Path, list[str]] = {}
         for path in weight_files(folder):
             file = safe_open(path, framework="pt").__enter__()
-            self._files |= dict.fromkeys(file.keys(), file)
+            self._names[path] = list(file.keys())
+            self._files |= dict.fromkeys(self._names[path], file)
 
     def __contains__(self, name: str) -> bool:
         return name in self._files
@@ -50,6 +52,10 @@ class StoredTensors:
     def names(self) -> list[str]:
         """Names of all tensors."""
         return list(self._files)
+
+    def names_in(self, path: Path) -> list[str]:
+        """Names of the tensors in one of the folder's files."""
+        return self._names[path]
 
     def whole(self, name: str) -> torch.Tensor:
         """A whole tensor, for the small ones."""

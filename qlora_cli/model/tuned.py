@@ -156,7 +156,7 @@ def _chosen(source: TunedSource, choice: BaseChoice) -> TunedSource:
 
 
 def _stored_as(quantization: QuantizationSection | None) -> str:
-    return "16 bit" if quantization is None else quantization.quant_type
+    return "16 bit" if quantization is None else quantization.kind
 
 
 def _from_adapter(folder: Path) -> TunedSource:

@@ -9,6 +9,7 @@ from peft import PeftModel
 
 from qlora_cli.constants import GIB
 from qlora_cli.model.embedding_limits import has_position_table, num_positions
+from qlora_cli.model.integer.linear import num_integer_weights
 from qlora_cli.model.towers.auto_class import is_loaded_whole
 from qlora_cli.model.towers.targets import reach_of
 from qlora_cli.model.towers.text_reach import untouched_roots
@@ -85,7 +86,8 @@ def _notes_on_parts(model: PeftModel, request: PlanRequest) -> list[str]:
 
 def count_parameters(model: PeftModel, *, is_quantized: bool) -> ParameterCounts:
     """The facts of a model on the meta device, its quantized weights in their original shape."""
-    num_base = num_quantized = num_fused = fused_bytes = num_packed = 0
+    num_base = num_quantized = num_integer_weights(model)
+    num_fused = fused_bytes = num_packed = 0
     trained: list[TrainedTensor] = []
     for parameter in model.parameters():
         size = parameter.numel()

@@ -107,13 +107,13 @@ def changes(request: PlanRequest) -> Iterator[tuple[str, dict[str, Any]]]:
 def _changes_of_storage(request: PlanRequest) -> Iterator[tuple[str, dict[str, Any]]]:
     quantization, optim = request.recipe.quantization, request.recipe.training.optim
     stored = stored_weights(request.config.to_dict())
-    if stored is not None and stored.is_bitsandbytes:
-        pass  # the base decides it
-    elif quantization is None or quantization.quant_type == "int8":
+    if (stored is not None and stored.is_trained_as_stored) or (quantization and quantization.method == "int"):
+        pass  # the base decides it, or what the adapter is for
+    elif quantization is None or quantization.is_int8:
         yield "store the base in 4 bit", {"quantization.quant_type": "nf4"}
     elif quantization.double_quant is False:
         yield "quantize the block constants too, 0.37 bit a weight", {"quantization.double_quant": True}
-    is_16_bit = quantization is not None and quantization.experts is False and quantization.quant_type != "int8"
+    is_16_bit = quantization is not None and quantization.experts is False and not quantization.is_int8
     if is_16_bit and any(expert_parameters(skeleton(request))):
         yield "store the experts in 4 bit too", {"quantization.experts": True}
     if request.device.kind == "cuda" and optim != "paged_adamw_8bit":

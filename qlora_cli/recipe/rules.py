@@ -77,6 +77,18 @@ def _warmup(written: RawRecipe) -> Iterator[Conflict]:
 
 
 def _quantization(written: RawRecipe) -> Iterator[Conflict]:
+    method = "quantization.method"
+    if at(written, method) == "int":
+        yield from _integers(written)
+    else:
+        for key in ("quantization.bits", "quantization.group_size"):
+            if at(written, key) is not None:
+                text, hint = f"'{key}' has no effect without '{method}: int'", f"add `method: int`, or take '{key}' out"
+                yield conflict(key, (method,), text, hint, weaker=(key,))
+        if at(written, "lora.use_qalora") and at(written, "quantization") is not None:
+            text = "'lora.use_qalora' needs 'quantization.method: int': PEFT leaves it out on a base of bitsandbytes"
+            hint = f"--set {method}=int, or take 'lora.use_qalora' out"
+            yield conflict("lora.use_qalora", (method,), text, hint, weaker=("lora.use_qalora",))
     if at(written, "quantization.quant_type") == "int8" and at(written, "quantization.double_quant"):
         text = "'quantization.double_quant: true' cannot work with 'quantization.quant_type: int8'"
         hint = "int8 has no block constants: take 'quantization.double_quant' out"
@@ -87,6 +99,36 @@ def _quantization(written: RawRecipe) -> Iterator[Conflict]:
         hint = "int8 is for linear layers only: write `quant_type: nf4`, or take 'quantization.experts' out"
         key = "quantization.experts"
         yield conflict(key, ("quantization.quant_type",), text, hint, weaker=(key,))
+
+
+def _integers(written: RawRecipe) -> Iterator[Conflict]:
+    """Keys of bitsandbytes, and of what cannot be done on our integers."""
+    method = "quantization.method"
+    for key in ("quantization.quant_type", "quantization.double_quant"):
+        if at(written, key) is not None:
+            text, hint = f"'{key}' has no effect with '{method}: int'", f"take '{key}' out; `bits` says how many"
+            yield conflict(key, (method,), text, hint, weaker=(key,))
+    if at(written, "quantization.experts"):
+        key = "quantization.experts"
+        text = f"'{key}: true' cannot work with '{method}: int', which is for linear layers"
+        yield conflict(key, (method,), text, f"take '{key}' out, or --set {method}=bitsandbytes", weaker=(key,))
+    init = at(written, "lora.init_lora_weights")
+    if init == "pissa":
+        text = f"'lora.init_lora_weights: pissa' cannot work with '{method}: int': its residual would be rounded again"
+        yield conflict("lora.init_lora_weights", (method,), text, "write `init_lora_weights: default`")
+    if at(written, "lora.use_qalora"):
+        yield from _grouped_adapters(written)
+
+
+def _grouped_adapters(written: RawRecipe) -> Iterator[Conflict]:
+    if at(written, "lora.use_dora"):
+        text = "'lora.use_dora' cannot work with 'lora.use_qalora': its magnitudes do not fit into offsets"
+        yield conflict("lora.use_dora", ("lora.use_qalora",), text, "keep one of the two", weaker=("lora.use_dora",))
+    init = at(written, "lora.init_lora_weights")
+    if init == "gaussian":
+        text = "'lora.init_lora_weights: gaussian' has no effect with 'lora.use_qalora': PEFT draws A by its default"
+        hint = "write `init_lora_weights: default`"
+        yield conflict("lora.init_lora_weights", ("lora.use_qalora",), text, hint)
 
 
 def _initial_weights(written: RawRecipe) -> Iterator[Conflict]:

@@ -25,7 +25,7 @@ def fitted_to_base(values: StarterValues, base_model: str) -> StarterValues:
     if stored is not None and stored.can_be_dequantized:
         return replace(values, dequantize=Choice("true", f"its weights are stored in {stored}"))
     if stored is None or stored.quant_type is None:
-        return values
+        return values  # plain, or in integers, which the section of a starter recipe would contradict
     double = None
     if stored.double_quant is not None:
         double = Choice(str(stored.double_quant).lower(), "the base decides this too")

@@ -38,11 +38,18 @@ def check_stored(config: Mapping[str, Any], written: RawRecipe) -> Iterator[Conf
     stored = stored_weights(config)
     name = at(written, KEY)
     if stored is None:
+        if at(written, "lora.use_qalora") and at(written, "quantization") is None:
+            text = f"'lora.use_qalora' needs a base in integers, and the weights of '{KEY}: {name}' are not quantized"
+            hint = "write `quantization: {method: int}`, or --set quantization.method=int"
+            yield conflict("lora.use_qalora", ("quantization",), text, hint, weaker=("lora.use_qalora",))
         if at(written, DEQUANTIZE):
             text = f"'{DEQUANTIZE}: true' has no effect: the weights of '{KEY}: {name}' are not quantized"
             yield conflict(DEQUANTIZE, (KEY,), text, f"take '{DEQUANTIZE}' out", weaker=(DEQUANTIZE,))
-    elif stored.is_bitsandbytes:
-        yield from _check_bitsandbytes(stored, written, original_hint(str(name), config))
+    elif stored.is_trained_as_stored:
+        original = original_hint(str(name), config)
+        yield from _check_for_original(stored, written, original)
+        check = _check_integers if stored.is_in_integers else _check_bitsandbytes
+        yield from check(stored, written, original)
     elif not stored.can_be_dequantized:
         text = f"the weights of '{KEY}: {name}' are stored in {stored}, which cannot be trained on here"
         yield conflict(KEY, (), text, original_hint(str(name), config))
@@ -52,8 +59,9 @@ def check_stored(config: Mapping[str, Any], written: RawRecipe) -> Iterator[Conf
         yield conflict(KEY, (DEQUANTIZE,), text, hint)
 
 
-def _check_bitsandbytes(stored: StoredWeights, written: RawRecipe, original: str) -> Iterator[Conflict]:
-    name, asked = at(written, KEY), at(written, "quantization")
+def _check_for_original(stored: StoredWeights, written: RawRecipe, original: str) -> Iterator[Conflict]:
+    """Keys that need the weights as they were before they were quantized."""
+    name = at(written, KEY)
     if at(written, DEQUANTIZE):
         text = f"'{DEQUANTIZE}: true' cannot work: the base is trained as it is stored, in {stored}"
         yield conflict(DEQUANTIZE, (KEY,), text, f"take '{DEQUANTIZE}' out", weaker=(DEQUANTIZE,))
@@ -62,7 +70,31 @@ def _check_bitsandbytes(stored: StoredWeights, written: RawRecipe, original: str
         key = "lora.init_lora_weights"
         text = f"'{key}: {init}' needs weights that were not quantized, and those of '{name}' are stored in {stored}"
         yield conflict(key, (KEY,), text, f"write `init_lora_weights: default`, or {original}")
+
+
+def _check_integers(stored: StoredWeights, written: RawRecipe, original: str) -> Iterator[Conflict]:
+    name, asked = at(written, KEY), at(written, "quantization")
     if asked is None:
+        return
+    wanted = {"method": "int", "bits": stored.num_bits, "group_size": stored.group_size}
+    for part, value in wanted.items():
+        key, written_value = f"quantization.{part}", at(written, f"quantization.{part}")
+        if part == "method":
+            written_value = written_value or "bitsandbytes"
+        if written_value is not None and written_value != value:
+            text = f"'{key}: {written_value}' cannot be had: the weights of '{KEY}: {name}' are stored in {stored}"
+            yield conflict(key, (KEY,), text, f"--set {key}={value}, or {original}")
+            return
+
+
+def _check_bitsandbytes(stored: StoredWeights, written: RawRecipe, original: str) -> Iterator[Conflict]:
+    name, asked = at(written, KEY), at(written, "quantization")
+    if asked is None:
+        return
+    if at(written, "quantization.method") == "int":
+        key = "quantization.method"
+        text = f"'{key}: int' cannot be had: the weights of '{KEY}: {name}' are stored in {stored.quant_type}"
+        yield conflict(key, (KEY,), text, f"take '{key}' out, or {original}")
         return
     key, wanted = "quantization.quant_type", at(written, "quantization.quant_type") or "nf4"
     if wanted != stored.quant_type:
@@ -85,7 +117,7 @@ def _check_bitsandbytes(stored: StoredWeights, written: RawRecipe, original: str
 
 
 def as_stored(quantization: QuantizationSection | None, config: Mapping[str, Any]) -> QuantizationSection | None:
-    """How the frozen weights will be kept: as the base stores them where bitsandbytes has packed them, else as asked.
+    """How the frozen weights will be kept: as the base stores them where it is trained as it is, else as asked.
 
     Args:
         quantization: the recipe's, which does not clash with the base.
@@ -96,8 +128,13 @@ def as_stored(quantization: QuantizationSection | None, config: Mapping[str, Any
     ('int8', None)
     """
     stored = stored_weights(config)
-    if stored is None or stored.quant_type is None:
+    if stored is None or not stored.is_trained_as_stored:
         return quantization
+    if stored.is_in_integers:
+        return QuantizationSection.model_validate(
+            {"method": "int", "bits": stored.num_bits, "group_size": stored.group_size}
+        )
+    assert stored.quant_type is not None
     skipped = () if quantization is None else quantization.skip_modules
     return QuantizationSection(quant_type=stored.quant_type, double_quant=stored.double_quant, skip_modules=skipped)
 

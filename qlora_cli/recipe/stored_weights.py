@@ -1,10 +1,12 @@
-"""How a base's weights are stored, according to its config.json: plain, by bitsandbytes, or in another packed form."""
+"""How a base's weights are stored, according to its config.json: plain, by bitsandbytes, in our integers, or otherwise."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from qlora_cli.constants import INTEGERS
 
 QuantType = Literal["nf4", "fp4", "int8"]
 
@@ -34,10 +36,23 @@ class StoredWeights:
     num_bits: int | None = None
     """Of a weight, where the configuration says."""
 
+    group_size: int | None = None
+    """Weights that share a scale, of our own integers."""
+
     @property
     def is_bitsandbytes(self) -> bool:
-        """Whether it is trained as it is: a frozen base in 4 or 8 bit."""
+        """Whether bitsandbytes has packed it, in 4 or 8 bit."""
         return self.quant_type is not None
+
+    @property
+    def is_in_integers(self) -> bool:
+        """Whether it is in our own integers."""
+        return self.method == INTEGERS
+
+    @property
+    def is_trained_as_stored(self) -> bool:
+        """Whether adapters are trained on it as it is."""
+        return self.is_bitsandbytes or self.is_in_integers
 
     @property
     def can_be_dequantized(self) -> bool:
@@ -47,6 +62,8 @@ class StoredWeights:
     def __str__(self) -> str:
         if self.quant_type is not None:
             return f"{self.quant_type} by bitsandbytes" + (" with double quantization" if self.double_quant else "")
+        if self.is_in_integers:
+            return f"int{self.num_bits} in groups of {self.group_size}"
         name = DEQUANTIZED_ON_LOAD.get(self.method, self.method.upper() if len(self.method) < 6 else self.method)
         is_said = self.num_bits is None or str(self.num_bits) in name
         return name if is_said else f"{name} in {self.num_bits} bit"
@@ -82,6 +99,10 @@ def _from_section(section: Mapping[str, Any]) -> StoredWeights:
     if section.get("load_in_8bit"):
         return StoredWeights("bitsandbytes", "int8", None, names, 8)
     bits = section.get("bits", section.get("w_bit"))
+    if section.get("quant_method") == INTEGERS:
+        kept = section.get("modules_to_not_convert")
+        names = tuple(map(str, kept)) if isinstance(kept, list | tuple) else None
+        return StoredWeights(INTEGERS, skipped=names, num_bits=bits, group_size=section.get("group_size"))
     method = section.get("quant_method") or section.get("quant_algo")
     if method is None and "config_groups" in section:
         method = "compressed-tensors"

@@ -21,10 +21,13 @@ def _method(quantization: QuantizationSection | None, lora: LoraSection) -> str:
     adapter = "DoRA" if lora.use_dora else "LoRA"
     if quantization is None:
         return f"{adapter} on the 16-bit base"
-    if quantization.quant_type == "int8":
+    if quantization.method == "int":
+        name = "QA-LoRA" if lora.use_qalora else adapter
+        return f"{name} on the {quantization.kind} base in groups of {quantization.weights_in_group}"
+    if quantization.is_int8:
         return f"{adapter} on the int8 base"
     constants = "" if quantization.double_quant is False else " with double quantization"
-    return f"Q{adapter} on the {quantization.quant_type} base{constants}"
+    return f"Q{adapter} on the {quantization.kind} base{constants}"
 
 
 def _length(training: TrainingSection) -> str:

@@ -6,6 +6,7 @@ from shlex import quote
 from typing import Any
 
 from qlora_cli.progress import in_time
+from qlora_cli.recipe.schema import DEFAULT_BITS
 from qlora_cli.report.curve import is_number
 from qlora_cli.report.html import card, facts_table, missing
 from qlora_cli.report.record import RunRecord
@@ -74,7 +75,11 @@ def method(record: RunRecord) -> str:
     if not recipe:
         return ""
     kind = recipe.get("quantization.quant_type")
+    if recipe.get("quantization.method") == "int":
+        kind = f"int{recipe.get('quantization.bits', DEFAULT_BITS)}"
     adapter = "DoRA" if recipe.get("lora.use_dora") is True else "LoRA"
+    if recipe.get("lora.use_qalora") is True:
+        adapter = "QA-LoRA"
     stored = f"{kind}" if kind else "16 bit"
     return f"{adapter} on {stored}, r {recipe.get('lora.r', 'not recorded')}"
 

@@ -91,7 +91,7 @@ def _choice_of(source: TunedSource) -> list[str]:
     if source.model.revision != saved.model.revision and source.model.revision is not None:
         options += ["--revision", source.model.revision]
     if source.quantization is not None and source.quantization != saved.quantization:
-        options += ["--quantization", source.quantization.quant_type]
+        options += ["--quantization", source.quantization.kind]
     ours, theirs = (model.model_dump(exclude={"base_model", "revision"}) for model in (source.model, saved.model))
     changed = {name: value for name, value in ours.items() if value != theirs[name]}
     return [*options, *(word for name, value in changed.items() for word in ("--set", f"model.{name}={value}"))]

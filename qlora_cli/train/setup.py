@@ -71,7 +71,7 @@ def setup_model(recipe: Recipe, run: RunDirectory, *, is_resumed: bool, calibrat
 
 def _beside(recipe: Recipe) -> str:
     """Effects that the figure leaves out."""
-    is_int8 = recipe.quantization is not None and recipe.quantization.quant_type == "int8"
+    is_int8 = recipe.quantization is not None and recipe.quantization.is_int8
     return ", beside int8's choice of outlier columns, which depends on the whole batch" if is_int8 else ""
 
 

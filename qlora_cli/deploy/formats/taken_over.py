@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from qlora_cli.deploy.formats.format import WriteJob
-from qlora_cli.deploy.model_folder import copy_other_files
+from qlora_cli.model.other_files import copy_other_files
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 

@@ -21,6 +21,7 @@ from torch.nn.utils import parametrize
 
 from qlora_cli.model.experts.passes import Given, pass_of
 from qlora_cli.model.experts.update import ExpertsUpdate
+from qlora_cli.model.integer.linear import num_integer_weights
 
 BLOCKSIZE = 64
 """Weights that share one absmax constant, as in bitsandbytes' linear layers."""
@@ -111,11 +112,12 @@ def install(module: nn.Module, name: str, packed: Any) -> None:
 
 
 def trained_and_all(model: PeftModel) -> tuple[int, int]:
-    """Numbers of parameters; PEFT would count the bytes of packed experts, each of which holds two weights."""
+    """Numbers of parameters; PEFT would count the bytes of packed experts, each of which holds two weights, and leave
+    weights in integers out."""
     num_trained, num_all = model.get_nb_trainable_parameters()
     num_uncounted = sum(
         reader.num_weights - packed_parameter(module, name).numel()
         for module in model.modules()
         for name, reader in packed_experts(module).items()
     )
-    return num_trained, num_all + num_uncounted
+    return num_trained, num_all + num_uncounted + num_integer_weights(model)

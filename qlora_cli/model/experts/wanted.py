@@ -14,7 +14,7 @@ from qlora_cli.recipe.stored_weights import stored_weights
 
 
 def quantizes_experts(quantization: QuantizationSection | None, config: PreTrainedConfig | None = None) -> bool:
-    """Whether the recipe quantizes fused experts where the base has some; int8 is for linear layers only.
+    """Whether the recipe quantizes fused experts where the base has some; int8 and our integers are for linear layers only.
 
     Args:
         config: the base's, where it is known; one that bitsandbytes has stored is loaded as it is stored.
@@ -23,7 +23,8 @@ def quantizes_experts(quantization: QuantizationSection | None, config: PreTrain
     (True, False)
     """
     stored = None if config is None else stored_weights(config.to_dict())
-    is_wanted = quantization is not None and quantization.quant_type != "int8" and quantization.experts is not False
+    can_be = quantization is not None and quantization.method == "bitsandbytes" and not quantization.is_int8
+    is_wanted = can_be and quantization is not None and quantization.experts is not False
     return is_wanted and not (stored is not None and stored.is_bitsandbytes)
 
 
@@ -54,7 +55,7 @@ def experts_in_words(base: nn.Module, quantization: QuantizationSection | None) 
     whole = [module.get_parameter(name) for _, module, name in expert_parameters(base)]
     if quantization is None or (not packed and not whole):
         return ""
-    kind = quantization.quant_type.upper()
+    kind = quantization.kind.upper()
     parts = [f"{sum(packed):,} parameters in {len(packed)} fused weights, in {kind}"] if packed else []
     if whole:
         num_weights, dtype = sum(weight.numel() for weight in whole), dtype_name(whole[0].dtype)
@@ -63,8 +64,8 @@ def experts_in_words(base: nn.Module, quantization: QuantizationSection | None) 
 
 
 def _why(quantization: QuantizationSection) -> str:
-    if quantization.quant_type == "int8":
-        return ", since int8 is for linear layers only"
+    if quantization.is_int8 or quantization.method == "int":
+        return f", since {quantization.kind} is for linear layers only"
     return ", as quantization.experts says" if quantization.experts is False else ""
 
 

@@ -13,8 +13,12 @@ from torch import nn
 from qlora_cli.model.integer.codes import BITS_OF_BYTE, unpack
 
 
-class IntegerLinear(nn.Module):
-    """W[o, i] = code[o, i] * scale[o, group] + offset[o, group] (QA-LoRA, arXiv:2309.14717, section 3.2)."""
+class IntegerLinear(nn.Linear):
+    """W[o, i] = code[o, i] * scale[o, group] + offset[o, group] (QA-LoRA, arXiv:2309.14717, section 3.2).
+
+    It derives from `nn.Linear`, as the layers of bitsandbytes do, so that libraries take it for a linear layer; there
+    is no parameter `weight` in it.
+    """
 
     codes: torch.Tensor
     scales: torch.Tensor
@@ -23,8 +27,16 @@ class IntegerLinear(nn.Module):
     def __init__(
         self, in_features: int, out_features: int, bits: int, group_size: int, bias: nn.Parameter | None = None
     ) -> None:
-        """Make the layer; all its codes are 0."""
-        super().__init__()
+        """Make the layer; all its codes are 0.
+
+        Args:
+            in_features: a multiple of `group_size` and of 8.
+            out_features: of the layer.
+            bits: of a code.
+            group_size: input features that share a scale and an offset.
+            bias: the layer's, if it has one.
+        """
+        nn.Module.__init__(self)
         self.in_features, self.out_features = in_features, out_features
         self.bits, self.group_size = bits, group_size
         num_groups = in_features // group_size
@@ -34,7 +46,7 @@ class IntegerLinear(nn.Module):
         self.bias = bias
 
     @property
-    def weight(self) -> torch.Tensor:
+    def weight(self) -> torch.Tensor:  # type: ignore[override]
         """The codes: adapters ask the weight for its device."""
         return self.codes
 
@@ -46,6 +58,12 @@ class IntegerLinear(nn.Module):
         """As `nn.Linear`, in the dtype of `x`; only the packed tensors are kept for the backward pass."""
         product: torch.Tensor = _Product.apply(x, self.codes, self.scales, self.offsets, self.bits)
         return product if self.bias is None else product + self.bias.to(product.dtype)
+
+
+def num_integer_weights(model: nn.Module) -> int:
+    """Weights of all integer layers, which are none of the model's parameters."""
+    layers = [module for module in model.modules() if isinstance(module, IntegerLinear)]
+    return sum(layer.in_features * layer.out_features for layer in layers)
 
 
 def _dequantized(codes: torch.Tensor, scales: torch.Tensor, offsets: torch.Tensor, bits: int) -> torch.Tensor:

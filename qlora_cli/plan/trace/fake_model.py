@@ -26,6 +26,8 @@ from qlora_cli.model.adapter import attach_adapter
 from qlora_cli.model.base import bitsandbytes_config
 from qlora_cli.model.experts.packed import expert_parameters
 from qlora_cli.model.experts.wanted import quantizes_experts
+from qlora_cli.model.integer.making import layers_to_round, own_skeleton
+from qlora_cli.model.integer.quantizer import swap_linear_layers
 from qlora_cli.model.model_support import require_position_ids
 from qlora_cli.model.prequantized import is_kept_in_float32
 from qlora_cli.model.source_error import source_error
@@ -78,8 +80,11 @@ def meta_model(request: PlanRequest) -> PeftModel:
     require_position_ids(base)
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if request.recipe.quantization is not None:
-            _swap_linear_layers(base, request.recipe.quantization, request.dtype)
+        quantization = request.recipe.quantization
+        if quantization is not None and quantization.method == "int":
+            _swap_for_integers(base, request)
+        elif quantization is not None:
+            _swap_linear_layers(base, quantization, request.dtype)
             refuse_experts_to_come(base, request.recipe)
             if request.recipe.lora.use_dora:
                 _quantize_on_meta(base)
@@ -170,6 +175,14 @@ def _swap_linear_layers(base: PreTrainedModel, quantization: QuantizationSection
     setattr(base, "is_loaded_in_8bit" if config.load_in_8bit else "is_loaded_in_4bit", True)
     if quantizes_experts(quantization, base.config):
         mark_experts(base, kept, double_quant=quantization.double_quant is not False)
+
+
+def _swap_for_integers(base: PreTrainedModel, request: PlanRequest) -> None:
+    """Swap the layers that a folder in integers has codes of."""
+    quantization = request.recipe.quantization
+    assert quantization is not None
+    _, kept = layers_to_round(own_skeleton(request.config), quantization)
+    swap_linear_layers(base, quantization.num_bits, quantization.weights_in_group, sorted(kept))
 
 
 def kept_plain(base: PreTrainedModel) -> list[str]:

@@ -95,10 +95,12 @@ def _stored_as(source: TunedSource) -> str:
     quantization = source.quantization
     if quantization is None:
         return "16 bit"
-    details = [] if quantization.double_quant is not False else ["without double quantization"]
+    is_int = quantization.method == "int"
+    details = [f"groups of {quantization.weights_in_group}"] if is_int else []
+    details += ["without double quantization"] if quantization.double_quant is False else []
     details += [f"experts: {str(quantization.experts).lower()}"] if quantization.experts is not None else []
     details += [f"but for {', '.join(quantization.skip_modules)}"] if quantization.skip_modules else []
-    return ", ".join([quantization.quant_type, *details])
+    return ", ".join([quantization.kind, *details])
 
 
 def _why_alone(kind: AdapterKind) -> str:
