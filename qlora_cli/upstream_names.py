@@ -88,6 +88,7 @@ PAGED = "the resume of a paged optimizer"
 FOUR_BIT = "a 4-bit base"
 EXPERTS = "experts in 4 bit"
 INT8 = "an int8 base"
+INTEGERS = "a base in integers"
 STORED = "a base that is stored by bitsandbytes"
 DEQUANTIZE = "dequantizing a base"
 MASK = "the loss mask"
@@ -235,8 +236,19 @@ NAMES = (
     ),
     *_rows(
         Road.QUANTIZED,
+        "transformers",
+        (Use.OVERRIDDEN, "quantizers.base.HfQuantizer._process_model_before_weight_loading", INTEGERS),
+        (Use.CALLED, "quantizers.auto.register_quantizer", INTEGERS),
+        (Use.CALLED, "quantizers.auto.register_quantization_config", INTEGERS),
+        (Use.CALLED, "quantizers.quantizers_utils.should_convert_module", INTEGERS),
+    ),
+    *_rows(
+        Road.QUANTIZED,
         "peft",
         (Use.WRITTEN, "tuners.lora.layer.ParamWrapper._activate_lora", "an adapter on experts in 4 bit"),
+        (Use.CALLED, "LoraConfig._register_custom_module", INTEGERS),
+        (Use.OVERRIDDEN, "tuners.lora.layer.Linear.resolve_lora_variant", INTEGERS),
+        (Use.CALLED, "tuners.lora.variants.QALoraLinearVariant.forward", INTEGERS),
     ),
     *_rows(
         Road.MERGE,

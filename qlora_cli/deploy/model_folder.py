@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import copy
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from qlora_cli.constants import MERGE_RECORD
 from qlora_cli.data.render.renderer import Renderer
-from qlora_cli.model.fingerprint import WEIGHT_SUFFIXES
 
 OLDER_NAMES = ("rope_theta", "rope_scaling", "rope_local_base_freq", "torch_dtype", "dtype")
 """Keys of config.json that may be there twice, under an older name and a newer one."""

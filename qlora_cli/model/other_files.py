@@ -1,4 +1,4 @@
-"""What lies beside the weights of a base, copied with a model that is made of it: tokenizer, processor, code, licence."""
+"""Tokenizer, processor, code and licence of a base, copied with a model that is made of it."""
 
 from __future__ import annotations
 

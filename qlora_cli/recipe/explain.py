@@ -117,7 +117,7 @@ def _describe_option(option: JsonSchema) -> str:
     if "const" in option:
         return f"'{option['const']}'"
     if "enum" in option:
-        return "one of " + ", ".join(option["enum"])
+        return "one of " + ", ".join(map(str, option["enum"]))
     if "pattern" in option:
         if r"\d{4}" in option["pattern"]:
             return "a day such as 2026-11-28"

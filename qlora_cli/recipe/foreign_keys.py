@@ -153,7 +153,6 @@ FOREIGN_KEYS: dict[str, dict[str, str]] = {
         "device_map": "there is no counterpart: the base model is on one device",
     },
     "the original qlora.py": {
-        "bits": "write 'quantization.quant_type': nf4 or fp4 for 4, int8 for 8",
         "lora_r": "lora.r",
         "lora_modules": "lora.target_modules",
         "source_max_len": "prompt and answer share 'data.max_length'",

@@ -58,9 +58,9 @@ class QuantizationSection(Section):
     base is stored in few bits already: what that is decides."""
 
     method: Literal["bitsandbytes", "int"] = "bitsandbytes"
-    """bitsandbytes: packed while the base is loaded, as `quant_type` says. int: evenly spaced levels with a scale and an
-    offset for each group of weights, which are made once and kept; with `lora.use_qalora` the merged model stays in
-    them without loss."""
+    """bitsandbytes: packed while the base is loaded, as `quant_type` says. int: evenly spaced levels with a scale and
+    an offset for each group of weights, which are made once and kept; with `lora.use_qalora` the merged model stays
+    in them without loss."""
 
     quant_type: Literal["nf4", "fp4", "int8"] = "nf4"
     """nf4: 16 levels at the quantiles of a normal distribution, blocks of 64 (section 3 of the paper). fp4: 4-bit
@@ -147,9 +147,9 @@ class LoraSection(Section):
     """Weight-decomposed adaptation: learn the columns' magnitude apart (arXiv:2402.09353)."""
 
     use_qalora: bool = False
-    """QA-LoRA (arXiv:2309.14717): the adapter gets the mean of its inputs over each group of weights, so that its update
-    goes into the groups' offsets and the merged model stays in few bits without loss. Needs `quantization.method: int`.
-    """
+    """QA-LoRA (arXiv:2309.14717): the adapter gets the mean of its inputs over each group of weights, so that its
+    update goes into the groups' offsets and the merged model stays in few bits without loss. Needs
+    `quantization.method: int`."""
 
     use_rslora: bool = False
     """Scale by lora_alpha / sqrt(r), stable at high rank (arXiv:2312.03732)."""

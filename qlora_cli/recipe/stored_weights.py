@@ -1,4 +1,4 @@
-"""How a base's weights are stored, according to its config.json: plain, by bitsandbytes, in our integers, or otherwise."""
+"""How a base's weights are stored, by its config.json: plain, by bitsandbytes, in our integers, or otherwise."""
 
 from __future__ import annotations
 

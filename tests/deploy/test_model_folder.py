@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from qlora_cli.model.other_files import copy_other_files
 from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.deploy.model_folder import write_config, write_generation_settings, write_tokenizer
+from qlora_cli.model.other_files import copy_other_files
 
 
 @pytest.fixture

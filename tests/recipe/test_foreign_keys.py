@@ -43,7 +43,6 @@ def test_no_key_of_the_schema_is_called_foreign():
         ("cutoff_len", "data.max_length"),
         ("lora_rank", "lora.r"),
         ("load_in_4bit", "quantization.quant_type"),
-        ("bits", "quantization.quant_type"),
         ("lora_target_linear", "lora.target_modules"),
         ("wandb_project", "tracking.project"),
         ("sequence_len", "data.max_length"),

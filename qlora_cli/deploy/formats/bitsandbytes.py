@@ -21,9 +21,9 @@ from qlora_cli.deploy.engines.install import engine_version
 from qlora_cli.deploy.engines.process import SCRIPTS, ask_script
 from qlora_cli.deploy.formats.format import Format, WriteJob
 from qlora_cli.deploy.formats.linear_weights import WEIGHT, LinearWeights, linear_weights
-from qlora_cli.model.other_files import copy_other_files
 from qlora_cli.deploy.weights_file import INDEX
 from qlora_cli.engine_environment import TRANSFORMERS
+from qlora_cli.model.other_files import copy_other_files
 from qlora_cli.progress import progress
 
 QUANTS = ("nf4", "int8")

@@ -16,8 +16,8 @@ import torch
 from qlora_cli.deploy.checkpoint import FLOATS, Checkpoint, StoredTensor, open_checkpoint
 from qlora_cli.deploy.formats.format import WriteJob
 from qlora_cli.deploy.integers import integer_settings
-from qlora_cli.model.other_files import copy_other_files
 from qlora_cli.deploy.weights_file import INDEX, NewTensor, WeightsFile, refuse_full_disk
+from qlora_cli.model.other_files import copy_other_files
 from qlora_cli.progress import progress
 
 NAMES = {"codes": "weight", "scales": "scales", "offsets": "biases"}

@@ -14,7 +14,7 @@ from qlora_cli.recipe.stored_weights import stored_weights
 
 
 def quantizes_experts(quantization: QuantizationSection | None, config: PreTrainedConfig | None = None) -> bool:
-    """Whether the recipe quantizes fused experts where the base has some; int8 and our integers are for linear layers only.
+    """Whether the recipe quantizes fused experts where the base has some; int8 and `method: int` leave them alone.
 
     Args:
         config: the base's, where it is known; one that bitsandbytes has stored is loaded as it is stored.

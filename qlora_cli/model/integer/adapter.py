@@ -28,7 +28,7 @@ class _GroupedVariant(QALoraLinearVariant):
         return added
 
 
-class IntegerLoraLinear(Linear):  # type: ignore[misc]
+class IntegerLoraLinear(Linear):
     """An adapter on an `IntegerLinear`. `qlora merge` folds it; PEFT cannot, since there is no plain weight."""
 
     def resolve_lora_variant(self, *, config: LoraConfig, **kwargs: Any) -> LoraVariant | None:

@@ -43,7 +43,7 @@ class IntegerLinear(nn.Linear):
         self.register_buffer("codes", torch.zeros(out_features, in_features * bits // BITS_OF_BYTE, dtype=torch.uint8))
         self.register_buffer("scales", torch.zeros(out_features, num_groups, dtype=torch.float16))
         self.register_buffer("offsets", torch.zeros(out_features, num_groups, dtype=torch.float16))
-        self.bias = bias
+        self.bias = bias  # type: ignore[assignment]
 
     @property
     def weight(self) -> torch.Tensor:  # type: ignore[override]

@@ -193,5 +193,3 @@ def _write_config(folder: Path, quantization: QuantizationSection, kept: list[st
 
 def _write_json(path: Path, content: object) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
-
-

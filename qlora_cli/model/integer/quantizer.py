@@ -21,7 +21,7 @@ from qlora_cli.model.integer.linear import IntegerLinear
 
 
 @register_quantization_config(INTEGERS)
-class IntegerConfig(QuantizationConfigMixin):  # type: ignore[misc]
+class IntegerConfig(QuantizationConfigMixin):
     """`quantization_config` of a folder in integers."""
 
     def __init__(
@@ -44,7 +44,7 @@ class IntegerConfig(QuantizationConfigMixin):  # type: ignore[misc]
 
 
 @register_quantizer(INTEGERS)
-class IntegerQuantizer(HfQuantizer):  # type: ignore[misc]
+class IntegerQuantizer(HfQuantizer):
     """Reads a folder in integers; nothing is quantized while it loads."""
 
     requires_calibration = True
