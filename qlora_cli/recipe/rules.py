@@ -78,6 +78,8 @@ def _warmup(written: RawRecipe) -> Iterator[Conflict]:
 
 def _quantization(written: RawRecipe) -> Iterator[Conflict]:
     method = "quantization.method"
+    if at(written, "lora.use_qalora"):
+        yield from _grouped_adapters(written)
     if at(written, method) == "int":
         yield from _integers(written)
     else:
@@ -116,8 +118,6 @@ def _integers(written: RawRecipe) -> Iterator[Conflict]:
     if init == "pissa":
         text = f"'lora.init_lora_weights: pissa' cannot work with '{method}: int': its residual would be rounded again"
         yield conflict("lora.init_lora_weights", (method,), text, "write `init_lora_weights: default`")
-    if at(written, "lora.use_qalora"):
-        yield from _grouped_adapters(written)
 
 
 def _grouped_adapters(written: RawRecipe) -> Iterator[Conflict]:

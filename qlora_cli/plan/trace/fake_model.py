@@ -187,13 +187,15 @@ def _swap_for_integers(base: PreTrainedModel, request: PlanRequest) -> None:
     assert quantization is not None
     stored = stored_weights(request.config.to_dict())
     model = request.recipe.model
-    is_stored = stored is not None and stored.is_in_integers
-    kept = (stored.skipped or ()) if is_stored else layers_to_round(model, quantization, request.config).kept
+    here = Path(model.base_model)
+    folder: Path | None = None
+    if stored is not None and stored.is_in_integers:
+        kept = stored.skipped or ()
+        folder = here if here.is_dir() else cached_base(model.base_model, model.revision)
+    else:
+        kept = layers_to_round(model, quantization, request.config).kept
     swap_linear_layers(base, quantization.num_bits, quantization.weights_in_group, list(kept))
-    folder = (
-        Path(model.base_model) if Path(model.base_model).is_dir() else cached_base(model.base_model, model.revision)
-    )
-    if is_stored and folder is not None:
+    if folder is not None:
         with contextlib.suppress(IdentityError):  # a plan needs no weights
             set_offsets_dtype(base, weight_files(folder))
 
