@@ -10,7 +10,10 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from qlora_cli.errors import IdentityError
+from qlora_cli.model.adapter import attach_adapter
 from qlora_cli.model.adapter_health import adapter_health, directions_for, effective_rank, singular_values
+from qlora_cli.model.base import load_base
+from qlora_cli.recipe.schema import LoraSection, ModelSection, QuantizationSection
 from qlora_cli.run.adapter_health import (
     AdapterHealth,
     ModuleHealth,
@@ -103,6 +106,25 @@ def test_a_quantized_weight_counts_with_its_dequantized_values(llama, quantizati
     tolerance = 0.02 if quantization == "int8" else 1e-3  # LLM.int8() rounds what it multiplies too
     assert module.weight_norm == pytest.approx(float(weight.norm()), rel=tolerance)
     assert module.update_norm == pytest.approx(float((adapted_weight - weight).norm()), rel=tolerance)
+
+
+@pytest.mark.parametrize("use_qalora", [False, True])
+def test_on_a_base_in_integers_the_update_counts_that_a_layer_computes(llama, use_qalora):
+    section = ModelSection(base_model=str(llama), dtype="float32")
+    base = load_base(section, QuantizationSection(method="int", bits=3, group_size=32))
+    lora = LoraSection(r=4, lora_dropout=0.0, use_qalora=use_qalora)
+    model = attach_adapter(base, lora).eval()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    layer = model.base_model.model.model.layers[1].mlp.down_proj
+    health = adapter_health(model)
+    (module,) = (one for one in health.modules if one.name == "model.layers.1.mlp.down_proj")
+    with torch.no_grad():
+        weight, adapted_weight = (each(torch.eye(layer.in_features)).T for each in (layer.base_layer, layer))
+    assert health.title == ("QA-LoRA" if use_qalora else "LoRA")
+    assert module.weight_norm == pytest.approx(float(weight.norm()), rel=1e-5)
+    assert module.update_norm == pytest.approx(float((adapted_weight - weight).norm()), rel=1e-4)
 
 
 def test_experts_count_together_each_with_its_own_factors():

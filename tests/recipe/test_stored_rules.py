@@ -48,6 +48,32 @@ def test_inits_that_need_the_original_weights_are_refused(init):
     assert conflicts(FP8, model={"dequantize": True}, quantization={}, lora={"init_lora_weights": init}) == []
 
 
+INT3 = {"quant_method": "qlora_int", "bits": 3, "group_size": 64, "modules_to_not_convert": ["lm_head", "a.down_proj"]}
+
+
+@pytest.mark.parametrize(
+    ("asked", "hint"),
+    [
+        ({}, "--set quantization.method=int"),
+        ({"method": "int", "bits": 4}, "--set quantization.bits=3"),
+        ({"method": "int", "group_size": 32}, "--set quantization.group_size=64"),
+        ({"method": "int", "skip_modules": ["up_proj"]}, "take it out"),
+    ],
+)
+def test_a_base_in_integers_is_taken_as_it_is(asked, hint):
+    assert only(conflicts(INT3, quantization=asked)).hint.startswith(hint)
+    assert conflicts(INT3) == conflicts(INT3, quantization={"method": "int", "skip_modules": ["down_proj"]}) == []
+
+
+@pytest.mark.parametrize("part", [{"bits": 5}, {"bits": "3"}, {"group_size": None}])
+def test_integers_that_are_not_ours_are_refused(part):
+    assert "not known here" in only(conflicts(INT3 | part)).text
+
+
+def test_qa_lora_on_a_plain_base_needs_the_section():
+    assert "--set quantization.method=int" in only(conflicts(None, lora={"use_qalora": True})).hint
+
+
 def test_modules_that_the_base_keeps_plain_may_be_named():
     stored = {**NF4, "llm_int8_skip_modules": ["lm_head", "down_proj", "model.layers.0.mlp.up_proj"]}
     assert conflicts(stored, quantization={"skip_modules": ["down_proj"]}) == []
