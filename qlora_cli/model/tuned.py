@@ -21,9 +21,10 @@ from qlora_cli.model.adapter_kind import ADAPTER_CONFIG, AdapterKind, read_adapt
 from qlora_cli.model.adapter_record import read_adapter_record, saved_tokenizer, tokenizer_section
 from qlora_cli.model.base import load_base
 from qlora_cli.model.base_choice import AS_SAVED, BaseChoice
-from qlora_cli.model.base_place import placed_base, refuse_moved
+from qlora_cli.model.base_place import placed_base, refuse_changed, refuse_moved
 from qlora_cli.model.embedding_limits import tokens_without_rows
 from qlora_cli.model.fingerprint import fingerprint_base, fingerprint_template, fingerprint_tokenizer
+from qlora_cli.model.integer.making import in_integers
 from qlora_cli.model.tokenizer import load_tokenizer
 from qlora_cli.recipe.base_files import config_here
 from qlora_cli.recipe.mapping import as_texts
@@ -53,6 +54,9 @@ class TunedSource:
     base_source: str | None = None
     """Folder that stands in for the base model: PiSSA's residual."""
 
+    integers: Path | None = None
+    """Folder of the base in integers that the run's own rows decided (`quantization.calibration: rows`)."""
+
     run: RunDirectory | None = None
     recipe: Recipe | None = None
 
@@ -64,6 +68,11 @@ class TunedSource:
 
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     """Of `base`, `tokenizer` and `template` as they were trained; what was not recorded is not there."""
+
+    @property
+    def stored_model(self) -> ModelSection:
+        """The base, or what was made of it in integers for its run alone."""
+        return self.model if self.integers is None else in_integers(self.model, self.integers)
 
     @property
     def is_base_apart(self) -> bool:
@@ -107,7 +116,8 @@ def find_tuned(path: TunedSource | Path | None, choice: BaseChoice = AS_SAVED) -
         console.note(f"the latest run is {folder}")
     source = _chosen(_found(folder), choice)
     if source.adapter is not None:
-        refuse_moved(source.model.base_model, source.base_source, source.run.path if source.run else source.folder)
+        owner = source.run.path if source.run else source.folder
+        refuse_moved(source.model.base_model, source.base_source, source.integers, owner)
     return source
 
 
@@ -152,7 +162,8 @@ def _chosen(source: TunedSource, choice: BaseChoice) -> TunedSource:
             hint="leave --quantization out; `qlora merge --onto original` adds the adapter to the unquantized base",
         )
     tokenizer = None if model.chat_template != source.model.chat_template else source.tokenizer
-    return replace(source, model=model, quantization=quantization, tokenizer=tokenizer)
+    integers = source.integers if quantization == source.quantization else None
+    return replace(source, model=model, quantization=quantization, integers=integers, tokenizer=tokenizer)
 
 
 def _stored_as(quantization: QuantizationSection | None) -> str:
@@ -172,6 +183,7 @@ def _from_adapter(folder: Path) -> TunedSource:
         record.quantization,
         folder,
         str(record.residual) if record.residual else None,
+        record.integers,
         kind=kind,
         tokenizer=saved_tokenizer(folder, record.model),
         fingerprints=record.fingerprints,
@@ -221,6 +233,7 @@ def _from_run(folder: Path, run: RunDirectory) -> TunedSource:
         recipe.quantization,
         adapter,
         str(run.residual_path) if recipe.lora.init_lora_weights == "pissa" else None,
+        run.integers_path if recipe.is_base_calibrated else None,
         run,
         recipe,
         read_adapter_kind(adapter),
@@ -241,6 +254,7 @@ def check_base(source: TunedSource) -> None:
             "its weights have changed",
             hint="bring back the base as it was, or name it with --base-model, or train again on this one",
         )
+    refuse_changed(source.integers)
 
 
 def _differs(source: TunedSource, name: str, fingerprint: str) -> bool:
@@ -287,7 +301,7 @@ def load_tuned(found: TunedSource | Path | None) -> Tuned:
     source = find_tuned(found)
     check_base(source)
     tokenizer = load_tokenizer_of(source)
-    base = load_base(source.model, source.quantization, source=source.base_source)
+    base = load_base(source.model, source.quantization, source=source.base_source or source.integers)
     model = base.eval() if source.adapter is None else load_adapter(base, source.adapter)
     if source.adapter is not None and (unknown := tokens_without_rows(model, tokenizer)):
         console.note(

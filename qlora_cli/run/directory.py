@@ -70,6 +70,11 @@ class RunDirectory:
         return self.path / "residual"
 
     @property
+    def integers_path(self) -> Path:
+        """The base in integers that the run's own rows decided."""
+        return self.path / "integers"
+
+    @property
     def eval_path(self) -> Path:
         """Results of `qlora eval`."""
         return self.path / "eval"
