@@ -93,7 +93,7 @@ def load_base(
     model: ModelSection,
     quantization: QuantizationSection | None,
     *,
-    source: str | Path | None = None,
+    source: str | None = None,
     device: torch.device | None = None,
     max_memory: Mapping[int | str, int] | None = None,
     offloaded: Path | None = None,
@@ -103,8 +103,7 @@ def load_base(
     Args:
         model: which model, in which precision.
         quantization: how its linear weights are stored; None keeps them in `model.dtype`.
-        source: folder that stands in for `model.base_model`: the residual that PiSSA leaves, or the base in integers
-            that a run's rows decided.
+        source: folder that stands in for `model.base_model`: PiSSA's residual, or a run's own base in integers.
         device: where to; the GPU where there is one when None.
         max_memory: bytes of each device instead; what fits in none of them stays on the disk.
         offloaded: empty folder for weights that the disk holds in another form than the model.
@@ -121,7 +120,7 @@ def load_base(
     dtype = pick_dtype(model.dtype, device)
     if quantization is not None and quantization.method == "int":
         with reading(model.base_model, model.revision):
-            model = in_integers(model, Path(source)) if source else stored_base(model, quantization)
+            model = in_integers(model, source) if source else stored_base(model, quantization)
     name, revision = (source, None) if source else (model.base_model, model.revision)
     config = _config_to_load(model, source)
     quantization = quantization if source else quantization_on(model, quantization, config)

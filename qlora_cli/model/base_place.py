@@ -29,7 +29,7 @@ def placed_base(kind: AdapterKind) -> str:
     return base_model
 
 
-def refuse_moved(base_model: str, residual: str | None, integers: Path | None, owner: Path) -> None:
+def refuse_moved(base_model: str, residual: str | None, integers: str | None, owner: Path) -> None:
     """Refuse a base that was a folder and is not there, before anything takes its path for a name on the Hub.
 
     Args:
@@ -57,15 +57,17 @@ def refuse_moved(base_model: str, residual: str | None, integers: Path | None, o
         )
 
 
-def refuse_changed(integers: Path | None) -> None:
+def refuse_changed(integers: str | None) -> None:
     """Refuse a run's own base in integers that is not as it was made; None where there is none.
 
     Raises:
         IdentityError: naming the first file that has changed.
     """
-    for name in changed_files(integers) if integers is not None else ():
+    if integers is None:
+        return
+    for name in changed_files(Path(integers)):
         raise IdentityError(
             "has changed since the run made it, and its adapter was trained on it as it was",
-            place=str(integers / name),
+            place=str(Path(integers) / name),
             hint="bring the file back as it was, or train again",
         )

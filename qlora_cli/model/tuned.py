@@ -32,7 +32,7 @@ from qlora_cli.recipe.reader import load_recipe
 from qlora_cli.recipe.schema import ModelSection, QuantizationSection, Recipe
 from qlora_cli.recipe.stored_rules import as_stored
 from qlora_cli.recipe.stored_weights import stored_weights
-from qlora_cli.run.directory import RunDirectory, latest_run, no_model_at
+from qlora_cli.run.directory import RunDirectory, latest_run, no_model_at, run_around
 from qlora_cli.run.manifest import read_manifest
 from qlora_cli.run.origin import located
 
@@ -54,7 +54,7 @@ class TunedSource:
     base_source: str | None = None
     """Folder that stands in for the base model: PiSSA's residual."""
 
-    integers: Path | None = None
+    integers: str | None = None
     """Folder of the base in integers that the run's own rows decided (`quantization.calibration: rows`)."""
 
     run: RunDirectory | None = None
@@ -141,7 +141,7 @@ def choose_tuned(
 
 
 def _found(folder: Path) -> TunedSource:
-    run = _run_around(folder)
+    run = run_around(folder)
     if run is not None:
         return _from_run(folder, run)
     if (folder / ADAPTER_CONFIG).is_file():
@@ -183,7 +183,7 @@ def _from_adapter(folder: Path) -> TunedSource:
         record.quantization,
         folder,
         str(record.residual) if record.residual else None,
-        record.integers,
+        str(record.integers) if record.integers else None,
         kind=kind,
         tokenizer=saved_tokenizer(folder, record.model),
         fingerprints=record.fingerprints,
@@ -195,19 +195,6 @@ def _section(base_model: str, revision: str | None = None) -> ModelSection:
     stored = stored_weights(config_here(base_model, revision) or {})
     is_dequantized = stored is not None and stored.can_be_dequantized
     return ModelSection(base_model=base_model, revision=revision, dequantize=is_dequantized)
-
-
-def _run_around(folder: Path) -> RunDirectory | None:
-    """The run that `folder` is, or whose adapter or checkpoint it is, whatever way leads there."""
-    real = folder.resolve()
-    for candidate, spelled in zip(
-        (real, real.parent, real.parent.parent), (folder, folder.parent, folder.parent.parent), strict=True
-    ):
-        run = RunDirectory(candidate)
-        is_part = real in (run.path, run.adapter_path) or real.parent == run.checkpoints_path
-        if is_part and run.is_started:
-            return RunDirectory(spelled) if spelled.resolve() == candidate else run
-    return None
 
 
 def _from_run(folder: Path, run: RunDirectory) -> TunedSource:
@@ -233,7 +220,7 @@ def _from_run(folder: Path, run: RunDirectory) -> TunedSource:
         recipe.quantization,
         adapter,
         str(run.residual_path) if recipe.lora.init_lora_weights == "pissa" else None,
-        run.integers_path if recipe.is_base_calibrated else None,
+        str(run.integers_path) if recipe.is_base_calibrated else None,
         run,
         recipe,
         read_adapter_kind(adapter),

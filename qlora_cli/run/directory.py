@@ -110,6 +110,19 @@ class RunDirectory:
         return (self.adapter_path / "adapter_config.json").is_file()
 
 
+def run_around(folder: Path) -> RunDirectory | None:
+    """The run that `folder` is, or whose adapter or checkpoint it is, whatever way leads there."""
+    real = folder.resolve()
+    for candidate, spelled in zip(
+        (real, real.parent, real.parent.parent), (folder, folder.parent, folder.parent.parent), strict=True
+    ):
+        run = RunDirectory(candidate)
+        is_part = real in (run.path, run.adapter_path) or real.parent == run.checkpoints_path
+        if is_part and run.is_started:
+            return RunDirectory(spelled) if spelled.resolve() == candidate else run
+    return None
+
+
 def list_runs(folder: Path = RUNS_FOLDER) -> list[RunDirectory]:
     """Every run below `folder`, the one whose metrics or recipe changed last first."""
     runs = [RunDirectory(path) for path in folder.iterdir()] if folder.is_dir() else []

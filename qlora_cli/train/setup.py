@@ -53,8 +53,8 @@ def setup_model(recipe: Recipe, run: RunDirectory, *, is_resumed: bool, calibrat
         assert recipe.quantization is not None
         if not is_resumed:
             write_calibrated_base(recipe.model, recipe.quantization, calibration, run.integers_path)
-        refuse_moved(recipe.model.base_model, None, run.integers_path, run.path)
         source = str(run.integers_path)
+        refuse_moved(recipe.model.base_model, None, source, run.path)
     if init == "pissa":
         source = str(run.residual_path)
         if not is_resumed:

@@ -10,6 +10,7 @@ Shape letters: I = input features, T = tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -182,7 +183,7 @@ def _second_moments(
     return moments
 
 
-class _EndOfBlock(Exception):
+class _EndOfBlock(Exception):  # noqa: N818 - not an error
     """Ends a forward pass of which the rest is not needed."""
 
 
@@ -203,10 +204,8 @@ def _run(
             for batch in batches:
                 given = {name: value for name, value in batch.items() if name != "labels"}
                 moved = {name: v.to(base.device) if torch.is_tensor(v) else v for name, v in given.items()}
-                try:
+                with suppress(_EndOfBlock):
                     backbone(**moved, use_cache=False)
-                except _EndOfBlock:
-                    pass
                 if phase is not None:
                     phase.advance()
     finally:

@@ -72,12 +72,12 @@ def stored_base(model: ModelSection, quantization: QuantizationSection | None) -
         title = f"rounding the base to {quantization.num_bits}-bit integers"
         with naming(out, CACHE_ELSEWHERE), replaced_folder(out) as stage:
             write_integers(stage, model, quantization, parts_of, title)
-    return in_integers(model, out)
+    return in_integers(model, str(out))
 
 
-def in_integers(model: ModelSection, folder: Path) -> ModelSection:
+def in_integers(model: ModelSection, folder: str) -> ModelSection:
     """The base with a folder in integers in its place."""
-    changes = {"base_model": str(folder), "revision": None, "dequantize": False, "allow_pickle": False}
+    changes = {"base_model": folder, "revision": None, "dequantize": False, "allow_pickle": False}
     return model.model_copy(update=changes)
 
 
