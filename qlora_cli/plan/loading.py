@@ -16,12 +16,13 @@ from qlora_cli.constants import GIB
 from qlora_cli.model.experts.packed import expert_parameters
 from qlora_cli.model.experts.wanted import quantizes_experts
 from qlora_cli.model.integer.calibrated import block_of
-from qlora_cli.model.integer.making import layers_to_round
+from qlora_cli.model.integer.layers import layers_to_round
 from qlora_cli.plan.trace.fake_experts import is_doubly_quantized, is_marked
 from qlora_cli.plan.trace.fake_model import meta_model, skeleton
 from qlora_cli.plan.trace.live_memory import MemoryKind
 from qlora_cli.plan.trace.request import PlanRequest
 from qlora_cli.plan.trace.timeline import MemoryTrace
+from qlora_cli.recipe.schema import Recipe
 
 COPIES = 2
 """Of one fused weight in 16 bit at a time: the experts as the files hold them, and what they are fused into."""
@@ -38,11 +39,10 @@ def loading_bytes(request: PlanRequest, trace: MemoryTrace) -> int:
     Args:
         trace: the recipe's step, which begins with the whole base in place.
     """
-    unpacking = loading_peak(meta_model(request)).num_bytes if request.recipe.model.dequantize else 0
     if request.recipe.is_base_calibrated:
-        return max(unpacking, calibration_peak(request).num_bytes)
-    if unpacking:
-        return unpacking
+        return calibration_peak(request).num_bytes
+    if is_unpacked(request.recipe):
+        return loading_peak(meta_model(request)).num_bytes
     if not quantizes_experts(request.recipe.quantization, request.config):
         return 0
     weights = [module.get_parameter(name) for _, module, name in expert_parameters(skeleton(request))]
@@ -57,6 +57,11 @@ def why_loading(request: PlanRequest) -> str:
     if request.recipe.is_base_calibrated:
         return "the plain base, rounded on the run's rows"
     return "two copies of one fused weight in 16 bit"
+
+
+def is_unpacked(recipe: Recipe) -> bool:
+    """Whether weights become plain while the model is loaded; a base in integers is made before, weight by weight."""
+    return recipe.model.dequantize and (recipe.quantization is None or recipe.quantization.method != "int")
 
 
 UNPACKING_BYTES = 11
@@ -128,7 +133,7 @@ class CalibrationPeak:
     """Second moments of the inputs of one block's layers, as if no two shared an input."""
 
     working_bytes: int
-    """What rounding one layer takes beside them, or a row on its way through the model."""
+    """What rounding one layer takes beside them, or a row on its way, or a stored weight that is unpacked."""
 
     @property
     def num_bytes(self) -> int:
@@ -149,19 +154,21 @@ def calibration_peak(request: PlanRequest) -> CalibrationPeak:
     A layer [O, I] is rounded with five matrices [I, I] in float32 while their factor is made, then with one of them,
     the weight twice in float32 and its codes. On the way through a rounded layer its weight is unpacked.
     """
-    quantization = request.recipe.quantization
-    assert quantization is not None
-    plain = skeleton(request)
-    names, _ = layers_to_round(plain, quantization)
+    recipe = request.recipe
+    assert recipe.quantization is not None
+    choice = layers_to_round(recipe.model, recipe.quantization, request.config)
     moments: Counter[str] = Counter()
     features: Counter[str] = Counter()
-    largest = 0
-    for name in names:
-        num_outputs, num_inputs = plain.get_parameter(f"{name}.weight").shape
+    working = 0
+    for name in choice.rounded:
+        num_outputs, num_inputs = choice.skeleton.get_parameter(f"{name}.weight").shape
         moment = 4 * num_inputs**2
         moments[block_of(name)] += moment
         features[block_of(name)] += num_inputs + num_outputs
-        largest = max(largest, 5 * moment, moment + 14 * num_outputs * num_inputs)
-    row = request.recipe.data.max_length * max(features.values()) * request.dtype.itemsize
-    weights = sum(weight.numel() * weight.element_size() for weight in plain.parameters())
-    return CalibrationPeak(weights, max(moments.values()), max(largest, row))
+        working = max(working, 5 * moment, moment + 14 * num_outputs * num_inputs)
+    working = max(working, recipe.data.max_length * max(features.values()) * request.dtype.itemsize)
+    weights = list(skeleton(request).parameters())
+    if recipe.model.dequantize:
+        working = max(working, UNPACKING_BYTES * max(weight.numel() for weight in weights))
+    plain = sum(weight.numel() * weight.element_size() for weight in weights)
+    return CalibrationPeak(plain, max(moments.values()), working)

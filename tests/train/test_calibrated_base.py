@@ -1,4 +1,4 @@
-"""A run whose own rows decide how its base is rounded: the base lies in the run, and is treated like any in integers."""
+"""A run whose own rows decide how its base is rounded: the base lies in the run, and is one in integers like any."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from qlora_cli.deploy.merge import MergeOptions, merge_run
 from qlora_cli.errors import ArgumentError, IdentityError
@@ -16,6 +16,7 @@ from qlora_cli.model.base_choice import BaseChoice
 from qlora_cli.model.integer.linear import IntegerLinear
 from qlora_cli.model.tuned import find_tuned, load_tuned
 from qlora_cli.run.directory import RunDirectory
+from qlora_cli.run.folders import replaced_folder
 from qlora_cli.run.own_files import run_files
 from qlora_cli.serve.engine.same_base import check_one_base
 from qlora_cli.train.session import TrainOptions, train_recipe
@@ -103,14 +104,12 @@ def test_a_copy_of_the_adapter_knows_where_its_base_is(run, tmp_path):
     assert "put that folder back there" in caught.value.problems[0].hint
 
 
-def test_two_runs_with_other_rows_share_no_base(run, narrow_recipe, tmp_path):
-    other = RunDirectory(tmp_path / "other")
-    data = {"train": {"path": str(tmp_path / "others.jsonl")}}
-    (tmp_path / "others.jsonl").write_text(
-        "".join(f'{{"instruction": "say {n}", "output": "{n} {n}"}}\n' for n in range(24)), encoding="utf-8"
-    )
-    training = SETTINGS["training"] | {"max_steps": 1}
-    train_recipe(narrow_recipe(**SETTINGS | {"training": training, "data": data}), other, TrainOptions())
+def test_two_runs_with_other_rows_share_no_base(run, tmp_path):
+    other = RunDirectory(shutil.copytree(run.path, tmp_path / "other"))
+    stored = load_file(other.integers_path / WEIGHTS)
+    with replaced_folder(other.integers_path) as folder:
+        shutil.copytree(run.integers_path, folder, dirs_exist_ok=True)
+        save_file({name: tensor + 1 for name, tensor in stored.items()}, folder / WEIGHTS)
     sources = [("a", find_tuned(run.path)), ("b", find_tuned(other.path))]
     with pytest.raises(IdentityError, match=r"'b' stands on '.*other/integers', and 'a' '.*run/integers'"):
         check_one_base(sources)

@@ -23,8 +23,9 @@ from qlora_cli.model.base import load_base, read_config
 from qlora_cli.model.device import free_memory
 from qlora_cli.model.integer.codes import pack
 from qlora_cli.model.integer.gptq import feedback_factor, round_with_feedback
+from qlora_cli.model.integer.layers import layers_to_round
 from qlora_cli.model.integer.linear import IntegerLinear
-from qlora_cli.model.integer.making import Parts, layers_to_round, nearest_parts, own_skeleton, write_integers
+from qlora_cli.model.integer.making import Parts, nearest_parts, write_integers
 from qlora_cli.model.towers.own_names import own_class
 from qlora_cli.progress import Phase, progress
 from qlora_cli.recipe.schema import ModelSection, QuantizationSection
@@ -71,13 +72,13 @@ def _rounded_layers(
     model: ModelSection, quantization: QuantizationSection, batches: Sequence[Batch]
 ) -> dict[str, IntegerLinear]:
     """The rounded layers by their names in the base's files, on the CPU."""
-    wanted, _ = layers_to_round(own_skeleton(read_config(model)), quantization)
+    wanted = set(layers_to_round(model, quantization, read_config(model)).rounded)
     base = load_base(model, None)
     own = own_class(base)
     own_names = {
         name: own.name(name) if own else name for name, module in base.named_modules() if type(module) is nn.Linear
     }
-    names = [name for name, own_name in own_names.items() if own_name in set(wanted)]
+    names = [name for name, own_name in own_names.items() if own_name in wanted]
     round_by_blocks(base, names, quantization, batches)
     layers = {own_names[name]: base.get_submodule(name) for name in names}
     return {name: layer.cpu() for name, layer in layers.items() if isinstance(layer, IntegerLinear)}

@@ -45,9 +45,7 @@ def kl(model, reference, rows):
     return sum((p.exp() * (p - q)).sum(-1).mean().item() for p, q in zip(*logs, strict=True)) / len(rows)
 
 
-def test_it_is_nearer_to_the_base_than_rounding_to_the_nearest_and_lies_where_it_is_told(
-    trained_base, rows, tmp_path
-):
+def test_it_is_nearer_to_the_base_than_rounding_to_the_nearest_and_lies_where_it_is_told(trained_base, rows, tmp_path):
     model = ModelSection(base_model=str(trained_base), dtype="float32")
     out = tmp_path / "integers"
     write_calibrated_base(model, INT3, batches(rows[:24]), out)

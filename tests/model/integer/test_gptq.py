@@ -34,7 +34,8 @@ def test_without_correlation_it_rounds_to_the_nearest(bits):
     torch.manual_seed(bits)
     weight = torch.randn(24, 128)
     feedback = feedback_factor(torch.eye(128) * 7.0, "layer")
-    for found, nearest in zip(round_with_feedback(weight, feedback, bits, 32), round_to_nearest(weight, bits, 32)):
+    found_and_nearest = round_with_feedback(weight, feedback, bits, 32), round_to_nearest(weight, bits, 32)
+    for found, nearest in zip(*found_and_nearest, strict=True):
         assert found.dtype == nearest.dtype
         assert found.equal(nearest)
 
