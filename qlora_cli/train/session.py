@@ -230,9 +230,7 @@ class _Session:
         """The model with its adapter, equal in all processes, after the checks that need it."""
         recipe = self.recipe
         is_int = recipe.quantization is not None and recipe.quantization.method == "int"
-        needs_first = (
-            is_int or recipe.lora.init_lora_weights == "pissa"
-        )  # rank 0 writes the weights that all of them load
+        needs_first = is_int or recipe.lora.init_lora_weights == "pissa"  # rank 0 writes the base that all of them load
         is_filled_later = is_resumed or not group.is_main_process
         collator = make_collator(recipe, prepared.tokenizer)
         rows = [] if is_filled_later else calibration_batches(recipe, prepared.data.train, collator)

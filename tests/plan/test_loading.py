@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from transformers import AutoConfig, MixtralConfig
+import torch
+from transformers import AutoConfig, LlamaConfig, MixtralConfig
 
 from qlora_cli.model.base import load_base
+from qlora_cli.model.integer.calibrated import write_calibrated_base
 from qlora_cli.plan.budget import LOADING, device_memory
-from qlora_cli.plan.loading import loading_bytes, loading_peak
+from qlora_cli.plan.loading import calibration_peak, loading_bytes, loading_peak
 from qlora_cli.plan.parameter_counts import parameter_counts
 from qlora_cli.plan.trace.fake_model import meta_model
 from qlora_cli.plan.trace.step import fake_step
@@ -94,3 +96,30 @@ def test_what_is_kept_is_what_the_loaded_model_holds(tmp_path, kind, stored):
 
 def test_a_base_that_is_not_dequantized_has_no_such_note():
     assert not any("dequantize" in note for note in parameter_counts(request_for(config_of("llama"))).notes)
+
+
+def test_rounding_on_rows_takes_no_more_than_is_planned_and_not_much_less(tmp_path):
+    config = LlamaConfig(
+        vocab_size=512,
+        hidden_size=256,
+        intermediate_size=1024,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    save_base(tmp_path / "base", config)
+    integers = {"method": "int", "bits": 4, "group_size": 128, "calibration": "rows"}
+    model = ModelSection(base_model=str(tmp_path / "base"), dtype="float32")
+    row = torch.randint(512, (1, 64))
+    with OffMeta() as memory:
+        write_calibrated_base(
+            model, QuantizationSection(**integers), [{"input_ids": row}] * 2, tmp_path / "run" / "integers"
+        )
+    settings = {f"quantization__{key}": value for key, value in integers.items()}
+    request = request_for(config, data__max_length=64, model__base_model=model.base_model, **settings)
+    peak = calibration_peak(request)
+    assert 0.6 * peak.num_bytes < memory.peak_bytes <= peak.num_bytes
+    assert loading_bytes(request, fake_step(request)) == peak.num_bytes
+    needs = device_memory(request, fake_step(request))
+    assert needs.reserved_bytes >= peak.num_bytes
+    assert str(peak) in parameter_counts(request).notes

@@ -101,6 +101,10 @@ CONFLICTS: dict[str, tuple[list[str], list[str]]] = {
         ["quantization.quant_type=int8", "quantization.experts=true"],
         ["quantization.quant_type", "quantization.experts"],
     ),
+    "rows to round by on a base of bitsandbytes": (
+        ["quantization={calibration: rows}"],
+        ["quantization.calibration: rows", "quantization.method: int"],
+    ),
     "LoftQ in 16 bit": (["lora.init_lora_weights=loftq"], ["quantization"]),
     "LoftQ on int8": (
         ["lora.init_lora_weights=loftq", "quantization.quant_type=int8"],
@@ -204,6 +208,8 @@ def test_a_conflict_is_refused_and_names_both_settings(recipe_path, case):
         ["quantization={quant_type: int8, double_quant: false}"],
         ["quantization={quant_type: int8, experts: false}"],
         ["quantization={quant_type: fp4, experts: true}"],
+        ["quantization={calibration: none}"],
+        ["quantization={method: int, calibration: rows}"],
         ["quantization={}", "lora.init_lora_weights=loftq"],
         ["quantization={quant_type: int8}", "lora.init_lora_weights=pissa"],
         ["quantization={}", "lora.use_dora=true", "lora.use_rslora=true"],

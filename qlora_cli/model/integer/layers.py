@@ -82,8 +82,8 @@ def _chooses_experts(skeleton: PreTrainedModel, name: str) -> bool:
     return type(parent).__name__.endswith("Router") or name.endswith("gate")
 
 
-def weight_keys(choice: LayerChoice, names: Iterable[str], base_model: str) -> set[str]:
-    """Names in a base's files of the weights of the layers that are rounded.
+def weight_keys(choice: LayerChoice, names: Iterable[str], base_model: str) -> dict[str, str]:
+    """Names in a base's files of the weights of the layers that are rounded, and those of the layers.
 
     Args:
         names: of all tensors of the files, as if none were packed.
@@ -93,7 +93,7 @@ def weight_keys(choice: LayerChoice, names: Iterable[str], base_model: str) -> s
         RecipeError: if a layer has no tensor of its own there.
     """
     stored = stored_names(choice.skeleton, names)
-    keys = set()
+    keys = {}
     for name in choice.rounded:
         key = stored.get(f"{name}.weight")
         if key is None or not key.endswith(".weight"):
@@ -102,7 +102,7 @@ def weight_keys(choice: LayerChoice, names: Iterable[str], base_model: str) -> s
                 f"none of '{name}'",
                 hint=f"--set quantization.skip_modules=[{name.rpartition('.')[2]}] to keep it in 16 bit",
             )
-        keys.add(key)
+        keys[key] = name
     return keys
 
 

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from math import prod
 from pathlib import Path
 
@@ -49,6 +50,9 @@ SINGLE = "model.safetensors"
 VERSION = 1
 """Of the way in which weights are rounded; folders of other versions are not taken."""
 
+Parts = dict[str, torch.Tensor]
+"""`codes`, `scales` and `offsets` of one weight, as they are stored."""
+
 
 def stored_base(model: ModelSection, quantization: QuantizationSection | None) -> ModelSection:
     """The base as it is loaded: with `method: int` the folder in integers, written where it is not there yet.
@@ -65,10 +69,20 @@ def stored_base(model: ModelSection, quantization: QuantizationSection | None) -
     stored = stored_weights(read_json_object(folder / "config.json", hint="download the base model again"))
     if stored is not None and stored.method == INTEGERS:
         return model
+    if quantization.is_calibrated:
+        raise ValueError("a calibrated base lies in the folder of its run")
     out = integer_folder(model, quantization)
     if not is_whole(out):
-        _write(model, quantization, out)
-    changes = {"base_model": str(out), "revision": None, "dequantize": False, "allow_pickle": False}
+        parts_of = partial(nearest_parts, quantization)
+        title = f"rounding the base to {quantization.num_bits}-bit integers"
+        with _disk_named(out), replaced_folder(out) as stage:
+            write_integers(stage, model, quantization, parts_of, title)
+    return in_integers(model, str(out))
+
+
+def in_integers(model: ModelSection, folder: str) -> ModelSection:
+    """The base with a folder in integers in its place."""
+    changes = {"base_model": folder, "revision": None, "dequantize": False, "allow_pickle": False}
     return model.model_copy(update=changes)
 
 
@@ -80,38 +94,47 @@ def integer_folder(model: ModelSection, quantization: QuantizationSection) -> Pa
     return cache_folder("bases") / name
 
 
-def _write(model: ModelSection, quantization: QuantizationSection, out: Path) -> None:
+def write_integers(
+    folder: Path,
+    model: ModelSection,
+    quantization: QuantizationSection,
+    parts_of: Callable[[str, torch.Tensor], Parts],
+    title: str,
+) -> None:
+    """Write the base into an empty folder, each linear weight in integers and all else as it is.
+
+    Args:
+        folder: where to.
+        model: the plain base.
+        quantization: bits, groups, and what stays plain.
+        parts_of: takes a layer's name and its weight [O, I].
+        title: of the progress.
+    """
     base = base_folder(model, whole=True)
     if has_only_pickles(base):
         raise RecipeError(
             f"quantization.method: int needs safetensors, and the weights of '{model.base_model}' are pickled",
             hint="convert the base model to safetensors, or --set quantization.method=bitsandbytes",
         )
-    if model.trust_remote_code:
-        refuse_code_from_elsewhere(model.base_model, PreTrainedConfig.get_config_dict(base)[0])
-    config = AutoConfig.from_pretrained(base, trust_remote_code=model.trust_remote_code)
-    choice = layers_to_round(model, quantization, config)
+    choice = layers_to_round(model, quantization, config_of(model, base))
     tensors = _PlainTensors(base)
-    to_round = weight_keys(choice, tensors.names, model.base_model)
-    refuse_full_disk(out, tensors.num_bytes(to_round, quantization))
-    with _disk_named(out), replaced_folder(out) as folder:
-        with progress(f"rounding the base to {quantization.num_bits}-bit integers", len(to_round)) as phase:
-            places: dict[str, str] = {}
-            for path in weight_files(base):
-                written: dict[str, torch.Tensor] = {}
-                for key in tensors.in_file(path):
-                    value = tensors.read(key)
-                    if key not in to_round:
-                        written[key] = value
-                        continue
-                    written |= _rounded(key.removesuffix("weight"), value, quantization)
-                    phase.advance()
-                save_file(written, folder / path.name, metadata={"format": "pt"})
-                places |= dict.fromkeys(written, path.name)
-        if len(set(places.values())) > 1:
-            _write_json(folder / f"{SINGLE}.index.json", {"metadata": {}, "weight_map": places})
-        copy_other_files(base, folder)
-        _write_config(folder, quantization, list(choice.kept))
+    layers = weight_keys(choice, tensors.names, model.base_model)
+    refuse_full_disk(folder, tensors.num_bytes(set(layers), quantization))
+    with progress(title, len(layers)) as phase:
+        places: dict[str, str] = {}
+        for path in weight_files(base):
+            written: dict[str, torch.Tensor] = {}
+            for key in tensors.in_file(path):
+                value = tensors.read(key)
+                if key not in layers:
+                    written[key] = value
+                    continue
+                parts = parts_of(layers[key], value)
+                written |= {f"{key.removesuffix('weight')}{part}": tensor.cpu() for part, tensor in parts.items()}
+                phase.advance()
+            save_file(written, folder / path.name, metadata={"format": "pt"})
+            places |= dict.fromkeys(written, path.name)
+    _write_other_files(base, folder, places, quantization, choice.kept)
 
 
 @contextmanager
@@ -124,11 +147,33 @@ def _disk_named(out: Path) -> Iterator[None]:
         raise disk_error(fault) or fault from fault
 
 
-def _rounded(prefix: str, weight_OI: torch.Tensor, quantization: QuantizationSection) -> dict[str, torch.Tensor]:
+def config_of(model: ModelSection, base: Path) -> PreTrainedConfig:
+    """The configuration of a base in its folder."""
+    if model.trust_remote_code:
+        refuse_code_from_elsewhere(model.base_model, PreTrainedConfig.get_config_dict(base)[0])
+    return AutoConfig.from_pretrained(base, trust_remote_code=model.trust_remote_code)
+
+
+def _write_other_files(
+    base: Path, folder: Path, places: dict[str, str], quantization: QuantizationSection, kept: Iterable[str]
+) -> None:
+    """All that lies beside the weights.
+
+    Args:
+        places: file of each tensor.
+        kept: linear layers that are plain.
+    """
+    if len(set(places.values())) > 1:
+        _write_json(folder / f"{SINGLE}.index.json", {"metadata": {}, "weight_map": places})
+    copy_other_files(base, folder)
+    _write_config(folder, quantization, sorted(kept))
+
+
+def nearest_parts(quantization: QuantizationSection, name: str, weight_OI: torch.Tensor) -> Parts:
+    """The weight of a layer rounded to the nearest levels, whatever its name is."""
     bits = quantization.num_bits
     codes, scales, offsets = round_to_nearest(weight_OI.to(pick_device()), bits, quantization.weights_in_group)
-    parts = {"codes": pack(codes, bits), "scales": scales, "offsets": offsets}
-    return {f"{prefix}{part}": tensor.cpu() for part, tensor in parts.items()}
+    return {"codes": pack(codes, bits), "scales": scales, "offsets": offsets}
 
 
 class _PlainTensors:
@@ -178,7 +223,9 @@ def _write_config(folder: Path, quantization: QuantizationSection, kept: list[st
     for part in (config, config.get("text_config") or {}):
         for key in ("quantization_config", "compression_config"):
             part.pop(key, None)
-    stored = IntegerConfig(quantization.num_bits, quantization.weights_in_group, kept, calibration="none")
+    stored = IntegerConfig(
+        quantization.num_bits, quantization.weights_in_group, kept, calibration=quantization.calibration
+    )
     config["quantization_config"] = stored.to_dict()
     _write_json(folder / "config.json", config)
 
