@@ -152,25 +152,26 @@ def test_the_rows_change_the_start_and_the_same_rows_repeat_it(trained_base):
 def test_a_layer_that_no_token_reached_starts_as_with_loftq():
     torch.manual_seed(0)
     error, r = torch.randn(24, 16), 4
-    directions, roots = calibration._square_root(torch.zeros(16, 16), "expert")
-    a, b = calibration._best_product(error, directions, roots, r)
+    inputs = calibration._adapter_inputs(calibration._damped(torch.zeros(16, 16), "expert"), 16)
+    a, b = calibration._best_product(error, inputs, r)
     left = torch.linalg.svdvals(error)[r:].norm()
     assert (error - b @ a).norm().item() == pytest.approx(left.item(), rel=1e-5)
 
 
-def test_few_tokens_and_enormous_inputs_give_finite_values():
+@pytest.mark.parametrize("num_columns", [64, 8])
+def test_few_tokens_and_enormous_inputs_give_finite_values(num_columns):
     torch.manual_seed(0)
     inputs = torch.randn(3, 64)
     inputs[:, 5] *= 1e6
-    directions, roots = calibration._square_root(inputs.T @ inputs, "layer")
-    a, b = calibration._best_product(torch.randn(32, 64), directions, roots, 8)
+    seen = calibration._adapter_inputs(calibration._damped(inputs.T @ inputs, "layer"), num_columns)
+    a, b = calibration._best_product(torch.randn(32, 64), seen, 8)
     assert torch.isfinite(a).all()
     assert torch.isfinite(b).all()
 
 
 def test_inputs_that_are_not_finite_are_refused_with_the_layer():
     with pytest.raises(NumericError, match=r"layer 'a\.down_proj' gets inputs that are not finite"):
-        calibration._square_root(torch.full((4, 4), torch.inf), "a.down_proj")
+        calibration._damped(torch.full((4, 4), torch.inf), "a.down_proj")
 
 
 def test_gpt2_is_calibrated_too(tmp_path):
