@@ -51,8 +51,11 @@ def is_in_integers(folder: Path) -> bool:
 
 
 def stored_folder(source: TunedSource) -> Path:
-    """The folder whose weights training saw: that of the base, or the base in integers that was made of it."""
-    return base_folder(stored_base(source.model, source.quantization))
+    """The folder whose weights training saw: that of the base, or the base in integers that was made of it.
+
+    The latter lies in the run's folder, or in the cache where other runs may share it.
+    """
+    return base_folder(stored_base(source.stored_model, source.quantization))
 
 
 def can_keep_codes(source: TunedSource) -> bool:

@@ -231,7 +231,7 @@ def _write_merged(source: TunedSource, options: MergeOptions, stage: Path) -> _R
     del tuned
     free_memory()
     written_from = (
-        source if onto == "original" else replace(source, model=stored_base(source.model, source.quantization))
+        source if onto == "original" else replace(source, model=stored_base(source.stored_model, source.quantization))
     )
     weights = write_model(
         stage, written_from, skeleton, plan, dtype=None if options.dtype == "auto" else DTYPES[options.dtype]

@@ -22,7 +22,7 @@ from qlora_cli.model.device import pick_device, pick_dtype
 from qlora_cli.model.experts.packed import expert_parameters
 from qlora_cli.model.experts.wanted import for_experts, refuse_experts_that_are_none
 from qlora_cli.model.fingerprint import base_folder, has_only_pickles, weight_files
-from qlora_cli.model.integer.making import stored_base
+from qlora_cli.model.integer.making import in_integers, stored_base
 from qlora_cli.model.prequantized import fit_stored, quantization_on, refuse_other_storage
 from qlora_cli.model.source_error import source_error
 from qlora_cli.model.towers.auto_class import auto_class
@@ -103,7 +103,7 @@ def load_base(
     Args:
         model: which model, in which precision.
         quantization: how its linear weights are stored; None keeps them in `model.dtype`.
-        source: folder that stands in for `model.base_model`, such as the residual that PiSSA leaves.
+        source: folder that stands in for `model.base_model`: PiSSA's residual, or a run's own base in integers.
         device: where to; the GPU where there is one when None.
         max_memory: bytes of each device instead; what fits in none of them stays on the disk.
         offloaded: empty folder for weights that the disk holds in another form than the model.
@@ -118,9 +118,9 @@ def load_base(
         upstream.check(upstream.Road.QUANTIZED)
     device = device or pick_device()
     dtype = pick_dtype(model.dtype, device)
-    if source is None and quantization is not None and quantization.method == "int":
+    if quantization is not None and quantization.method == "int":
         with reading(model.base_model, model.revision):
-            model = stored_base(model, quantization)
+            model = in_integers(model, source) if source else stored_base(model, quantization)
     name, revision = (source, None) if source else (model.base_model, model.revision)
     config = _config_to_load(model, source)
     quantization = quantization if source else quantization_on(model, quantization, config)

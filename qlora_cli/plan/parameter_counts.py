@@ -14,7 +14,7 @@ from qlora_cli.model.towers.auto_class import is_loaded_whole
 from qlora_cli.model.towers.targets import reach_of
 from qlora_cli.model.towers.text_reach import untouched_roots
 from qlora_cli.plan.disk import TrainedTensor
-from qlora_cli.plan.loading import kept_bytes, loading_peak
+from qlora_cli.plan.loading import calibration_peak, kept_bytes, loading_peak
 from qlora_cli.plan.trace.fake_experts import is_marked
 from qlora_cli.plan.trace.fake_model import meta_model
 from qlora_cli.plan.trace.request import PlanRequest
@@ -55,6 +55,8 @@ def parameter_counts(request: PlanRequest) -> ParameterCounts:
     facts = replace(facts, notes=(*facts.notes, *_notes_on_parts(model, request)))
     if request.recipe.model.dequantize:
         facts = replace(facts, notes=(*facts.notes, str(loading_peak(model))))
+    if request.recipe.is_base_calibrated:
+        facts = replace(facts, notes=(*facts.notes, str(calibration_peak(request))))
     positions, length = num_positions(request.config), request.recipe.data.max_length
     if positions is None or length <= positions:
         return facts

@@ -85,6 +85,10 @@ def _quantization(written: RawRecipe) -> Iterator[Conflict]:
             if at(written, key) is not None:
                 text, hint = f"'{key}' has no effect without '{method}: int'", f"add `method: int`, or take '{key}' out"
                 yield conflict(key, (method,), text, hint, weaker=(key,))
+        if at(written, "quantization.calibration") == "rows":
+            key = "quantization.calibration"
+            text = f"'{key}: rows' has no effect without '{method}: int'"
+            yield conflict(key, (method,), text, f"add `method: int`, or take '{key}' out", weaker=(key,))
         if at(written, "lora.use_qalora") and at(written, "quantization") is not None:
             text = "'lora.use_qalora' needs 'quantization.method: int': PEFT leaves it out on a base of bitsandbytes"
             hint = f"--set {method}=int, or take 'lora.use_qalora' out"

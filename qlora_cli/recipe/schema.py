@@ -81,6 +81,11 @@ class QuantizationSection(Section):
     """Weights in a row that share a scale and an offset of 16 bit each, with `method: int`; 32 unless set, as in
     QA-LoRA (arXiv:2309.14717, section 4.1): one bit more a weight, half a bit at 64."""
 
+    calibration: Literal["none", "rows"] = "none"
+    """With `method: int`. none: each weight goes to its nearest level. rows: GPTQ (arXiv:2210.17323) on 16,384 tokens
+    of the run's own training rows, which make a base for this run alone, kept in its folder; the base is loaded once
+    in 16 bit for it."""
+
     skip_modules: Names = ()
     """Modules left in 16 bit beside the output head, by the last part of their name, e.g. `[down_proj]`."""
 
@@ -116,6 +121,11 @@ class QuantizationSection(Section):
     def weights_in_group(self) -> int:
         """`group_size`, or what stands for it."""
         return self.group_size or DEFAULT_GROUP_SIZE
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether rows decide how the base is rounded."""
+        return self.calibration == "rows"
 
     @property
     def is_int8(self) -> bool:
@@ -315,3 +325,8 @@ class Recipe(Section):
 
     tracking: TrackingSection = TrackingSection()
     """Where its metrics go."""
+
+    @property
+    def is_base_calibrated(self) -> bool:
+        """Whether the run's own rows decide how its base is rounded, so that no other run has it."""
+        return self.quantization is not None and self.quantization.is_calibrated

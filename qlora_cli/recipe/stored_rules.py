@@ -86,6 +86,11 @@ def _check_integers(stored: StoredWeights, written: RawRecipe, original: str) ->
             yield conflict(key, (KEY,), text, f"--set {key}={value}, or {original}")
             return
 
+    key = "quantization.calibration"
+    if at(written, key) == "rows":
+        text = f"'{key}: rows' needs weights that were not quantized, and those of '{name}' are stored in {stored}"
+        yield conflict(key, (KEY,), text, f"take '{key}' out, or {original}", weaker=(key,))
+
 
 def _check_bitsandbytes(stored: StoredWeights, written: RawRecipe, original: str) -> Iterator[Conflict]:
     name, asked = at(written, KEY), at(written, "quantization")

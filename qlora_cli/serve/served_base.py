@@ -52,7 +52,7 @@ def served_base(source: TunedSource) -> ServedBase:
         RecipeError: if this machine does not compute in the precision that the recipe names.
     """
     dtype = next(name for name, kind in DTYPES.items() if kind is pick_dtype(source.model.dtype, pick_device()))
-    stood_on = source.model if source.base_source is None else ModelSection(base_model=source.base_source)
+    stood_on = source.stored_model if source.base_source is None else ModelSection(base_model=source.base_source)
     fingerprint = fingerprint_base(stood_on)
     if source.quantization is None:
         return ServedBase(base_folder(stood_on, whole=True).absolute(), dtype, identity=fingerprint)

@@ -75,6 +75,7 @@ def write(job: WriteJob) -> None:
                 "model": model.model_dump(mode="json"),
                 "quantization": job.source.quantization.model_dump(mode="json"),
                 "residual": None,
+                "integers": None,
                 "fingerprints": dict(job.source.fingerprints),
             },
         )

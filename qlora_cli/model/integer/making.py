@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -45,6 +46,9 @@ SINGLE = "model.safetensors"
 VERSION = 1
 """Of the way in which weights are rounded; folders of other versions are not taken."""
 
+Parts = dict[str, torch.Tensor]
+"""`codes`, `scales` and `offsets` of one weight, as they are stored."""
+
 
 def stored_base(model: ModelSection, quantization: QuantizationSection | None) -> ModelSection:
     """The base as it is loaded: with `method: int` the folder in integers, written where it is not there yet.
@@ -60,10 +64,20 @@ def stored_base(model: ModelSection, quantization: QuantizationSection | None) -
     stored = stored_weights(read_json_object(folder / "config.json", hint="download the base model again"))
     if stored is not None and stored.method == INTEGERS:
         return model
+    if quantization.is_calibrated:
+        raise ValueError("a calibrated base lies in the folder of its run")
     out = integer_folder(model, quantization)
     if not out.is_dir():
-        _write(model, quantization, out)
-    changes = {"base_model": str(out), "revision": None, "dequantize": False, "allow_pickle": False}
+        parts_of = partial(nearest_parts, quantization)
+        title = f"rounding the base to {quantization.num_bits}-bit integers"
+        with naming(out, CACHE_ELSEWHERE), replaced_folder(out) as stage:
+            write_integers(stage, model, quantization, parts_of, title)
+    return in_integers(model, str(out))
+
+
+def in_integers(model: ModelSection, folder: str) -> ModelSection:
+    """The base with a folder in integers in its place."""
+    changes = {"base_model": folder, "revision": None, "dequantize": False, "allow_pickle": False}
     return model.model_copy(update=changes)
 
 
@@ -75,30 +89,45 @@ def integer_folder(model: ModelSection, quantization: QuantizationSection) -> Pa
     return cache_folder("bases") / name
 
 
-def _write(model: ModelSection, quantization: QuantizationSection, out: Path) -> None:
+def write_integers(
+    folder: Path,
+    model: ModelSection,
+    quantization: QuantizationSection,
+    parts_of: Callable[[str, torch.Tensor], Parts],
+    title: str,
+) -> None:
+    """Write the base into an empty folder, each linear weight in integers and all else as it is.
+
+    Args:
+        folder: where to.
+        model: the plain base.
+        quantization: bits, groups, and what stays plain.
+        parts_of: takes a layer's name and its weight [O, I].
+        title: of the progress.
+    """
     base = base_folder(model, whole=True)
     config = AutoConfig.from_pretrained(base, trust_remote_code=model.trust_remote_code)
     rounded, kept = layers_to_round(own_skeleton(config), quantization)
     tensors = _PlainTensors(base)
-    to_round = {_key_of(name, tensors, model) for name in rounded}
-    with naming(out, CACHE_ELSEWHERE), replaced_folder(out) as folder:
-        with progress(f"rounding the base to {quantization.num_bits}-bit integers", len(to_round)) as phase:
-            places: dict[str, str] = {}
-            for path in weight_files(base):
-                written: dict[str, torch.Tensor] = {}
-                for key in tensors.in_file(path):
-                    value = tensors.read(key)
-                    if key not in to_round:
-                        written[key] = value
-                        continue
-                    written |= _rounded(key.removesuffix("weight"), value, quantization)
-                    phase.advance()
-                save_file(written, folder / path.name, metadata={"format": "pt"})
-                places |= dict.fromkeys(written, path.name)
-        if len(set(places.values())) > 1:
-            _write_json(folder / f"{SINGLE}.index.json", {"metadata": {}, "weight_map": places})
-        copy_other_files(base, folder)
-        _write_config(folder, quantization, sorted(kept))
+    layers = {_key_of(name, tensors, model): name for name in rounded}
+    with progress(title, len(layers)) as phase:
+        places: dict[str, str] = {}
+        for path in weight_files(base):
+            written: dict[str, torch.Tensor] = {}
+            for key in tensors.in_file(path):
+                value = tensors.read(key)
+                if key not in layers:
+                    written[key] = value
+                    continue
+                parts = parts_of(layers[key], value)
+                written |= {f"{key.removesuffix('weight')}{part}": tensor.cpu() for part, tensor in parts.items()}
+                phase.advance()
+            save_file(written, folder / path.name, metadata={"format": "pt"})
+            places |= dict.fromkeys(written, path.name)
+    if len(set(places.values())) > 1:
+        _write_json(folder / f"{SINGLE}.index.json", {"metadata": {}, "weight_map": places})
+    copy_other_files(base, folder)
+    _write_config(folder, quantization, sorted(kept))
 
 
 def own_skeleton(config: PreTrainedConfig) -> PreTrainedModel:
@@ -150,11 +179,11 @@ def _key_of(name: str, tensors: _PlainTensors, model: ModelSection) -> str:
     )
 
 
-def _rounded(prefix: str, weight_OI: torch.Tensor, quantization: QuantizationSection) -> dict[str, torch.Tensor]:
+def nearest_parts(quantization: QuantizationSection, name: str, weight_OI: torch.Tensor) -> Parts:
+    """The weight of a layer rounded to the nearest levels, whatever its name is."""
     bits = quantization.num_bits
     codes, scales, offsets = round_to_nearest(weight_OI.to(pick_device()), bits, quantization.weights_in_group)
-    parts = {"codes": pack(codes, bits), "scales": scales, "offsets": offsets}
-    return {f"{prefix}{part}": tensor.cpu() for part, tensor in parts.items()}
+    return {"codes": pack(codes, bits), "scales": scales, "offsets": offsets}
 
 
 class _PlainTensors:
@@ -186,7 +215,9 @@ class _PlainTensors:
 def _write_config(folder: Path, quantization: QuantizationSection, kept: list[str]) -> None:
     config = json.loads((folder / "config.json").read_text("utf-8"))
     config.pop("compression_config", None)
-    stored = IntegerConfig(quantization.num_bits, quantization.weights_in_group, kept, calibration="none")
+    stored = IntegerConfig(
+        quantization.num_bits, quantization.weights_in_group, kept, calibration=quantization.calibration
+    )
     config["quantization_config"] = stored.to_dict()
     _write_json(folder / "config.json", config)
 

@@ -63,7 +63,7 @@ def check_one_base(sources: Sequence[Named]) -> None:
 def _differences(first: TunedSource, source: TunedSource) -> list[tuple[str, str, str]]:
     """What differs, the value of `source` and that of `first`."""
     found = []
-    if not _is_same_base(first.model, source.model) or first.base_source != source.base_source:
+    if not _is_same_base(first.stored_model, source.stored_model) or first.base_source != source.base_source:
         found.append(("stands on", _base_in_words(source), _base_in_words(first)))
     if _stored_as(first) != _stored_as(source):
         found.append(("has its base stored as", _stored_as(source), _stored_as(first)))
@@ -86,8 +86,9 @@ def _is_same_base(first: ModelSection, other: ModelSection) -> bool:
 def _base_in_words(source: TunedSource) -> str:
     if source.base_source is not None:
         return f"'{source.base_source}'"
-    revision = f" at revision {source.model.revision}" if source.model.revision else ""
-    return f"'{Path(source.model.base_model)}'{revision}"
+    model = source.stored_model
+    revision = f" at revision {model.revision}" if model.revision else ""
+    return f"'{Path(model.base_model)}'{revision}"
 
 
 def _stored_as(source: TunedSource) -> str:

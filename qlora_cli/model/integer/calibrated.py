@@ -1,0 +1,213 @@
+"""A base in integers that one run's rows decide: rounded by GPTQ, block by block, and kept in that run's folder.
+
+A block gets the inputs that the rounded blocks before it give (arXiv:2210.17323, section 3.3), so that each makes up
+for a part of the errors so far. For every block the rows go through the model once, up to its end; on average that is
+half a forward pass a block, in which any architecture keeps to its own ways of calling its blocks.
+
+Shape letters: I = input features, T = tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from qlora_cli.model.base import load_base, read_config
+from qlora_cli.model.device import free_memory
+from qlora_cli.model.integer.codes import pack
+from qlora_cli.model.integer.gptq import feedback_factor, round_with_feedback
+from qlora_cli.model.integer.linear import IntegerLinear
+from qlora_cli.model.integer.making import Parts, layers_to_round, nearest_parts, own_skeleton, write_integers
+from qlora_cli.model.towers.own_names import own_class
+from qlora_cli.progress import Phase, progress
+from qlora_cli.recipe.schema import ModelSection, QuantizationSection
+from qlora_cli.run.folders import replaced_folder
+
+Batch = Mapping[str, Any]
+Groups = list[list[str]]
+"""Names of layers that get one and the same input, such as q, k and v, in one list each."""
+
+
+def write_calibrated_base(
+    model: ModelSection, quantization: QuantizationSection, batches: Sequence[Batch], out: Path
+) -> None:
+    """Write the base in integers to `out`, which appears complete or not at all.
+
+    The base is loaded once in 16 bit, and released before this returns.
+
+    Args:
+        model: the plain base.
+        quantization: bits and groups.
+        batches: rows of the run as the collator makes them, without padding.
+        out: a folder of the run.
+
+    Raises:
+        RecipeError, IdentityError: as `load_base`, and if a linear layer cannot be divided into groups.
+        NumericError: if a layer gets inputs that are not finite.
+    """
+    if not batches:
+        raise ValueError("a calibrated base needs rows")
+    layers = _rounded_layers(model, quantization, batches)
+    free_memory()
+
+    def parts_of(name: str, weight_OI: torch.Tensor) -> Parts:
+        if name not in layers:  # a part of the base that is not loaded for text
+            return nearest_parts(quantization, name, weight_OI)
+        layer = layers[name]
+        return {"codes": layer.codes, "scales": layer.scales, "offsets": layer.offsets}
+
+    with replaced_folder(out) as folder:
+        write_integers(folder, model, quantization, parts_of, "writing the base in integers")
+
+
+def _rounded_layers(
+    model: ModelSection, quantization: QuantizationSection, batches: Sequence[Batch]
+) -> dict[str, IntegerLinear]:
+    """The rounded layers by their names in the base's files, on the CPU."""
+    wanted, _ = layers_to_round(own_skeleton(read_config(model)), quantization)
+    base = load_base(model, None)
+    own = own_class(base)
+    own_names = {
+        name: own.name(name) if own else name for name, module in base.named_modules() if type(module) is nn.Linear
+    }
+    names = [name for name, own_name in own_names.items() if own_name in set(wanted)]
+    round_by_blocks(base, names, quantization, batches)
+    layers = {own_names[name]: base.get_submodule(name) for name in names}
+    return {name: layer.cpu() for name, layer in layers.items() if isinstance(layer, IntegerLinear)}
+
+
+def round_by_blocks(
+    base: PreTrainedModel, names: Sequence[str], quantization: QuantizationSection, batches: Sequence[Batch]
+) -> None:
+    """Put integer layers in the place of linear ones.
+
+    Args:
+        base: with plain weights.
+        names: of the layers.
+        quantization: bits and groups.
+        batches: rows without padding.
+    """
+    base.eval()
+    blocks = _blocks(base, names, batches[0])
+    title = f"rounding the base to {quantization.num_bits}-bit integers on the run's rows"
+    with progress(title, len(blocks) * len(batches) + len(names)) as phase:
+        for block, groups in blocks.items():
+            moments = _second_moments(base, block, groups, batches, phase)
+            for group in groups:
+                feedback_II = feedback_factor(moments.pop(group[0]), group[0])
+                for name in group:
+                    _swap(base, name, feedback_II, quantization)
+                    phase.advance()
+        reached = {name for groups in blocks.values() for group in groups for name in group}
+        for name in names:
+            if name not in reached:
+                _swap(base, name, None, quantization)
+                phase.advance()
+
+
+def _swap(
+    base: PreTrainedModel, name: str, feedback_II: torch.Tensor | None, quantization: QuantizationSection
+) -> None:
+    """Round a layer; to the nearest where there is no feedback. Its plain weight is released."""
+    plain = base.get_submodule(name)
+    assert isinstance(plain, nn.Linear)
+    bits, group_size = quantization.num_bits, quantization.weights_in_group
+    layer = IntegerLinear(plain.in_features, plain.out_features, bits, group_size, plain.bias)
+    weight_OI = plain.weight.detach()
+    if feedback_II is None:
+        parts = nearest_parts(quantization, name, weight_OI)
+        layer.codes, layer.scales, layer.offsets = parts["codes"], parts["scales"], parts["offsets"]
+    else:
+        codes_OI, layer.scales, layer.offsets = round_with_feedback(weight_OI, feedback_II, bits, group_size)
+        layer.codes = pack(codes_OI, bits)
+    base.set_submodule(name, layer)
+
+
+def block_of(name: str) -> str:
+    """The block that a layer belongs to: its name up to the first number; itself where there is none.
+
+    >>> block_of("model.layers.3.mlp.experts.5.up_proj"), block_of("model.project_in")
+    ('model.layers.3', 'model.project_in')
+    """
+    parts = name.split(".")
+    numbers = [place for place, part in enumerate(parts) if part.isdecimal()]
+    return ".".join(parts[: numbers[0] + 1]) if numbers else name
+
+
+def _blocks(base: PreTrainedModel, names: Sequence[str], batch: Batch) -> dict[str, Groups]:
+    """The blocks that text reaches, in the order of computing, and their layers by the tensor that they get.
+
+    Layers of such a block that the batch does not reach, such as an expert's, stand alone.
+    """
+    blocks: dict[str, Groups] = {}
+    last: list[torch.Tensor] = []
+    seen: set[str] = set()
+
+    def note(name: str, _layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        groups = blocks.setdefault(block_of(name), [])
+        if name not in seen and groups and last[0] is inputs[0]:
+            groups[-1].append(name)
+        elif name not in seen:
+            groups.append([name])
+        seen.add(name)
+        last[:] = inputs[:1]
+
+    _run(base, [batch], [base.get_submodule(name).register_forward_pre_hook(partial(note, name)) for name in names])
+    for name in names:
+        if name not in seen and block_of(name) in blocks:
+            blocks[block_of(name)].append([name])
+    return blocks
+
+
+def _second_moments(
+    base: PreTrainedModel, block: str, groups: Groups, batches: Sequence[Batch], phase: Phase
+) -> dict[str, torch.Tensor]:
+    """The sum of x x^T [I, I] over all tokens for the first layer of each group, in float32 on the base's device."""
+    layers = {group[0]: base.get_submodule(group[0]) for group in groups}
+    moments = {name: torch.zeros([layer.in_features] * 2, device=base.device) for name, layer in layers.items()}
+
+    def add(name: str, _layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        x_TI = inputs[0].detach().flatten(end_dim=-2).float()
+        moments[name].addmm_(x_TI.T, x_TI)
+
+    hooks = [layer.register_forward_pre_hook(partial(add, name)) for name, layer in layers.items()]
+    hooks.append(base.get_submodule(block).register_forward_hook(_stop))
+    _run(base, batches, hooks, phase)
+    return moments
+
+
+class _EndOfBlock(Exception):  # noqa: N818 - not an error
+    """Ends a forward pass of which the rest is not needed."""
+
+
+def _stop(*_: Any) -> NoReturn:
+    raise _EndOfBlock
+
+
+def _run(
+    base: PreTrainedModel,
+    batches: Sequence[Batch],
+    hooks: Sequence[torch.utils.hooks.RemovableHandle],
+    phase: Phase | None = None,
+) -> None:
+    """Forward passes of the model without its output head, for the hooks, which are then removed."""
+    backbone = base.base_model
+    try:
+        with torch.no_grad():
+            for batch in batches:
+                given = {name: value for name, value in batch.items() if name != "labels"}
+                moved = {name: v.to(base.device) if torch.is_tensor(v) else v for name, v in given.items()}
+                with suppress(_EndOfBlock):
+                    backbone(**moved, use_cache=False)
+                if phase is not None:
+                    phase.advance()
+    finally:
+        for hook in hooks:
+            hook.remove()
