@@ -23,7 +23,6 @@ from qlora_cli.model.adapter_kind import TITLES
 from qlora_cli.model.adapter_tensors import ADAPTER
 from qlora_cli.model.dequantize import dequantized_weight, is_quantized
 from qlora_cli.model.experts.packed import packed_experts
-from qlora_cli.model.integer.linear import IntegerLinear
 from qlora_cli.run.adapter_health import AdapterHealth, ModuleHealth
 
 STILL = 1e-6
@@ -98,17 +97,16 @@ def _layer(layer: LoraLayer, name: str, starts_at_zero: bool) -> ModuleHealth:
     else:
         A_RI, B_OR = layer.lora_A[ADAPTER].weight.detach(), layer.lora_B[ADAPTER].weight.detach()
     A_RI, B_OR = A_RI.flatten(1), B_OR.flatten(1)  # of a convolution too
-    base_layer = layer.get_base_layer()
-    weight = _weight(base_layer)
+    weight = _weight(layer.get_base_layer())
     weight_norm = float(torch.linalg.vector_norm(weight, dtype=torch.float32))
     values = singular_values(A_RI, B_OR) * abs(layer.scaling[ADAPTER])
-    if isinstance(base_layer, IntegerLinear) and A_RI.shape[1] < base_layer.in_features:
-        values = values * _spread(A_RI.shape[1], base_layer.in_features)
+    if size := getattr(layer, "qalora_group_size", {}).get(ADAPTER):
+        values *= A_RI.shape[1] / size**0.5  # each column stands for `size` weights, times groups / size
     update_norm, magnitude_change = float(values.norm()), None
     has_moved = update_norm > 0
     if layer.use_dora[ADAPTER]:
         magnitude = layer.lora_magnitude_vector[ADAPTER].weight.detach().flatten()
-        is_turned = isinstance(base_layer, Conv1D | nn.Embedding)
+        is_turned = isinstance(layer.get_base_layer(), Conv1D | nn.Embedding)
         weight_OI = weight.T if is_turned else weight.flatten(1)
         update_norm, magnitude_change = _dora(weight_OI, A_RI, B_OR * layer.scaling[ADAPTER], magnitude)
         has_moved = update_norm > STILL * weight_norm or (has_moved and not starts_at_zero)
@@ -123,15 +121,6 @@ def _layer(layer: LoraLayer, name: str, starts_at_zero: bool) -> ModuleHealth:
         rank_90=directions_for(values, ENERGY),
         magnitude_change=magnitude_change,
     )
-
-
-def _spread(num_groups: int, num_features: int) -> float:
-    """Singular values of a QA-LoRA update on a weight, over those of B @ A.
-
-    All weights of a group get B @ A times the number of groups over the size of one, as `deploy/lora_math.py` adds it;
-    a column that stands there as many times is the square root of that as long.
-    """
-    return num_groups / (num_features // num_groups) ** 0.5
 
 
 def _dora(
@@ -195,6 +184,4 @@ def _whole(wrapper: ModulesToSaveWrapper, name: str) -> Iterator[ModuleHealth]:
 
 
 def _weight(module: nn.Module) -> torch.Tensor:
-    if isinstance(module, IntegerLinear):
-        return module.dequantized(torch.float32)
     return dequantized_weight(module) if is_quantized(module) else module.get_parameter("weight").detach()

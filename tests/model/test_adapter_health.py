@@ -109,20 +109,17 @@ def test_a_quantized_weight_counts_with_its_dequantized_values(llama, quantizati
 
 
 @pytest.mark.parametrize("use_qalora", [False, True])
-def test_on_a_base_in_integers_the_update_counts_that_a_layer_computes(llama, use_qalora):
-    section = ModelSection(base_model=str(llama), dtype="float32")
-    base = load_base(section, QuantizationSection(method="int", bits=3, group_size=32))
-    lora = LoraSection(r=4, lora_dropout=0.0, use_qalora=use_qalora)
-    model = attach_adapter(base, lora).eval()
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.05)
-    layer = model.base_model.model.model.layers[1].mlp.down_proj
-    health = adapter_health(model)
-    (module,) = (one for one in health.modules if one.name == "model.layers.1.mlp.down_proj")
+def test_a_weight_in_integers_counts_with_the_values_it_stands_for(llama, use_qalora):
+    model = attach_adapter(
+        load_base(ModelSection(base_model=str(llama)), QuantizationSection(method="int", bits=3)),
+        LoraSection(r=2, lora_alpha=3, use_qalora=use_qalora),
+    ).eval()
+    layer = model.base_model.model.model.layers[1].mlp.up_proj
+    torch.nn.init.normal_(layer.lora_B["default"].weight)
+    identity = torch.eye(layer.in_features)
     with torch.no_grad():
-        weight, adapted_weight = (each(torch.eye(layer.in_features)).T for each in (layer.base_layer, layer))
-    assert health.title == ("QA-LoRA" if use_qalora else "LoRA")
+        weight, adapted_weight = layer.base_layer(identity).T, layer(identity).T
+    (module,) = (one for one in adapter_health(model).modules if one.name == "model.layers.1.mlp.up_proj")
     assert module.weight_norm == pytest.approx(float(weight.norm()), rel=1e-5)
     assert module.update_norm == pytest.approx(float((adapted_weight - weight).norm()), rel=1e-4)
 
