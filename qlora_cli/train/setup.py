@@ -14,13 +14,14 @@ from qlora_cli.data.packed_rows import PackedRows
 from qlora_cli.model.adapter import attach_adapter
 from qlora_cli.model.base import load_base
 from qlora_cli.model.base_place import refuse_moved
-from qlora_cli.model.calibration import Batch, calibrated_values
+from qlora_cli.model.calibration import calibrated_values
 from qlora_cli.model.device import dtype_name, pick_device, pick_dtype
 from qlora_cli.model.experts.packed import trained_and_all
 from qlora_cli.model.experts.passes import keep_experts_packed
 from qlora_cli.model.experts.wanted import experts_in_words, keeps_experts_packed
 from qlora_cli.model.initialization import quantization_error_values, set_adapter_values, split_principal
 from qlora_cli.model.integer.calibrated import write_calibrated_base
+from qlora_cli.model.layer_inputs import Batch
 from qlora_cli.model.model_support import require_gradient_checkpointing, require_position_ids
 from qlora_cli.model.noise import add_embedding_noise
 from qlora_cli.progress import progress

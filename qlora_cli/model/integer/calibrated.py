@@ -9,11 +9,8 @@ Shape letters: I = input features, T = tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -26,14 +23,11 @@ from qlora_cli.model.integer.gptq import feedback_factor, round_with_feedback
 from qlora_cli.model.integer.layers import layers_to_round
 from qlora_cli.model.integer.linear import IntegerLinear
 from qlora_cli.model.integer.making import Parts, nearest_parts, write_integers
+from qlora_cli.model.layer_inputs import Batch, Groups, counted, layers_by_input, second_moments
 from qlora_cli.model.towers.own_names import own_class
-from qlora_cli.progress import Phase, progress
+from qlora_cli.progress import progress
 from qlora_cli.recipe.schema import ModelSection, QuantizationSection
 from qlora_cli.run.folders import replaced_folder
-
-Batch = Mapping[str, Any]
-Groups = list[list[str]]
-"""Names of layers that get one and the same input, such as q, k and v, in one list each."""
 
 
 def write_calibrated_base(
@@ -100,7 +94,8 @@ def round_by_blocks(
     title = f"rounding the base to {quantization.num_bits}-bit integers on the run's rows"
     with progress(title, len(blocks) * len(batches) + len(names)) as phase:
         for block, groups in blocks.items():
-            moments = _second_moments(base, block, groups, batches, phase)
+            first = {group[0]: base.get_submodule(group[0]) for group in groups}
+            moments = second_moments(base, first, counted(batches, phase), until=base.get_submodule(block))
             for group in groups:
                 feedback_II = feedback_factor(moments.pop(group[0]), group[0])
                 for name in group:
@@ -148,67 +143,11 @@ def _blocks(base: PreTrainedModel, names: Sequence[str], batch: Batch) -> dict[s
     Layers of such a block that the batch does not reach, such as an expert's, stand alone.
     """
     blocks: dict[str, Groups] = {}
-    last: list[torch.Tensor] = []
-    seen: set[str] = set()
-
-    def note(name: str, _layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        groups = blocks.setdefault(block_of(name), [])
-        if name not in seen and groups and last[0] is inputs[0]:
-            groups[-1].append(name)
-        elif name not in seen:
-            groups.append([name])
-        seen.add(name)
-        last[:] = inputs[:1]
-
-    _run(base, [batch], [base.get_submodule(name).register_forward_pre_hook(partial(note, name)) for name in names])
+    groups = layers_by_input(base, {name: base.get_submodule(name) for name in names}, batch)
+    for group in groups:
+        blocks.setdefault(block_of(group[0]), []).append(group)
+    reached = {name for group in groups for name in group}
     for name in names:
-        if name not in seen and block_of(name) in blocks:
+        if name not in reached and block_of(name) in blocks:
             blocks[block_of(name)].append([name])
     return blocks
-
-
-def _second_moments(
-    base: PreTrainedModel, block: str, groups: Groups, batches: Sequence[Batch], phase: Phase
-) -> dict[str, torch.Tensor]:
-    """The sum of x x^T [I, I] over all tokens for the first layer of each group, in float32 on the base's device."""
-    layers = {group[0]: base.get_submodule(group[0]) for group in groups}
-    moments = {name: torch.zeros([layer.in_features] * 2, device=base.device) for name, layer in layers.items()}
-
-    def add(name: str, _layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        x_TI = inputs[0].detach().flatten(end_dim=-2).float()
-        moments[name].addmm_(x_TI.T, x_TI)
-
-    hooks = [layer.register_forward_pre_hook(partial(add, name)) for name, layer in layers.items()]
-    hooks.append(base.get_submodule(block).register_forward_hook(_stop))
-    _run(base, batches, hooks, phase)
-    return moments
-
-
-class _EndOfBlock(Exception):  # noqa: N818 - not an error
-    """Ends a forward pass of which the rest is not needed."""
-
-
-def _stop(*_: Any) -> NoReturn:
-    raise _EndOfBlock
-
-
-def _run(
-    base: PreTrainedModel,
-    batches: Sequence[Batch],
-    hooks: Sequence[torch.utils.hooks.RemovableHandle],
-    phase: Phase | None = None,
-) -> None:
-    """Forward passes of the model without its output head, for the hooks, which are then removed."""
-    backbone = base.base_model
-    try:
-        with torch.no_grad():
-            for batch in batches:
-                given = {name: value for name, value in batch.items() if name != "labels"}
-                moved = {name: v.to(base.device) if torch.is_tensor(v) else v for name, v in given.items()}
-                with suppress(_EndOfBlock):
-                    backbone(**moved, use_cache=False)
-                if phase is not None:
-                    phase.advance()
-    finally:
-        for hook in hooks:
-            hook.remove()

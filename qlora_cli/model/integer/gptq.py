@@ -18,9 +18,7 @@ import torch
 
 from qlora_cli.errors import NumericError
 from qlora_cli.model.integer.rounding import nearest_codes, round_to_nearest
-
-DAMPING = 0.01
-"""Added to H, as a share of its mean diagonal (section 3.3, step 3)."""
+from qlora_cli.model.layer_inputs import damped
 
 
 def round_with_feedback(
@@ -87,15 +85,12 @@ def feedback_factor(moment_II: torch.Tensor, name: str) -> torch.Tensor:
     Raises:
         NumericError: if the layer gets inputs that are not finite.
     """
-    scale = moment_II.diagonal().mean()
+    key, hint = "quantization.calibration is rows", "--set model.dtype=bfloat16, or --set quantization.calibration=none"
     identity_II = torch.eye(len(moment_II), device=moment_II.device)
-    if scale == 0:
+    damped_II = damped(moment_II, name, key, hint)
+    if damped_II is None:
         return identity_II
-    moment_II.div_(scale).diagonal().add_(DAMPING)
-    lower_II, fault = torch.linalg.cholesky_ex(moment_II.flip(0, 1))
-    if not torch.isfinite(scale) or fault:
-        raise NumericError(
-            f"quantization.calibration is rows, but layer '{name}' gets inputs that are not finite, or nearly so",
-            hint="--set model.dtype=bfloat16, or --set quantization.calibration=none",
-        )
+    lower_II, fault = torch.linalg.cholesky_ex(damped_II.flip(0, 1))
+    if fault:
+        raise NumericError(f"{key}, but layer '{name}' gets inputs that are nearly infinite", hint=hint)
     return torch.linalg.solve_triangular(lower_II.flip(0, 1), identity_II, upper=True)

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from qlora_cli.errors import NumericError
-from qlora_cli.model.integer.gptq import DAMPING, feedback_factor, round_with_feedback
+from qlora_cli.model.integer.gptq import feedback_factor, round_with_feedback
 from qlora_cli.model.integer.rounding import round_to_nearest
+from qlora_cli.model.layer_inputs import DAMPING
 
 BITS = [4, 3, 2]
 
