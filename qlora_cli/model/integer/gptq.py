@@ -17,10 +17,8 @@ from __future__ import annotations
 import torch
 
 from qlora_cli.errors import NumericError
+from qlora_cli.model.calibration import DAMPING
 from qlora_cli.model.integer.rounding import nearest_codes, round_to_nearest
-
-DAMPING = 0.01
-"""Added to H, as a share of its mean diagonal (section 3.3, step 3)."""
 
 
 def round_with_feedback(

@@ -22,8 +22,8 @@ from qlora_cli.model.towers.stored_names import stored_names
 from qlora_cli.model.towers.text_reach import text_reach
 from qlora_cli.recipe.schema import ModelSection, QuantizationSection
 
-GROUP_SIZES = (64, 32)
-"""Smaller than the largest."""
+SMALLER_GROUPS = (64, 32)
+"""Group sizes below the largest."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def _refuse_indivisible(num_inputs: dict[str, int], quantization: QuantizationSe
     size = quantization.weights_in_group
     for name, inputs in num_inputs.items():
         if inputs % size:
-            smaller = [each for each in GROUP_SIZES if each < size and inputs % each == 0]
+            smaller = [each for each in SMALLER_GROUPS if each < size and inputs % each == 0]
             instead = f"--set quantization.group_size={smaller[0]}, or " if smaller else ""
             raise RecipeError(
                 f"quantization.group_size: the {inputs} inputs of '{name}' cannot be divided into groups of {size}",
