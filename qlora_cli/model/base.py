@@ -118,11 +118,8 @@ def load_base(
     upstream.check(upstream.Road.BASE)
     if quantization is not None:
         upstream.check(upstream.Road.QUANTIZED)
-    device = device or pick_device()
-    dtype = pick_dtype(model.dtype, device)
-    if quantization is not None and quantization.method == "int":
-        with reading(model.base_model, model.revision):
-            model = in_integers(model, source) if source else stored_base(model, quantization)
+    dtype = pick_dtype(model.dtype, device := device or pick_device())
+    model = _stored(model, quantization, source)
     name, revision = (source, None) if source else (model.base_model, model.revision)
     config = _config_to_load(model, source)
     quantization = quantization if source else quantization_on(model, quantization, config)
@@ -144,6 +141,14 @@ def load_base(
     fit_stored(base, dtype if is_packed else None)
     note_own_class(base, config)
     return _frozen(base, name, quantization, report["missing_keys"])
+
+
+def _stored(model: ModelSection, quantization: QuantizationSection | None, source: str | None) -> ModelSection:
+    """The base as it lies on the disk: with `method: int` a folder in integers."""
+    if quantization is None or quantization.method != "int":
+        return model
+    with reading(model.base_model, model.revision):
+        return in_integers(model, source) if source else stored_base(model, quantization)
 
 
 def _placement(

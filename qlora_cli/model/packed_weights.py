@@ -26,7 +26,6 @@ from qlora_cli.errors import IdentityError
 from qlora_cli.model.dequantize import INT8_MAX
 from qlora_cli.model.fingerprint import weight_files
 from qlora_cli.model.integer.codes import unpack
-from qlora_cli.model.stored_dtypes import DTYPES
 
 FOUR_BIT_STATE = ".quant_state.bitsandbytes__"
 FP4_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
@@ -67,10 +66,6 @@ class StoredTensors:
         """Rows `start` to `stop` of a tensor."""
         tensor: torch.Tensor = self._files[name].get_slice(name)[start:stop]
         return tensor
-
-    def dtype(self, name: str) -> torch.dtype:
-        """Type of a tensor's numbers."""
-        return DTYPES[self._files[name].get_slice(name).get_dtype()]
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor; nothing of its content is read."""

@@ -51,7 +51,12 @@ def test_inits_that_need_the_original_weights_are_refused(stored, init):
     assert conflicts(FP8, model={"dequantize": True}, quantization={}, lora={"init_lora_weights": init}) == []
 
 
-INT3 = {"quant_method": "qlora_int", "bits": 3, "group_size": 64, "modules_to_not_convert": ["lm_head", "a.down_proj"]}
+KEPT_INT3 = {
+    "quant_method": "qlora_int",
+    "bits": 3,
+    "group_size": 64,
+    "modules_to_not_convert": ["lm_head", "a.down_proj"],
+}
 
 
 @pytest.mark.parametrize(
@@ -64,13 +69,17 @@ INT3 = {"quant_method": "qlora_int", "bits": 3, "group_size": 64, "modules_to_no
     ],
 )
 def test_a_base_in_integers_is_taken_as_it_is(asked, hint):
-    assert only(conflicts(INT3, quantization=asked)).hint.startswith(hint)
-    assert conflicts(INT3) == conflicts(INT3, quantization={"method": "int", "skip_modules": ["down_proj"]}) == []
+    assert only(conflicts(KEPT_INT3, quantization=asked)).hint.startswith(hint)
+    assert (
+        conflicts(KEPT_INT3)
+        == conflicts(KEPT_INT3, quantization={"method": "int", "skip_modules": ["down_proj"]})
+        == []
+    )
 
 
 @pytest.mark.parametrize("part", [{"bits": 5}, {"bits": "3"}, {"group_size": None}])
 def test_integers_that_are_not_ours_are_refused(part):
-    assert "not known here" in only(conflicts(INT3 | part)).text
+    assert "not known here" in only(conflicts(KEPT_INT3 | part)).text
 
 
 def test_qa_lora_on_a_plain_base_needs_the_section():

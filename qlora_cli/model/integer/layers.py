@@ -23,7 +23,7 @@ from qlora_cli.model.towers.text_reach import text_reach
 from qlora_cli.recipe.schema import ModelSection, QuantizationSection
 
 SMALLER_GROUPS = (64, 32)
-"""Smaller than the largest."""
+"""Group sizes below the largest."""
 
 
 @dataclass(frozen=True)

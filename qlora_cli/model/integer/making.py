@@ -201,7 +201,10 @@ class _PlainTensors:
         return self._stored.shape(name) if packed is None else packed.shape
 
     def _itemsize(self, name: str) -> int:
-        return FLOAT16_BYTES if name in self._packed else self._stored.dtype(name).itemsize
+        if name in self._packed:
+            return FLOAT16_BYTES
+        part = self._stored.part(name, 0, 1) if self._shape(name) else self._stored.whole(name)
+        return part.element_size()
 
     def in_file(self, path: Path) -> Iterator[str]:
         """Names of the tensors whose first part is in a file."""
