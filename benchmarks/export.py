@@ -43,11 +43,13 @@ HEAD = (
     "tokens/s",
     "opened by",
 )
-GROUPS = {"compressed-tensors": (64, 32), "gptq": (64, 32), "mlx": (64, 32)}
+GROUPS = {"compressed-tensors": (128, 64, 32), "gptq": (128, 64, 32), "mlx": (64, 32)}
 """Sizes of groups that a row is made for; each must divide the columns of the model that is measured."""
 
-
 WITHOUT_GROUPS = ("bf16", "w8a8")
+
+SAME_FILES = {"ollama": ("q4_k_m",)}
+"""Types of a format whose files are those of another format: one row shows that it is opened."""
 
 
 def main() -> None:
@@ -96,7 +98,7 @@ def table_rows(run: Path, formats: list[ExportFormat]) -> Iterator[tuple[str, ..
 
 
 def _types(name: str, form: Format) -> Iterator[tuple[str | None, int | None]]:
-    for quant in form.quants or (None,):
+    for quant in SAME_FILES.get(name, form.quants) or (None,):
         for group in GROUPS.get(name, (None,)) if quant not in WITHOUT_GROUPS else (None,):
             yield quant, group
 
