@@ -58,6 +58,14 @@ def test_hostile_requests_are_refused_with_a_status_of_the_client(guarded, capfd
     assert "failed" not in printed.err
 
 
+def test_a_body_that_cannot_be_read_has_one_answer(server, capfd):
+    answer = sent(server.port, REQUESTS["line: length and chunks"])  # the application refuses the method meanwhile
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.count(b"HTTP/1.1") == 1
+    assert server.get("/health").json()["status"] == "ok"
+    assert "failed" not in capfd.readouterr().err
+
+
 def test_errors_have_the_body_of_openai(guarded):
     for method, path, status in (("GET", "/nothing", 404), ("GET", CHAT, 405)):
         answer = guarded.get(path)
