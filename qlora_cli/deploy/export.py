@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from qlora_cli.choices import ExportFormat
+from qlora_cli.choices import ExportFormat, Onto
 from qlora_cli.constants import MERGE_RECORD
 from qlora_cli.deploy.engines.process import required_python
 from qlora_cli.deploy.export_attempts import Attempt, Attempts, attempt_export, smallest_within
@@ -28,6 +28,7 @@ from qlora_cli.errors import IdentityError
 from qlora_cli.model.base import load_base
 from qlora_cli.model.device import free_memory
 from qlora_cli.model.fingerprint import base_folder
+from qlora_cli.model.prequantized import stored_in
 from qlora_cli.model.tuned import TunedSource, find_tuned
 from qlora_cli.progress import progress
 from qlora_cli.run.files import read_json_object, write_json
@@ -85,7 +86,7 @@ def export_run(path: TunedSource | Path | None, out: Path, options: ExportOption
     """Write the tuned model of a run or adapter into `out` in a format, and prove that it is the same model.
 
     A merged model of the same adapter in the run is used; otherwise the adapter is merged first, in the precision of
-    the base, onto the weights that training saw.
+    the base, onto the weights that training saw (onto the original where `undoes_update`).
 
     Args:
         path: run directory or PEFT adapter folder; the latest run when None.
@@ -128,16 +129,36 @@ def attempts_for(source: TunedSource, options: ExportOptions, out: Path, stage: 
     form = FORMATS[options.format]
     place, name = out.resolve().parent, f"{out.resolve().name}.scratch"
     sweep(place, re.escape(name))
+    is_undone = undoes_update(source, options)
+    onto: Onto = "original" if is_undone else "dequantized"
     with scratch_folder(place, name) as scratch:
-        merged = _merged_before(source)
+        merged = _merged_before(source, "original" if is_undone else None)
         reference = record_reference(source, needs_base=not form.loses_nothing)
         free_memory()  # it is needed for the merged model
-        apart = None if form.write is None else merged or _merge(scratch / "tuned", source)
+        apart = None if form.write is None else merged or _merge(scratch / "tuned", source, onto)
         plain = apart or _plain_model(source, merged, stage)
         refuse_other_prompt(plain, reference, trust_code=source.model.trust_remote_code)
-        bound, version = _bound_of_merge(plain), form.engine.version()
+        bound, version = MAX_KL_ROUNDED if is_undone else _bound_of_merge(plain), form.engine.version()
         attempts = Attempts(source, form, options, reference, plain, bound, scratch, merged is None, version)
         yield attempts if form.loses_nothing or version is None else with_yardstick(attempts)
+
+
+def undoes_update(source: TunedSource, options: ExportOptions) -> bool:
+    """Whether rounding onto the dequantized base would undo what was trained, so that the original is rounded instead.
+
+    That is so where the type has the very values that training stored the base in: each merged weight is one of them and
+    a small update, and the nearest of them is the base's again. Onto the original, weights lie anywhere between two
+    values, and of many small updates some change the value. Measured on a 6-layer, 5.8M-parameter Llama, r=16 on all
+    linear layers, 93 steps, 512 positions, where the adapter moves the model by 0.34 nats: NF4 of an NF4 base keeps 2%
+    of the update (mean KL 0.33), of the original 99% (mean KL 0.006).
+
+    A search by `--max-kl` measures all types on the dequantized base.
+    """
+    form, quantization = FORMATS[options.format], source.quantization
+    if not form.rounds_as_training or options.is_searched or quantization is None or not source.starts_at_zero:
+        return False
+    quant = options.quant or form.quants[0]
+    return quantization.quant_type == quant and stored_in(base_folder(source.model)) is None
 
 
 def with_yardstick(attempts: Attempts) -> Attempts:
@@ -185,17 +206,17 @@ def _plain_model(source: TunedSource, merged: Path | None, stage: Path) -> Path:
     return stage
 
 
-def _merge(folder: Path, source: TunedSource, *, base_only: bool = False) -> Path:
+def _merge(folder: Path, source: TunedSource, onto: Onto = "dequantized", *, base_only: bool = False) -> Path:
     """Merge into a folder of ours, as `qlora merge` does."""
     folder.mkdir(exist_ok=True)
-    options = MergeOptions(base_only=base_only)
+    options = MergeOptions(onto, base_only=base_only)
     merge_into(folder, source, options, check_mergeable(source, options))
     free_memory()
     return folder
 
 
-def _merged_before(source: TunedSource) -> Path | None:
-    """The run's merged model, where it was made from this very adapter."""
+def _merged_before(source: TunedSource, onto: Onto | None) -> Path | None:
+    """The run's merged model, where it was made from this very adapter, and onto `onto` where that matters."""
     adapter_sha256 = adapter_identity(source)
     if source.run is None or not (source.run.merged_path / MERGE_RECORD).is_file():
         return None
@@ -207,7 +228,8 @@ def _merged_before(source: TunedSource) -> Path | None:
                 hint="merge again with `qlora merge --force`",
             )
     record = _read_record(source.run.merged_path)
-    return source.run.merged_path if record.get("adapter_sha256") == adapter_sha256 else None
+    is_same = record.get("adapter_sha256") == adapter_sha256 and onto in (None, record.get("onto"))
+    return source.run.merged_path if is_same else None
 
 
 def _bound_of_merge(plain: Path) -> float:
