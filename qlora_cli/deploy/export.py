@@ -146,11 +146,11 @@ def attempts_for(source: TunedSource, options: ExportOptions, out: Path, stage: 
 def undoes_update(source: TunedSource, options: ExportOptions) -> bool:
     """Whether rounding onto the dequantized base would undo what was trained, so that the original is rounded instead.
 
-    That is so where the type has the very values that training stored the base in: each merged weight is one of them and
-    a small update, and the nearest of them is the base's again. Onto the original, weights lie anywhere between two
-    values, and of many small updates some change the value. Measured on a 6-layer, 5.8M-parameter Llama, r=16 on all
-    linear layers, 93 steps, 512 positions, where the adapter moves the model by 0.34 nats: NF4 of an NF4 base keeps 2%
-    of the update (mean KL 0.33), of the original 99% (mean KL 0.006).
+    That is so where the type has the very values that training stored the base in: each merged weight is one of them
+    and a small update, and the nearest of them is the base's again. Onto the original, weights lie anywhere between
+    two values, and of many small updates some change the value. Measured on a 6-layer, 5.8M-parameter Llama, r=16 on
+    all linear layers, 93 steps, 512 positions, where the adapter moves the model by 0.34 nats: NF4 of an NF4 base
+    keeps 2% of the update (mean KL 0.33), of the original 99% (mean KL 0.006).
 
     A search by `--max-kl` measures all types on the dequantized base.
     """
