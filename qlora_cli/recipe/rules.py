@@ -118,6 +118,9 @@ def _integers(written: RawRecipe) -> Iterator[Conflict]:
         key = "quantization.experts"
         text = f"'{key}: true' cannot work with '{method}: int', which is for linear layers"
         yield conflict(key, (method,), text, f"take '{key}' out, or --set {method}=bitsandbytes", weaker=(key,))
+    if at(written, "lora.use_dora"):
+        text = f"'lora.use_dora' cannot work with '{method}: int': DoRA needs the norms of plain weights"
+        yield conflict("lora.use_dora", (method,), text, "keep one of the two", weaker=("lora.use_dora",))
     init = at(written, "lora.init_lora_weights")
     if init == "pissa":
         text = f"'lora.init_lora_weights: pissa' cannot work with '{method}: int': its residual would be rounded again"
@@ -125,9 +128,6 @@ def _integers(written: RawRecipe) -> Iterator[Conflict]:
 
 
 def _grouped_adapters(written: RawRecipe) -> Iterator[Conflict]:
-    if at(written, "lora.use_dora"):
-        text = "'lora.use_dora' cannot work with 'lora.use_qalora': its magnitudes do not fit into offsets"
-        yield conflict("lora.use_dora", ("lora.use_qalora",), text, "keep one of the two", weaker=("lora.use_dora",))
     init = at(written, "lora.init_lora_weights")
     if init == "gaussian":
         text = "'lora.init_lora_weights: gaussian' has no effect with 'lora.use_qalora': PEFT draws A by its default"
