@@ -116,13 +116,9 @@ def load_base(
         ResourceError: if an installed library lacks what this needs of it.
     """
     upstream.check(upstream.Road.BASE)
-    if quantization is not None:
-        upstream.check(upstream.Road.QUANTIZED)
     device = device or pick_device()
     dtype = pick_dtype(model.dtype, device)
-    if quantization is not None and quantization.method == "int":
-        with reading(model.base_model, model.revision):
-            model = in_integers(model, source) if source else stored_base(model, quantization)
+    model = _made(model, quantization, source)
     name, revision = (source, None) if source else (model.base_model, model.revision)
     config = _config_to_load(model, source)
     quantization = quantization if source else quantization_on(model, quantization, config)
@@ -144,6 +140,17 @@ def load_base(
     fit_stored(base, dtype if is_packed else None)
     note_own_class(base, config)
     return _frozen(base, name, quantization, report["missing_keys"])
+
+
+def _made(model: ModelSection, quantization: QuantizationSection | None, source: str | None) -> ModelSection:
+    """The base, or what is made of it before it is loaded: a folder in integers."""
+    if quantization is None:
+        return model
+    upstream.check(upstream.Road.QUANTIZED)
+    if quantization.method != "int":
+        return model
+    with reading(model.base_model, model.revision):
+        return in_integers(model, source) if source else stored_base(model, quantization)
 
 
 def _placement(
