@@ -116,9 +116,11 @@ def load_base(
         ResourceError: if an installed library lacks what this needs of it.
     """
     upstream.check(upstream.Road.BASE)
+    if quantization is not None:
+        upstream.check(upstream.Road.QUANTIZED)
     device = device or pick_device()
     dtype = pick_dtype(model.dtype, device)
-    model = _made(model, quantization, source)
+    model = _stored(model, quantization, source)
     name, revision = (source, None) if source else (model.base_model, model.revision)
     config = _config_to_load(model, source)
     quantization = quantization if source else quantization_on(model, quantization, config)
@@ -142,12 +144,9 @@ def load_base(
     return _frozen(base, name, quantization, report["missing_keys"])
 
 
-def _made(model: ModelSection, quantization: QuantizationSection | None, source: str | None) -> ModelSection:
-    """The base, or what is made of it before it is loaded: a folder in integers."""
-    if quantization is None:
-        return model
-    upstream.check(upstream.Road.QUANTIZED)
-    if quantization.method != "int":
+def _stored(model: ModelSection, quantization: QuantizationSection | None, source: str | None) -> ModelSection:
+    """The base as it lies on the disk: with `method: int` a folder in integers."""
+    if quantization is None or quantization.method != "int":
         return model
     with reading(model.base_model, model.revision):
         return in_integers(model, source) if source else stored_base(model, quantization)

@@ -10,8 +10,9 @@ from typing import Any
 
 from qlora_cli.errors import IdentityError
 from qlora_cli.model.fingerprint import weight_files
+from qlora_cli.model.integer.bytes_of import FLOAT16_BYTES, FLOAT32_BYTES, integer_bytes
 from qlora_cli.recipe.base_files import cached_base, config_here
-from qlora_cli.recipe.schema import QuantizationSection, Recipe, TrainingSection
+from qlora_cli.recipe.schema import Recipe, TrainingSection
 from qlora_cli.recipe.stored_weights import stored_weights
 
 EIGHT_BIT_FROM = 4096
@@ -22,8 +23,6 @@ BLOCK = 256
 
 CODE_MAPS_BYTES = 2 * 256 * 4
 """The signed and the unsigned map of 8-bit moments, which a checkpoint holds once a parameter."""
-
-FLOAT16_BYTES, FLOAT32_BYTES = 2, 4
 
 STEP_BYTES = 4
 """torch's AdamW counts the steps of each parameter."""
@@ -84,16 +83,6 @@ def disk_of(recipe: Recipe, trained: Iterable[TrainedTensor], num_base: int, num
         if recipe.lora.use_qalora:
             merged = others + integer_bytes(quantization, num_integers, FLOAT32_BYTES)
     return Disk(adapter, adapter + state, num_checkpoints(recipe.training), merged, made)
-
-
-def integer_bytes(quantization: QuantizationSection, num_weights: int, offset_bytes: int) -> int:
-    """Bytes of weights in integers, with the float16 scale and the offset of each group.
-
-    >>> integer_bytes(QuantizationSection(method="int", bits=3, group_size=32), 64, FLOAT16_BYTES)
-    32
-    """
-    num_groups = num_weights // quantization.weights_in_group
-    return num_weights * quantization.num_bits // 8 + num_groups * (FLOAT16_BYTES + offset_bytes)
 
 
 def _bytes_of_weight(config: Mapping[str, Any]) -> int:

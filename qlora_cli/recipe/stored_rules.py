@@ -74,6 +74,10 @@ def _check_for_original(stored: StoredWeights, written: RawRecipe, original: str
 
 def _check_integers(stored: StoredWeights, written: RawRecipe, original: str) -> Iterator[Conflict]:
     name, asked = at(written, KEY), at(written, "quantization")
+    if stored.num_bits not in (4, 3, 2) or stored.group_size not in (32, 64, 128):
+        text = f"the config.json of '{KEY}: {name}' names integers that are not known here: {stored}"
+        yield conflict(KEY, (), text, "download or merge the model again")
+        return
     if asked is None:
         return
     wanted = {"method": "int", "bits": stored.num_bits, "group_size": stored.group_size}
@@ -85,6 +89,7 @@ def _check_integers(stored: StoredWeights, written: RawRecipe, original: str) ->
             text = f"'{key}: {written_value}' cannot be had: the weights of '{KEY}: {name}' are stored in {stored}"
             yield conflict(key, (KEY,), text, f"--set {key}={value}, or {original}")
             return
+    yield from _check_skipped(stored, written, original)
 
     key = "quantization.calibration"
     if at(written, key) == "rows":
@@ -113,11 +118,17 @@ def _check_bitsandbytes(stored: StoredWeights, written: RawRecipe, original: str
         if not stored.double_quant:
             text += " without double quantization"
         yield conflict(key, (KEY,), text, f"take '{key}' out, or {original}", weaker=(key,))
+    yield from _check_skipped(stored, written, original)
+
+
+def _check_skipped(stored: StoredWeights, written: RawRecipe, original: str) -> Iterator[Conflict]:
     key = "quantization.skip_modules"
     names = at(written, key)
-    packed = [one for one in names if one not in (stored.skipped or ())] if isinstance(names, list) else []
+    kept = {name.rpartition(".")[2] for name in stored.skipped or ()} if stored.is_in_integers else stored.skipped or ()
+    packed = [one for one in names if one not in kept] if isinstance(names, list | tuple) else []
     if packed:
-        text = f"'{key}' names '{packed[0]}', whose weights are stored in {stored.quant_type} in the base"
+        kind = f"int{stored.num_bits}" if stored.is_in_integers else stored.quant_type
+        text = f"'{key}' names '{packed[0]}', whose weights are stored in {kind} in the base"
         yield conflict(key, (KEY,), text, f"take it out, or {original}", weaker=(key,))
 
 

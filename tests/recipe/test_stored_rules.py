@@ -7,6 +7,7 @@ import pytest
 from qlora_cli.recipe.stored_rules import check_stored, unquantized_name
 
 NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+INT3 = {"quant_method": "qlora_int", "bits": 3, "group_size": 64}
 FP8 = {"quant_method": "fp8"}
 
 
@@ -42,10 +43,54 @@ def test_a_form_that_cannot_be_dequantized_stays_refused_and_names_the_original(
 
 
 @pytest.mark.parametrize("init", ["loftq", "calibrated", "pissa"])
-def test_inits_that_need_the_original_weights_are_refused(init):
-    found = only(conflicts(NF4, quantization={}, lora={"init_lora_weights": init}))
+@pytest.mark.parametrize("stored", [NF4, INT3], ids=["nf4", "int3"])
+def test_inits_that_need_the_original_weights_are_refused(stored, init):
+    found = only(conflicts(stored, lora={"init_lora_weights": init}))
     assert f"'lora.init_lora_weights: {init}' needs weights that were not quantized" in found.text
+    assert "write `init_lora_weights: default`, or name the original" in found.hint
     assert conflicts(FP8, model={"dequantize": True}, quantization={}, lora={"init_lora_weights": init}) == []
+
+
+KEPT_INT3 = {
+    "quant_method": "qlora_int",
+    "bits": 3,
+    "group_size": 64,
+    "modules_to_not_convert": ["lm_head", "a.down_proj"],
+}
+
+
+@pytest.mark.parametrize(
+    ("asked", "hint"),
+    [
+        ({}, "--set quantization.method=int"),
+        ({"method": "int", "bits": 4}, "--set quantization.bits=3"),
+        ({"method": "int", "group_size": 32}, "--set quantization.group_size=64"),
+        ({"method": "int", "skip_modules": ["up_proj"]}, "take it out"),
+    ],
+)
+def test_a_base_in_integers_is_taken_as_it_is(asked, hint):
+    assert only(conflicts(KEPT_INT3, quantization=asked)).hint.startswith(hint)
+    assert (
+        conflicts(KEPT_INT3)
+        == conflicts(KEPT_INT3, quantization={"method": "int", "skip_modules": ["down_proj"]})
+        == []
+    )
+
+
+@pytest.mark.parametrize("part", [{"bits": 5}, {"bits": "3"}, {"group_size": None}])
+def test_integers_that_are_not_ours_are_refused(part):
+    assert "not known here" in only(conflicts(KEPT_INT3 | part)).text
+
+
+def test_qa_lora_on_a_plain_base_needs_the_section():
+    assert "--set quantization.method=int" in only(conflicts(None, lora={"use_qalora": True})).hint
+
+
+@pytest.mark.parametrize("init", ["loftq", "calibrated"])
+@pytest.mark.parametrize("use_qalora", [False, True])
+def test_a_plain_base_that_becomes_integers_has_its_original(init, use_qalora):
+    lora = {"init_lora_weights": init, "use_qalora": use_qalora}
+    assert conflicts(None, quantization={"method": "int", "bits": 2}, lora=lora) == []
 
 
 def test_modules_that_the_base_keeps_plain_may_be_named():

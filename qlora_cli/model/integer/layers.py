@@ -22,8 +22,8 @@ from qlora_cli.model.towers.stored_names import stored_names
 from qlora_cli.model.towers.text_reach import text_reach
 from qlora_cli.recipe.schema import ModelSection, QuantizationSection
 
-GROUP_SIZES = (64, 32)
-"""Smaller than the largest."""
+SMALLER_GROUPS = (64, 32)
+"""Group sizes below the largest."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def layers_to_round(model: ModelSection, quantization: QuantizationSection, conf
         for name, module in linear.items()
         if type(module) is torch.nn.Linear
         and (reach is None or name in reach.reached)
-        and not name.endswith("gate")
+        and not _chooses_experts(skeleton, name)
         and not any(f".{one}." in f".{name}." for one in kept)
     ]
     _refuse_indivisible({name: linear[name].in_features for name in rounded}, quantization)
@@ -71,10 +71,15 @@ def layers_to_round(model: ModelSection, quantization: QuantizationSection, conf
     left = set(linear) - set(rounded)
     loaded = bare_skeleton(auto_class(config), config, trust_code=trust)
     note_own_class(loaded, config)
-    own = own_class(loaded)
-    return LayerChoice(
-        skeleton, tuple(rounded), tuple(sorted(left | {own.loaded_name(name) for name in left} if own else left))
-    )
+    if own := own_class(loaded):
+        left |= {own.loaded_name(name) for name in left}
+    return LayerChoice(skeleton, tuple(rounded), tuple(sorted(left)))
+
+
+def _chooses_experts(skeleton: PreTrainedModel, name: str) -> bool:
+    """Whether a layer is a router, a part of one, or the gate of a shared expert."""
+    parent = skeleton.get_submodule(name.rpartition(".")[0])
+    return type(parent).__name__.endswith("Router") or name.endswith("gate")
 
 
 def weight_keys(choice: LayerChoice, names: Iterable[str], base_model: str) -> dict[str, str]:
@@ -116,7 +121,7 @@ def _refuse_indivisible(num_inputs: dict[str, int], quantization: QuantizationSe
     size = quantization.weights_in_group
     for name, inputs in num_inputs.items():
         if inputs % size:
-            smaller = [each for each in GROUP_SIZES if each < size and inputs % each == 0]
+            smaller = [each for each in SMALLER_GROUPS if each < size and inputs % each == 0]
             instead = f"--set quantization.group_size={smaller[0]}, or " if smaller else ""
             raise RecipeError(
                 f"quantization.group_size: the {inputs} inputs of '{name}' cannot be divided into groups of {size}",

@@ -15,7 +15,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from math import prod
 from pathlib import Path
 
 import torch
@@ -24,8 +26,10 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from qlora_cli.cache_folder import CACHE_ELSEWHERE, cache_folder
 from qlora_cli.constants import INTEGERS
+from qlora_cli.errors import RecipeError
 from qlora_cli.model.device import pick_device
-from qlora_cli.model.fingerprint import base_folder, fingerprint_base, weight_files
+from qlora_cli.model.fingerprint import base_folder, fingerprint_base, has_only_pickles, weight_files
+from qlora_cli.model.integer.bytes_of import FLOAT16_BYTES, integer_bytes, refuse_full_disk
 from qlora_cli.model.integer.codes import pack
 from qlora_cli.model.integer.layers import layers_to_round, weight_keys
 from qlora_cli.model.integer.quantizer import IntegerConfig
@@ -36,9 +40,10 @@ from qlora_cli.model.packed_weights import StoredTensors, packed_weights
 from qlora_cli.progress import progress
 from qlora_cli.recipe.schema import ModelSection, QuantizationSection
 from qlora_cli.recipe.stored_weights import stored_weights
-from qlora_cli.run.disk_errors import naming
+from qlora_cli.run.disk_errors import disk_error, naming
 from qlora_cli.run.files import read_json_object
 from qlora_cli.run.folders import replaced_folder
+from qlora_cli.run.inventory import is_whole
 
 SINGLE = "model.safetensors"
 
@@ -53,7 +58,8 @@ def stored_base(model: ModelSection, quantization: QuantizationSection | None) -
     """The base as it is loaded: with `method: int` the folder in integers, written where it is not there yet.
 
     Raises:
-        RecipeError: if a linear layer cannot be divided into groups, or the base's files do not have its weight.
+        RecipeError: if a linear layer cannot be divided into groups, or the base's files do not have its weight, or are
+            pickled.
         IdentityError: if the base cannot be found.
         ResourceError: if the cache cannot be written.
     """
@@ -66,10 +72,10 @@ def stored_base(model: ModelSection, quantization: QuantizationSection | None) -
     if quantization.is_calibrated:
         raise ValueError("a calibrated base lies in the folder of its run")
     out = integer_folder(model, quantization)
-    if not out.is_dir():
+    if not is_whole(out):
         parts_of = partial(nearest_parts, quantization)
         title = f"rounding the base to {quantization.num_bits}-bit integers"
-        with naming(out, CACHE_ELSEWHERE), replaced_folder(out) as stage:
+        with _disk_named(out), replaced_folder(out) as stage:
             write_integers(stage, model, quantization, parts_of, title)
     return in_integers(model, str(out))
 
@@ -105,9 +111,15 @@ def write_integers(
         title: of the progress.
     """
     base = base_folder(model, whole=True)
+    if has_only_pickles(base):
+        raise RecipeError(
+            f"quantization.method: int needs safetensors, and the weights of '{model.base_model}' are pickled",
+            hint="convert the base model to safetensors, or --set quantization.method=bitsandbytes",
+        )
     choice = layers_to_round(model, quantization, config_of(model, base))
     tensors = _PlainTensors(base)
     layers = weight_keys(choice, tensors.names, model.base_model)
+    refuse_full_disk(folder, tensors.num_bytes(set(layers), quantization))
     with progress(title, len(layers)) as phase:
         places: dict[str, str] = {}
         for path in weight_files(base):
@@ -123,6 +135,16 @@ def write_integers(
             save_file(written, folder / path.name, metadata={"format": "pt"})
             places |= dict.fromkeys(written, path.name)
     _write_other_files(base, folder, places, quantization, choice.kept)
+
+
+@contextmanager
+def _disk_named(out: Path) -> Iterator[None]:
+    """Say of a disk that refuses that it is the cache's, which is not read as a fault of the base."""
+    try:
+        with naming(out.parent, CACHE_ELSEWHERE):
+            yield
+    except OSError as fault:
+        raise disk_error(fault) or fault from fault
 
 
 def config_of(model: ModelSection, base: Path) -> PreTrainedConfig:
@@ -167,6 +189,23 @@ class _PlainTensors:
         """Of all tensors."""
         return [*self._packed, *(name for name in self._stored.names if name not in self._hidden)]
 
+    def num_bytes(self, to_round: set[str], quantization: QuantizationSection) -> int:
+        """Bytes of the folder's tensors once those of `to_round` are in integers."""
+        num_weights = sum(prod(self._shape(name)) for name in to_round)
+        others = (name for name in self.names if name not in to_round)
+        kept = sum(prod(self._shape(name)) * self._itemsize(name) for name in others)
+        return kept + integer_bytes(quantization, num_weights, FLOAT16_BYTES)
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        packed = self._packed.get(name)
+        return self._stored.shape(name) if packed is None else packed.shape
+
+    def _itemsize(self, name: str) -> int:
+        if name in self._packed:
+            return FLOAT16_BYTES
+        part = self._stored.part(name, 0, 1) if self._shape(name) else self._stored.whole(name)
+        return part.element_size()
+
     def in_file(self, path: Path) -> Iterator[str]:
         """Names of the tensors whose first part is in a file."""
         first = {packed.stored_names[0]: name for name, packed in self._packed.items()}
@@ -184,7 +223,9 @@ class _PlainTensors:
 
 def _write_config(folder: Path, quantization: QuantizationSection, kept: list[str]) -> None:
     config = json.loads((folder / "config.json").read_text("utf-8"))
-    config.pop("compression_config", None)
+    for part in (config, config.get("text_config") or {}):
+        for key in ("quantization_config", "compression_config"):
+            part.pop(key, None)
     stored = IntegerConfig(
         quantization.num_bits, quantization.weights_in_group, kept, calibration=quantization.calibration
     )

@@ -5,6 +5,8 @@ The layers are swapped before the weights are read, and codes, scales and offset
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -58,10 +60,7 @@ class IntegerQuantizer(HfQuantizer):
         config = self.quantization_config
         swap_linear_layers(model, config.bits, config.group_size, config.modules_to_not_convert)
         if checkpoint_files:
-            dtype = _offsets_dtype(checkpoint_files)
-            for module in model.modules():
-                if isinstance(module, IntegerLinear):
-                    module.offsets = module.offsets.to(dtype)
+            set_offsets_dtype(model, checkpoint_files)
         return model
 
     def is_serializable(self) -> bool:
@@ -88,7 +87,15 @@ def swap_linear_layers(model: nn.Module, bits: int, group_size: int, kept: list[
             model.set_submodule(name, swapped)
 
 
-def _offsets_dtype(files: list[str]) -> torch.dtype:
+def set_offsets_dtype(model: nn.Module, files: Iterable[str | Path]) -> None:
+    """Let the layers hold offsets of the type that files have."""
+    dtype = _offsets_dtype(files)
+    for module in model.modules():
+        if isinstance(module, IntegerLinear):
+            module.offsets = module.offsets.to(dtype)
+
+
+def _offsets_dtype(files: Iterable[str | Path]) -> torch.dtype:
     """float16 of a base as it was quantized; float32 of a merged one, whose offsets float16 does not hold."""
     for path in files:
         with safe_open(path, framework="pt") as file:

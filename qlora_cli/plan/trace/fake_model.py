@@ -7,8 +7,10 @@ parameter is replaced by a fake one, 4-bit weights by what bitsandbytes' registe
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import warnings
+from pathlib import Path
 from typing import Any
 
 import bitsandbytes as bnb
@@ -21,13 +23,14 @@ from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 from transformers.quantizers.base import HfQuantizer
 
 from qlora_cli import compat, upstream
-from qlora_cli.errors import RecipeError
+from qlora_cli.errors import IdentityError, RecipeError
 from qlora_cli.model.adapter import attach_adapter
 from qlora_cli.model.base import bitsandbytes_config
 from qlora_cli.model.experts.packed import expert_parameters
 from qlora_cli.model.experts.wanted import quantizes_experts
+from qlora_cli.model.fingerprint import weight_files
 from qlora_cli.model.integer.layers import layers_to_round
-from qlora_cli.model.integer.quantizer import swap_linear_layers
+from qlora_cli.model.integer.quantizer import set_offsets_dtype, swap_linear_layers
 from qlora_cli.model.model_support import require_position_ids
 from qlora_cli.model.prequantized import is_kept_in_float32
 from qlora_cli.model.source_error import source_error
@@ -37,6 +40,7 @@ from qlora_cli.model.towers.skeleton import kept_modules
 from qlora_cli.plan.trace.cuda_attention import attention_on
 from qlora_cli.plan.trace.fake_experts import mark_experts, pack_marked, refuse_experts_to_come
 from qlora_cli.plan.trace.request import PlanRequest
+from qlora_cli.recipe.base_files import cached_base
 from qlora_cli.recipe.schema import QuantizationSection
 from qlora_cli.recipe.stored_weights import stored_weights
 
@@ -182,11 +186,18 @@ def _swap_for_integers(base: PreTrainedModel, request: PlanRequest) -> None:
     quantization = request.recipe.quantization
     assert quantization is not None
     stored = stored_weights(request.config.to_dict())
+    model = request.recipe.model
+    here = Path(model.base_model)
+    folder: Path | None = None
     if stored is not None and stored.is_in_integers:
         kept = stored.skipped or ()
+        folder = here if here.is_dir() else cached_base(model.base_model, model.revision)
     else:
-        kept = layers_to_round(request.recipe.model, quantization, request.config).kept
+        kept = layers_to_round(model, quantization, request.config).kept
     swap_linear_layers(base, quantization.num_bits, quantization.weights_in_group, list(kept))
+    if folder is not None:
+        with contextlib.suppress(IdentityError):  # a plan needs no weights
+            set_offsets_dtype(base, weight_files(folder))
 
 
 def kept_plain(base: PreTrainedModel) -> list[str]:

@@ -65,7 +65,7 @@ def test_the_plain_copy_has_the_numbers_that_the_integers_stand_for(merged, tmp_
 
 
 def read_q4_1(block):
-    """A block of 20 bytes, as ggml's `dequantize_row_q4_1` reads it."""
+    """A block of 20 bytes, as ggml reads it (Q4_1)."""
     d, m = np.frombuffer(block[:4], np.float16).astype(np.float32)
     codes = [byte & 15 for byte in block[4:]] + [byte >> 4 for byte in block[4:]]
     return codes, d, m
