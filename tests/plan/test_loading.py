@@ -101,20 +101,18 @@ def test_a_base_that_is_not_dequantized_has_no_such_note():
 def test_rounding_on_rows_takes_no_more_than_is_planned_and_not_much_less(tmp_path):
     config = LlamaConfig(
         vocab_size=512,
-        hidden_size=256,
-        intermediate_size=1024,
-        num_hidden_layers=3,
+        hidden_size=64,
+        intermediate_size=512,
+        num_hidden_layers=1,
         num_attention_heads=4,
         num_key_value_heads=2,
     )
     save_base(tmp_path / "base", config)
-    integers = {"method": "int", "bits": 4, "group_size": 128, "calibration": "rows"}
+    integers = {"method": "int", "bits": 4, "group_size": 64, "calibration": "rows"}
     model = ModelSection(base_model=str(tmp_path / "base"), dtype="float32")
     row = torch.randint(512, (1, 64))
     with OffMeta() as memory:
-        write_calibrated_base(
-            model, QuantizationSection(**integers), [{"input_ids": row}] * 2, tmp_path / "run" / "integers"
-        )
+        write_calibrated_base(model, QuantizationSection(**integers), [{"input_ids": row}], tmp_path / "integers")
     settings = {f"quantization__{key}": value for key, value in integers.items()}
     request = request_for(config, data__max_length=64, model__base_model=model.base_model, **settings)
     peak = calibration_peak(request)

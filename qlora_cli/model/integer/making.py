@@ -98,7 +98,7 @@ def check_writable(folder: Path, model: ModelSection, quantization: Quantization
     """Refuse what `write_integers` would, before anything else takes its time.
 
     Raises:
-        RecipeError: if a linear layer cannot be divided into groups, or the files do not have its weight, or are pickled.
+        RecipeError: if a linear layer cannot be divided, or the files do not have its weight, or are pickled.
         ResourceError: if the disk has no room.
     """
     _sources(folder, model, quantization)
