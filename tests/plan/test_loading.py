@@ -102,7 +102,7 @@ def test_rounding_on_rows_takes_no_more_than_is_planned_and_not_much_less(tmp_pa
     config = LlamaConfig(
         vocab_size=512,
         hidden_size=64,
-        intermediate_size=512,
+        intermediate_size=256,
         num_hidden_layers=1,
         num_attention_heads=4,
         num_key_value_heads=2,
