@@ -118,8 +118,7 @@ def load_base(
     upstream.check(upstream.Road.BASE)
     if quantization is not None:
         upstream.check(upstream.Road.QUANTIZED)
-    device = device or pick_device()
-    dtype = pick_dtype(model.dtype, device)
+    dtype = pick_dtype(model.dtype, device := device or pick_device())
     model = _stored(model, quantization, source)
     name, revision = (source, None) if source else (model.base_model, model.revision)
     config = _config_to_load(model, source)
