@@ -133,3 +133,12 @@ def test_a_folder_is_named_only_where_there_is_one(tmp_path, monkeypatch):
     (tmp_path / "base").mkdir()
     assert unquantized_name("base-awq") == "base"
     assert unquantized_name("base-awq", {"_name_or_path": "Qwen/Qwen3-8B"}) == "Qwen/Qwen3-8B"
+
+
+def test_a_base_in_integers_has_no_original_to_round_on_rows():
+    stored = {"quant_method": "qlora_int", "bits": 4, "group_size": 32, "calibration": "rows"}
+    asked = {"method": "int", "bits": 4, "group_size": 32}
+    found = only(conflicts(stored, quantization={**asked, "calibration": "rows"}))
+    assert "'quantization.calibration: rows' needs weights that were not quantized" in found.text
+    assert "take 'quantization.calibration' out" in found.hint
+    assert conflicts(stored, quantization={**asked, "calibration": "none"}) == []

@@ -8,19 +8,22 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from qlora_cli.data.prepare import prepare_data
+from qlora_cli.data.render.for_data import data_renderer
 from qlora_cli.deploy.merge import MergeOptions, merge_run
 from qlora_cli.errors import ArgumentError, IdentityError
 from qlora_cli.evaluate.contest import arrange
 from qlora_cli.model.adapter_record import read_adapter_record
 from qlora_cli.model.base_choice import BaseChoice
 from qlora_cli.model.integer.linear import IntegerLinear
+from qlora_cli.model.tokenizer import load_tokenizer
 from qlora_cli.model.tuned import find_tuned, load_tuned
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.folders import replaced_folder
 from qlora_cli.run.own_files import run_files
 from qlora_cli.serve.engine.same_base import check_one_base
 from qlora_cli.train.session import TrainOptions, train_recipe
-from qlora_cli.train.setup import setup_model
+from qlora_cli.train.setup import calibration_batches, make_collator, setup_model
 
 SETTINGS = {
     "quantization": {"method": "int", "bits": 3, "calibration": "rows"},
@@ -28,6 +31,12 @@ SETTINGS = {
     "training": {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "gradient_accumulation_steps": 1},
 }
 WEIGHTS, ADAPTER = "model.safetensors", "adapter_model.safetensors"
+
+
+def batches_of(recipe):
+    tokenizer = load_tokenizer(recipe.model)
+    prepared = prepare_data(recipe.data, data_renderer(tokenizer, recipe.data), 0)
+    return calibration_batches(recipe, prepared.train, make_collator(recipe, tokenizer))
 
 
 @pytest.fixture(scope="module")
@@ -124,3 +133,12 @@ def test_the_base_is_one_of_the_files_of_the_run(run):
 def test_without_rows_there_is_nothing_to_calibrate_with(narrow_recipe, tmp_path):
     with pytest.raises(ValueError, match="needs rows"):
         setup_model(narrow_recipe(**SETTINGS), RunDirectory(tmp_path), is_resumed=False)
+
+
+def test_a_calibrated_start_makes_up_for_what_the_calibrated_base_lacks(narrow_recipe, tmp_path):
+    lora = SETTINGS["lora"] | {"init_lora_weights": "calibrated"}
+    recipe = narrow_recipe(**SETTINGS | {"lora": lora})
+    model = setup_model(recipe, RunDirectory(tmp_path), is_resumed=False, calibration=batches_of(recipe))
+    starts = [value for name, value in model.named_parameters() if "lora_B" in name]
+    assert len(starts) == 4
+    assert all(value.count_nonzero() for value in starts)

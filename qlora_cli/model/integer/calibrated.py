@@ -22,7 +22,7 @@ from qlora_cli.model.integer.codes import pack
 from qlora_cli.model.integer.gptq import feedback_factor, round_with_feedback
 from qlora_cli.model.integer.layers import layers_to_round
 from qlora_cli.model.integer.linear import IntegerLinear
-from qlora_cli.model.integer.making import Parts, nearest_parts, write_integers
+from qlora_cli.model.integer.making import Parts, check_writable, nearest_parts, write_integers
 from qlora_cli.model.layer_inputs import Batch, Groups, counted, layers_by_input, second_moments
 from qlora_cli.model.towers.own_names import own_class
 from qlora_cli.progress import progress
@@ -44,11 +44,12 @@ def write_calibrated_base(
         out: a folder of the run.
 
     Raises:
-        RecipeError, IdentityError: as `load_base`, and if a linear layer cannot be divided into groups.
+        RecipeError, IdentityError, ResourceError: as `load_base` and `check_writable`.
         NumericError: if a layer gets inputs that are not finite.
     """
     if not batches:
         raise ValueError("a calibrated base needs rows")
+    check_writable(out, model, quantization)
     layers = _rounded_layers(model, quantization, batches)
     free_memory()
 

@@ -31,7 +31,7 @@ from qlora_cli.model.device import pick_device
 from qlora_cli.model.fingerprint import base_folder, fingerprint_base, has_only_pickles, weight_files
 from qlora_cli.model.integer.bytes_of import FLOAT16_BYTES, integer_bytes, refuse_full_disk
 from qlora_cli.model.integer.codes import pack
-from qlora_cli.model.integer.layers import layers_to_round, weight_keys
+from qlora_cli.model.integer.layers import LayerChoice, layers_to_round, weight_keys
 from qlora_cli.model.integer.quantizer import IntegerConfig
 from qlora_cli.model.integer.rounding import round_to_nearest
 from qlora_cli.model.other_files import copy_other_files
@@ -94,6 +94,16 @@ def integer_folder(model: ModelSection, quantization: QuantizationSection) -> Pa
     return cache_folder("bases") / name
 
 
+def check_writable(folder: Path, model: ModelSection, quantization: QuantizationSection) -> None:
+    """Refuse what `write_integers` would, before anything else takes its time.
+
+    Raises:
+        RecipeError: if a linear layer cannot be divided, or the files do not have its weight, or are pickled.
+        ResourceError: if the disk has no room.
+    """
+    _sources(folder, model, quantization)
+
+
 def write_integers(
     folder: Path,
     model: ModelSection,
@@ -110,16 +120,7 @@ def write_integers(
         parts_of: takes a layer's name and its weight [O, I].
         title: of the progress.
     """
-    base = base_folder(model, whole=True)
-    if has_only_pickles(base):
-        raise RecipeError(
-            f"quantization.method: int needs safetensors, and the weights of '{model.base_model}' are pickled",
-            hint="convert the base model to safetensors, or --set quantization.method=bitsandbytes",
-        )
-    choice = layers_to_round(model, quantization, config_of(model, base))
-    tensors = _PlainTensors(base)
-    layers = weight_keys(choice, tensors.names, model.base_model)
-    refuse_full_disk(folder, tensors.num_bytes(set(layers), quantization))
+    base, (choice, tensors, layers) = base_folder(model, whole=True), _sources(folder, model, quantization)
     with progress(title, len(layers)) as phase:
         places: dict[str, str] = {}
         for path in weight_files(base):
@@ -135,6 +136,23 @@ def write_integers(
             save_file(written, folder / path.name, metadata={"format": "pt"})
             places |= dict.fromkeys(written, path.name)
     _write_other_files(base, folder, places, quantization, choice.kept)
+
+
+def _sources(
+    folder: Path, model: ModelSection, quantization: QuantizationSection
+) -> tuple[LayerChoice, _PlainTensors, dict[str, str]]:
+    """The layers to round, the tensors of the base, and the layers by the names of their weights there."""
+    base = base_folder(model, whole=True)
+    if has_only_pickles(base):
+        raise RecipeError(
+            f"quantization.method: int needs safetensors, and the weights of '{model.base_model}' are pickled",
+            hint="convert the base model to safetensors, or --set quantization.method=bitsandbytes",
+        )
+    choice = layers_to_round(model, quantization, config_of(model, base))
+    tensors = _PlainTensors(base)
+    layers = weight_keys(choice, tensors.names, model.base_model)
+    refuse_full_disk(folder, tensors.num_bytes(set(layers), quantization))
+    return choice, tensors, layers
 
 
 @contextmanager
