@@ -158,7 +158,7 @@ def _visit(module: nn.Module, prefix: str, plan: FoldPlan) -> None:
         _visit_tokens(module, prefix, plan)
     elif isinstance(module, AuxiliaryTrainingWrapper):
         raise unmergeable(prefix, type(module).__name__)
-    elif is_quantized(module):
+    elif is_quantized(module) and not isinstance(module, IntegerLinear):  # whose files say how they are stored
         plan.precisions[f"{prefix}weight"] = stored_precision(module, is_turned=_is_turned(module))
     else:
         experts = packed_experts(module)

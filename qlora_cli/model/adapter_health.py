@@ -99,6 +99,8 @@ def _layer(layer: LoraLayer, name: str, starts_at_zero: bool) -> ModuleHealth:
     weight = _weight(layer.get_base_layer())
     weight_norm = float(torch.linalg.vector_norm(weight, dtype=torch.float32))
     values = singular_values(A_RI, B_OR) * abs(layer.scaling[ADAPTER])
+    if size := getattr(layer, "qalora_group_size", {}).get(ADAPTER):
+        values *= A_RI.shape[1] / size**0.5  # each column stands for `size` weights, times groups / size
     update_norm, magnitude_change = float(values.norm()), None
     has_moved = update_norm > 0
     if layer.use_dora[ADAPTER]:

@@ -1,4 +1,4 @@
-"""Reading the weights that bitsandbytes stores in 4 or 8 bit.
+"""Reading weights that are kept in few bits: by bitsandbytes in 4 or 8, or in our integers.
 
 Shape letters: O = output features, I = input features.
 """
@@ -12,19 +12,21 @@ import bitsandbytes as bnb
 import torch
 from torch import nn
 
+from qlora_cli.model.integer.linear import IntegerLinear
+
 INT8_MAX = 127
 
 
 def is_quantized(module: nn.Module) -> bool:
-    """Whether bitsandbytes stores this layer's weight."""
-    return isinstance(module, bnb.nn.Linear4bit | bnb.nn.Linear8bitLt)
+    """Whether this layer's weight is stored by bitsandbytes or in integers."""
+    return isinstance(module, bnb.nn.Linear4bit | bnb.nn.Linear8bitLt | IntegerLinear)
 
 
 def dequantized_weight(module: nn.Module) -> torch.Tensor:
     """The weight [O, I] of a quantized layer, with the values that its forward pass multiplies by.
 
     A 4-bit weight comes in the dtype it had before quantization, since training rounds to that one too; an int8
-    weight, CB * SCB / 127 with one scale a row (LLM.int8(), arXiv:2208.07339), in float32.
+    weight, CB * SCB / 127 with one scale a row (LLM.int8(), arXiv:2208.07339), and integers in groups in float32.
 
     Raises:
         ValueError: if the layer is not quantized.
@@ -35,6 +37,8 @@ def dequantized_weight(module: nn.Module) -> torch.Tensor:
         # The first forward pass moves the row scales from the parameter to the module's state.
         row_scale_O = module.state.SCB if module.weight.SCB is None else module.weight.SCB
         return module.weight.data * (row_scale_O[:, None].float() / INT8_MAX)
+    if isinstance(module, IntegerLinear):
+        return module.dequantized(torch.float32)
     raise ValueError(f"{type(module).__name__} is not quantized")
 
 

@@ -55,7 +55,7 @@ def quantization_error_values(tuned: PeftModel, model: ModelSection) -> AdapterV
     """LoftQ (arXiv:2310.08659, one step from the plain quantization): B @ A makes up for W - dequantize(Q(W)).
 
     The base stays the plain quantized one, so the adapter can be loaded onto it by anything. Weights are read
-    one at a time from the base's safetensors.
+    one at a time from the base's safetensors. For QA-LoRA see `of_groups`.
 
     Raises:
         RecipeError: if the weights of a target are not in the base's files under its name.
@@ -64,7 +64,7 @@ def quantization_error_values(tuned: PeftModel, model: ModelSection) -> AdapterV
     values = {}
     with progress("fitting adapters to the quantization error", len(errors.layers)) as phase:
         for name, layer in errors.layers.items():
-            values[name] = _best_rank_r(errors.of(name), layer.r["default"])
+            values[name] = _best_rank_r(of_groups(errors.of(name), num_adapter_inputs(layer)), layer.r["default"])
             phase.advance()
     return values
 
@@ -95,6 +95,28 @@ class QuantizationErrors:
         if getattr(layer.get_base_layer(), "source_cls", None) is Conv1D:
             wanted = wanted.T  # Conv1D keeps [in_features, out_features]
         return (wanted - stored) / layer.scaling["default"]
+
+
+def num_adapter_inputs(layer: LoraLayer) -> int:
+    """Numbers that a layer's A gets: the inputs of the layer, or one for each group of them with QA-LoRA."""
+    return int(layer.lora_A["default"].in_features)
+
+
+def of_groups(error_OI: torch.Tensor, num_groups: int) -> torch.Tensor:
+    """The M [O, G] of which an update of whole groups comes nearest to an error; itself if each input is a group.
+
+    The A of QA-LoRA (arXiv:2309.14717) gets z = P x: the means of groups of inputs, times G, as PEFT pools them. With
+    c = G / group size, P is c where an input belongs to a group and else 0, so P P^T = c^2 (group size) I, and
+
+        |E - B A P|_F^2 = |E - M P|_F^2 + c^2 (group size) |M - B A|_F^2,   M = E P^T (P P^T)^-1,
+
+    which is the mean of E over each group, divided by c.
+
+    >>> of_groups(torch.tensor([[1.0, 3.0, 4.0, 4.0, 0.0, 2.0]]), 3)
+    tensor([[1.3333, 2.6667, 0.6667]])
+    """
+    size = error_OI.shape[1] // num_groups
+    return error_OI if size == 1 else error_OI.unflatten(1, (num_groups, size)).mean(-1) * size / num_groups
 
 
 def _best_rank_r(matrix: torch.Tensor, r: int) -> tuple[torch.Tensor, torch.Tensor]:

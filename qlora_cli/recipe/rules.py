@@ -133,9 +133,9 @@ def _grouped_adapters(written: RawRecipe) -> Iterator[Conflict]:
 
 def _initial_weights(written: RawRecipe) -> Iterator[Conflict]:
     key, init = "lora.init_lora_weights", at(written, "lora.init_lora_weights")
-    is_4bit = at(written, "quantization") is not None and at(written, "quantization.quant_type") != "int8"
-    if init in INITS_AGAINST_ROUNDING and not is_4bit:
-        text = f"'{key}: {init}' needs a 4-bit 'quantization' section: it makes up for that error"
+    is_int8 = at(written, "quantization.method") != "int" and at(written, "quantization.quant_type") == "int8"
+    if init in INITS_AGAINST_ROUNDING and (at(written, "quantization") is None or is_int8):
+        text = f"'{key}: {init}' needs 'quantization' in 4 bit or fewer: it makes up for that error"
         yield conflict(key, ("quantization",), text, "write `quantization: {}` for NF4, or another init_lora_weights")
     # DoRA takes its magnitudes from the current weight when the adapter is attached; these inits replace that weight.
     if init in (*INITS_AGAINST_ROUNDING, "pissa") and at(written, "lora.use_dora"):

@@ -10,7 +10,10 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from qlora_cli.errors import IdentityError
+from qlora_cli.model.adapter import attach_adapter
 from qlora_cli.model.adapter_health import adapter_health, directions_for, effective_rank, singular_values
+from qlora_cli.model.base import load_base
+from qlora_cli.recipe.schema import LoraSection, ModelSection, QuantizationSection
 from qlora_cli.run.adapter_health import (
     AdapterHealth,
     ModuleHealth,
@@ -103,6 +106,22 @@ def test_a_quantized_weight_counts_with_its_dequantized_values(llama, quantizati
     tolerance = 0.02 if quantization == "int8" else 1e-3  # LLM.int8() rounds what it multiplies too
     assert module.weight_norm == pytest.approx(float(weight.norm()), rel=tolerance)
     assert module.update_norm == pytest.approx(float((adapted_weight - weight).norm()), rel=tolerance)
+
+
+@pytest.mark.parametrize("use_qalora", [False, True])
+def test_a_weight_in_integers_counts_with_the_values_it_stands_for(llama, use_qalora):
+    model = attach_adapter(
+        load_base(ModelSection(base_model=str(llama)), QuantizationSection(method="int", bits=3)),
+        LoraSection(r=2, lora_alpha=3, use_qalora=use_qalora),
+    ).eval()
+    layer = model.base_model.model.model.layers[1].mlp.up_proj
+    torch.nn.init.normal_(layer.lora_B["default"].weight)
+    identity = torch.eye(layer.in_features)
+    with torch.no_grad():
+        weight, adapted_weight = layer.base_layer(identity).T, layer(identity).T
+    (module,) = (one for one in adapter_health(model).modules if one.name == "model.layers.1.mlp.up_proj")
+    assert module.weight_norm == pytest.approx(float(weight.norm()), rel=1e-5)
+    assert module.update_norm == pytest.approx(float((adapted_weight - weight).norm()), rel=1e-4)
 
 
 def test_experts_count_together_each_with_its_own_factors():

@@ -114,10 +114,13 @@ def test_what_cannot_be_loaded_is_told_in_one_line_with_the_way_on(changes, word
     assert hint in problem.hint
 
 
+@pytest.mark.parametrize("method", ["bitsandbytes", "int"])
 @pytest.mark.parametrize("config", [lora(init_lora_weights="pissa"), lora(init_lora_weights="olora")])
-def test_an_init_that_changes_the_base_is_refused_on_quantized_weights_with_what_to_type(config, tiny_base, tmp_path):
+def test_an_init_that_changes_the_base_is_refused_on_quantized_weights_with_what_to_type(
+    config, method, tiny_base, tmp_path
+):
     save_adapter_of(tiny_base, config, tmp_path)
-    assert "--quantization none" in refusal(tiny_base, tmp_path, QuantizationSection()).hint
+    assert "--quantization none" in refusal(tiny_base, tmp_path, QuantizationSection(method=method)).hint
 
 
 def test_tensors_that_no_module_takes_are_refused_by_name(tiny_base, tmp_path):

@@ -110,6 +110,10 @@ CONFLICTS: dict[str, tuple[list[str], list[str]]] = {
         ["lora.init_lora_weights=calibrated", "quantization.quant_type=int8"],
         ["lora.init_lora_weights", "quantization"],
     ),
+    "PiSSA on integers": (
+        ["lora.init_lora_weights=pissa", "quantization.method=int"],
+        ["lora.init_lora_weights: pissa", "quantization.method: int"],
+    ),
     "calibrated and DoRA": (
         ["lora.init_lora_weights=calibrated", "lora.use_dora=true", "quantization={}"],
         ["lora.init_lora_weights", "lora.use_dora"],
@@ -206,6 +210,8 @@ def test_a_conflict_is_refused_and_names_both_settings(recipe_path, case):
         ["quantization={quant_type: fp4, experts: true}"],
         ["quantization={}", "lora.init_lora_weights=loftq"],
         ["quantization={quant_type: int8}", "lora.init_lora_weights=pissa"],
+        ["quantization={method: int, bits: 2}", "lora.init_lora_weights=loftq"],
+        ["quantization={method: int}", "lora={init_lora_weights: calibrated, use_qalora: true}"],
         ["quantization={}", "lora.use_dora=true", "lora.use_rslora=true"],
         ["lora.autocast_adapter_dtype=false", "model.dtype=bfloat16"],
         ["lora.target_modules=[q_proj]", "lora.modules_to_save=[lm_head, embed_tokens]"],

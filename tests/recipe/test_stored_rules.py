@@ -7,6 +7,7 @@ import pytest
 from qlora_cli.recipe.stored_rules import check_stored, unquantized_name
 
 NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+INT3 = {"quant_method": "qlora_int", "bits": 3, "group_size": 64}
 FP8 = {"quant_method": "fp8"}
 
 
@@ -42,10 +43,19 @@ def test_a_form_that_cannot_be_dequantized_stays_refused_and_names_the_original(
 
 
 @pytest.mark.parametrize("init", ["loftq", "calibrated", "pissa"])
-def test_inits_that_need_the_original_weights_are_refused(init):
-    found = only(conflicts(NF4, quantization={}, lora={"init_lora_weights": init}))
+@pytest.mark.parametrize("stored", [NF4, INT3], ids=["nf4", "int3"])
+def test_inits_that_need_the_original_weights_are_refused(stored, init):
+    found = only(conflicts(stored, lora={"init_lora_weights": init}))
     assert f"'lora.init_lora_weights: {init}' needs weights that were not quantized" in found.text
+    assert "write `init_lora_weights: default`, or name the original" in found.hint
     assert conflicts(FP8, model={"dequantize": True}, quantization={}, lora={"init_lora_weights": init}) == []
+
+
+@pytest.mark.parametrize("init", ["loftq", "calibrated"])
+@pytest.mark.parametrize("use_qalora", [False, True])
+def test_a_plain_base_that_becomes_integers_has_its_original(init, use_qalora):
+    lora = {"init_lora_weights": init, "use_qalora": use_qalora}
+    assert conflicts(None, quantization={"method": "int", "bits": 2}, lora=lora) == []
 
 
 def test_modules_that_the_base_keeps_plain_may_be_named():

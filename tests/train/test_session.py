@@ -111,12 +111,13 @@ def test_every_optimizer_resumes_to_the_bit(narrow_recipe, tmp_path, optim, step
         {"init_lora_weights": "pissa"},
         {"init_lora_weights": "loftq"},
         {"init_lora_weights": "calibrated"},
+        {"init_lora_weights": "calibrated", "use_qalora": True},
         {"use_dora": True},
     ],
     ids=str,
 )
 def test_every_kind_of_adapter_resumes_to_the_bit(narrow_recipe, tmp_path, lora):
-    recipe = narrow_recipe(quantization={}, lora=lora)
+    recipe = narrow_recipe(quantization={"method": "int"} if "use_qalora" in lora else {}, lora=lora)
     straight = RunDirectory(tmp_path / "straight")
     train_recipe(recipe, straight, TrainOptions())
     resumed = stop_and_resume(recipe, tmp_path / "resumed", 4)
