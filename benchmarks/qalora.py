@@ -1,0 +1,231 @@
+"""QA-LoRA against QLoRA that is rounded after the merge (Xu et al. 2023, arXiv:2309.14717), for docs/quantization.md.
+
+    make bench-qalora BASE=FOLDER TRAIN=train.jsonl TEST=test.jsonl
+    .venv/bin/python benchmarks/qalora.py --base FOLDER --train train.jsonl --test test.jsonl --no-page
+
+As many steps, and as nearly as a rank allows as many trained parameters, on the same rows. Each method gets the
+learning rate that is better for it, by one seed and other held-out rows. What is measured is kept in `results.jsonl` of
+the work folder, so a stopped benchmark goes on where it was, and several may share the seeds. Q4_K_M is left out where
+llama.cpp is not installed (`qlora env gguf`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from itertools import product
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from qalora_models import BITS, Arm, Record, Setting, base_records, choice_record, ranks, trained_records
+
+from qlora_cli.cache_folder import cache_folder
+from qlora_cli.verdict.paired import Paired, judge_pairs
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "quantization.md"
+BEGIN, END = "<!-- made by benchmarks/qalora.py -->", "<!-- end of what it made -->"
+
+Place = tuple[str, str | float, int]
+"""Arm, start and seed of a training; of one that chooses a learning rate, that in place of the start."""
+
+CHOICE_SEED = 1
+INITS = ("default", "calibrated")
+HEAD = ("model", "start", "seeds", "MB", "loss", "perplexity", "right tokens", "KL to what was trained")
+
+
+def main() -> None:
+    """Measure what is not measured yet, print the tables, and write the page."""
+    options = _options()
+    options.learning_rates = tuple(options.learning_rates)
+    setting = Setting(**{field.name: getattr(options, field.name) for field in fields(Setting)})
+    work = options.work or cache_folder("bench-qalora")
+    work.mkdir(parents=True, exist_ok=True)
+    results = work / "results.jsonl"
+    _measure_missing(setting, options, results)
+    text = report(setting, results)
+    print(text)
+    if options.page:
+        before, _, rest = PAGE.read_text("utf-8").partition(BEGIN)
+        _, _, after = rest.partition(END)
+        PAGE.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}", "utf-8")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--base", type=Path, required=True, help="model folder in 16 or 32 bit")
+    parser.add_argument("--train", type=Path, required=True, help="rows to train on")
+    parser.add_argument("--test", type=Path, required=True, help="held-out rows")
+    parser.add_argument("--columns", type=json.loads, default={"instruction": "question", "output": "answer"})
+    parser.add_argument("--r", type=int, default=13, help="of LoRA; that of QA-LoRA follows")
+    parser.add_argument("--group-size", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--rows-per-step", type=int, default=2)
+    parser.add_argument("--max-length", type=int, default=512)
+    parser.add_argument("--learning-rates", type=float, nargs="+", default=[1e-3, 3e-3])
+    parser.add_argument("--test-rows", type=int, default=100)
+    parser.add_argument("--choice-rows", type=int, default=50, help="rows after them, which choose the learning rate")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--inits", nargs="+", choices=INITS, default=list(INITS))
+    parser.add_argument("--work", type=Path, help="folder for the results")
+    parser.add_argument("--no-page", dest="page", action="store_false", help="print only")
+    return parser.parse_args()
+
+
+def _measure_missing(setting: Setting, options: argparse.Namespace, results: Path) -> None:
+    """Append the records of each training that has none; those of one training are written together."""
+    arms = [Arm("QLoRA (NF4)", "", None), *(Arm(f"QA-LoRA (INT{bits})", "", bits) for bits in BITS)]
+    if not _placed(setting, results, "base", "", 0):
+        _append(results, setting, ("base", "", 0), base_records(setting))
+    for arm, rate in product(arms[:2], setting.learning_rates):
+        place = (f"choice: {arm.name}", rate, CHOICE_SEED)
+        if not _placed(setting, results, *place):
+            with _announced(place, results) as folder:
+                arm = replace(arm, init="default", learning_rate=rate)
+                _append(results, setting, place, [choice_record(setting, arm, CHOICE_SEED, folder)])
+    for init, seed, arm in product(options.inits, options.seeds, arms):
+        if not _placed(setting, results, arm.name, init, seed):
+            with _announced((arm.name, init, seed), results) as folder:
+                chosen = replace(arm, init=init, learning_rate=_rate(setting, results, arms[arm.bits is not None]))
+                _append(results, setting, (arm.name, init, seed), trained_records(setting, chosen, seed, folder))
+
+
+def _rate(setting: Setting, results: Path, arm: Arm) -> float:
+    """The learning rate whose model has the lower loss on the rows of the choice."""
+    losses = {}
+    for rate in setting.learning_rates:
+        (one,) = _placed(setting, results, f"choice: {arm.name}", rate, CHOICE_SEED)
+        losses[rate] = sum(one["nats"])
+    return min(losses, key=losses.__getitem__)
+
+
+@contextmanager
+def _announced(place: Place, results: Path) -> Iterator[Path]:
+    print(*place, file=sys.stderr, flush=True)
+    with tempfile.TemporaryDirectory(dir=results.parent) as folder:
+        yield Path(folder)
+
+
+def _placed(setting: Setting, results: Path, arm: str, init: str | float, seed: int) -> list[Record]:
+    """Records of one training."""
+    return [one for one in _kept(setting, results) if (one["arm"], one["init"], one["seed"]) == (arm, init, seed)]
+
+
+def _append(results: Path, setting: Setting, place: Place, records: Iterable[Record]) -> None:
+    common = {"setting": _identity(setting), **dict(zip(("arm", "init", "seed"), place, strict=True))}
+    lines = [json.dumps(common | record) + "\n" for record in records]
+    with results.open("a", encoding="utf-8") as file:
+        file.writelines(lines)
+
+
+def _kept(setting: Setting, results: Path) -> list[Record]:
+    """Records of this setting."""
+    if not results.is_file():
+        return []
+    identity = _identity(setting)
+    records = [json.loads(line) for line in results.read_text("utf-8").splitlines()]
+    return [record for record in records if record["setting"] == identity]
+
+
+def _identity(setting: Setting) -> str:
+    values = {field.name: str(getattr(setting, field.name)) for field in fields(setting)}
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
+
+
+def report(setting: Setting, results: Path) -> str:
+    """Both tables, with what they stand on."""
+    records = [one for one in _kept(setting, results) if not one["arm"].startswith("choice: ")]
+    (r, trained), (grouped_r, grouped_trained) = ranks(setting)
+    return "\n\n".join(
+        [
+            f"{setting.steps} steps of {setting.rows_per_step} packed rows of {setting.max_length} tokens, learning "
+            f"rate {setting.learning_rate:g}, groups of {setting.group_size}, float32. QLoRA: r {r}, {trained:,} "
+            f"trained parameters; QA-LoRA: r {grouped_r}, {grouped_trained:,}. Measured on the answers of "
+            f"{setting.test_rows} held-out rows. ± is the standard deviation over seeds.",
+            _table(HEAD, list(_model_rows(records))),
+            "Verdicts on the same rows, of each the mean over seeds: the second model against the first.",
+            _table(
+                ("first", "second", "start", "loss", "right tokens", "loss, seed by seed"), list(_verdicts(records))
+            ),
+        ]
+    )
+
+
+def _model_rows(records: Sequence[Record]) -> Iterator[tuple[str, ...]]:
+    for init in ("", *INITS):
+        models = dict.fromkeys(record["model"] for record in records if record["init"] == init)
+        for model in models:
+            of_model = [one for one in records if (one["model"], one["init"]) == (model, init)]
+            losses = [sum(one["nats"]) / sum(one["tokens"]) for one in of_model]
+            shares = [sum(one["right"]) / sum(one["tokens"]) for one in of_model]
+            yield (
+                model,
+                init,
+                str(len(of_model)) if init else "",
+                f"{mean(one['megabytes'] for one in of_model):.2f}",
+                _spread(losses, 4),
+                f"{math.exp(mean(losses)):.3f}",
+                _spread([100 * share for share in shares], 2, "%"),
+                f"{mean(one['kl'] for one in of_model):.1e}",
+            )
+
+
+def _spread(values: Sequence[float], digits: int, unit: str = "") -> str:
+    spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{mean(values):.{digits}f}{unit}{spread}"
+
+
+def _verdicts(records: Sequence[Record]) -> Iterator[tuple[str, ...]]:
+    """QA-LoRA's merged model against QLoRA's, rounded to as many bits, and against Q4_K_M."""
+    pairs = [(f"QLoRA (NF4), merged, INT{bits}", f"QA-LoRA (INT{bits}), merged") for bits in BITS]
+    pairs += [
+        ("QLoRA (NF4), merged, Q4_K_M", "QA-LoRA (INT4), merged"),
+        ("QLoRA (NF4) + adapter", "QA-LoRA (INT4), merged"),
+    ]
+    for init in INITS:
+        for first, second in pairs:
+            before, after = _by_seed(records, first, init), _by_seed(records, second, init)
+            seeds = sorted(before.keys() & after.keys())
+            if not seeds:
+                continue
+            together = _judged([before[seed] for seed in seeds], [after[seed] for seed in seeds])
+            alone = [_judged([before[seed]], [after[seed]])["loss"].outcome for seed in seeds]
+            yield first, second, init, _said(together["loss"]), _said(together["right tokens"]), ", ".join(alone)
+
+
+def _by_seed(records: Sequence[Record], model: str, init: str) -> dict[int, Record]:
+    return {one["seed"]: one for one in records if (one["model"], one["init"]) == (model, init)}
+
+
+def _judged(before: Sequence[Record], after: Sequence[Record]) -> dict[str, Any]:
+    """A verdict for both measures. A row is one question, however many seeds it was measured with."""
+    weights = [float(count) for count in before[0]["tokens"]]
+
+    def paired(name: str, *, higher_is_better: bool) -> Paired:
+        values = ([mean(row) for row in zip(*(one[name] for one in side), strict=True)] for side in (before, after))
+        return Paired(*values, weights, higher_is_better)
+
+    pairs = {"loss": paired("nats", higher_is_better=False), "right tokens": paired("right", higher_is_better=True)}
+    return judge_pairs(pairs)
+
+
+def _said(verdict: Any) -> str:
+    return f"{verdict.outcome}: {verdict.difference:+.4f} ({verdict.low:+.4f} to {verdict.high:+.4f})"
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ("---",) * len(head), *rows))
+
+
+if __name__ == "__main__":
+    main()
