@@ -118,12 +118,14 @@ def load_base(
         upstream.check(upstream.Road.QUANTIZED)
     device = device or pick_device()
     dtype = pick_dtype(model.dtype, device)
-    if source is None and quantization is not None and quantization.method == "int":
-        with reading(model.base_model, model.revision):
-            model = stored_base(model, quantization)
-    name, revision = (source, None) if source else (model.base_model, model.revision)
     config = _config_to_load(model, source)
-    quantization = quantization if source else quantization_on(model, quantization, config)
+    if source is None:
+        quantization = quantization_on(model, quantization, config)
+        if quantization is not None and quantization.is_in_integers:
+            with reading(model.base_model, model.revision):
+                model = stored_base(model, quantization)
+            config = _config_to_load(model, None)
+    name, revision = (source, None) if source else (model.base_model, model.revision)
     is_packed = stored_weights(config.to_dict()) is not None and not model.dequantize
     packing = None if is_packed else _packing(model, quantization, config, dtype)
     with one_by_one(packing), progress(f"loading {shown_name(name)}"), reading(name, revision):

@@ -1,11 +1,13 @@
 """A base written in integers once, and found again: each linear weight rounded as it is read, one at a time.
 
+What others have stored in integers is taken over without rounding (`model/integer/taking_over.py`).
+
 The folder is an ordinary one that `transformers` reads with our quantizer (`model/integer/quantizer.py`). For each
 linear layer it has, in the place of `weight` [O, I]:
 
     codes    uint8 [O, I * bits / 8]   see `codes.py`
-    scales   float16 [O, G]
-    offsets  float16 [O, G]; float32 in a merged model, where an update is added to them
+    scales   float16 [O, G]; float32 where they were taken over from others and do not fit
+    offsets  float16 [O, G]; float32 as scales, and in a merged model, where an update is added to them
 
 Shape letters: O = output features, I = input features, G = groups.
 """
@@ -18,17 +20,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from qlora_cli.cache_folder import CACHE_ELSEWHERE, cache_folder
-from qlora_cli.constants import INTEGERS
 from qlora_cli.errors import RecipeError
 from qlora_cli.model.device import pick_device
 from qlora_cli.model.fingerprint import base_folder, fingerprint_base, weight_files
 from qlora_cli.model.integer.codes import pack
-from qlora_cli.model.integer.quantizer import IntegerConfig
 from qlora_cli.model.integer.rounding import round_to_nearest
+from qlora_cli.model.integer.taking_over import take_over
+from qlora_cli.model.integer.written import TensorFiles, write_config
 from qlora_cli.model.other_files import copy_other_files
 from qlora_cli.model.packed_weights import StoredTensors, packed_weights
 from qlora_cli.model.towers.auto_class import own_auto_class
@@ -40,25 +41,23 @@ from qlora_cli.run.disk_errors import naming
 from qlora_cli.run.files import read_json_object
 from qlora_cli.run.folders import replaced_folder
 
-SINGLE = "model.safetensors"
-
 VERSION = 1
 """Of the way in which weights are rounded; folders of other versions are not taken."""
 
 
 def stored_base(model: ModelSection, quantization: QuantizationSection | None) -> ModelSection:
-    """The base as it is loaded: with `method: int` the folder in integers, written where it is not there yet.
+    """The base as it is loaded: of a base in integers the folder that has them, written where it is not there yet.
 
     Raises:
         RecipeError: if a linear layer cannot be divided into groups, or the base's files do not have its weight.
         IdentityError: if the base cannot be found.
         ResourceError: if the cache cannot be written.
     """
-    if quantization is None or quantization.method != "int":
+    if quantization is None or not quantization.is_in_integers:
         return model
     folder = base_folder(model)
     stored = stored_weights(read_json_object(folder / "config.json", hint="download the base model again"))
-    if stored is not None and stored.method == INTEGERS:
+    if stored is not None and stored.is_in_integers:
         return model
     out = integer_folder(model, quantization)
     if not out.is_dir():
@@ -78,12 +77,16 @@ def integer_folder(model: ModelSection, quantization: QuantizationSection) -> Pa
 def _write(model: ModelSection, quantization: QuantizationSection, out: Path) -> None:
     base = base_folder(model, whole=True)
     config = AutoConfig.from_pretrained(base, trust_remote_code=model.trust_remote_code)
+    if (stored := stored_weights(config.to_dict())) is not None and stored.is_taken_over and not model.dequantize:
+        with naming(out, CACHE_ELSEWHERE), replaced_folder(out) as folder:
+            take_over(base, own_skeleton(config), config.to_dict(), folder)
+        return
     rounded, kept = layers_to_round(own_skeleton(config), quantization)
     tensors = _PlainTensors(base)
     to_round = {_key_of(name, tensors, model) for name in rounded}
     with naming(out, CACHE_ELSEWHERE), replaced_folder(out) as folder:
         with progress(f"rounding the base to {quantization.num_bits}-bit integers", len(to_round)) as phase:
-            places: dict[str, str] = {}
+            files = TensorFiles(folder)
             for path in weight_files(base):
                 written: dict[str, torch.Tensor] = {}
                 for key in tensors.in_file(path):
@@ -93,12 +96,10 @@ def _write(model: ModelSection, quantization: QuantizationSection, out: Path) ->
                         continue
                     written |= _rounded(key.removesuffix("weight"), value, quantization)
                     phase.advance()
-                save_file(written, folder / path.name, metadata={"format": "pt"})
-                places |= dict.fromkeys(written, path.name)
-        if len(set(places.values())) > 1:
-            _write_json(folder / f"{SINGLE}.index.json", {"metadata": {}, "weight_map": places})
+                files.write(path.name, written)
+        files.finish()
         copy_other_files(base, folder)
-        _write_config(folder, quantization, sorted(kept))
+        write_config(folder, quantization.num_bits, quantization.weights_in_group, kept, calibration="none")
 
 
 def own_skeleton(config: PreTrainedConfig) -> PreTrainedModel:
@@ -121,7 +122,7 @@ def layers_to_round(skeleton: PreTrainedModel, quantization: QuantizationSection
     rounded = [name for name in linear if not any(name == kept or name.startswith(f"{kept}.") for kept in skipped)]
     size = quantization.weights_in_group
     for name in rounded:
-        if linear[name].in_features % size:
+        if size > 0 and linear[name].in_features % size:
             last = name.rpartition(".")[2]
             smaller = [each for each in (64, 32) if each < size and linear[name].in_features % each == 0]
             instead = f"--set quantization.group_size={smaller[0]}, or " if smaller else ""
@@ -152,7 +153,8 @@ def _key_of(name: str, tensors: _PlainTensors, model: ModelSection) -> str:
 
 def _rounded(prefix: str, weight_OI: torch.Tensor, quantization: QuantizationSection) -> dict[str, torch.Tensor]:
     bits = quantization.num_bits
-    codes, scales, offsets = round_to_nearest(weight_OI.to(pick_device()), bits, quantization.weights_in_group)
+    size = quantization.weights_in_group if quantization.weights_in_group > 0 else weight_OI.shape[1]
+    codes, scales, offsets = round_to_nearest(weight_OI.to(pick_device()), bits, size)
     parts = {"codes": pack(codes, bits), "scales": scales, "offsets": offsets}
     return {f"{prefix}{part}": tensor.cpu() for part, tensor in parts.items()}
 
@@ -181,15 +183,3 @@ class _PlainTensors:
         """A whole tensor; one that was packed in bfloat16, which is what `transformers` makes of it."""
         packed = self._packed.get(name)
         return self._stored.whole(name) if packed is None else packed.rows(0, packed.shape[0]).bfloat16()
-
-
-def _write_config(folder: Path, quantization: QuantizationSection, kept: list[str]) -> None:
-    config = json.loads((folder / "config.json").read_text("utf-8"))
-    config.pop("compression_config", None)
-    stored = IntegerConfig(quantization.num_bits, quantization.weights_in_group, kept, calibration="none")
-    config["quantization_config"] = stored.to_dict()
-    _write_json(folder / "config.json", config)
-
-
-def _write_json(path: Path, content: object) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", "utf-8")

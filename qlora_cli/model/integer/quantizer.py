@@ -31,7 +31,7 @@ class IntegerConfig(QuantizationConfigMixin):
 
         Args:
             bits: of a code.
-            group_size: input features that share a scale and an offset.
+            group_size: input features that share a scale and an offset; -1 for all of them.
             modules_to_not_convert: names of linear layers that are stored plain.
             others: what this version does not read.
         """
@@ -58,10 +58,10 @@ class IntegerQuantizer(HfQuantizer):
         config = self.quantization_config
         swap_linear_layers(model, config.bits, config.group_size, config.modules_to_not_convert)
         if checkpoint_files:
-            dtype = _offsets_dtype(checkpoint_files)
+            scales, offsets = (_dtype_of(part, checkpoint_files) for part in ("scales", "offsets"))
             for module in model.modules():
                 if isinstance(module, IntegerLinear):
-                    module.offsets = module.offsets.to(dtype)
+                    module.scales, module.offsets = module.scales.to(scales), module.offsets.to(offsets)
         return model
 
     def is_serializable(self) -> bool:
@@ -88,11 +88,12 @@ def swap_linear_layers(model: nn.Module, bits: int, group_size: int, kept: list[
             model.set_submodule(name, swapped)
 
 
-def _offsets_dtype(files: list[str]) -> torch.dtype:
-    """float16 of a base as it was quantized; float32 of a merged one, whose offsets float16 does not hold."""
+def _dtype_of(part: str, files: list[str]) -> torch.dtype:
+    """float16 of a base as it was quantized; float32 of a merged one, whose offsets float16 does not hold, and of
+    scales of others."""
     for path in files:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 - no mapping
-                if name.endswith(".offsets"):
+                if name.endswith(f".{part}"):
                     return torch.float32 if file.get_slice(name).get_dtype() == "F32" else torch.float16
     return torch.float16
