@@ -48,8 +48,7 @@ class reading:  # noqa: N801 - reads like a function: `with reading(name):`
     """
 
     def __init__(self, name: str, revision: str | None = None) -> None:
-        self._name = name
-        self._revision = revision
+        self._name, self._revision = name, revision
 
     def __enter__(self) -> None:
         """Refuse a base that a command makes and that is not there: the Hub is not asked for a folder of this machine.
@@ -75,14 +74,13 @@ def read_config(model: ModelSection, *, source: str | None = None) -> PreTrained
     """The base's configuration from the Hub, its cache or a local folder; no weights are fetched.
 
     Args:
-        model: which model, at which revision, and whether its own code may run.
+        model: which model, which revision, and whether its own code may run.
         source: folder that stands in for `model.base_model`.
 
     Raises:
         RecipeError: if it cannot be found or read, or if it names code of another repository.
     """
-    name = source or model.base_model
-    revision = None if source else model.revision
+    name, revision = (source, None) if source else (model.base_model, model.revision)
     with progress(where_from(name)), reading(name, revision):
         if model.trust_remote_code:
             refuse_code_from_elsewhere(name, PreTrainedConfig.get_config_dict(name, revision=revision)[0])
@@ -116,15 +114,13 @@ def load_base(
     upstream.check(upstream.Road.BASE)
     if quantization is not None:
         upstream.check(upstream.Road.QUANTIZED)
-    device = device or pick_device()
-    dtype = pick_dtype(model.dtype, device)
+    dtype = pick_dtype(model.dtype, device := device or pick_device())
     config = _config_to_load(model, source)
     if source is None:
         quantization = quantization_on(model, quantization, config)
-        if quantization is not None and quantization.is_in_integers:
-            with reading(model.base_model, model.revision):
-                model = stored_base(model, quantization)
-            config = _config_to_load(model, None)
+        with reading(model.base_model, model.revision):
+            model, given = stored_base(model, quantization), model
+        config = config if model is given else _config_to_load(model, None)
     name, revision = (source, None) if source else (model.base_model, model.revision)
     is_packed = stored_weights(config.to_dict()) is not None and not model.dequantize
     packing = None if is_packed else _packing(model, quantization, config, dtype)
@@ -247,8 +243,7 @@ def bitsandbytes_config(
 
 def _config_to_load(model: ModelSection, source: str | None) -> PreTrainedConfig:
     """The base's configuration, where its files may be read."""
-    folder = Path(source or model.base_model)
-    if folder.is_dir() and not has_only_pickles(folder):
+    if (folder := Path(source or model.base_model)).is_dir() and not has_only_pickles(folder):
         weight_files(folder)  # an index that leads out of the folder is refused
     config = read_config(model, source=source)
     _forget_secrets(config)
@@ -261,8 +256,8 @@ def _packing(
     """What `from_pretrained` is to do with the weights: pack them, dequantize them first, or neither."""
     packing = None
     if quantization is not None:
-        skipped = _modules_to_skip(model, quantization, config)
-        packing = for_experts(quantization, bitsandbytes_config(quantization, dtype, skipped))
+        settings = bitsandbytes_config(quantization, dtype, _modules_to_skip(model, quantization, config))
+        packing = for_experts(quantization, settings)
     return dequantizing_config(config, packing, dtype) if stored_weights(config.to_dict()) else packing
 
 

@@ -6,7 +6,7 @@ The folder is an ordinary one that `transformers` reads with our quantizer (`mod
 linear layer it has, in the place of `weight` [O, I]:
 
     codes    uint8 [O, I * bits / 8]   see `codes.py`
-    scales   float16 [O, G]; float32 where they were taken over from others and do not fit
+    scales   float16 [O, G]; float32 where those of others do not fit
     offsets  float16 [O, G]; float32 as scales, and in a merged model, where an update is added to them
 
 Shape letters: O = output features, I = input features, G = groups.
@@ -16,20 +16,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from qlora_cli.cache_folder import CACHE_ELSEWHERE, cache_folder
+from qlora_cli.constants import INTEGERS
 from qlora_cli.errors import RecipeError
 from qlora_cli.model.device import pick_device
 from qlora_cli.model.fingerprint import base_folder, fingerprint_base, weight_files
 from qlora_cli.model.integer.codes import pack
+from qlora_cli.model.integer.quantizer import IntegerConfig
 from qlora_cli.model.integer.rounding import round_to_nearest
 from qlora_cli.model.integer.taking_over import take_over
-from qlora_cli.model.integer.written import TensorFiles, write_config
 from qlora_cli.model.other_files import copy_other_files
 from qlora_cli.model.packed_weights import StoredTensors, packed_weights
 from qlora_cli.model.towers.auto_class import own_auto_class
@@ -40,6 +42,8 @@ from qlora_cli.recipe.stored_weights import stored_weights
 from qlora_cli.run.disk_errors import naming
 from qlora_cli.run.files import read_json_object
 from qlora_cli.run.folders import replaced_folder
+
+SINGLE = "model.safetensors"
 
 VERSION = 1
 """Of the way in which weights are rounded; folders of other versions are not taken."""
@@ -57,11 +61,13 @@ def stored_base(model: ModelSection, quantization: QuantizationSection | None) -
         return model
     folder = base_folder(model)
     stored = stored_weights(read_json_object(folder / "config.json", hint="download the base model again"))
-    if stored is not None and stored.is_in_integers:
+    if stored is not None and stored.method == INTEGERS:
         return model
     out = integer_folder(model, quantization)
     if not out.is_dir():
-        _write(model, quantization, out)
+        is_taken_over = stored is not None and stored.is_taken_over and not model.dequantize
+        write = _write_taken_over if is_taken_over else _write
+        write(model, quantization, out)
     changes = {"base_model": str(out), "revision": None, "dequantize": False, "allow_pickle": False}
     return model.model_copy(update=changes)
 
@@ -74,19 +80,23 @@ def integer_folder(model: ModelSection, quantization: QuantizationSection) -> Pa
     return cache_folder("bases") / name
 
 
+def _write_taken_over(model: ModelSection, quantization: QuantizationSection, out: Path) -> None:
+    base = base_folder(model, whole=True)
+    config = AutoConfig.from_pretrained(base, trust_remote_code=model.trust_remote_code)
+    with naming(out, CACHE_ELSEWHERE), replaced_folder(out) as folder:
+        places, kept = take_over(base, own_skeleton(config), config.to_dict(), folder)
+        _write_other_files(base, folder, places, quantization, kept)
+
+
 def _write(model: ModelSection, quantization: QuantizationSection, out: Path) -> None:
     base = base_folder(model, whole=True)
     config = AutoConfig.from_pretrained(base, trust_remote_code=model.trust_remote_code)
-    if (stored := stored_weights(config.to_dict())) is not None and stored.is_taken_over and not model.dequantize:
-        with naming(out, CACHE_ELSEWHERE), replaced_folder(out) as folder:
-            take_over(base, own_skeleton(config), config.to_dict(), folder)
-        return
     rounded, kept = layers_to_round(own_skeleton(config), quantization)
     tensors = _PlainTensors(base)
     to_round = {_key_of(name, tensors, model) for name in rounded}
     with naming(out, CACHE_ELSEWHERE), replaced_folder(out) as folder:
         with progress(f"rounding the base to {quantization.num_bits}-bit integers", len(to_round)) as phase:
-            files = TensorFiles(folder)
+            places: dict[str, str] = {}
             for path in weight_files(base):
                 written: dict[str, torch.Tensor] = {}
                 for key in tensors.in_file(path):
@@ -96,10 +106,24 @@ def _write(model: ModelSection, quantization: QuantizationSection, out: Path) ->
                         continue
                     written |= _rounded(key.removesuffix("weight"), value, quantization)
                     phase.advance()
-                files.write(path.name, written)
-        files.finish()
-        copy_other_files(base, folder)
-        write_config(folder, quantization.num_bits, quantization.weights_in_group, kept, calibration="none")
+                save_file(written, folder / path.name, metadata={"format": "pt"})
+                places |= dict.fromkeys(written, path.name)
+        _write_other_files(base, folder, places, quantization, kept)
+
+
+def _write_other_files(
+    base: Path, folder: Path, places: dict[str, str], quantization: QuantizationSection, kept: Iterable[str]
+) -> None:
+    """All that lies beside the weights.
+
+    Args:
+        places: file of each tensor.
+        kept: linear layers that are plain.
+    """
+    if len(set(places.values())) > 1:
+        _write_json(folder / f"{SINGLE}.index.json", {"metadata": {}, "weight_map": places})
+    copy_other_files(base, folder)
+    _write_config(folder, quantization, sorted(kept))
 
 
 def own_skeleton(config: PreTrainedConfig) -> PreTrainedModel:
@@ -183,3 +207,17 @@ class _PlainTensors:
         """A whole tensor; one that was packed in bfloat16, which is what `transformers` makes of it."""
         packed = self._packed.get(name)
         return self._stored.whole(name) if packed is None else packed.rows(0, packed.shape[0]).bfloat16()
+
+
+def _write_config(folder: Path, quantization: QuantizationSection, kept: list[str]) -> None:
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    for place in (config, config.get("text_config") or {}):
+        place.pop("compression_config", None)
+        place.pop("quantization_config", None)
+    stored = IntegerConfig(quantization.num_bits, quantization.weights_in_group, kept, calibration="none")
+    config["quantization_config"] = stored.to_dict()
+    _write_json(folder / "config.json", config)
+
+
+def _write_json(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", "utf-8")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.quantizers.quantizers_utils import should_convert_module
@@ -15,8 +16,6 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 from qlora_cli.errors import RecipeError
 from qlora_cli.model.fingerprint import has_only_pickles, weight_files
 from qlora_cli.model.integer.foreign import DEQUANTIZE, ORIGINAL, ForeignLayer, foreign_layers
-from qlora_cli.model.integer.written import TensorFiles, write_config
-from qlora_cli.model.other_files import copy_other_files
 from qlora_cli.model.packed_weights import StoredTensors
 from qlora_cli.model.towers.skeleton import kept_modules
 from qlora_cli.progress import progress
@@ -34,14 +33,19 @@ class Layout:
     offsets: torch.dtype
 
 
-def take_over(base: Path, skeleton: PreTrainedModel, settings: dict[str, Any], out: Path) -> None:
-    """Write the base in our integers.
+def take_over(
+    base: Path, skeleton: PreTrainedModel, settings: dict[str, Any], out: Path
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Write the base's weights in our integers.
 
     Args:
         base: its folder.
         skeleton: the whole model on the meta device, without quantization.
         settings: its config.json.
         out: an empty folder.
+
+    Returns:
+        The file of each tensor, and the linear layers that are plain.
 
     Raises:
         RecipeError: if a layer is stored in another way than config.json says, or the model has no such layer.
@@ -51,7 +55,7 @@ def take_over(base: Path, skeleton: PreTrainedModel, settings: dict[str, Any], o
     layers = {layer.stored_names[0]: layer for layer in _layers(tensors, settings, stored)}
     layout = _layout(layers.values(), skeleton, stored)
     hidden = {name for layer in layers.values() for name in layer.stored_names}
-    files = TensorFiles(out)
+    places: dict[str, str] = {}
     with progress(f"taking over the base's {stored.num_bits}-bit integers", len(layers)) as phase:
         for path in weight_files(base):
             written: dict[str, torch.Tensor] = {}
@@ -61,12 +65,9 @@ def take_over(base: Path, skeleton: PreTrainedModel, settings: dict[str, Any], o
                     phase.advance()
                 elif name not in hidden:
                     written[name] = tensors.whole(name)
-            files.write(path.name, written)
-    files.finish()
-    copy_other_files(base, out)
-    assert stored.num_bits is not None
-    assert stored.group_size is not None
-    write_config(out, stored.num_bits, stored.group_size, layout.kept, calibration="as stored")
+            save_file(written, out / path.name, metadata={"format": "pt"})
+            places |= dict.fromkeys(written, path.name)
+    return places, layout.kept
 
 
 def layout_of(model: ModelSection, skeleton: PreTrainedModel, settings: dict[str, Any]) -> Layout:
