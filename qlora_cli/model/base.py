@@ -23,6 +23,8 @@ from qlora_cli.model.experts.packed import expert_parameters
 from qlora_cli.model.experts.wanted import for_experts, refuse_experts_that_are_none
 from qlora_cli.model.fingerprint import base_folder, has_only_pickles, weight_files
 from qlora_cli.model.integer.making import stored_base
+from qlora_cli.model.linear_layers import linear_names
+from qlora_cli.model.own_code import refuse_code_from_elsewhere
 from qlora_cli.model.prequantized import fit_stored, quantization_on, refuse_other_storage
 from qlora_cli.model.source_error import source_error
 from qlora_cli.model.towers.auto_class import auto_class
@@ -186,27 +188,6 @@ def _forget_secrets(config: PreTrainedConfig) -> None:
             setattr(config, name, clean)
 
 
-def refuse_code_from_elsewhere(name: str, settings: Mapping[str, Any]) -> None:
-    """Trust in the code of a repository is not trust in what that repository points to.
-
-    Args:
-        name: the repository or folder whose code may run.
-        settings: its config.json or tokenizer_config.json.
-
-    Raises:
-        RecipeError: if they name code of another repository (`other/repo--module.Class`).
-    """
-    places = settings.get("auto_map") or {}
-    for named in places.values() if isinstance(places, Mapping) else [places]:
-        for reference in named if isinstance(named, list | tuple) else [named]:
-            repository, dashes, _ = str(reference).rpartition("--")
-            if dashes and repository != name:
-                raise RecipeError(
-                    f"model.trust_remote_code does not reach to '{repository}', whose code '{name}' wants to run",
-                    hint="download both, put the code beside the weights, and take the other's name out of `auto_map`",
-                )
-
-
 def _refuse_parts(name: str, base: PreTrainedModel, missing: set[str]) -> None:
     """Refuse a model that the library filled up with random weights, or put an adapter on that lay beside them."""
     if missing:
@@ -280,21 +261,3 @@ def _modules_to_skip(
                 hint=f"its linear modules are {', '.join(linear_names(skeleton))}",
             )
     return [*kept_modules(skeleton), *quantization.skip_modules]
-
-
-def linear_names(model: torch.nn.Module) -> list[str]:
-    """Last parts of the names of all modules with a weight matrix, sorted; GPT-2's `Conv1D` counts too.
-
-    >>> linear_names(torch.nn.ModuleDict({"up_proj": torch.nn.Linear(2, 2), "norm": torch.nn.LayerNorm(2)}))
-    ['up_proj']
-    """
-    return sorted({name.split(".")[-1] for name, module in model.named_modules() if is_linear(module)})
-
-
-def is_linear(module: torch.nn.Module) -> bool:
-    """Whether the module is a linear layer, quantized or not.
-
-    The routers of Llama 4 and PhiMoE derive from one, but give a choice of experts and not a product.
-    """
-    kind = type(module)
-    return kind.__name__ == "Conv1D" or (isinstance(module, torch.nn.Linear) and not kind.__name__.endswith("Router"))

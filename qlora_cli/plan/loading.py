@@ -19,6 +19,7 @@ from qlora_cli.plan.trace.fake_model import meta_model, skeleton
 from qlora_cli.plan.trace.live_memory import MemoryKind
 from qlora_cli.plan.trace.request import PlanRequest
 from qlora_cli.plan.trace.timeline import MemoryTrace
+from qlora_cli.recipe.schema import Recipe
 
 COPIES = 2
 """Of one fused weight in 16 bit at a time: the experts as the files hold them, and what they are fused into."""
@@ -35,7 +36,7 @@ def loading_bytes(request: PlanRequest, trace: MemoryTrace) -> int:
     Args:
         trace: the recipe's step, which begins with the whole base in place.
     """
-    if request.recipe.model.dequantize:
+    if is_unpacked(request.recipe):
         return loading_peak(meta_model(request)).num_bytes
     if not quantizes_experts(request.recipe.quantization, request.config):
         return 0
@@ -44,6 +45,11 @@ def loading_bytes(request: PlanRequest, trace: MemoryTrace) -> int:
     if not largest:
         return 0
     return sum(trace.at(0).by_kind.get(kind, 0) for kind in BASE) + COPIES * largest
+
+
+def is_unpacked(recipe: Recipe) -> bool:
+    """Whether weights become plain while the model is loaded; a base in integers is made before, weight by weight."""
+    return recipe.model.dequantize and (recipe.quantization is None or recipe.quantization.method != "int")
 
 
 UNPACKING_BYTES = 11

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from qlora_cli.constants import AMPERE
-from qlora_cli.model.base import is_linear
 from qlora_cli.model.experts.packed import expert_parameters
+from qlora_cli.model.linear_layers import is_linear
 from qlora_cli.plan.trace.fake_model import skeleton
 from qlora_cli.plan.trace.request import PlanRequest
 from qlora_cli.plan.trace.stages import decoder_layers

@@ -21,21 +21,19 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig
 
 from qlora_cli.cache_folder import CACHE_ELSEWHERE, cache_folder
-from qlora_cli.constants import INTEGERS
-from qlora_cli.errors import RecipeError
 from qlora_cli.model.device import pick_device
 from qlora_cli.model.fingerprint import base_folder, fingerprint_base, weight_files
 from qlora_cli.model.integer.codes import pack
+from qlora_cli.model.integer.layers import layers_to_round, weight_keys
 from qlora_cli.model.integer.quantizer import IntegerConfig
 from qlora_cli.model.integer.rounding import round_to_nearest
 from qlora_cli.model.integer.taking_over import take_over
 from qlora_cli.model.other_files import copy_other_files
+from qlora_cli.model.own_code import refuse_code_from_elsewhere
 from qlora_cli.model.packed_weights import StoredTensors, packed_weights
-from qlora_cli.model.towers.auto_class import own_auto_class
-from qlora_cli.model.towers.skeleton import bare_skeleton, kept_modules
 from qlora_cli.progress import progress
 from qlora_cli.recipe.schema import ModelSection, QuantizationSection
 from qlora_cli.recipe.stored_weights import stored_weights
@@ -61,7 +59,7 @@ def stored_base(model: ModelSection, quantization: QuantizationSection | None) -
         return model
     folder = base_folder(model)
     stored = stored_weights(read_json_object(folder / "config.json", hint="download the base model again"))
-    if stored is not None and stored.method == INTEGERS:
+    if stored is not None and stored.is_in_integers:
         return model
     out = integer_folder(model, quantization)
     if not out.is_dir():
@@ -82,18 +80,17 @@ def integer_folder(model: ModelSection, quantization: QuantizationSection) -> Pa
 
 def _write_taken_over(model: ModelSection, quantization: QuantizationSection, out: Path) -> None:
     base = base_folder(model, whole=True)
-    config = AutoConfig.from_pretrained(base, trust_remote_code=model.trust_remote_code)
+    config = _config_of(model, base)
     with naming(out, CACHE_ELSEWHERE), replaced_folder(out) as folder:
-        places, kept = take_over(base, own_skeleton(config), config.to_dict(), folder)
+        places, kept = take_over(model, base, config, folder)
         _write_other_files(base, folder, places, quantization, kept)
 
 
 def _write(model: ModelSection, quantization: QuantizationSection, out: Path) -> None:
     base = base_folder(model, whole=True)
-    config = AutoConfig.from_pretrained(base, trust_remote_code=model.trust_remote_code)
-    rounded, kept = layers_to_round(own_skeleton(config), quantization)
+    choice = layers_to_round(model, quantization, _config_of(model, base))
     tensors = _PlainTensors(base)
-    to_round = {_key_of(name, tensors, model) for name in rounded}
+    to_round = weight_keys(choice, tensors.names, model.base_model)
     with naming(out, CACHE_ELSEWHERE), replaced_folder(out) as folder:
         with progress(f"rounding the base to {quantization.num_bits}-bit integers", len(to_round)) as phase:
             places: dict[str, str] = {}
@@ -108,7 +105,13 @@ def _write(model: ModelSection, quantization: QuantizationSection, out: Path) ->
                     phase.advance()
                 save_file(written, folder / path.name, metadata={"format": "pt"})
                 places |= dict.fromkeys(written, path.name)
-        _write_other_files(base, folder, places, quantization, kept)
+        _write_other_files(base, folder, places, quantization, choice.kept)
+
+
+def _config_of(model: ModelSection, base: Path) -> PreTrainedConfig:
+    if model.trust_remote_code:
+        refuse_code_from_elsewhere(model.base_model, PreTrainedConfig.get_config_dict(base)[0])
+    return AutoConfig.from_pretrained(base, trust_remote_code=model.trust_remote_code)
 
 
 def _write_other_files(
@@ -124,55 +127,6 @@ def _write_other_files(
         _write_json(folder / f"{SINGLE}.index.json", {"metadata": {}, "weight_map": places})
     copy_other_files(base, folder)
     _write_config(folder, quantization, sorted(kept))
-
-
-def own_skeleton(config: PreTrainedConfig) -> PreTrainedModel:
-    """The whole model that the base's files are made of, without weights and as if they were plain."""
-    plain = config.to_dict()
-    plain.pop("quantization_config", None)
-    return bare_skeleton(own_auto_class(config), type(config).from_dict(plain))
-
-
-def layers_to_round(skeleton: PreTrainedModel, quantization: QuantizationSection) -> tuple[list[str], set[str]]:
-    """Names of the linear layers that become integers, and of those that stay.
-
-    Raises:
-        RecipeError: if the inputs of one cannot be divided into groups, or there is none.
-    """
-    skipped = {
-        name for name, _ in skeleton.named_modules() if name.rpartition(".")[2] in quantization.skip_modules
-    } | kept_modules(skeleton)
-    linear = {name: module for name, module in skeleton.named_modules() if type(module) is torch.nn.Linear}
-    rounded = [name for name in linear if not any(name == kept or name.startswith(f"{kept}.") for kept in skipped)]
-    size = quantization.weights_in_group
-    for name in rounded:
-        if size > 0 and linear[name].in_features % size:
-            last = name.rpartition(".")[2]
-            smaller = [each for each in (64, 32) if each < size and linear[name].in_features % each == 0]
-            instead = f"--set quantization.group_size={smaller[0]}, or " if smaller else ""
-            raise RecipeError(
-                f"quantization.group_size: the {linear[name].in_features} inputs of '{name}' cannot be divided into "
-                f"groups of {size}",
-                hint=f"{instead}--set quantization.skip_modules=[{last}] to keep it in 16 bit",
-            )
-    if not rounded:
-        raise RecipeError(
-            f"quantization.method: int is for linear layers, and {type(skeleton).__name__} has none to round",
-            hint="--set quantization.method=bitsandbytes",
-        )
-    return rounded, {name for name in linear if name not in rounded}
-
-
-def _key_of(name: str, tensors: _PlainTensors, model: ModelSection) -> str:
-    """Name of a layer's weight in the base's files; some leave out the prefix of the class that holds the head."""
-    for key in (f"{name}.weight", f"{name.partition('.')[2]}.weight"):
-        if key in tensors:
-            return key
-    raise RecipeError(
-        f"quantization.method: int needs the weights of each linear layer under its name, and the files of "
-        f"'{model.base_model}' have no '{name}.weight'",
-        hint="--set quantization.method=bitsandbytes",
-    )
 
 
 def _rounded(prefix: str, weight_OI: torch.Tensor, quantization: QuantizationSection) -> dict[str, torch.Tensor]:
@@ -191,8 +145,10 @@ class _PlainTensors:
         self._stored = StoredTensors(folder)
         self._hidden = {name for packed in self._packed.values() for name in packed.stored_names}
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._packed or (name in self._stored and name not in self._hidden)
+    @property
+    def names(self) -> list[str]:
+        """Of all tensors."""
+        return [*self._packed, *(name for name in self._stored.names if name not in self._hidden)]
 
     def in_file(self, path: Path) -> Iterator[str]:
         """Names of the tensors whose first part is in a file."""

@@ -5,19 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
-from transformers import PreTrainedModel
-from transformers.quantizers.quantizers_utils import should_convert_module
+from transformers import PreTrainedConfig
 
 from qlora_cli.errors import RecipeError
-from qlora_cli.model.fingerprint import has_only_pickles, weight_files
+from qlora_cli.model.fingerprint import weight_files
 from qlora_cli.model.integer.foreign import DEQUANTIZE, ORIGINAL, ForeignLayer, foreign_layers
+from qlora_cli.model.integer.layers import layers_taken_over
 from qlora_cli.model.packed_weights import StoredTensors
-from qlora_cli.model.towers.skeleton import kept_modules
 from qlora_cli.progress import progress
 from qlora_cli.recipe.base_files import cached_base
 from qlora_cli.recipe.schema import ModelSection
@@ -34,14 +31,14 @@ class Layout:
 
 
 def take_over(
-    base: Path, skeleton: PreTrainedModel, settings: dict[str, Any], out: Path
+    model: ModelSection, base: Path, config: PreTrainedConfig, out: Path
 ) -> tuple[dict[str, str], tuple[str, ...]]:
     """Write the base's weights in our integers.
 
     Args:
+        model: the recipe's.
         base: its folder.
-        skeleton: the whole model on the meta device, without quantization.
-        settings: its config.json.
+        config: its configuration.
         out: an empty folder.
 
     Returns:
@@ -50,13 +47,12 @@ def take_over(
     Raises:
         RecipeError: if a layer is stored in another way than config.json says, or the model has no such layer.
     """
-    stored = _stored(settings)
     tensors = StoredTensors(base)
-    layers = {layer.stored_names[0]: layer for layer in _layers(tensors, settings, stored)}
-    layout = _layout(layers.values(), skeleton, stored)
+    layers = {layer.stored_names[0]: layer for layer in _layers(tensors, config)}
+    layout = _layout(model, config, layers.values())
     hidden = {name for layer in layers.values() for name in layer.stored_names}
     places: dict[str, str] = {}
-    with progress(f"taking over the base's {stored.num_bits}-bit integers", len(layers)) as phase:
+    with progress(f"taking over the integers of {_stored(config)}", len(layers)) as phase:
         for path in weight_files(base):
             written: dict[str, torch.Tensor] = {}
             for name in tensors.names_in(path):
@@ -70,7 +66,7 @@ def take_over(
     return places, layout.kept
 
 
-def layout_of(model: ModelSection, skeleton: PreTrainedModel, settings: dict[str, Any]) -> Layout:
+def layout_of(model: ModelSection, config: PreTrainedConfig) -> Layout:
     """The folder that `take_over` would write: off the base's files where they are here, else by config.json.
 
     Without the files scales are expected in float16, and so are offsets where all zero points are the same.
@@ -78,54 +74,45 @@ def layout_of(model: ModelSection, skeleton: PreTrainedModel, settings: dict[str
     Raises:
         RecipeError: as `take_over`.
     """
-    stored = _stored(settings)
     here = Path(model.base_model)
     folder = here if here.is_dir() else cached_base(model.base_model, model.revision)
-    if folder is not None and any(folder.glob("model*.safetensors")) and not has_only_pickles(folder):
-        return _layout(_layers(StoredTensors(folder), settings, stored), skeleton, stored)
-    section = stored_section(settings)
-    ignored = [str(name) for name in section.get("ignore") or ()]
-    ignored = [name.removeprefix("re:") for name in ignored] + [
-        str(name).removeprefix("-:").removeprefix("-") for name in section.get("dynamic") or ()
-    ]
-    plain = [*kept_modules(skeleton), *ignored]
-    kept = tuple(name for name in _linear(skeleton) if not should_convert_module(name, plain))
-    is_symmetric = stored.integer_method == "w4a16" or section.get("sym") is not False
+    if folder is not None and any(folder.glob("model*.safetensors")):
+        return _layout(model, config, _layers(StoredTensors(folder), config))
+    is_symmetric = stored_section(config.to_dict()).get("sym") is not False
+    kept = layers_taken_over(model, config, None).kept
     return Layout(kept, torch.float16, torch.float16 if is_symmetric else torch.float32)
 
 
-def _stored(settings: dict[str, Any]) -> StoredWeights:
-    stored = stored_weights(settings)
+def _stored(config: PreTrainedConfig) -> StoredWeights:
+    stored = stored_weights(config.to_dict())
     assert stored is not None, "only a base in integers is taken over"
     assert stored.is_taken_over, "the recipe's rules refuse the others"
     return stored
 
 
-def _layers(tensors: StoredTensors, settings: dict[str, Any], stored: StoredWeights) -> list[ForeignLayer]:
+def _layers(tensors: StoredTensors, config: PreTrainedConfig) -> list[ForeignLayer]:
+    stored = _stored(config)
     assert stored.num_bits is not None
     assert stored.group_size is not None
-    layers = foreign_layers(tensors, stored_section(settings), stored.num_bits, stored.group_size)
+    layers = foreign_layers(tensors, stored_section(config.to_dict()), stored.num_bits, stored.group_size)
     for layer in layers:
         layer.check()
     return layers
 
 
-def _layout(layers: Iterable[ForeignLayer], skeleton: PreTrainedModel, stored: StoredWeights) -> Layout:
-    layers, linear = list(layers), _linear(skeleton)
-    # Some files leave out the prefix of the class that holds the head.
-    names = {f"{key}.": name for name in linear for key in (name.partition(".")[2], name) if key}
-    unknown = [layer.name.rstrip(".") for layer in layers if layer.name not in names]
-    if unknown or not layers:
-        what = "has no linear layer of such a name" if unknown else "has no layer in integers at all"
-        shown = f"'{unknown[0]}' is stored in {stored}, and {type(skeleton).__name__} " if unknown else "the base "
-        raise RecipeError(f"{shown}{what}", hint=DEQUANTIZE if stored.can_be_dequantized else ORIGINAL)
-    packed = {names[layer.name] for layer in layers}
+def _layout(model: ModelSection, config: PreTrainedConfig, layers: Iterable[ForeignLayer]) -> Layout:
+    layers, stored = list(layers), _stored(config)
+    hint = DEQUANTIZE if stored.can_be_dequantized else ORIGINAL
+    if not layers:
+        text = f"model.base_model '{model.base_model}' holds no weights in {stored}, and its config.json says so"
+        raise RecipeError(text, hint="download it again")
+    try:
+        choice = layers_taken_over(model, config, [f"{layer.name}weight" for layer in layers])
+    except ValueError as fault:
+        text = f"'{fault}' is stored in {stored}, and is no weight of a linear layer by itself once it is loaded"
+        raise RecipeError(text, hint=hint) from fault
     scales, offsets = zip(*(layer.scales_and_offsets() for layer in layers), strict=True)
-    return Layout(tuple(name for name in linear if name not in packed), _fitting(scales), _fitting(offsets))
-
-
-def _linear(skeleton: PreTrainedModel) -> list[str]:
-    return [name for name, module in skeleton.named_modules() if type(module) is nn.Linear]
+    return Layout(choice.kept, _fitting(scales), _fitting(offsets))
 
 
 def _fitting(values: Iterable[torch.Tensor]) -> torch.dtype:

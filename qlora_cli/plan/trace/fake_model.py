@@ -26,7 +26,7 @@ from qlora_cli.model.adapter import attach_adapter
 from qlora_cli.model.base import bitsandbytes_config
 from qlora_cli.model.experts.packed import expert_parameters
 from qlora_cli.model.experts.wanted import quantizes_experts
-from qlora_cli.model.integer.making import layers_to_round, own_skeleton
+from qlora_cli.model.integer.layers import layers_to_round
 from qlora_cli.model.integer.quantizer import swap_linear_layers
 from qlora_cli.model.model_support import require_position_ids
 from qlora_cli.model.prequantized import is_kept_in_float32
@@ -81,7 +81,7 @@ def meta_model(request: PlanRequest) -> PeftModel:
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         quantization = request.recipe.quantization
-        if quantization is not None and quantization.method == "int":
+        if quantization is not None and quantization.is_in_integers:
             _swap_for_integers(base, request)
         elif quantization is not None:
             _swap_linear_layers(base, quantization, request.dtype)
@@ -181,8 +181,12 @@ def _swap_for_integers(base: PreTrainedModel, request: PlanRequest) -> None:
     """Swap the layers that a folder in integers has codes of."""
     quantization = request.recipe.quantization
     assert quantization is not None
-    _, kept = layers_to_round(own_skeleton(request.config), quantization)
-    swap_linear_layers(base, quantization.num_bits, quantization.weights_in_group, sorted(kept))
+    stored = stored_weights(request.config.to_dict())
+    if stored is not None and stored.is_in_integers:
+        kept = stored.skipped or ()
+    else:
+        kept = layers_to_round(request.recipe.model, quantization, request.config).kept
+    swap_linear_layers(base, quantization.num_bits, quantization.weights_in_group, list(kept))
 
 
 def kept_plain(base: PreTrainedModel) -> list[str]:
