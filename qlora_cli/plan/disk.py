@@ -11,6 +11,7 @@ from typing import Any
 from qlora_cli.errors import IdentityError
 from qlora_cli.model.fingerprint import weight_files
 from qlora_cli.recipe.base_files import cached_base, config_here
+from qlora_cli.recipe.foreign_integers import GPTQ
 from qlora_cli.recipe.schema import QuantizationSection, Recipe, TrainingSection
 from qlora_cli.recipe.stored_weights import stored_weights
 
@@ -76,11 +77,13 @@ def disk_of(recipe: Recipe, trained: Iterable[TrainedTensor], num_base: int, num
     base = plain_bytes(recipe.model.base_model, recipe.model.revision)
     merged, made = base or 2 * num_base, 0
     quantization = recipe.quantization
-    if quantization is not None and quantization.method == "int":
+    if quantization is not None and quantization.is_in_integers:
         config = config_here(recipe.model.base_model, recipe.model.revision) or {}
         others = merged - num_integers * _bytes_of_weight(config) if base else 2 * (num_base - num_integers)
-        if stored_weights(config) is None:
-            made = others + integer_bytes(quantization, num_integers, FLOAT16_BYTES)
+        stored = stored_weights(config)
+        if stored is None or not stored.is_in_integers:
+            offset_bytes = FLOAT32_BYTES if stored is not None and stored.method == GPTQ else FLOAT16_BYTES
+            made = others + integer_bytes(quantization, num_integers, offset_bytes)
         if recipe.lora.use_qalora:
             merged = others + integer_bytes(quantization, num_integers, FLOAT32_BYTES)
     return Disk(adapter, adapter + state, num_checkpoints(recipe.training), merged, made)
@@ -92,7 +95,7 @@ def integer_bytes(quantization: QuantizationSection, num_weights: int, offset_by
     >>> integer_bytes(QuantizationSection(method="int", bits=3, group_size=32), 64, FLOAT16_BYTES)
     32
     """
-    num_groups = num_weights // quantization.weights_in_group
+    num_groups = max(num_weights // quantization.weights_in_group, 0)  # those of whole rows are few
     return num_weights * quantization.num_bits // 8 + num_groups * (FLOAT16_BYTES + offset_bytes)
 
 

@@ -111,6 +111,11 @@ class QuantizationSection(Section):
         return self.method in ("int", "w4a16")
 
     @property
+    def is_served_as_stored(self) -> bool:
+        """Whether engines open the base that was named and have the weights of training, without a copy of it."""
+        return self.method == "w4a16"
+
+    @property
     def num_bits(self) -> int:
         """Of a weight.
 

@@ -229,7 +229,7 @@ class _Session:
     def _setup_model(self, prepared: _Prepared, group: ProcessGroup, *, is_resumed: bool) -> PeftModel:
         """The model with its adapter, equal in all processes, after the checks that need it."""
         recipe = self.recipe
-        is_int = recipe.quantization is not None and recipe.quantization.method == "int"
+        is_int = recipe.quantization is not None and recipe.quantization.is_in_integers
         needs_first = (
             is_int or recipe.lora.init_lora_weights == "pissa"
         )  # rank 0 writes the weights that all of them load

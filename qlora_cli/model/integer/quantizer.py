@@ -59,9 +59,7 @@ class IntegerQuantizer(HfQuantizer):
         swap_linear_layers(model, config.bits, config.group_size, config.modules_to_not_convert)
         if checkpoint_files:
             scales, offsets = (_dtype_of(part, checkpoint_files) for part in ("scales", "offsets"))
-            for module in model.modules():
-                if isinstance(module, IntegerLinear):
-                    module.scales, module.offsets = module.scales.to(scales), module.offsets.to(offsets)
+            set_dtypes(model, scales, offsets)
         return model
 
     def is_serializable(self) -> bool:
@@ -86,6 +84,13 @@ def swap_linear_layers(model: nn.Module, bits: int, group_size: int, kept: list[
             with torch.device(module.weight.device):
                 swapped = IntegerLinear(module.in_features, module.out_features, bits, group_size, module.bias)
             model.set_submodule(name, swapped)
+
+
+def set_dtypes(model: nn.Module, scales: torch.dtype, offsets: torch.dtype) -> None:
+    """Give the scales and the offsets of all integer layers the types that they are stored in."""
+    for module in model.modules():
+        if isinstance(module, IntegerLinear):
+            module.scales, module.offsets = module.scales.to(scales), module.offsets.to(offsets)
 
 
 def _dtype_of(part: str, files: list[str]) -> torch.dtype:

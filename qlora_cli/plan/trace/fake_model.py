@@ -27,7 +27,8 @@ from qlora_cli.model.base import bitsandbytes_config
 from qlora_cli.model.experts.packed import expert_parameters
 from qlora_cli.model.experts.wanted import quantizes_experts
 from qlora_cli.model.integer.layers import layers_to_round
-from qlora_cli.model.integer.quantizer import swap_linear_layers
+from qlora_cli.model.integer.quantizer import set_dtypes, swap_linear_layers
+from qlora_cli.model.integer.taking_over import layout_of
 from qlora_cli.model.model_support import require_position_ids
 from qlora_cli.model.prequantized import is_kept_in_float32
 from qlora_cli.model.source_error import source_error
@@ -182,11 +183,17 @@ def _swap_for_integers(base: PreTrainedModel, request: PlanRequest) -> None:
     quantization = request.recipe.quantization
     assert quantization is not None
     stored = stored_weights(request.config.to_dict())
+    model, layout = request.recipe.model, None
     if stored is not None and stored.is_in_integers:
         kept = stored.skipped or ()
+    elif stored is not None and stored.is_taken_over and not model.dequantize:
+        layout = layout_of(model, request.config)
+        kept = layout.kept
     else:
-        kept = layers_to_round(request.recipe.model, quantization, request.config).kept
+        kept = layers_to_round(model, quantization, request.config).kept
     swap_linear_layers(base, quantization.num_bits, quantization.weights_in_group, list(kept))
+    if layout is not None:
+        set_dtypes(base, layout.scales, layout.offsets)
 
 
 def kept_plain(base: PreTrainedModel) -> list[str]:
