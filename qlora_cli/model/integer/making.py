@@ -18,6 +18,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -36,7 +37,7 @@ from qlora_cli.model.own_code import refuse_code_from_elsewhere
 from qlora_cli.model.packed_weights import StoredTensors, packed_weights
 from qlora_cli.progress import progress
 from qlora_cli.recipe.schema import ModelSection, QuantizationSection
-from qlora_cli.recipe.stored_weights import stored_weights
+from qlora_cli.recipe.stored_weights import stored_section, stored_weights
 from qlora_cli.run.disk_errors import naming
 from qlora_cli.run.files import read_json_object
 from qlora_cli.run.folders import replaced_folder
@@ -72,7 +73,14 @@ def stored_base(model: ModelSection, quantization: QuantizationSection | None) -
 
 def integer_folder(model: ModelSection, quantization: QuantizationSection) -> Path:
     """Where the base lies in integers: its weights and the settings decide, and not its name."""
-    settings = [VERSION, quantization.num_bits, quantization.weights_in_group, sorted(quantization.skip_modules)]
+    settings: list[Any] = [
+        VERSION,
+        quantization.num_bits,
+        quantization.weights_in_group,
+        sorted(quantization.skip_modules),
+    ]
+    section = stored_section(read_json_object(base_folder(model) / "config.json", hint="download the base model again"))
+    settings += [dict(section)] if section else []  # how integers of others are to be read
     identity = hashlib.sha256(json.dumps([fingerprint_base(model), *settings]).encode()).hexdigest()
     name = f"{Path(model.base_model).name}-{quantization.kind}-g{quantization.weights_in_group}-{identity[:16]}"
     return cache_folder("bases") / name
