@@ -86,7 +86,7 @@ def test_what_cannot_be_taken_over_says_why_and_how_to_go_on(section, why):
         (
             {},
             "'quantization.method: bitsandbytes' cannot be had",
-            "--set quantization.method=w4a16, or --set model.deq",
+            "--set quantization.method=w4a16, or --set model.",
         ),
         ({"method": "int", "bits": 4}, "'quantization.method: int' cannot be had", "--set quantization.method=w4a16"),
         (

@@ -73,12 +73,8 @@ def stored_base(model: ModelSection, quantization: QuantizationSection | None) -
 
 def integer_folder(model: ModelSection, quantization: QuantizationSection) -> Path:
     """Where the base lies in integers: its weights and the settings decide, and not its name."""
-    settings: list[Any] = [
-        VERSION,
-        quantization.num_bits,
-        quantization.weights_in_group,
-        sorted(quantization.skip_modules),
-    ]
+    skipped = sorted(quantization.skip_modules)
+    settings: list[Any] = [VERSION, quantization.num_bits, quantization.weights_in_group, skipped]
     section = stored_section(read_json_object(base_folder(model) / "config.json", hint="download the base model again"))
     settings += [dict(section)] if section else []  # how integers of others are to be read
     identity = hashlib.sha256(json.dumps([fingerprint_base(model), *settings]).encode()).hexdigest()

@@ -77,7 +77,8 @@ def layout_of(model: ModelSection, config: PreTrainedConfig) -> Layout:
     here = Path(model.base_model)
     folder = here if here.is_dir() else cached_base(model.base_model, model.revision)
     if folder is not None and any(folder.glob("model*.safetensors")):
-        return _layout(model, config, _layers(StoredTensors(folder), config))
+        with torch.device("cpu"):  # a plan is made on the meta device
+            return _layout(model, config, _layers(StoredTensors(folder), config))
     is_symmetric = stored_section(config.to_dict()).get("sym") is not False
     kept = layers_taken_over(model, config, None).kept
     return Layout(kept, torch.float16, torch.float16 if is_symmetric else torch.float32)
