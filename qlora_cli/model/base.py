@@ -119,10 +119,7 @@ def load_base(
     dtype = pick_dtype(model.dtype, device := device or pick_device())
     config = _config_to_load(model, source)
     if source is None:
-        quantization = quantization_on(model, quantization, config)
-        with reading(model.base_model, model.revision):
-            model, given = stored_base(model, quantization), model
-        config = config if model is given else _config_to_load(model, None)
+        model, quantization, config = _as_stored(model, quantization, config)
     name, revision = (source, None) if source else (model.base_model, model.revision)
     is_packed = stored_weights(config.to_dict()) is not None and not model.dequantize
     packing = None if is_packed else _packing(model, quantization, config, dtype)
@@ -142,6 +139,16 @@ def load_base(
     fit_stored(base, dtype if is_packed else None)
     note_own_class(base, config)
     return _frozen(base, name, quantization, report["missing_keys"])
+
+
+def _as_stored(
+    model: ModelSection, quantization: QuantizationSection | None, config: PreTrainedConfig
+) -> tuple[ModelSection, QuantizationSection | None, PreTrainedConfig]:
+    """What is loaded: the base itself, or the folder of our integers that stands in for it."""
+    quantization = quantization_on(model, quantization, config)
+    with reading(model.base_model, model.revision):
+        stored = stored_base(model, quantization)
+    return stored, quantization, config if stored is model else _config_to_load(stored, None)
 
 
 def _placement(
