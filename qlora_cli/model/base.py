@@ -50,8 +50,7 @@ class reading:  # noqa: N801 - reads like a function: `with reading(name):`
     """
 
     def __init__(self, name: str, revision: str | None = None) -> None:
-        self._name = name
-        self._revision = revision
+        self._name, self._revision = name, revision
 
     def __enter__(self) -> None:
         """Refuse a base that a command makes and that is not there: the Hub is not asked for a folder of this machine.
@@ -77,14 +76,13 @@ def read_config(model: ModelSection, *, source: str | None = None) -> PreTrained
     """The base's configuration from the Hub, its cache or a local folder; no weights are fetched.
 
     Args:
-        model: which model, at which revision, and whether its own code may run.
+        model: which model, which revision, and whether its own code may run.
         source: folder that stands in for `model.base_model`.
 
     Raises:
         RecipeError: if it cannot be found or read, or if it names code of another repository.
     """
-    name = source or model.base_model
-    revision = None if source else model.revision
+    name, revision = (source, None) if source else (model.base_model, model.revision)
     with progress(where_from(name)), reading(name, revision):
         if model.trust_remote_code:
             refuse_code_from_elsewhere(name, PreTrainedConfig.get_config_dict(name, revision=revision)[0])
@@ -119,10 +117,12 @@ def load_base(
     if quantization is not None:
         upstream.check(upstream.Road.QUANTIZED)
     dtype = pick_dtype(model.dtype, device := device or pick_device())
-    model = _stored(model, quantization, source)
-    name, revision = (source, None) if source else (model.base_model, model.revision)
     config = _config_to_load(model, source)
-    quantization = quantization if source else quantization_on(model, quantization, config)
+    if source is None:
+        model, quantization, config = _as_stored(model, quantization, config)
+    elif quantization is not None and quantization.is_in_integers:
+        model = in_integers(model, source)
+    name, revision = (source, None) if source else (model.base_model, model.revision)
     is_packed = stored_weights(config.to_dict()) is not None and not model.dequantize
     packing = None if is_packed else _packing(model, quantization, config, dtype)
     with one_by_one(packing), progress(f"loading {shown_name(name)}"), reading(name, revision):
@@ -143,12 +143,14 @@ def load_base(
     return _frozen(base, name, quantization, report["missing_keys"])
 
 
-def _stored(model: ModelSection, quantization: QuantizationSection | None, source: str | None) -> ModelSection:
-    """The base as it lies on the disk: with `method: int` a folder in integers."""
-    if quantization is None or quantization.method != "int":
-        return model
+def _as_stored(
+    model: ModelSection, quantization: QuantizationSection | None, config: PreTrainedConfig
+) -> tuple[ModelSection, QuantizationSection | None, PreTrainedConfig]:
+    """What is loaded: the base itself, or the folder of our integers that stands in for it."""
+    quantization = quantization_on(model, quantization, config)
     with reading(model.base_model, model.revision):
-        return in_integers(model, source) if source else stored_base(model, quantization)
+        stored = stored_base(model, quantization)
+    return stored, quantization, config if stored is model else _config_to_load(stored, None)
 
 
 def _placement(
@@ -231,8 +233,7 @@ def bitsandbytes_config(
 
 def _config_to_load(model: ModelSection, source: str | None) -> PreTrainedConfig:
     """The base's configuration, where its files may be read."""
-    folder = Path(source or model.base_model)
-    if folder.is_dir() and not has_only_pickles(folder):
+    if (folder := Path(source or model.base_model)).is_dir() and not has_only_pickles(folder):
         weight_files(folder)  # an index that leads out of the folder is refused
     config = read_config(model, source=source)
     _forget_secrets(config)
@@ -245,8 +246,8 @@ def _packing(
     """What `from_pretrained` is to do with the weights: pack them, dequantize them first, or neither."""
     packing = None
     if quantization is not None:
-        skipped = _modules_to_skip(model, quantization, config)
-        packing = for_experts(quantization, bitsandbytes_config(quantization, dtype, skipped))
+        settings = bitsandbytes_config(quantization, dtype, _modules_to_skip(model, quantization, config))
+        packing = for_experts(quantization, settings)
     return dequantizing_config(config, packing, dtype) if stored_weights(config.to_dict()) else packing
 
 

@@ -175,7 +175,8 @@ def _from_adapter(folder: Path) -> TunedSource:
     kind, record = read_adapter_kind(folder), read_adapter_record(folder)
     if record is None:
         model = _section(placed_base(kind), kind.revision)
-        stored = as_stored(None, config_here(model.base_model, model.revision) or {})
+        config = config_here(model.base_model, model.revision) or {}
+        stored = as_stored(None, config, dequantize=model.dequantize)
         return TunedSource(folder, model, stored, folder, kind=kind, tokenizer=saved_tokenizer(folder, model))
     return TunedSource(
         folder,
@@ -193,7 +194,7 @@ def _from_adapter(folder: Path) -> TunedSource:
 def _section(base_model: str, revision: str | None = None) -> ModelSection:
     """A base without a recipe; one that is stored in FP8 or the like can be loaded in one way only."""
     stored = stored_weights(config_here(base_model, revision) or {})
-    is_dequantized = stored is not None and stored.can_be_dequantized
+    is_dequantized = stored is not None and stored.can_be_dequantized and not stored.is_taken_over
     return ModelSection(base_model=base_model, revision=revision, dequantize=is_dequantized)
 
 

@@ -12,6 +12,7 @@ from qlora_cli.errors import IdentityError
 from qlora_cli.model.fingerprint import weight_files
 from qlora_cli.model.integer.bytes_of import FLOAT16_BYTES, FLOAT32_BYTES, integer_bytes
 from qlora_cli.recipe.base_files import cached_base, config_here
+from qlora_cli.recipe.foreign_integers import GPTQ
 from qlora_cli.recipe.schema import Recipe, TrainingSection
 from qlora_cli.recipe.stored_weights import stored_weights
 
@@ -75,11 +76,13 @@ def disk_of(recipe: Recipe, trained: Iterable[TrainedTensor], num_base: int, num
     base = plain_bytes(recipe.model.base_model, recipe.model.revision)
     merged, made = base or 2 * num_base, 0
     quantization = recipe.quantization
-    if quantization is not None and quantization.method == "int":
+    if quantization is not None and quantization.is_in_integers:
         config = config_here(recipe.model.base_model, recipe.model.revision) or {}
         others = merged - num_integers * _bytes_of_weight(config) if base else 2 * (num_base - num_integers)
-        if stored_weights(config) is None:
-            made = others + integer_bytes(quantization, num_integers, FLOAT16_BYTES)
+        stored = stored_weights(config)
+        if stored is None or not stored.is_in_integers:
+            offset_bytes = FLOAT32_BYTES if stored is not None and stored.method == GPTQ else FLOAT16_BYTES
+            made = others + integer_bytes(quantization, num_integers, offset_bytes)
         if recipe.lora.use_qalora:
             merged = others + integer_bytes(quantization, num_integers, FLOAT32_BYTES)
     return Disk(adapter, adapter + state, num_checkpoints(recipe.training), merged, made)

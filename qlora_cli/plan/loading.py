@@ -61,7 +61,7 @@ def why_loading(request: PlanRequest) -> str:
 
 def is_unpacked(recipe: Recipe) -> bool:
     """Whether weights become plain while the model is loaded; a base in integers is made before, weight by weight."""
-    return recipe.model.dequantize and (recipe.quantization is None or recipe.quantization.method != "int")
+    return recipe.model.dequantize and (recipe.quantization is None or not recipe.quantization.is_in_integers)
 
 
 UNPACKING_BYTES = 11

@@ -57,10 +57,11 @@ class QuantizationSection(Section):
     """Storage of the frozen weights in few bits (QLoRA, arXiv:2305.14314). Leave it out for 16-bit LoRA, or where the
     base is stored in few bits already: what that is decides."""
 
-    method: Literal["bitsandbytes", "int"] = "bitsandbytes"
+    method: Literal["bitsandbytes", "int", "w4a16"] = "bitsandbytes"
     """bitsandbytes: packed while the base is loaded, as `quant_type` says. int: evenly spaced levels with a scale and
     an offset for each group of weights, which are made once and kept; with `lora.use_qalora` the merged model stays
-    in them without loss."""
+    in them without loss. w4a16: the codes of a base that is stored in W4A16 of compressed-tensors, as they are; vLLM
+    then serves the adapter on that very base."""
 
     quant_type: Literal["nf4", "fp4", "int8"] = "nf4"
     """nf4: 16 levels at the quantiles of a normal distribution, blocks of 64 (section 3 of the paper). fp4: 4-bit
@@ -75,11 +76,12 @@ class QuantizationSection(Section):
     nf4 and fp4 unless set to false; int8 and `method: int` leave them in 16 bit."""
 
     bits: Literal[4, 3, 2] | None = None
-    """Of a weight, with `method: int`; 4 unless set."""
+    """Of a weight, with `method: int`; 4 unless set. w4a16 has 4."""
 
-    group_size: Literal[32, 64, 128] | None = None
+    group_size: Literal[-1, 32, 64, 128] | None = None
     """Weights in a row that share a scale and an offset of 16 bit each, with `method: int`; 32 unless set, as in
-    QA-LoRA (arXiv:2309.14717, section 4.1): one bit more a weight, half a bit at 64."""
+    QA-LoRA (arXiv:2309.14717, section 4.1): one bit more a weight, half a bit at 64. -1: the whole row shares them.
+    With w4a16 that of the base."""
 
     calibration: Literal["none", "rows"] = "none"
     """With `method: int`. none: each weight goes to its nearest level. rows: GPTQ (arXiv:2210.17323) on 16,384 tokens
@@ -93,7 +95,7 @@ class QuantizationSection(Section):
     def _without_other_method(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave `quant_type` out where it means nothing, so that what is written down can be read again."""
         content: dict[str, Any] = dump(self)
-        if self.method == "int":
+        if self.is_in_integers:
             content.pop("quant_type", None)
         return content
 
@@ -104,7 +106,19 @@ class QuantizationSection(Section):
         >>> QuantizationSection().kind, QuantizationSection(method="int", bits=3).kind
         ('nf4', 'int3')
         """
-        return f"int{self.num_bits}" if self.method == "int" else self.quant_type
+        if self.is_in_integers:
+            return f"int{self.num_bits}" if self.method == "int" else self.method
+        return self.quant_type
+
+    @property
+    def is_in_integers(self) -> bool:
+        """Whether the base lies in a folder of our integers, rounded here or taken over."""
+        return self.method in ("int", "w4a16")
+
+    @property
+    def is_served_as_stored(self) -> bool:
+        """Whether engines open the base that was named and have the weights of training, without a copy of it."""
+        return self.method == "w4a16"
 
     @property
     def num_bits(self) -> int:
@@ -113,7 +127,7 @@ class QuantizationSection(Section):
         >>> QuantizationSection().num_bits, QuantizationSection(quant_type="int8").num_bits
         (4, 8)
         """
-        if self.method == "int":
+        if self.is_in_integers:
             return self.bits or DEFAULT_BITS
         return 8 if self.quant_type == "int8" else 4
 

@@ -77,6 +77,8 @@ def method(record: RunRecord) -> str:
     kind = recipe.get("quantization.quant_type")
     if recipe.get("quantization.method") == "int":
         kind = f"int{recipe.get('quantization.bits', DEFAULT_BITS)}"
+    elif recipe.get("quantization.method") == "w4a16":
+        kind = "w4a16"
     adapter = "DoRA" if recipe.get("lora.use_dora") is True else "LoRA"
     if recipe.get("lora.use_qalora") is True:
         adapter = "QA-LoRA"

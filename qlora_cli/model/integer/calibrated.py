@@ -22,7 +22,8 @@ from qlora_cli.model.integer.codes import pack
 from qlora_cli.model.integer.gptq import feedback_factor, round_with_feedback
 from qlora_cli.model.integer.layers import layers_to_round
 from qlora_cli.model.integer.linear import IntegerLinear
-from qlora_cli.model.integer.making import Parts, check_writable, nearest_parts, write_integers
+from qlora_cli.model.integer.making import nearest_parts
+from qlora_cli.model.integer.writing import Parts, check_writable, write_integers
 from qlora_cli.model.layer_inputs import Batch, Groups, counted, layers_by_input, second_moments
 from qlora_cli.model.towers.own_names import own_class
 from qlora_cli.progress import progress

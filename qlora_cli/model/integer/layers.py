@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.quantizers.quantizers_utils import should_convert_module
 
 from qlora_cli.errors import RecipeError
 from qlora_cli.model.experts.packed import expert_parameters
@@ -21,6 +22,7 @@ from qlora_cli.model.towers.skeleton import bare_skeleton, kept_modules
 from qlora_cli.model.towers.stored_names import stored_names
 from qlora_cli.model.towers.text_reach import text_reach
 from qlora_cli.recipe.schema import ModelSection, QuantizationSection
+from qlora_cli.recipe.stored_weights import stored_section
 
 SMALLER_GROUPS = (64, 32)
 """Group sizes below the largest."""
@@ -47,12 +49,10 @@ def layers_to_round(model: ModelSection, quantization: QuantizationSection, conf
     Raises:
         RecipeError: if the inputs of one cannot be divided into groups, there is none, or one to skip is not there.
     """
-    config = copy.deepcopy(config)
-    config.__dict__.pop("quantization_config", None)
-    auto, trust = own_auto_class(config), model.trust_remote_code
-    skeleton = bare_skeleton(auto, config, trust_code=trust)
+    config, skeleton = _plain(model, config)
     _refuse_unknown(model, quantization, skeleton)
-    reach, kept = text_reach(auto, config), {*kept_modules(skeleton), *quantization.skip_modules}
+    reach = text_reach(own_auto_class(config), config)
+    kept = {*kept_modules(skeleton), *quantization.skip_modules}
     linear = {name: module for name, module in skeleton.named_modules() if isinstance(module, torch.nn.Linear)}
     rounded = [
         name
@@ -68,12 +68,49 @@ def layers_to_round(model: ModelSection, quantization: QuantizationSection, conf
             f"quantization.method: int is for linear layers, and {type(skeleton).__name__} has none to round",
             hint="--set quantization.method=bitsandbytes",
         )
-    left = set(linear) - set(rounded)
-    loaded = bare_skeleton(auto_class(config), config, trust_code=trust)
+    return LayerChoice(skeleton, tuple(rounded), _both_names(model, config, set(linear) - set(rounded)))
+
+
+def layers_taken_over(model: ModelSection, config: PreTrainedConfig, keys: Iterable[str] | None) -> LayerChoice:
+    """The layers that a base of others holds in integers.
+
+    Args:
+        config: of the whole base.
+        keys: names that their weights would have in its files if they were plain; None where the files are not here,
+            and config.json must do.
+
+    Raises:
+        ValueError: with the key that is the weight of no linear layer.
+    """
+    section = stored_section(config.to_dict())
+    config, skeleton = _plain(model, config)
+    linear = [name for name, module in skeleton.named_modules() if type(module) is torch.nn.Linear]
+    if keys is None:
+        plain = [*kept_modules(skeleton), *(str(name).removeprefix("re:") for name in section.get("ignore") or ())]
+        plain += [str(name).removeprefix("-").removeprefix(":") for name in section.get("dynamic") or ()]
+        taken = {name for name in linear if should_convert_module(name, plain)}
+    else:
+        names = {key: name.removesuffix(".weight") for name, key in stored_names(skeleton, keys).items()}
+        unknown = [key for key in keys if names.get(key) not in linear]
+        if unknown:
+            raise ValueError(unknown[0])
+        taken = set(names.values())
+    return LayerChoice(skeleton, tuple(sorted(taken)), _both_names(model, config, set(linear) - taken))
+
+
+def _plain(model: ModelSection, config: PreTrainedConfig) -> tuple[PreTrainedConfig, PreTrainedModel]:
+    """Configuration and skeleton of the whole model, as if its weights were plain."""
+    config = copy.deepcopy(config)
+    config.__dict__.pop("quantization_config", None)
+    return config, bare_skeleton(own_auto_class(config), config, trust_code=model.trust_remote_code)
+
+
+def _both_names(model: ModelSection, config: PreTrainedConfig, left: set[str]) -> tuple[str, ...]:
+    """Names of layers, as the files' class calls them and as the class does that is loaded for text."""
+    loaded = bare_skeleton(auto_class(config), config, trust_code=model.trust_remote_code)
     note_own_class(loaded, config)
-    if own := own_class(loaded):
-        left |= {own.loaded_name(name) for name in left}
-    return LayerChoice(skeleton, tuple(rounded), tuple(sorted(left)))
+    own = own_class(loaded)
+    return tuple(sorted(left | {own.loaded_name(name) for name in left} if own else left))
 
 
 def _chooses_experts(skeleton: PreTrainedModel, name: str) -> bool:
@@ -120,7 +157,7 @@ def _refuse_unknown(model: ModelSection, quantization: QuantizationSection, skel
 def _refuse_indivisible(num_inputs: dict[str, int], quantization: QuantizationSection) -> None:
     size = quantization.weights_in_group
     for name, inputs in num_inputs.items():
-        if inputs % size:
+        if size > 0 and inputs % size:
             smaller = [each for each in SMALLER_GROUPS if each < size and inputs % each == 0]
             instead = f"--set quantization.group_size={smaller[0]}, or " if smaller else ""
             raise RecipeError(

@@ -35,13 +35,13 @@ class IntegerLinear(nn.Linear):
             in_features: a multiple of `group_size` and of 8.
             out_features: of the layer.
             bits: of a code.
-            group_size: input features that share a scale and an offset.
+            group_size: input features that share a scale and an offset; -1 for all of them.
             bias: the layer's, if it has one.
         """
         nn.Module.__init__(self)
         self.in_features, self.out_features = in_features, out_features
-        self.bits, self.group_size = bits, group_size
-        num_groups = in_features // group_size
+        self.bits, self.group_size = bits, group_size if group_size > 0 else in_features
+        num_groups = in_features // self.group_size
         self.register_buffer("codes", torch.zeros(out_features, in_features * bits // BITS_OF_BYTE, dtype=torch.uint8))
         self.register_buffer("scales", torch.zeros(out_features, num_groups, dtype=torch.float16))
         self.register_buffer("offsets", torch.zeros(out_features, num_groups, dtype=torch.float16))

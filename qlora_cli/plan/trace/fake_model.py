@@ -30,7 +30,8 @@ from qlora_cli.model.experts.packed import expert_parameters
 from qlora_cli.model.experts.wanted import quantizes_experts
 from qlora_cli.model.fingerprint import weight_files
 from qlora_cli.model.integer.layers import layers_to_round
-from qlora_cli.model.integer.quantizer import set_offsets_dtype, swap_linear_layers
+from qlora_cli.model.integer.quantizer import set_dtypes, set_stored_dtypes, swap_linear_layers
+from qlora_cli.model.integer.taking_over import layout_of
 from qlora_cli.model.model_support import require_position_ids
 from qlora_cli.model.prequantized import is_kept_in_float32
 from qlora_cli.model.source_error import source_error
@@ -85,7 +86,7 @@ def meta_model(request: PlanRequest) -> PeftModel:
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         quantization = request.recipe.quantization
-        if quantization is not None and quantization.method == "int":
+        if quantization is not None and quantization.is_in_integers:
             _swap_for_integers(base, request)
         elif quantization is not None:
             _swap_linear_layers(base, quantization, request.dtype)
@@ -186,18 +187,22 @@ def _swap_for_integers(base: PreTrainedModel, request: PlanRequest) -> None:
     quantization = request.recipe.quantization
     assert quantization is not None
     stored = stored_weights(request.config.to_dict())
-    model = request.recipe.model
-    here = Path(model.base_model)
-    folder: Path | None = None
+    model, here = request.recipe.model, Path(request.recipe.model.base_model)
+    layout, folder = None, None
     if stored is not None and stored.is_in_integers:
         kept = stored.skipped or ()
         folder = here if here.is_dir() else cached_base(model.base_model, model.revision)
+    elif stored is not None and stored.is_taken_over and not model.dequantize:
+        layout = layout_of(model, request.config)
+        kept = layout.kept
     else:
         kept = layers_to_round(model, quantization, request.config).kept
     swap_linear_layers(base, quantization.num_bits, quantization.weights_in_group, list(kept))
+    if layout is not None:
+        set_dtypes(base, layout.scales, layout.offsets)
     if folder is not None:
         with contextlib.suppress(IdentityError):  # a plan needs no weights
-            set_offsets_dtype(base, weight_files(folder))
+            set_stored_dtypes(base, weight_files(folder))
 
 
 def kept_plain(base: PreTrainedModel) -> list[str]:

@@ -13,6 +13,7 @@ from qlora_cli.model.device import pick_device, pick_dtype
 from qlora_cli.model.fingerprint import fingerprint_base, fingerprint_template, fingerprint_tokenizer
 from qlora_cli.model.tuned import TunedSource
 from qlora_cli.recipe.schema import ModelSection
+from qlora_cli.recipe.stored_weights import grouping
 
 Named = tuple[str, TunedSource]
 """Name that requests use, and what is behind it."""
@@ -96,8 +97,7 @@ def _stored_as(source: TunedSource) -> str:
     quantization = source.quantization
     if quantization is None:
         return "16 bit"
-    is_int = quantization.method == "int"
-    details = [f"groups of {quantization.weights_in_group}"] if is_int else []
+    details = [grouping(quantization.weights_in_group)] if quantization.is_in_integers else []
     details += ["without double quantization"] if quantization.double_quant is False else []
     details += [f"experts: {str(quantization.experts).lower()}"] if quantization.experts is not None else []
     details += [f"but for {', '.join(quantization.skip_modules)}"] if quantization.skip_modules else []
