@@ -6,7 +6,7 @@ from shlex import quote
 from typing import Any
 
 from qlora_cli.progress import in_time
-from qlora_cli.recipe.schema import DEFAULT_BITS
+from qlora_cli.recipe.quantization_schema import DEFAULT_BITS
 from qlora_cli.report.curve import is_number
 from qlora_cli.report.html import card, facts_table, missing
 from qlora_cli.report.record import RunRecord
