@@ -106,7 +106,8 @@ def _check_for_original(stored: StoredWeights, written: RawRecipe, original: str
 
 def _check_integers(stored: StoredWeights, written: RawRecipe, original: str) -> Iterator[Conflict]:
     name, asked = at(written, KEY), at(written, "quantization")
-    if stored.num_bits not in (4, 3, 2) or stored.group_size not in (32, 64, 128):
+    is_known = stored.num_bits in (4, 3, 2) and stored.group_size in (32, 64, 128)
+    if stored.is_in_integers and not is_known:
         text = f"the config.json of '{KEY}: {name}' names integers that are not known here: {stored}"
         yield conflict(KEY, (), text, "download or merge the model again")
         return
