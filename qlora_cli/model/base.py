@@ -118,10 +118,7 @@ def load_base(
         upstream.check(upstream.Road.QUANTIZED)
     dtype = pick_dtype(model.dtype, device := device or pick_device())
     config = _config_to_load(model, source)
-    if source is None:
-        model, quantization, config = _as_stored(model, quantization, config)
-    elif quantization is not None and quantization.is_in_integers:
-        model = in_integers(model, source)
+    model, quantization, config = _as_stored(model, quantization, config, source)
     name, revision = (source, None) if source else (model.base_model, model.revision)
     packing, is_packed = _packing(model, quantization, config, dtype)
     with one_by_one(packing), progress(f"loading {shown_name(name)}"), reading(name, revision):
@@ -143,9 +140,12 @@ def load_base(
 
 
 def _as_stored(
-    model: ModelSection, quantization: QuantizationSection | None, config: PreTrainedConfig
+    model: ModelSection, quantization: QuantizationSection | None, config: PreTrainedConfig, source: str | None
 ) -> tuple[ModelSection, QuantizationSection | None, PreTrainedConfig]:
     """What is loaded: the base itself, or the folder of our integers that stands in for it."""
+    if source is not None:
+        is_int = quantization is not None and quantization.is_in_integers
+        return in_integers(model, source) if is_int else model, quantization, config
     quantization = quantization_on(model, quantization, config)
     with reading(model.base_model, model.revision):
         stored = stored_base(model, quantization)
