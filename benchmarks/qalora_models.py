@@ -54,7 +54,6 @@ class Setting:
     steps: int
     rows_per_step: int
     max_length: int
-    learning_rates: tuple[float, ...]
     test_rows: int
     choice_rows: int
 
