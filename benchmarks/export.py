@@ -2,7 +2,7 @@
 
     make bench-export RUN=runs/chat
     .venv/bin/python benchmarks/export.py runs/chat               print the table, and write it into docs/export.md
-    .venv/bin/python benchmarks/export.py runs/chat --only mlx    print the rows of one format
+    .venv/bin/python benchmarks/export.py runs/chat --only mlx    print the rows of one format, or of several
 
 A format whose engine is not installed (`qlora env`) has no row, and is named.
 """
@@ -14,6 +14,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -21,8 +22,8 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from qlora_cli.choices import ExportFormat
-from qlora_cli.deploy.export import attempts_for, with_yardstick
-from qlora_cli.deploy.export_attempts import Attempt, attempt_export
+from qlora_cli.deploy.export import attempts_for, undoes_update, with_yardstick
+from qlora_cli.deploy.export_attempts import Attempt, Attempts, attempt_export
 from qlora_cli.deploy.export_options import ExportOptions
 from qlora_cli.deploy.formats.format import Format
 from qlora_cli.deploy.formats.table import FORMATS
@@ -43,21 +44,21 @@ HEAD = (
     "tokens/s",
     "opened by",
 )
-GROUPS = {"compressed-tensors": (64, 32), "gptq": (64, 32), "mlx": (64, 32)}
-"""Sizes of groups that a row is made for; each must divide the columns of the model that is measured."""
+GROUPS = {"compressed-tensors": (128, 64, 32), "gptq": (128, 32), "mlx": (64, 32)}
+"""Sizes of groups that the usual type has a row for; each must divide the columns of the model that is measured."""
 
-
-WITHOUT_GROUPS = ("bf16", "w8a8")
+SAME_FILES = {"ollama": ("q4_k_m",)}
+"""Types of a format whose files are those of another format: one row shows that it is opened."""
 
 
 def main() -> None:
     """Measure, print, and write the page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("run", type=Path, help="a finished run")
-    parser.add_argument("--only", choices=FORMATS, help="one format; the page is left as it is")
+    parser.add_argument("--only", choices=FORMATS, nargs="+", help="these formats; the page is left as it is")
     arguments = parser.parse_args()
     lines = []
-    rows = table_rows(arguments.run, [arguments.only] if arguments.only else list(FORMATS))
+    rows = table_rows(arguments.run, arguments.only or list(FORMATS))
     for cells in chain((HEAD, ("---",) * len(HEAD)), rows):
         lines.append(f"| {' | '.join(cells)} |")
         print(lines[-1], flush=True)
@@ -84,20 +85,32 @@ def table_rows(run: Path, formats: list[ExportFormat]) -> Iterator[tuple[str, ..
             for quant, group in _types(name, form):
                 print(name, quant, group, file=sys.stderr, flush=True)
                 options = ExportOptions(name, quant, group)
-                attempts = replace(start, form=form, options=options, version=version, base=None)
-                attempts = attempts if form.loses_nothing else with_yardstick(attempts)
                 try:
                     form.check(source, options.of_format)
-                    with tempfile.TemporaryDirectory() as out:
+                    with tempfile.TemporaryDirectory() as out, _attempts(start, form, options, version) as attempts:
                         place = start.plain if form.write is None else Path(out)
                         yield _cells(name, group, attempt_export(attempts, place))
                 except QloraError as error:
                     print(f"{name} {quant}: {error}", file=sys.stderr, flush=True)
 
 
+@contextmanager
+def _attempts(start: Attempts, form: Format, options: ExportOptions, version: str) -> Iterator[Attempts]:
+    """`start` in another format, or what a type starts from that is not rounded onto the dequantized base."""
+    if undoes_update(start.source, options):
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            attempts_for(start.source, options, Path(folder) / "out", Path(folder)) as own,
+        ):
+            yield own
+        return
+    attempts = replace(start, form=form, options=options, version=version, base=None)
+    yield attempts if form.loses_nothing else with_yardstick(attempts)
+
+
 def _types(name: str, form: Format) -> Iterator[tuple[str | None, int | None]]:
-    for quant in form.quants or (None,):
-        for group in GROUPS.get(name, (None,)) if quant not in WITHOUT_GROUPS else (None,):
+    for quant in SAME_FILES.get(name, form.quants or (None,)):
+        for group in GROUPS.get(name, (None,)) if quant in form.quants[:1] else (None,):
             yield quant, group
 
 

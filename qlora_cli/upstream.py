@@ -19,7 +19,8 @@ from types import CodeType
 from typing import Any
 
 from qlora_cli.errors import ResourceError
-from qlora_cli.upstream_names import NAMES, TESTED, Name, Road, Use
+from qlora_cli.upstream_names import NAMES
+from qlora_cli.upstream_row import TESTED, Name, Road, Use
 
 
 @cache

@@ -24,6 +24,7 @@ from qlora_cli.recipe.schema import Recipe
 from tests.keys.observers import (
     adapter,
     batches,
+    codes,
     default_run_directory,
     eval_batch_sizes,
     eval_tokens,
@@ -128,6 +129,7 @@ KEYS: dict[str, Row] = {
     "quantization.experts": Row(
         weights, (True, False), {"model.base_model": "mixture", "quantization.quant_type": "nf4"}
     ),
+    "quantization.calibration": Row(codes, ("none", "rows"), {"quantization.method": "int"}),
     "quantization.skip_modules": Row(weights, ([], ["down_proj"])),
     "lora.r": Row(adapter, (4, 8)),
     "lora.lora_alpha": Row(adapter, (8, 16)),

@@ -24,6 +24,7 @@ FLOORS = {
     "engine_environment": 0,
     "upstream": 0,
     "upstream_names": 0,
+    "upstream_row": 0,
     "interruption": 0,
     "calling": 0,
     "progress": 0,

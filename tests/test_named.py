@@ -25,7 +25,19 @@ FOLDERS = (*OURS, "configs", "recipes", "docker", ".ci")
 TREE = {str(path.relative_to(ROOT)) for folder in FOLDERS for path in (ROOT / folder).rglob("*")}
 TREE |= {path.name for path in ROOT.iterdir()}
 
-MADE = {"runs", "adapter", "residual", "eval", "merged", "checkpoints", "calibration", "plans", "data", ".earlier"}
+MADE = {
+    "runs",
+    "adapter",
+    "residual",
+    "integers",
+    "eval",
+    "merged",
+    "checkpoints",
+    "calibration",
+    "plans",
+    "data",
+    ".earlier",
+}
 """Folders that a run or a command makes."""
 
 EXAMPLES = {"src/a.py", "small.yaml", "rows.yaml", "recipe.yaml", "new.yaml", "chat.yaml"}

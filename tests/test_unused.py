@@ -29,6 +29,7 @@ READ_BY_OTHERS = {
     "put": "by transformers' generate",
     "add_partial": "by lm-eval",
     "model_config": "by pydantic",
+    "_without_other_method": "by pydantic",
     "computed_in": "in the JSON of `qlora generate`",
     "derived": "by the reader of cards.yaml",
     "_holder": "keeps alive what it holds",

@@ -29,7 +29,8 @@ from qlora_cli.plan.trace.request import PlanRequest
 from qlora_cli.recipe.schema import ModelSection, QuantizationSection, Recipe
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.train.session import TrainOptions, train_recipe
-from qlora_cli.upstream_names import NAMES, TESTED, Road, Use
+from qlora_cli.upstream_names import NAMES
+from qlora_cli.upstream_row import TESTED, Road, Use
 
 SIGNATURES = Path(__file__).resolve().parent / "golden" / "upstream_signatures.json"
 

@@ -15,7 +15,8 @@ from trl import SFTTrainer
 
 from qlora_cli import upstream
 from qlora_cli.train.trainer import QloraTrainer
-from qlora_cli.upstream_names import NAMES, TESTED, Use
+from qlora_cli.upstream_names import NAMES
+from qlora_cli.upstream_row import TESTED, Use
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = [path for path in sorted((ROOT / "qlora_cli").rglob("*.py")) if not path.stem.startswith("upstream")]

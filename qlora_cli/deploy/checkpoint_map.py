@@ -18,14 +18,12 @@ from transformers.core_model_loading import (
     Concatenate,
     MergeModulelist,
     WeightConverter,
-    WeightRenaming,
-    dot_natural_key,
-    rename_source_key,
     revert_weight_conversion,
 )
 
 from qlora_cli.deploy.checkpoint import Checkpoint
 from qlora_cli.errors import IdentityError
+from qlora_cli.model.towers.stored_names import Rules, matched_keys
 
 
 @dataclass(frozen=True)
@@ -131,21 +129,13 @@ class CheckpointMap:
         self._model._weight_conversions = [rule for rule in self._rules if rule.was_used()]
 
 
-def _origins(
-    model: PreTrainedModel, keys: Iterable[str], rules: list[WeightRenaming | WeightConverter]
-) -> dict[str, Origin]:
+def _origins(model: PreTrainedModel, keys: Iterable[str], rules: Rules) -> dict[str, Origin]:
     """Walk through the keys as transformers does when it loads them."""
     parameters = model.state_dict()
-    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
     converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
     by_pattern = {pattern: rule for rule in converters for pattern in rule.source_patterns}
     found: dict[str, Origin] = {}
-    for key in sorted(keys, key=dot_natural_key):
-        name, pattern = rename_source_key(key, renamings, converters, model.base_model_prefix, parameters)
-        if name not in parameters and key in parameters:
-            name, pattern = rename_source_key(key, [], [], model.base_model_prefix, parameters)
-        if name not in parameters:
-            continue
+    for key, name, pattern in matched_keys(model, keys, rules):
         converter = None if pattern is None else by_pattern[pattern]
         origin = found.setdefault(name, Origin(_made_of(name, converter, parameters), {}, converter))
         origin.sources.setdefault(pattern or key, []).append(key)

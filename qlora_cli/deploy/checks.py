@@ -178,13 +178,14 @@ def refuse_plain_base(source: TunedSource, onto: Onto, out: Path | None) -> None
 
 
 def refuse_no_original(source: TunedSource, onto: Onto) -> None:
-    """Refuse to merge onto weights that the base does not hold: those before bitsandbytes packed them, or we did.
+    """Refuse to merge onto weights that the base does not hold: those before they were packed.
 
     Raises:
         ArgumentError: for a base that is stored so, and `onto` "original".
     """
     stored = stored_in(base_folder(source.model)) if onto != "dequantized" and source.base_source is None else None
-    if stored is not None and (stored.is_bitsandbytes or is_in_integers(base_folder(source.model))):
+    is_trained_on = stored is not None and stored.is_taken_over and not source.model.dequantize
+    if stored is not None and (stored.is_trained_as_stored or is_trained_on):
         raise ArgumentError(
             f"--onto {onto} cannot be had: base '{source.model.base_model}' holds its weights in {stored} only",
             hint="leave --onto out; it merges onto the dequantized base",

@@ -15,8 +15,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from qlora_cli.deploy.checkpoint import Checkpoint
+from qlora_cli.deploy.checkpoint import Checkpoint, open_checkpoint
 from qlora_cli.deploy.checkpoint_map import CheckpointMap
+from qlora_cli.deploy.written_weights import WrittenWeights
 from qlora_cli.model.fingerprint import base_folder
 from qlora_cli.model.integer.making import stored_base
 from qlora_cli.model.prequantized import stored_in
@@ -51,8 +52,11 @@ def is_in_integers(folder: Path) -> bool:
 
 
 def stored_folder(source: TunedSource) -> Path:
-    """The folder whose weights training saw: that of the base, or the base in integers that was made of it."""
-    return base_folder(stored_base(source.model, source.quantization))
+    """The folder whose weights training saw: that of the base, or the base in integers that was made of it.
+
+    The latter lies in the run's folder, or in the cache where other runs may share it.
+    """
+    return base_folder(stored_base(source.stored_model, source.quantization))
 
 
 def can_keep_codes(source: TunedSource) -> bool:
@@ -87,6 +91,21 @@ def map_of_codes(skeleton: PreTrainedModel, plain: Checkpoint, stored: Checkpoin
 def dtypes_of_offsets(plain: Checkpoint) -> dict[str, torch.dtype]:
     """The types that the offsets get in a merge, by their keys: an update may be smaller than float16 can add."""
     return {f"{key.removesuffix('weight')}{PARTS[-1]}": torch.float32 for key in plain.packed}
+
+
+def folded_in_16_bit(folder: Path, weights: WrittenWeights) -> list[str]:
+    """Keys of plain tensors, of layers that are not in integers, whose sum with an update was rounded to 16 bit.
+
+    Args:
+        folder: the merged model.
+        weights: what was written there.
+    """
+    with open_checkpoint(folder) as checkpoint:
+        return [
+            key
+            for key in weights.folded
+            if not key.endswith(f".{PARTS[-1]}") and checkpoint.tensors[key].dtype is not torch.float32
+        ]
 
 
 def num_weights(plain: Checkpoint) -> int:

@@ -21,7 +21,7 @@ from qlora_cli.deploy.checks import (
     refuse_zero_adapter,
 )
 from qlora_cli.deploy.fold_plan import fold_plan, plain_skeleton
-from qlora_cli.deploy.integers import can_keep_codes
+from qlora_cli.deploy.integers import can_keep_codes, folded_in_16_bit
 from qlora_cli.deploy.merged_model import write_model
 from qlora_cli.deploy.model_folder import vocabulary_of, write_generation_settings, write_tokenizer
 from qlora_cli.deploy.onto import better, held_out_losses
@@ -231,7 +231,7 @@ def _write_merged(source: TunedSource, options: MergeOptions, stage: Path) -> _R
     del tuned
     free_memory()
     written_from = (
-        source if onto == "original" else replace(source, model=stored_base(source.model, source.quantization))
+        source if onto == "original" else replace(source, model=stored_base(source.stored_model, source.quantization))
     )
     weights = write_model(
         stage, written_from, skeleton, plan, dtype=None if options.dtype == "auto" else DTYPES[options.dtype]
@@ -240,6 +240,8 @@ def _write_merged(source: TunedSource, options: MergeOptions, stage: Path) -> _R
     write_generation_settings(stage, skeleton, tokenizer, renderer)
     computes_in = dtype_name(trained_in) if plan.keeps_codes else weights.dtype
     is_exact = trained_in is torch.float32 and computes_in == "float32"
+    if plan.keeps_codes:
+        is_exact = is_exact and not folded_in_16_bit(stage, weights)
     in_words = describe_codes(weights.dtype) if plan.keeps_codes else in_words
     return _Reference(onto, in_words, losses, rows, logits, effect, precision, computes_in, is_exact, weights)
 

@@ -95,12 +95,17 @@ def _free_name(name: str, taken: Sequence[str]) -> str:
 
 def _identity_of_base(source: TunedSource) -> str:
     """What two bases agree in that give the same figures."""
-    stored = source.quantization.model_dump_json() if source.quantization else ""
+    stored = _stored(source)
     computed = source.model.model_dump(mode="json", exclude={"base_model", "revision", "chat_template"})
     known = source.fingerprints
     base = known.get("base") or [source.model.base_model, source.model.revision]
     texts = [known["tokenizer"], known.get("template")] if "tokenizer" in known else str(source.tokenizer)
     return key_of(base, stored, sorted(map(str, computed.items())), texts)
+
+
+def _stored(source: TunedSource) -> str:
+    """How a base is stored, and where it lies if its run alone has it."""
+    return f"{source.quantization.model_dump_json() if source.quantization else ''}{source.integers or ''}"
 
 
 def visit(contest: Contest, look: Callable[[Subject, Entrant], None]) -> list[MeasuredModel]:
@@ -134,7 +139,7 @@ def visit(contest: Contest, look: Callable[[Subject, Entrant], None]) -> list[Me
 
 def _show_base_apart(entrant: Entrant, show: Callable[[Entrant, Tuned], None]) -> None:
     source = entrant.source
-    base = load_base(source.model, source.quantization).eval()
+    base = load_base(source.model, source.quantization, source=source.integers).eval()
     show(entrant, Tuned(base, load_tokenizer_of(source), source))
 
 
@@ -151,7 +156,7 @@ def model_key(entrant: Entrant, tuned: Tuned) -> str:
     """Identity of a model's weights, and of what computes with them."""
     source = entrant.source
     base = source.fingerprints.get("base") or fingerprint_base(source.model)
-    stored = source.quantization.model_dump_json() if source.quantization else ""
+    stored = _stored(source)
     adapter = [] if entrant.is_base or source.adapter is None else _adapter_marks(source.adapter)
     versions = [torch.__version__, transformers.__version__]
     return key_of(base, stored, adapter, entrant.is_base, precision_of(tuned.model), versions)

@@ -41,6 +41,7 @@ def adapter_health(model: PeftModel, *, starts_at_zero: bool = True) -> AdapterH
     config = model.peft_config[ADAPTER]
     method = str(config.peft_type.value)
     title = "DoRA" if getattr(config, "use_dora", False) else TITLES.get(method, method)
+    title = "QA-LoRA" if getattr(config, "use_qalora", False) else title
     modules = tuple(_modules(model.base_model.model, "", starts_at_zero)) if method == "LORA" else ()
     return AdapterHealth(title, modules, starts_at_zero)
 

@@ -35,12 +35,21 @@ class AdapterRecord:
     residual: Path | None
     """PiSSA's residual, on which the adapter stands."""
 
+    integers: Path | None
+    """The base in integers that the run's own rows decided."""
+
     fingerprints: Mapping[str, str]
     """Of `base`, `tokenizer` and `template`."""
 
 
 def write_adapter_record(
-    folder: Path, recipe: Recipe, *, residual: Path | None, base: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase
+    folder: Path,
+    recipe: Recipe,
+    *,
+    residual: Path | None,
+    integers: Path | None,
+    base: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
 ) -> None:
     """Save the tokenizer beside the adapter, and the record, with the fingerprints that reading it again gives.
 
@@ -48,6 +57,7 @@ def write_adapter_record(
         folder: of the adapter.
         recipe: as it was trained.
         residual: PiSSA's; None for other inits.
+        integers: the run's own base in integers; None where none was made.
         base: section of the manifest.
         tokenizer: with the chat template in force.
     """
@@ -62,6 +72,7 @@ def write_adapter_record(
             "model": saved.model_dump(mode="json"),
             "quantization": recipe.quantization and recipe.quantization.model_dump(mode="json"),
             "residual": residual and str(residual.absolute()),
+            "integers": integers and str(integers.absolute()),
             "fingerprints": {
                 "base": base["fingerprint"],
                 "tokenizer": fingerprint_tokenizer(read_back),
@@ -87,6 +98,7 @@ def read_adapter_record(folder: Path) -> AdapterRecord | None:
             ModelSection.model_validate(values["model"]),
             None if quantization is None else QuantizationSection.model_validate(quantization),
             Path(values["residual"]) if values["residual"] else None,
+            Path(values["integers"]) if values.get("integers") else None,
             {str(name): str(value) for name, value in values["fingerprints"].items()},
         )
     except (LookupError, TypeError, AttributeError, ValidationError) as fault:

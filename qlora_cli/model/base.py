@@ -22,7 +22,9 @@ from qlora_cli.model.device import pick_device, pick_dtype
 from qlora_cli.model.experts.packed import expert_parameters
 from qlora_cli.model.experts.wanted import for_experts, refuse_experts_that_are_none
 from qlora_cli.model.fingerprint import base_folder, has_only_pickles, weight_files
-from qlora_cli.model.integer.making import stored_base
+from qlora_cli.model.integer.making import in_integers, stored_base
+from qlora_cli.model.linear_layers import linear_names
+from qlora_cli.model.own_code import refuse_code_from_elsewhere
 from qlora_cli.model.prequantized import fit_stored, quantization_on, refuse_other_storage
 from qlora_cli.model.source_error import source_error
 from qlora_cli.model.towers.auto_class import auto_class
@@ -48,8 +50,7 @@ class reading:  # noqa: N801 - reads like a function: `with reading(name):`
     """
 
     def __init__(self, name: str, revision: str | None = None) -> None:
-        self._name = name
-        self._revision = revision
+        self._name, self._revision = name, revision
 
     def __enter__(self) -> None:
         """Refuse a base that a command makes and that is not there: the Hub is not asked for a folder of this machine.
@@ -75,14 +76,13 @@ def read_config(model: ModelSection, *, source: str | None = None) -> PreTrained
     """The base's configuration from the Hub, its cache or a local folder; no weights are fetched.
 
     Args:
-        model: which model, at which revision, and whether its own code may run.
+        model: which model, which revision, and whether its own code may run.
         source: folder that stands in for `model.base_model`.
 
     Raises:
         RecipeError: if it cannot be found or read, or if it names code of another repository.
     """
-    name = source or model.base_model
-    revision = None if source else model.revision
+    name, revision = (source, None) if source else (model.base_model, model.revision)
     with progress(where_from(name)), reading(name, revision):
         if model.trust_remote_code:
             refuse_code_from_elsewhere(name, PreTrainedConfig.get_config_dict(name, revision=revision)[0])
@@ -103,7 +103,7 @@ def load_base(
     Args:
         model: which model, in which precision.
         quantization: how its linear weights are stored; None keeps them in `model.dtype`.
-        source: folder that stands in for `model.base_model`, such as the residual that PiSSA leaves.
+        source: folder that stands in for `model.base_model`: PiSSA's residual, or a run's own base in integers.
         device: where to; the GPU where there is one when None.
         max_memory: bytes of each device instead; what fits in none of them stays on the disk.
         offloaded: empty folder for weights that the disk holds in another form than the model.
@@ -116,14 +116,13 @@ def load_base(
     upstream.check(upstream.Road.BASE)
     if quantization is not None:
         upstream.check(upstream.Road.QUANTIZED)
-    device = device or pick_device()
-    dtype = pick_dtype(model.dtype, device)
-    if source is None and quantization is not None and quantization.method == "int":
-        with reading(model.base_model, model.revision):
-            model = stored_base(model, quantization)
-    name, revision = (source, None) if source else (model.base_model, model.revision)
+    dtype = pick_dtype(model.dtype, device := device or pick_device())
     config = _config_to_load(model, source)
-    quantization = quantization if source else quantization_on(model, quantization, config)
+    if source is None:
+        model, quantization, config = _as_stored(model, quantization, config)
+    elif quantization is not None and quantization.is_in_integers:
+        model = in_integers(model, source)
+    name, revision = (source, None) if source else (model.base_model, model.revision)
     is_packed = stored_weights(config.to_dict()) is not None and not model.dequantize
     packing = None if is_packed else _packing(model, quantization, config, dtype)
     with one_by_one(packing), progress(f"loading {shown_name(name)}"), reading(name, revision):
@@ -142,6 +141,16 @@ def load_base(
     fit_stored(base, dtype if is_packed else None)
     note_own_class(base, config)
     return _frozen(base, name, quantization, report["missing_keys"])
+
+
+def _as_stored(
+    model: ModelSection, quantization: QuantizationSection | None, config: PreTrainedConfig
+) -> tuple[ModelSection, QuantizationSection | None, PreTrainedConfig]:
+    """What is loaded: the base itself, or the folder of our integers that stands in for it."""
+    quantization = quantization_on(model, quantization, config)
+    with reading(model.base_model, model.revision):
+        stored = stored_base(model, quantization)
+    return stored, quantization, config if stored is model else _config_to_load(stored, None)
 
 
 def _placement(
@@ -188,27 +197,6 @@ def _forget_secrets(config: PreTrainedConfig) -> None:
             setattr(config, name, clean)
 
 
-def refuse_code_from_elsewhere(name: str, settings: Mapping[str, Any]) -> None:
-    """Trust in the code of a repository is not trust in what that repository points to.
-
-    Args:
-        name: the repository or folder whose code may run.
-        settings: its config.json or tokenizer_config.json.
-
-    Raises:
-        RecipeError: if they name code of another repository (`other/repo--module.Class`).
-    """
-    places = settings.get("auto_map") or {}
-    for named in places.values() if isinstance(places, Mapping) else [places]:
-        for reference in named if isinstance(named, list | tuple) else [named]:
-            repository, dashes, _ = str(reference).rpartition("--")
-            if dashes and repository != name:
-                raise RecipeError(
-                    f"model.trust_remote_code does not reach to '{repository}', whose code '{name}' wants to run",
-                    hint="download both, put the code beside the weights, and take the other's name out of `auto_map`",
-                )
-
-
 def _refuse_parts(name: str, base: PreTrainedModel, missing: set[str]) -> None:
     """Refuse a model that the library filled up with random weights, or put an adapter on that lay beside them."""
     if missing:
@@ -245,8 +233,7 @@ def bitsandbytes_config(
 
 def _config_to_load(model: ModelSection, source: str | None) -> PreTrainedConfig:
     """The base's configuration, where its files may be read."""
-    folder = Path(source or model.base_model)
-    if folder.is_dir() and not has_only_pickles(folder):
+    if (folder := Path(source or model.base_model)).is_dir() and not has_only_pickles(folder):
         weight_files(folder)  # an index that leads out of the folder is refused
     config = read_config(model, source=source)
     _forget_secrets(config)
@@ -259,8 +246,8 @@ def _packing(
     """What `from_pretrained` is to do with the weights: pack them, dequantize them first, or neither."""
     packing = None
     if quantization is not None:
-        skipped = _modules_to_skip(model, quantization, config)
-        packing = for_experts(quantization, bitsandbytes_config(quantization, dtype, skipped))
+        settings = bitsandbytes_config(quantization, dtype, _modules_to_skip(model, quantization, config))
+        packing = for_experts(quantization, settings)
     return dequantizing_config(config, packing, dtype) if stored_weights(config.to_dict()) else packing
 
 
@@ -283,21 +270,3 @@ def _modules_to_skip(
                 hint=f"its linear modules are {', '.join(linear_names(skeleton))}",
             )
     return [*kept_modules(skeleton), *quantization.skip_modules]
-
-
-def linear_names(model: torch.nn.Module) -> list[str]:
-    """Last parts of the names of all modules with a weight matrix, sorted; GPT-2's `Conv1D` counts too.
-
-    >>> linear_names(torch.nn.ModuleDict({"up_proj": torch.nn.Linear(2, 2), "norm": torch.nn.LayerNorm(2)}))
-    ['up_proj']
-    """
-    return sorted({name.split(".")[-1] for name, module in model.named_modules() if is_linear(module)})
-
-
-def is_linear(module: torch.nn.Module) -> bool:
-    """Whether the module is a linear layer, quantized or not.
-
-    The routers of Llama 4 and PhiMoE derive from one, but give a choice of experts and not a product.
-    """
-    kind = type(module)
-    return kind.__name__ == "Conv1D" or (isinstance(module, torch.nn.Linear) and not kind.__name__.endswith("Router"))

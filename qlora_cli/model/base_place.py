@@ -7,6 +7,7 @@ from pathlib import Path
 from qlora_cli.errors import IdentityError
 from qlora_cli.hub import is_hub_id
 from qlora_cli.model.adapter_kind import ADAPTER_CONFIG, AdapterKind
+from qlora_cli.run.inventory import changed_files
 
 CONFIG_HINT = (
     "name the Hub id or folder of the adapter's base with --base-model, or write it as `base_model_name_or_path` "
@@ -28,27 +29,45 @@ def placed_base(kind: AdapterKind) -> str:
     return base_model
 
 
-def refuse_moved(base_model: str, residual: str | None, owner: Path) -> None:
+def refuse_moved(base_model: str, residual: str | None, integers: str | None, owner: Path) -> None:
     """Refuse a base that was a folder and is not there, before anything takes its path for a name on the Hub.
 
     Args:
         base_model: Hub id or folder.
-        residual: folder that stands in for it.
+        residual: PiSSA's, which stands in for it.
+        integers: the base in integers that was made of it for one run.
         owner: run or adapter that belongs to it.
 
     Raises:
         IdentityError: with what to type.
     """
-    if residual is not None and not Path(residual).is_dir():
-        raise IdentityError(
-            f"stands on PiSSA's residual, which is not at '{residual}': it has moved, or was not copied with it",
-            place=str(owner),
-            hint="use the adapter inside its run directory, or put the residual back there",
-        )
+    for name, folder in (("PiSSA's residual", residual), ("its run's own base in integers", integers)):
+        if folder is not None and not Path(folder).is_dir():
+            raise IdentityError(
+                f"stands on {name}, which is not at '{folder}': it has moved, or was not copied with it",
+                place=str(owner),
+                hint="use the adapter inside its run directory, or put that folder back there",
+            )
     path = Path(base_model).expanduser()
     if residual is None and not path.exists() and not is_hub_id(base_model):
         raise IdentityError(
             f"belongs to the base in the folder '{base_model}', which is not there: it has moved, or was never here",
             place=str(owner),
             hint="name its place with --base-model FOLDER, or its Hub id",
+        )
+
+
+def refuse_changed(integers: str | None) -> None:
+    """Refuse a run's own base in integers that is not as it was made; None where there is none.
+
+    Raises:
+        IdentityError: naming the first file that has changed.
+    """
+    if integers is None:
+        return
+    for name in changed_files(Path(integers)):
+        raise IdentityError(
+            "has changed since the run made it, and its adapter was trained on it as it was",
+            place=str(Path(integers) / name),
+            hint="bring the file back as it was, or train again",
         )

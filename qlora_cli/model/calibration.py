@@ -23,31 +23,21 @@ Shape letters: O = output features, I = input features, C = columns of A (I, or 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import torch
 from peft import PeftModel
 
 from qlora_cli.constants import GIB
-from qlora_cli.errors import NumericError
 from qlora_cli.model.initialization import AdapterValues, QuantizationErrors, num_adapter_inputs
-from qlora_cli.progress import Phase, progress
+from qlora_cli.model.layer_inputs import DAMPING, Batch, Groups, counted, damped, layers_by_input, second_moments
+from qlora_cli.progress import progress
 from qlora_cli.recipe.schema import ModelSection
-
-DAMPING = 0.01
-"""Added to H, as a share of its mean diagonal (GPTQ, arXiv:2210.17323, section 3.3): directions in which no input was
-seen still count. On the Llama above 0.1 and 0.0001 gave the same KL within 0.2%."""
 
 MAX_MOMENTS_BYTES = 2 * GIB
 """Second moments held together, I^2 x 4 bytes for each distinct input; the rows are run again for the next ones. Those
 of a 7B model are 22 GB."""
-
-Batch = Mapping[str, Any]
-Groups = list[list[str]]
-"""Names of layers that get one and the same input, such as q, k and v, in one list each."""
 
 
 def calibrated_values(tuned: PeftModel, model: ModelSection, batches: Sequence[Batch]) -> AdapterValues:
@@ -70,7 +60,8 @@ def calibrated_values(tuned: PeftModel, model: ModelSection, batches: Sequence[B
     num_steps = len(parts) * len(batches) + len(errors.layers)
     with progress("fitting adapters to the quantization error on the run's rows", num_steps) as phase:
         for groups in parts:
-            moments = _second_moments(tuned, errors, [group[0] for group in groups], _counted(batches, phase))
+            first = {group[0]: errors.layers[group[0]] for group in groups}
+            moments = second_moments(tuned.get_base_model(), first, counted(batches, phase))
             for group in groups:
                 damped_II = _damped(moments.pop(group[0]), group[0])
                 inputs = _adapter_inputs(damped_II, num_adapter_inputs(errors.layers[group[0]]))
@@ -80,28 +71,9 @@ def calibrated_values(tuned: PeftModel, model: ModelSection, batches: Sequence[B
     return values
 
 
-def _counted(batches: Sequence[Batch], phase: Phase) -> Iterator[Batch]:
-    for batch in batches:
-        yield batch
-        phase.advance()
-
-
 def _layers_by_input(tuned: PeftModel, errors: QuantizationErrors, batch: Batch) -> Groups:
     """The quantized layers by the tensor that they get; those that the batch does not reach stand alone."""
-    groups: Groups = []
-    last: list[torch.Tensor] = []
-
-    def note(name: str, _layer: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        if any(name in group for group in groups):
-            return
-        if last and inputs[0] is last[0]:
-            groups[-1].append(name)
-        else:
-            groups.append([name])
-            last[:] = inputs[:1]
-
-    handles = [layer.register_forward_pre_hook(partial(note, name)) for name, layer in errors.layers.items()]
-    _run(tuned, [batch], handles)
+    groups = layers_by_input(tuned.get_base_model(), errors.layers, batch)
     reached = {name for group in groups for name in group}
     return [*groups, *([name] for name in errors.layers if name not in reached)]
 
@@ -121,53 +93,11 @@ def _within_memory(groups: Groups, errors: QuantizationErrors) -> Iterator[Group
         yield part
 
 
-def _second_moments(
-    tuned: PeftModel, errors: QuantizationErrors, names: Sequence[str], batches: Iterable[Batch]
-) -> dict[str, torch.Tensor]:
-    """The sum of x x^T [I, I] over all tokens, for each named layer, in float32 on its device."""
-    device = next(tuned.parameters()).device
-    moments = {name: torch.zeros([errors.layers[name].in_features] * 2, device=device) for name in names}
-
-    def add(name: str, _layer: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        x_TI = inputs[0].detach().flatten(end_dim=-2).float()
-        moments[name].addmm_(x_TI.T, x_TI)
-
-    _run(tuned, batches, [errors.layers[name].register_forward_pre_hook(partial(add, name)) for name in names])
-    return moments
-
-
-def _run(tuned: PeftModel, batches: Iterable[Batch], handles: Sequence[torch.utils.hooks.RemovableHandle]) -> None:
-    """Forward passes of the model without its output head, for the hooks, which are then removed."""
-    device, was_training = next(tuned.parameters()).device, tuned.training
-    backbone = tuned.get_base_model().base_model
-    tuned.eval()
-    try:
-        with torch.no_grad():
-            for batch in batches:
-                given = {name: value for name, value in batch.items() if name != "labels"}
-                moved = {name: value.to(device) if torch.is_tensor(value) else value for name, value in given.items()}
-                backbone(**moved, use_cache=False)
-    finally:
-        tuned.train(was_training)
-        for handle in handles:
-            handle.remove()
-
-
 def _damped(moment_II: torch.Tensor, name: str) -> torch.Tensor:
-    """H + damping, up to a factor, in place of `moment_II`.
-
-    A layer that no token reached, such as an expert, gets the identity, with which the start is that of LoftQ.
-    """
-    scale = moment_II.diagonal().mean()
-    if not torch.isfinite(scale):
-        raise NumericError(
-            f"lora.init_lora_weights is calibrated, but layer '{name}' gets inputs that are not finite",
-            hint="--set model.dtype=bfloat16, or --set lora.init_lora_weights=loftq",
-        )
-    if scale == 0:
-        return torch.eye(len(moment_II), device=moment_II.device)
-    moment_II.div_(scale).diagonal().add_(DAMPING)
-    return moment_II
+    """H + damping; the identity for a layer that no token reached, with which the start is that of LoftQ."""
+    hint = "--set model.dtype=bfloat16, or --set lora.init_lora_weights=loftq"
+    damped_II = damped(moment_II, name, "lora.init_lora_weights is calibrated", hint)
+    return torch.eye(len(moment_II), device=moment_II.device) if damped_II is None else damped_II
 
 
 @dataclass(frozen=True)

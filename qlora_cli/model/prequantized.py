@@ -59,7 +59,7 @@ def quantization_on(
     asked = None if quantization is None else quantization.model_dump(mode="json", exclude_none=True)
     for conflict in check_stored(settings, {"model": model.model_dump(mode="json"), "quantization": asked}):
         raise RecipeError(conflict.text, hint=conflict.hint)
-    return as_stored(quantization, settings)
+    return as_stored(quantization, settings, dequantize=model.dequantize)
 
 
 def _refuse_experts_apart(model: ModelSection, config: PreTrainedConfig) -> None:

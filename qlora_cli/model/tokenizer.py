@@ -8,7 +8,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from qlora_cli.errors import RecipeError
-from qlora_cli.model.base import reading, refuse_code_from_elsewhere, where_from
+from qlora_cli.model.base import reading, where_from
+from qlora_cli.model.own_code import refuse_code_from_elsewhere
 from qlora_cli.progress import progress
 from qlora_cli.recipe.schema import ModelSection
 

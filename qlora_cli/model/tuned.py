@@ -21,9 +21,10 @@ from qlora_cli.model.adapter_kind import ADAPTER_CONFIG, AdapterKind, read_adapt
 from qlora_cli.model.adapter_record import read_adapter_record, saved_tokenizer, tokenizer_section
 from qlora_cli.model.base import load_base
 from qlora_cli.model.base_choice import AS_SAVED, BaseChoice
-from qlora_cli.model.base_place import placed_base, refuse_moved
+from qlora_cli.model.base_place import placed_base, refuse_changed, refuse_moved
 from qlora_cli.model.embedding_limits import tokens_without_rows
 from qlora_cli.model.fingerprint import fingerprint_base, fingerprint_template, fingerprint_tokenizer
+from qlora_cli.model.integer.making import in_integers
 from qlora_cli.model.tokenizer import load_tokenizer
 from qlora_cli.recipe.base_files import config_here
 from qlora_cli.recipe.mapping import as_texts
@@ -31,7 +32,7 @@ from qlora_cli.recipe.reader import load_recipe
 from qlora_cli.recipe.schema import ModelSection, QuantizationSection, Recipe
 from qlora_cli.recipe.stored_rules import as_stored
 from qlora_cli.recipe.stored_weights import stored_weights
-from qlora_cli.run.directory import RunDirectory, latest_run, no_model_at
+from qlora_cli.run.directory import RunDirectory, latest_run, no_model_at, run_around
 from qlora_cli.run.manifest import read_manifest
 from qlora_cli.run.origin import located
 
@@ -53,6 +54,9 @@ class TunedSource:
     base_source: str | None = None
     """Folder that stands in for the base model: PiSSA's residual."""
 
+    integers: str | None = None
+    """Folder of the base in integers that the run's own rows decided (`quantization.calibration: rows`)."""
+
     run: RunDirectory | None = None
     recipe: Recipe | None = None
 
@@ -64,6 +68,11 @@ class TunedSource:
 
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     """Of `base`, `tokenizer` and `template` as they were trained; what was not recorded is not there."""
+
+    @property
+    def stored_model(self) -> ModelSection:
+        """The base, or what was made of it in integers for its run alone."""
+        return self.model if self.integers is None else in_integers(self.model, self.integers)
 
     @property
     def is_base_apart(self) -> bool:
@@ -107,7 +116,8 @@ def find_tuned(path: TunedSource | Path | None, choice: BaseChoice = AS_SAVED) -
         console.note(f"the latest run is {folder}")
     source = _chosen(_found(folder), choice)
     if source.adapter is not None:
-        refuse_moved(source.model.base_model, source.base_source, source.run.path if source.run else source.folder)
+        owner = source.run.path if source.run else source.folder
+        refuse_moved(source.model.base_model, source.base_source, source.integers, owner)
     return source
 
 
@@ -131,7 +141,7 @@ def choose_tuned(
 
 
 def _found(folder: Path) -> TunedSource:
-    run = _run_around(folder)
+    run = run_around(folder)
     if run is not None:
         return _from_run(folder, run)
     if (folder / ADAPTER_CONFIG).is_file():
@@ -152,7 +162,8 @@ def _chosen(source: TunedSource, choice: BaseChoice) -> TunedSource:
             hint="leave --quantization out; `qlora merge --onto original` adds the adapter to the unquantized base",
         )
     tokenizer = None if model.chat_template != source.model.chat_template else source.tokenizer
-    return replace(source, model=model, quantization=quantization, tokenizer=tokenizer)
+    integers = source.integers if quantization == source.quantization else None
+    return replace(source, model=model, quantization=quantization, integers=integers, tokenizer=tokenizer)
 
 
 def _stored_as(quantization: QuantizationSection | None) -> str:
@@ -164,7 +175,8 @@ def _from_adapter(folder: Path) -> TunedSource:
     kind, record = read_adapter_kind(folder), read_adapter_record(folder)
     if record is None:
         model = _section(placed_base(kind), kind.revision)
-        stored = as_stored(None, config_here(model.base_model, model.revision) or {})
+        config = config_here(model.base_model, model.revision) or {}
+        stored = as_stored(None, config, dequantize=model.dequantize)
         return TunedSource(folder, model, stored, folder, kind=kind, tokenizer=saved_tokenizer(folder, model))
     return TunedSource(
         folder,
@@ -172,6 +184,7 @@ def _from_adapter(folder: Path) -> TunedSource:
         record.quantization,
         folder,
         str(record.residual) if record.residual else None,
+        str(record.integers) if record.integers else None,
         kind=kind,
         tokenizer=saved_tokenizer(folder, record.model),
         fingerprints=record.fingerprints,
@@ -181,21 +194,8 @@ def _from_adapter(folder: Path) -> TunedSource:
 def _section(base_model: str, revision: str | None = None) -> ModelSection:
     """A base without a recipe; one that is stored in FP8 or the like can be loaded in one way only."""
     stored = stored_weights(config_here(base_model, revision) or {})
-    is_dequantized = stored is not None and stored.can_be_dequantized
+    is_dequantized = stored is not None and stored.can_be_dequantized and not stored.is_taken_over
     return ModelSection(base_model=base_model, revision=revision, dequantize=is_dequantized)
-
-
-def _run_around(folder: Path) -> RunDirectory | None:
-    """The run that `folder` is, or whose adapter or checkpoint it is, whatever way leads there."""
-    real = folder.resolve()
-    for candidate, spelled in zip(
-        (real, real.parent, real.parent.parent), (folder, folder.parent, folder.parent.parent), strict=True
-    ):
-        run = RunDirectory(candidate)
-        is_part = real in (run.path, run.adapter_path) or real.parent == run.checkpoints_path
-        if is_part and run.is_started:
-            return RunDirectory(spelled) if spelled.resolve() == candidate else run
-    return None
 
 
 def _from_run(folder: Path, run: RunDirectory) -> TunedSource:
@@ -221,6 +221,7 @@ def _from_run(folder: Path, run: RunDirectory) -> TunedSource:
         recipe.quantization,
         adapter,
         str(run.residual_path) if recipe.lora.init_lora_weights == "pissa" else None,
+        str(run.integers_path) if recipe.is_base_calibrated else None,
         run,
         recipe,
         read_adapter_kind(adapter),
@@ -241,6 +242,7 @@ def check_base(source: TunedSource) -> None:
             "its weights have changed",
             hint="bring back the base as it was, or name it with --base-model, or train again on this one",
         )
+    refuse_changed(source.integers)
 
 
 def _differs(source: TunedSource, name: str, fingerprint: str) -> bool:
@@ -287,7 +289,7 @@ def load_tuned(found: TunedSource | Path | None) -> Tuned:
     source = find_tuned(found)
     check_base(source)
     tokenizer = load_tokenizer_of(source)
-    base = load_base(source.model, source.quantization, source=source.base_source)
+    base = load_base(source.model, source.quantization, source=source.base_source or source.integers)
     model = base.eval() if source.adapter is None else load_adapter(base, source.adapter)
     if source.adapter is not None and (unknown := tokens_without_rows(model, tokenizer)):
         console.note(

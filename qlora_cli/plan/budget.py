@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from qlora_cli.constants import MIB
-from qlora_cli.plan.loading import loading_bytes
+from qlora_cli.plan.loading import loading_bytes, why_loading
 from qlora_cli.plan.machine.device import Device
 from qlora_cli.plan.parameter_counts import ParameterCounts, parameter_counts
 from qlora_cli.plan.trace.allocator import allocate_trace
@@ -15,7 +15,7 @@ from qlora_cli.plan.trace.request import PlanRequest
 from qlora_cli.plan.trace.timeline import MemoryTrace, Moment
 from qlora_cli.plan.trace.trace_step import trace_step
 
-LOADING = "packing experts while loading"
+LOADING = "while the base is loaded"
 CONTEXT = "CUDA context"
 BARE_CONTEXT_BYTES = 29 * MIB
 CONTEXT_BYTES_A_MULTIPROCESSOR = 28 * MIB // 10
@@ -123,7 +123,7 @@ def device_memory(request: PlanRequest, trace: MemoryTrace) -> DeviceMemory:
     tensors = trace.peak.num_bytes
     loading = loading_bytes(request, trace)
     if request.device.kind == "cpu":
-        return DeviceMemory(tensors, max(tensors, loading), _more_to_load(loading - tensors))
+        return DeviceMemory(tensors, max(tensors, loading), _more_to_load(loading - tensors, request))
     workspace, workspace_source = _cublas(request)
     context, context_source = context_on(request.device)
     allocator = allocate_trace(trace, beforehand=workspace)
@@ -137,15 +137,15 @@ def device_memory(request: PlanRequest, trace: MemoryTrace) -> DeviceMemory:
             Overhead("cuBLAS workspaces", workspace, workspace_source),
             Overhead("rounding", rounding, replayed),
             Overhead("fragmentation", allocator.peak_reserved - allocator.peak_allocated, replayed),
-            *_more_to_load(reserved - allocator.peak_reserved),
+            *_more_to_load(reserved - allocator.peak_reserved, request),
             Overhead(CONTEXT, context, context_source),
         ),
     )
 
 
-def _more_to_load(num_bytes: int) -> tuple[Overhead, ...]:
+def _more_to_load(num_bytes: int, request: PlanRequest) -> tuple[Overhead, ...]:
     """What loading takes beyond a step, if it does."""
-    return (Overhead(LOADING, num_bytes, "two copies of one fused weight in 16 bit"),) if num_bytes > 0 else ()
+    return (Overhead(LOADING, num_bytes, why_loading(request)),) if num_bytes > 0 else ()
 
 
 def _cublas(request: PlanRequest) -> tuple[int, str]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
+from typing import Any
 
 from qlora_cli.errors import IdentityError
 from qlora_cli.model.fingerprint import weight_files
+from qlora_cli.model.integer.bytes_of import FLOAT16_BYTES, FLOAT32_BYTES, integer_bytes
 from qlora_cli.recipe.base_files import cached_base, config_here
+from qlora_cli.recipe.foreign_integers import GPTQ
 from qlora_cli.recipe.schema import Recipe, TrainingSection
 from qlora_cli.recipe.stored_weights import stored_weights
 
@@ -46,7 +49,11 @@ class Disk:
     """Largest number at a time: those that are kept and the one that is being written."""
 
     merged_bytes: int
-    """Of the merged model: as large as its base, in 16 bit where that is packed or not on this machine."""
+    """Of the merged model: as large as its base, in 16 bit where that is packed or not on this machine; in integers
+    where the update goes into their offsets."""
+
+    integer_bytes: int = 0
+    """Of the base in integers, which lies in the cache; 0 where none is made."""
 
     @property
     def checkpoints_bytes(self) -> int:
@@ -54,19 +61,37 @@ class Disk:
         return self.num_checkpoints * self.checkpoint_bytes
 
 
-def disk_of(recipe: Recipe, trained: Iterable[TrainedTensor], num_base: int) -> Disk:
+def disk_of(recipe: Recipe, trained: Iterable[TrainedTensor], num_base: int, num_integers: int = 0) -> Disk:
     """Disk space of a run of the recipe.
 
     Args:
         recipe: how often it saves, and with which optimizer.
         trained: every trained tensor.
         num_base: parameters of the base as it is loaded, which may leave parts of its files out.
+        num_integers: how many of them are weights in our integers.
     """
     tensors = list(trained)
     adapter = sum(tensor.num_elements * tensor.element_bytes for tensor in tensors)
     state = sum(state_bytes(recipe.training.optim, tensor.num_elements) for tensor in tensors)
-    merged = plain_bytes(recipe.model.base_model, recipe.model.revision) or 2 * num_base
-    return Disk(adapter, adapter + state, num_checkpoints(recipe.training), merged)
+    base = plain_bytes(recipe.model.base_model, recipe.model.revision)
+    merged, made = base or 2 * num_base, 0
+    quantization = recipe.quantization
+    if quantization is not None and quantization.is_in_integers:
+        config = config_here(recipe.model.base_model, recipe.model.revision) or {}
+        others = merged - num_integers * _bytes_of_weight(config) if base else 2 * (num_base - num_integers)
+        stored = stored_weights(config)
+        if stored is None or not stored.is_in_integers:
+            offset_bytes = FLOAT32_BYTES if stored is not None and stored.method == GPTQ else FLOAT16_BYTES
+            made = others + integer_bytes(quantization, num_integers, offset_bytes)
+        if recipe.lora.use_qalora:
+            merged = others + integer_bytes(quantization, num_integers, FLOAT32_BYTES)
+    return Disk(adapter, adapter + state, num_checkpoints(recipe.training), merged, made)
+
+
+def _bytes_of_weight(config: Mapping[str, Any]) -> int:
+    text = config.get("text_config")
+    named = [part.get("dtype") or part.get("torch_dtype") for part in (config, text) if isinstance(part, Mapping)]
+    return FLOAT32_BYTES if "float32" in named else FLOAT16_BYTES
 
 
 def plain_bytes(base_model: str, revision: str | None) -> int | None:

@@ -14,7 +14,7 @@ from qlora_cli.model.towers.auto_class import is_loaded_whole
 from qlora_cli.model.towers.targets import reach_of
 from qlora_cli.model.towers.text_reach import untouched_roots
 from qlora_cli.plan.disk import TrainedTensor
-from qlora_cli.plan.loading import kept_bytes, loading_peak
+from qlora_cli.plan.loading import calibration_peak, is_unpacked, kept_bytes, loading_peak
 from qlora_cli.plan.trace.fake_experts import is_marked
 from qlora_cli.plan.trace.fake_model import meta_model
 from qlora_cli.plan.trace.request import PlanRequest
@@ -38,6 +38,9 @@ class ParameterCounts:
 
     trained: tuple[TrainedTensor, ...] = ()
 
+    num_integers: int = 0
+    """Weights in our integers."""
+
     @property
     def trained_share(self) -> float:
         """Trained parameters against all, the adapter's included."""
@@ -53,8 +56,10 @@ def parameter_counts(request: PlanRequest) -> ParameterCounts:
     model = meta_model(request)
     facts = count_parameters(model, is_quantized=request.recipe.quantization is not None)
     facts = replace(facts, notes=(*facts.notes, *_notes_on_parts(model, request)))
-    if request.recipe.model.dequantize:
+    if is_unpacked(request.recipe):
         facts = replace(facts, notes=(*facts.notes, str(loading_peak(model))))
+    if request.recipe.is_base_calibrated:
+        facts = replace(facts, notes=(*facts.notes, str(calibration_peak(request))))
     positions, length = num_positions(request.config), request.recipe.data.max_length
     if positions is None or length <= positions:
         return facts
@@ -86,7 +91,7 @@ def _notes_on_parts(model: PeftModel, request: PlanRequest) -> list[str]:
 
 def count_parameters(model: PeftModel, *, is_quantized: bool) -> ParameterCounts:
     """The facts of a model on the meta device, its quantized weights in their original shape."""
-    num_base = num_quantized = num_integer_weights(model)
+    num_integers = num_base = num_quantized = num_integer_weights(model)
     num_fused = fused_bytes = num_packed = 0
     trained: list[TrainedTensor] = []
     for parameter in model.parameters():
@@ -117,5 +122,11 @@ def count_parameters(model: PeftModel, *, is_quantized: bool) -> ParameterCounts
         )
     num_trained = sum(tensor.num_elements for tensor in trained)
     return ParameterCounts(
-        num_base, num_quantized + num_packed, num_trained, num_fused + num_packed, tuple(notes), tuple(trained)
+        num_base,
+        num_quantized + num_packed,
+        num_trained,
+        num_fused + num_packed,
+        tuple(notes),
+        tuple(trained),
+        num_integers,
     )

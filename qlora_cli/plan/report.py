@@ -173,5 +173,5 @@ def make_report(request: PlanRequest, target: Target, *, with_data: bool = True)
     workload, why = find_workload(asked, num_gpus) if with_data else (None, "a sketch has no data")
     length = None if workload is None or request.recipe.data.packing else workload.tokens_per_row
     pace = None if target.card is None else estimate_pace(request, bill.facts, target.card, length)
-    disk = disk_of(asked, bill.facts.trained, bill.facts.num_base)
+    disk = disk_of(asked, bill.facts.trained, bill.facts.num_base, bill.facts.num_integers)
     return PlanReport(asked, request, bill, target, workload, why, pace, disk)

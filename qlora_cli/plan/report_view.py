@@ -128,6 +128,9 @@ def _facts(report: PlanReport) -> dict[str, str]:
         f"adapter {size_in_words(disk.adapter_bytes)}, checkpoints {size_in_words(disk.checkpoints_bytes)}, "
         f"merged model {size_in_words(disk.merged_bytes)}"
     )
+    if disk.integer_bytes:
+        place = "in the run" if report.asked.is_base_calibrated else "once in the cache"
+        told["disk"] += f"; the base in integers, {place}, {size_in_words(disk.integer_bytes)}"
     return told
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from qlora_cli.constants import AMPERE
-from qlora_cli.model.base import is_linear
 from qlora_cli.model.experts.packed import expert_parameters
+from qlora_cli.model.linear_layers import is_linear
 from qlora_cli.plan.trace.fake_model import skeleton
 from qlora_cli.plan.trace.request import PlanRequest
 from qlora_cli.plan.trace.stages import decoder_layers
@@ -107,7 +107,7 @@ def changes(request: PlanRequest) -> Iterator[tuple[str, dict[str, Any]]]:
 def _changes_of_storage(request: PlanRequest) -> Iterator[tuple[str, dict[str, Any]]]:
     quantization, optim = request.recipe.quantization, request.recipe.training.optim
     stored = stored_weights(request.config.to_dict())
-    if (stored is not None and stored.is_trained_as_stored) or (quantization and quantization.method == "int"):
+    if (stored is not None and stored.is_trained_as_stored) or (quantization and quantization.is_in_integers):
         pass  # the base decides it, or what the adapter is for
     elif quantization is None or quantization.is_int8:
         yield "store the base in 4 bit", {"quantization.quant_type": "nf4"}

@@ -78,13 +78,19 @@ def _warmup(written: RawRecipe) -> Iterator[Conflict]:
 
 def _quantization(written: RawRecipe) -> Iterator[Conflict]:
     method = "quantization.method"
-    if at(written, method) == "int":
-        yield from _integers(written)
+    if at(written, "lora.use_qalora"):
+        yield from _grouped_adapters(written)
+    if at(written, method) in ("int", "w4a16"):
+        yield from _integers(written, at(written, method))
     else:
         for key in ("quantization.bits", "quantization.group_size"):
             if at(written, key) is not None:
                 text, hint = f"'{key}' has no effect without '{method}: int'", f"add `method: int`, or take '{key}' out"
                 yield conflict(key, (method,), text, hint, weaker=(key,))
+        if at(written, "quantization.calibration") == "rows":
+            key = "quantization.calibration"
+            text = f"'{key}: rows' has no effect without '{method}: int'"
+            yield conflict(key, (method,), text, f"add `method: int`, or take '{key}' out", weaker=(key,))
         if at(written, "lora.use_qalora") and at(written, "quantization") is not None:
             text = "'lora.use_qalora' needs 'quantization.method: int': PEFT leaves it out on a base of bitsandbytes"
             hint = f"--set {method}=int, or take 'lora.use_qalora' out"
@@ -101,29 +107,42 @@ def _quantization(written: RawRecipe) -> Iterator[Conflict]:
         yield conflict(key, ("quantization.quant_type",), text, hint, weaker=(key,))
 
 
-def _integers(written: RawRecipe) -> Iterator[Conflict]:
-    """Keys of bitsandbytes, and of what cannot be done on our integers."""
+def _integers(written: RawRecipe, name: str) -> Iterator[Conflict]:
+    """Keys of bitsandbytes, and of what cannot be done on integers.
+
+    Args:
+        name: of the method.
+    """
     method = "quantization.method"
+    if name == "w4a16" and at(written, "quantization.bits") not in (None, 4):
+        text = (
+            f"'quantization.bits: {at(written, 'quantization.bits')}' cannot work with '{method}: w4a16', which has 4"
+        )
+        hint = "take 'quantization.bits' out"
+        yield conflict("quantization.bits", (method,), text, hint, weaker=("quantization.bits",))
     for key in ("quantization.quant_type", "quantization.double_quant"):
         if at(written, key) is not None:
-            text, hint = f"'{key}' has no effect with '{method}: int'", f"take '{key}' out; `bits` says how many"
+            text, hint = f"'{key}' has no effect with '{method}: {name}'", f"take '{key}' out; `bits` says how many"
             yield conflict(key, (method,), text, hint, weaker=(key,))
     if at(written, "quantization.experts"):
         key = "quantization.experts"
-        text = f"'{key}: true' cannot work with '{method}: int', which is for linear layers"
+        text = f"'{key}: true' cannot work with '{method}: {name}', which is for linear layers"
         yield conflict(key, (method,), text, f"take '{key}' out, or --set {method}=bitsandbytes", weaker=(key,))
+    if at(written, "lora.use_dora"):
+        text = f"'lora.use_dora' cannot work with '{method}: {name}': DoRA needs the norms of plain weights"
+        yield conflict("lora.use_dora", (method,), text, "keep one of the two", weaker=("lora.use_dora",))
     init = at(written, "lora.init_lora_weights")
     if init == "pissa":
-        text = f"'lora.init_lora_weights: pissa' cannot work with '{method}: int': its residual would be rounded again"
+        text = (
+            f"'lora.init_lora_weights: pissa' cannot work with '{method}: {name}': its residual would be rounded again"
+        )
         yield conflict("lora.init_lora_weights", (method,), text, "write `init_lora_weights: default`")
-    if at(written, "lora.use_qalora"):
-        yield from _grouped_adapters(written)
 
 
 def _grouped_adapters(written: RawRecipe) -> Iterator[Conflict]:
-    if at(written, "lora.use_dora"):
-        text = "'lora.use_dora' cannot work with 'lora.use_qalora': its magnitudes do not fit into offsets"
-        yield conflict("lora.use_dora", ("lora.use_qalora",), text, "keep one of the two", weaker=("lora.use_dora",))
+    if at(written, "quantization.group_size") == -1:
+        text = "'lora.use_qalora' cannot work with 'quantization.group_size: -1': a row would be one group"
+        yield conflict("lora.use_qalora", ("quantization.group_size",), text, "--set quantization.group_size=32")
     init = at(written, "lora.init_lora_weights")
     if init == "gaussian":
         text = "'lora.init_lora_weights: gaussian' has no effect with 'lora.use_qalora': PEFT draws A by its default"

@@ -6,19 +6,17 @@ import no ML library, so `qlora validate` needs none.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import BeforeValidator, Field
 
 from qlora_cli.recipe.coercions import FolderOrId, Names, Number, as_float, as_tuple
 from qlora_cli.recipe.data_schema import DataSection
 from qlora_cli.recipe.eval_schema import EvalSection
+from qlora_cli.recipe.quantization_schema import QuantizationSection
 from qlora_cli.recipe.section import Section
 
 DEFAULT_EPOCHS = 3.0
-
-DEFAULT_BITS, DEFAULT_GROUP_SIZE = 4, 32
-"""Of `quantization.method: int`."""
 
 
 class ModelSection(Section):
@@ -51,76 +49,6 @@ class ModelSection(Section):
 
     chat_template: str | None = None
     """Jinja file that replaces the tokenizer's chat template."""
-
-
-class QuantizationSection(Section):
-    """Storage of the frozen weights in few bits (QLoRA, arXiv:2305.14314). Leave it out for 16-bit LoRA, or where the
-    base is stored in few bits already: what that is decides."""
-
-    method: Literal["bitsandbytes", "int"] = "bitsandbytes"
-    """bitsandbytes: packed while the base is loaded, as `quant_type` says. int: evenly spaced levels with a scale and
-    an offset for each group of weights, which are made once and kept; with `lora.use_qalora` the merged model stays
-    in them without loss."""
-
-    quant_type: Literal["nf4", "fp4", "int8"] = "nf4"
-    """nf4: 16 levels at the quantiles of a normal distribution, blocks of 64 (section 3 of the paper). fp4: 4-bit
-    float. int8: LLM.int8() (arXiv:2208.07339). Of `method: bitsandbytes`."""
-
-    double_quant: bool | None = None
-    """Quantize the block constants too: 0.127 instead of 0.5 bit per parameter. On for nf4 and fp4 unless set to
-    false; int8 has none."""
-
-    experts: bool | None = None
-    """Quantize the experts of a mixture too, which `transformers` keeps in fused weights of three dimensions. On for
-    nf4 and fp4 unless set to false; int8 and `method: int` leave them in 16 bit."""
-
-    bits: Literal[4, 3, 2] | None = None
-    """Of a weight, with `method: int`; 4 unless set."""
-
-    group_size: Literal[32, 64, 128] | None = None
-    """Weights in a row that share a scale and an offset of 16 bit each, with `method: int`; 32 unless set, as in
-    QA-LoRA (arXiv:2309.14717, section 4.1): one bit more a weight, half a bit at 64."""
-
-    skip_modules: Names = ()
-    """Modules left in 16 bit beside the output head, by the last part of their name, e.g. `[down_proj]`."""
-
-    @model_serializer(mode="wrap")
-    def _without_other_method(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave `quant_type` out where it means nothing, so that what is written down can be read again."""
-        content: dict[str, Any] = dump(self)
-        if self.method == "int":
-            content.pop("quant_type", None)
-        return content
-
-    @property
-    def kind(self) -> str:
-        """The form of a weight in one word.
-
-        >>> QuantizationSection().kind, QuantizationSection(method="int", bits=3).kind
-        ('nf4', 'int3')
-        """
-        return f"int{self.num_bits}" if self.method == "int" else self.quant_type
-
-    @property
-    def num_bits(self) -> int:
-        """Of a weight.
-
-        >>> QuantizationSection().num_bits, QuantizationSection(quant_type="int8").num_bits
-        (4, 8)
-        """
-        if self.method == "int":
-            return self.bits or DEFAULT_BITS
-        return 8 if self.quant_type == "int8" else 4
-
-    @property
-    def weights_in_group(self) -> int:
-        """`group_size`, or what stands for it."""
-        return self.group_size or DEFAULT_GROUP_SIZE
-
-    @property
-    def is_int8(self) -> bool:
-        """Whether it is LLM.int8() of bitsandbytes, which chooses columns by the batch."""
-        return self.kind == "int8"
 
 
 class LoraSection(Section):
@@ -315,3 +243,8 @@ class Recipe(Section):
 
     tracking: TrackingSection = TrackingSection()
     """Where its metrics go."""
+
+    @property
+    def is_base_calibrated(self) -> bool:
+        """Whether the run's own rows decide how its base is rounded, so that no other run has it."""
+        return self.quantization is not None and self.quantization.is_calibrated

@@ -26,14 +26,13 @@ TEMPLATE = """\
 model:
   base_model: {base}  # Hub id or local folder{attn_implementation}{dequantize}
 
-quantization:                  # {quantization_why}
-{quant_type}{double_quant}
+quantization:                  # {quantization_why}{method}{quant_type}{double_quant}
 
 lora:
 {r}
 {lora_alpha}
 {lora_dropout}
-  target_modules: all-linear   # the paper needs all linear layers to match full fine-tuning
+  target_modules: all-linear   # the paper needs all linear layers to match full fine-tuning{use_qalora}
 
 data:
   train: {train}  # {train_why}
@@ -53,6 +52,9 @@ training:
 tracking:
   report_to: []                # metrics.jsonl is always written; add tensorboard, wandb, mlflow or trackio
 """
+
+OPTIONAL = ("attn_implementation", "dequantize", "method", "quant_type", "double_quant", "use_qalora", "truncation")
+"""Keys that not every recipe has."""
 
 COLUMN = 31
 """Column at which comments begin, as in the template."""
@@ -86,11 +88,19 @@ class StarterValues:
     quantization: Choice = Choice("", "leave this section out for 16-bit LoRA")
     """Of the section as a whole."""
 
-    quant_type: Choice = Choice(
+    method: Choice | None = None
+    """Only where the base is in integers."""
+
+    quant_type: Choice | None = Choice(
         "nf4", "the paper's 4-bit type (arXiv:2305.14314); int8 loses less and takes twice as much"
     )
+    """None where the base is in integers."""
+
     double_quant: Choice | None = Choice("true", "saves 0.37 bit per parameter, about 0.3 GB at 7B")
     """None for int8, which has no constants to quantize."""
+
+    use_qalora: Choice | None = None
+    """Only where the base is in integers."""
 
     train: Choice | None = None
     """The source as it was found to be read, on one line; the mere path where nobody looked."""
@@ -181,10 +191,7 @@ def _is_there(out: Path) -> ArgumentError:
 def starter_text(out: Path, base_model: str, data: str, values: StarterValues) -> str:
     """The recipe as it is written."""
     chosen = {name: _line(name, choice) for name, choice in vars(values).items() if isinstance(choice, Choice)}
-    optional = {
-        name: f"\n{line}" if (line := chosen.pop(name, None)) else ""
-        for name in ("attn_implementation", "dequantize", "double_quant", "truncation")
-    }
+    optional = {name: f"\n{line}" if (line := chosen.pop(name, None)) else "" for name in OPTIONAL}
     for name in ("train", "quantization"):
         chosen.pop(name, None)
     train = values.train or Choice(one_line(data), ", ".join(get_args(DataFormat)))

@@ -24,8 +24,19 @@ def fitted_to_base(values: StarterValues, base_model: str) -> StarterValues:
     stored = stored_weights(config)
     if stored is not None and stored.can_be_dequantized:
         return replace(values, dequantize=Choice("true", f"its weights are stored in {stored}"))
+    if stored is not None and stored.is_in_integers:
+        return replace(
+            values,
+            quantization=Choice("", "the base is trained as it is stored, with this section and without"),
+            method=Choice("int", f"its weights are stored in {stored}"),
+            quant_type=None,
+            double_quant=None,
+            use_qalora=Choice(
+                "true", "the update goes into the groups' offsets: the merged model keeps the base's codes"
+            ),
+        )
     if stored is None or stored.quant_type is None:
-        return values  # plain, or in integers, which the section of a starter recipe would contradict
+        return values
     double = None
     if stored.double_quant is not None:
         double = Choice(str(stored.double_quant).lower(), "the base decides this too")

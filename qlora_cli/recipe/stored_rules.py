@@ -9,6 +9,7 @@ from typing import Any
 
 from qlora_cli.constants import INITS_AGAINST_ROUNDING
 from qlora_cli.hub import is_hub_id
+from qlora_cli.recipe.foreign_integers import WHOLE_ROW
 from qlora_cli.recipe.schema import QuantizationSection, Recipe
 from qlora_cli.recipe.stored_weights import StoredWeights, stored_weights
 from qlora_cli.recipe.written import Conflict, RawRecipe, at, conflict
@@ -45,6 +46,15 @@ def check_stored(config: Mapping[str, Any], written: RawRecipe) -> Iterator[Conf
         if at(written, DEQUANTIZE):
             text = f"'{DEQUANTIZE}: true' has no effect: the weights of '{KEY}: {name}' are not quantized"
             yield conflict(DEQUANTIZE, (KEY,), text, f"take '{DEQUANTIZE}' out", weaker=(DEQUANTIZE,))
+        if at(written, "quantization.method") == "w4a16":
+            text = f"'quantization.method: w4a16' takes codes over, and '{KEY}: {name}' is not quantized"
+            hint = "--set quantization.method=int, or name what `qlora export --format compressed-tensors` writes"
+            yield conflict("quantization.method", (KEY,), text, hint)
+    elif stored.is_taken_over and not (stored.can_be_dequantized and at(written, DEQUANTIZE)):
+        original = original_hint(str(name), config)
+        yield from _check_for_original(stored, written, original)
+        yield from _check_integers(stored, written, original)
+        yield from _check_layers_and_groups(stored, written)
     elif stored.is_trained_as_stored:
         original = original_hint(str(name), config)
         yield from _check_for_original(stored, written, original)
@@ -52,11 +62,33 @@ def check_stored(config: Mapping[str, Any], written: RawRecipe) -> Iterator[Conf
         yield from check(stored, written, original)
     elif not stored.can_be_dequantized:
         text = f"the weights of '{KEY}: {name}' are stored in {stored}, which cannot be trained on here"
-        yield conflict(KEY, (), text, original_hint(str(name), config))
+        yield conflict(KEY, (), f"{text}{_why(stored)}", original_hint(str(name), config))
     elif not at(written, DEQUANTIZE):
         text = f"the weights of '{KEY}: {name}' are stored in {stored}, which cannot be trained on as they are"
         hint = f"--set {DEQUANTIZE}=true, or write `dequantize: true` under `model:`; 'quantization' then applies"
-        yield conflict(KEY, (DEQUANTIZE,), text, hint)
+        yield conflict(KEY, (DEQUANTIZE,), f"{text}{_why(stored)}", hint)
+    elif at(written, "quantization.method") == "w4a16":
+        text = f"'quantization.method: w4a16' takes codes over, and with '{DEQUANTIZE}: true' there are none"
+        hint = (
+            f"--set quantization.method=bitsandbytes{f', or take {DEQUANTIZE!r} out' if stored.is_taken_over else ''}"
+        )
+        yield conflict("quantization.method", (DEQUANTIZE,), text, hint)
+
+
+def _why(stored: StoredWeights) -> str:
+    return f" ({stored.obstacle})" if stored.obstacle else ""
+
+
+def _check_layers_and_groups(stored: StoredWeights, written: RawRecipe) -> Iterator[Conflict]:
+    """Keys against which layers of others are in integers, and in which groups."""
+    if at(written, "quantization.skip_modules"):
+        key = "quantization.skip_modules"
+        text = f"'{key}' has no effect: which layers are stored in {stored} is decided in the base"
+        yield conflict(key, (KEY,), text, f"take '{key}' out", weaker=(key,))
+    if at(written, "lora.use_qalora") and stored.group_size == WHOLE_ROW:
+        text = f"'lora.use_qalora' needs groups of weights, and the base is stored in {stored} with a scale a row"
+        hint = "--set lora.use_qalora=false, or name a base in groups"
+        yield conflict("lora.use_qalora", (KEY,), text, hint, weaker=("lora.use_qalora",))
 
 
 def _check_for_original(stored: StoredWeights, written: RawRecipe, original: str) -> Iterator[Conflict]:
@@ -74,26 +106,37 @@ def _check_for_original(stored: StoredWeights, written: RawRecipe, original: str
 
 def _check_integers(stored: StoredWeights, written: RawRecipe, original: str) -> Iterator[Conflict]:
     name, asked = at(written, KEY), at(written, "quantization")
+    if stored.num_bits not in (4, 3, 2) or stored.group_size not in (32, 64, 128):
+        text = f"the config.json of '{KEY}: {name}' names integers that are not known here: {stored}"
+        yield conflict(KEY, (), text, "download or merge the model again")
+        return
     if asked is None:
         return
-    wanted = {"method": "int", "bits": stored.num_bits, "group_size": stored.group_size}
+    wanted = {"method": stored.integer_method, "bits": stored.num_bits, "group_size": stored.group_size}
     for part, value in wanted.items():
         key, written_value = f"quantization.{part}", at(written, f"quantization.{part}")
         if part == "method":
             written_value = written_value or "bitsandbytes"
         if written_value is not None and written_value != value:
             text = f"'{key}: {written_value}' cannot be had: the weights of '{KEY}: {name}' are stored in {stored}"
-            yield conflict(key, (KEY,), text, f"--set {key}={value}, or {original}")
+            hint = f"--set {key}={value}, or --set {DEQUANTIZE}=true" if stored.can_be_dequantized else ""
+            yield conflict(key, (KEY,), text, hint or f"--set {key}={value}, or {original}")
             return
+    yield from _check_skipped(stored, written, original)
+
+    key = "quantization.calibration"
+    if at(written, key) == "rows":
+        text = f"'{key}: rows' needs weights that were not quantized, and those of '{name}' are stored in {stored}"
+        yield conflict(key, (KEY,), text, f"take '{key}' out, or {original}", weaker=(key,))
 
 
 def _check_bitsandbytes(stored: StoredWeights, written: RawRecipe, original: str) -> Iterator[Conflict]:
     name, asked = at(written, KEY), at(written, "quantization")
     if asked is None:
         return
-    if at(written, "quantization.method") == "int":
+    if (method := at(written, "quantization.method")) in ("int", "w4a16"):
         key = "quantization.method"
-        text = f"'{key}: int' cannot be had: the weights of '{KEY}: {name}' are stored in {stored.quant_type}"
+        text = f"'{key}: {method}' cannot be had: the weights of '{KEY}: {name}' are stored in {stored.quant_type}"
         yield conflict(key, (KEY,), text, f"take '{key}' out, or {original}")
         return
     key, wanted = "quantization.quant_type", at(written, "quantization.quant_type") or "nf4"
@@ -108,32 +151,43 @@ def _check_bitsandbytes(stored: StoredWeights, written: RawRecipe, original: str
         if not stored.double_quant:
             text += " without double quantization"
         yield conflict(key, (KEY,), text, f"take '{key}' out, or {original}", weaker=(key,))
+    yield from _check_skipped(stored, written, original)
+
+
+def _check_skipped(stored: StoredWeights, written: RawRecipe, original: str) -> Iterator[Conflict]:
     key = "quantization.skip_modules"
     names = at(written, key)
-    packed = [one for one in names if one not in (stored.skipped or ())] if isinstance(names, list) else []
+    kept = {name.rpartition(".")[2] for name in stored.skipped or ()} if stored.is_in_integers else stored.skipped or ()
+    packed = [one for one in names if one not in kept] if isinstance(names, list | tuple) else []
     if packed:
-        text = f"'{key}' names '{packed[0]}', whose weights are stored in {stored.quant_type} in the base"
+        kind = f"int{stored.num_bits}" if stored.is_in_integers else stored.quant_type
+        text = f"'{key}' names '{packed[0]}', whose weights are stored in {kind} in the base"
         yield conflict(key, (KEY,), text, f"take it out, or {original}", weaker=(key,))
 
 
-def as_stored(quantization: QuantizationSection | None, config: Mapping[str, Any]) -> QuantizationSection | None:
+def as_stored(
+    quantization: QuantizationSection | None, config: Mapping[str, Any], *, dequantize: bool = False
+) -> QuantizationSection | None:
     """How the frozen weights will be kept: as the base stores them where it is trained as it is, else as asked.
 
     Args:
         quantization: the recipe's, which does not clash with the base.
         config: the base's config.json.
+        dequantize: `model.dequantize`: integers of others become plain weights, and are not taken over.
 
     >>> config = {"quantization_config": {"load_in_8bit": True}}
     >>> as_stored(None, config).quant_type, as_stored(None, {})
     ('int8', None)
     """
     stored = stored_weights(config)
-    if stored is None or not stored.is_trained_as_stored:
+    if stored is None:
         return quantization
-    if stored.is_in_integers:
+    if stored.is_in_integers or (stored.is_taken_over and not dequantize):
         return QuantizationSection.model_validate(
-            {"method": "int", "bits": stored.num_bits, "group_size": stored.group_size}
+            {"method": stored.integer_method, "bits": stored.num_bits, "group_size": stored.group_size}
         )
+    if not stored.is_trained_as_stored:
+        return quantization
     assert stored.quant_type is not None
     skipped = () if quantization is None else quantization.skip_modules
     return QuantizationSection(quant_type=stored.quant_type, double_quant=stored.double_quant, skip_modules=skipped)
@@ -141,7 +195,8 @@ def as_stored(quantization: QuantizationSection | None, config: Mapping[str, Any
 
 def recipe_as_stored(recipe: Recipe, config: Mapping[str, Any]) -> Recipe:
     """The recipe with `quantization` as the base decides it, so that whoever reads it says what is loaded."""
-    return recipe.model_copy(update={"quantization": as_stored(recipe.quantization, config)})
+    stored = as_stored(recipe.quantization, config, dequantize=recipe.model.dequantize)
+    return recipe.model_copy(update={"quantization": stored})
 
 
 def original_hint(name: str, config: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""How a base's weights are stored, by its config.json: plain, by bitsandbytes, in our integers, or otherwise."""
+"""How a base's weights are stored, by its config.json: plain, by bitsandbytes, in integers, or otherwise."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from qlora_cli.constants import INTEGERS
+from qlora_cli.recipe.foreign_integers import COMPRESSED_TENSORS, WHOLE_ROW, integers_of
 
 QuantType = Literal["nf4", "fp4", "int8"]
 
@@ -37,7 +38,13 @@ class StoredWeights:
     """Of a weight, where the configuration says."""
 
     group_size: int | None = None
-    """Weights that share a scale, of our own integers."""
+    """Weights that share a scale, of integers; -1 for a whole row."""
+
+    is_taken_over: bool = False
+    """Whether it is in integers of others whose codes and scales become ours as they are."""
+
+    obstacle: str | None = None
+    """Of integers of others: why they cannot be taken over."""
 
     @property
     def is_bitsandbytes(self) -> bool:
@@ -55,6 +62,11 @@ class StoredWeights:
         return self.is_bitsandbytes or self.is_in_integers
 
     @property
+    def integer_method(self) -> Literal["int", "w4a16"]:
+        """`quantization.method` of a base in integers; vLLM serves one in W4A16 as it is."""
+        return "w4a16" if self.method == COMPRESSED_TENSORS else "int"
+
+    @property
     def can_be_dequantized(self) -> bool:
         """Whether `model.dequantize: true` makes plain weights of it."""
         return self.method in DEQUANTIZED_ON_LOAD
@@ -63,7 +75,9 @@ class StoredWeights:
         if self.quant_type is not None:
             return f"{self.quant_type} by bitsandbytes" + (" with double quantization" if self.double_quant else "")
         if self.is_in_integers:
-            return f"int{self.num_bits} in groups of {self.group_size}"
+            return f"int{self.num_bits} in {grouping(self.group_size)}"
+        if self.is_taken_over and self.integer_method == "w4a16":
+            return f"W4A16 in {grouping(self.group_size)}"
         name = DEQUANTIZED_ON_LOAD.get(self.method, self.method.upper() if len(self.method) < 6 else self.method)
         is_said = self.num_bits is None or str(self.num_bits) in name
         return name if is_said else f"{name} in {self.num_bits} bit"
@@ -80,14 +94,20 @@ def stored_weights(config: Mapping[str, Any]) -> StoredWeights | None:
     >>> stored_weights({"quantization_config": {"load_in_4bit": True}}).quant_type, stored_weights({"hidden_size": 64})
     ('fp4', None)
     """
+    section = stored_section(config)
+    return _from_section(section) if section else None
+
+
+def stored_section(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`quantization_config` of a base's config.json; empty where it has none."""
     text = config.get("text_config")
     places = (config, text) if isinstance(text, Mapping) else (config,)
     for place in places:
         for key in ("quantization_config", "compression_config"):  # the second is an older name of the first
             section = place.get(key)
             if isinstance(section, Mapping) and section:
-                return _from_section(section)
-    return None
+                return section
+    return {}
 
 
 def _from_section(section: Mapping[str, Any]) -> StoredWeights:
@@ -106,4 +126,19 @@ def _from_section(section: Mapping[str, Any]) -> StoredWeights:
     method = section.get("quant_method") or section.get("quant_algo")
     if method is None and "config_groups" in section:
         method = "compressed-tensors"
-    return StoredWeights(str(method or "a form without a name"), num_bits=bits if isinstance(bits, int) else None)
+    method, num_bits = str(method or "a form without a name"), bits if isinstance(bits, int) else None
+    if integers := integers_of(method, section):
+        is_taken_over = integers.obstacle is None
+        num_bits = integers.bits if is_taken_over else num_bits
+        size = integers.group_size if is_taken_over else None
+        return StoredWeights(method, None, None, None, num_bits, size, is_taken_over, integers.obstacle)
+    return StoredWeights(method, num_bits=num_bits)
+
+
+def grouping(group_size: int | None) -> str:
+    """Which weights share a scale.
+
+    >>> grouping(64), grouping(-1)
+    ('groups of 64', 'whole rows')
+    """
+    return "whole rows" if group_size == WHOLE_ROW else f"groups of {group_size}"

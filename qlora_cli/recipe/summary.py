@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from qlora_cli.recipe.schema import LoraSection, QuantizationSection, Recipe, TrainingSection
+from qlora_cli.recipe.stored_weights import grouping
 
 
 def summarize(recipe: Recipe) -> dict[str, str]:
@@ -21,9 +22,14 @@ def _method(quantization: QuantizationSection | None, lora: LoraSection) -> str:
     adapter = "DoRA" if lora.use_dora else "LoRA"
     if quantization is None:
         return f"{adapter} on the 16-bit base"
-    if quantization.method == "int":
+    if quantization.is_in_integers:
         name = "QA-LoRA" if lora.use_qalora else adapter
-        return f"{name} on the {quantization.kind} base in groups of {quantization.weights_in_group}"
+        grouped = (
+            ""
+            if quantization.method == "w4a16" and quantization.group_size is None
+            else " in " + grouping(quantization.weights_in_group)
+        )
+        return f"{name} on the {quantization.kind} base{grouped}"
     if quantization.is_int8:
         return f"{adapter} on the int8 base"
     constants = "" if quantization.double_quant is False else " with double quantization"

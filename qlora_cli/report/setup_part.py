@@ -6,7 +6,7 @@ from shlex import quote
 from typing import Any
 
 from qlora_cli.progress import in_time
-from qlora_cli.recipe.schema import DEFAULT_BITS
+from qlora_cli.recipe.quantization_schema import DEFAULT_BITS
 from qlora_cli.report.curve import is_number
 from qlora_cli.report.html import card, facts_table, missing
 from qlora_cli.report.record import RunRecord
@@ -77,6 +77,8 @@ def method(record: RunRecord) -> str:
     kind = recipe.get("quantization.quant_type")
     if recipe.get("quantization.method") == "int":
         kind = f"int{recipe.get('quantization.bits', DEFAULT_BITS)}"
+    elif recipe.get("quantization.method") == "w4a16":
+        kind = "w4a16"
     adapter = "DoRA" if recipe.get("lora.use_dora") is True else "LoRA"
     if recipe.get("lora.use_qalora") is True:
         adapter = "QA-LoRA"

@@ -25,7 +25,7 @@ OWN_FOLDER = "--run-dir runs/new"
 
 NUM_LOOKS, LOOK_SECONDS = 5, 0.02
 
-SWEPT = "|".join(["adapter", "residual", *(re.escape(Path(name).name) for name in (*FILES, PAGE))])
+SWEPT = "|".join(["adapter", "residual", "integers", *(re.escape(Path(name).name) for name in (*FILES, PAGE))])
 """Names that the holder of the directory writes; merges and evaluations are made by others."""
 
 LOCK_BYTES = 32

@@ -70,6 +70,11 @@ class RunDirectory:
         return self.path / "residual"
 
     @property
+    def integers_path(self) -> Path:
+        """The base in integers that the run's own rows decided."""
+        return self.path / "integers"
+
+    @property
     def eval_path(self) -> Path:
         """Results of `qlora eval`."""
         return self.path / "eval"
@@ -103,6 +108,19 @@ class RunDirectory:
     def is_finished(self) -> bool:
         """Whether the run's adapter is there."""
         return (self.adapter_path / "adapter_config.json").is_file()
+
+
+def run_around(folder: Path) -> RunDirectory | None:
+    """The run that `folder` is, or whose adapter or checkpoint it is, whatever way leads there."""
+    real = folder.resolve()
+    for candidate, spelled in zip(
+        (real, real.parent, real.parent.parent), (folder, folder.parent, folder.parent.parent), strict=True
+    ):
+        run = RunDirectory(candidate)
+        is_part = real in (run.path, run.adapter_path) or real.parent == run.checkpoints_path
+        if is_part and run.is_started:
+            return RunDirectory(spelled) if spelled.resolve() == candidate else run
+    return None
 
 
 def list_runs(folder: Path = RUNS_FOLDER) -> list[RunDirectory]:

@@ -78,15 +78,24 @@ def listed_files(folder: Path) -> set[str]:
     )
 
 
+def is_whole(folder: Path) -> bool:
+    """Whether all files that the folder's list names are there, as they were written."""
+    return has_inventory(folder) and _fingerprints(folder).keys() <= listed_files(folder)
+
+
 def changed_files(folder: Path) -> list[str]:
     """The files that the folder's list names and that somebody has changed since."""
     return sorted(name for name, is_unchanged in _compared(folder) if not is_unchanged)
 
 
+def _fingerprints(folder: Path) -> dict[str, Any]:
+    files = _read_object(folder / INVENTORY_NAME).get("files") if has_inventory(folder) else None
+    return files if isinstance(files, dict) else {}
+
+
 def _compared(folder: Path) -> Iterator[tuple[str, bool]]:
     """Each listed file that is there, and whether it is as it was written."""
-    files = _read_object(folder / INVENTORY_NAME).get("files") if has_inventory(folder) else None
-    for name, fingerprint in files.items() if isinstance(files, dict) else ():
+    for name, fingerprint in _fingerprints(folder).items():
         if os.path.lexists(folder / name) and is_relative(name):
             yield name, is_plain_file(folder, name) and fingerprint_file(folder / name) == fingerprint
 

@@ -20,7 +20,7 @@ FILES = (
 PAGE = "report.html"
 """Ours where its head says so; a page of that name that somebody else put there stays."""
 
-FOLDERS = ("adapter", "residual", "eval", "merged")
+FOLDERS = ("adapter", "residual", "integers", "eval", "merged")
 """Folders that hold a list of what was written into them."""
 
 LINK_PLACES = (*FILES, *FOLDERS, "data", "tensorboard", "checkpoints", ".lock", ".earlier")

@@ -52,9 +52,9 @@ def served_base(source: TunedSource) -> ServedBase:
         RecipeError: if this machine does not compute in the precision that the recipe names.
     """
     dtype = next(name for name, kind in DTYPES.items() if kind is pick_dtype(source.model.dtype, pick_device()))
-    stood_on = source.model if source.base_source is None else ModelSection(base_model=source.base_source)
+    stood_on = source.stored_model if source.base_source is None else ModelSection(base_model=source.base_source)
     fingerprint = fingerprint_base(stood_on)
-    if source.quantization is None:
+    if source.quantization is None or source.quantization.is_served_as_stored:
         return ServedBase(base_folder(stood_on, whole=True).absolute(), dtype, identity=fingerprint)
     stored = json.dumps(source.quantization.model_dump(mode="json"), sort_keys=True)
     identity = f"{fingerprint} {stored}"

@@ -113,8 +113,10 @@ def _save_finished(trainer: QloraTrainer, run: RunDirectory, base: dict[str, Any
     """Adapter, tokenizer and chat template, and the record of what they belong to."""
     recipe = load_recipe(run.recipe_path)
     residual = run.residual_path if recipe.lora.init_lora_weights == "pissa" else None
-    save_adapter(trainer.model, folder, revision=None if residual else base["revision"])
-    write_adapter_record(folder, recipe, residual=residual, base=base, tokenizer=trainer.processing_class)
+    integers = run.integers_path if recipe.is_base_calibrated else None
+    save_adapter(trainer.model, folder, revision=None if residual or integers else base["revision"])
+    tokenizer = trainer.processing_class
+    write_adapter_record(folder, recipe, residual=residual, integers=integers, base=base, tokenizer=tokenizer)
 
 
 def training_result(

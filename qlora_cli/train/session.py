@@ -229,7 +229,8 @@ class _Session:
     def _setup_model(self, prepared: _Prepared, group: ProcessGroup, *, is_resumed: bool) -> PeftModel:
         """The model with its adapter, equal in all processes, after the checks that need it."""
         recipe = self.recipe
-        needs_first = recipe.lora.init_lora_weights == "pissa"  # rank 0 writes the residual that all of them load
+        is_int = recipe.quantization is not None and recipe.quantization.is_in_integers
+        needs_first = is_int or recipe.lora.init_lora_weights == "pissa"  # rank 0 writes the base that all of them load
         is_filled_later = is_resumed or not group.is_main_process
         collator = make_collator(recipe, prepared.tokenizer)
         rows = [] if is_filled_later else calibration_batches(recipe, prepared.data.train, collator)

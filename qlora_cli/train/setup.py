@@ -13,12 +13,15 @@ from qlora_cli.data.collator import Collator
 from qlora_cli.data.packed_rows import PackedRows
 from qlora_cli.model.adapter import attach_adapter
 from qlora_cli.model.base import load_base
-from qlora_cli.model.calibration import Batch, calibrated_values
+from qlora_cli.model.base_place import refuse_moved
+from qlora_cli.model.calibration import calibrated_values
 from qlora_cli.model.device import dtype_name, pick_device, pick_dtype
 from qlora_cli.model.experts.packed import trained_and_all
 from qlora_cli.model.experts.passes import keep_experts_packed
 from qlora_cli.model.experts.wanted import experts_in_words, keeps_experts_packed
 from qlora_cli.model.initialization import quantization_error_values, set_adapter_values, split_principal
+from qlora_cli.model.integer.calibrated import write_calibrated_base
+from qlora_cli.model.layer_inputs import Batch
 from qlora_cli.model.model_support import require_gradient_checkpointing, require_position_ids
 from qlora_cli.model.noise import add_embedding_noise
 from qlora_cli.progress import progress
@@ -47,6 +50,12 @@ def setup_model(recipe: Recipe, run: RunDirectory, *, is_resumed: bool, calibrat
     init = recipe.lora.init_lora_weights
     values = None
     source = None
+    if recipe.is_base_calibrated:
+        assert recipe.quantization is not None
+        if not is_resumed:
+            write_calibrated_base(recipe.model, recipe.quantization, calibration, run.integers_path)
+        source = str(run.integers_path)
+        refuse_moved(recipe.model.base_model, None, source, run.path)
     if init == "pissa":
         source = str(run.residual_path)
         if not is_resumed:
@@ -82,8 +91,8 @@ def make_collator(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Collato
 
 
 def calibration_batches(recipe: Recipe, rows: PackedRows, collator: Collator) -> list[Batch]:
-    """Training rows that the run's seed draws, one a batch, so that none is padded; none for other initial weights."""
-    if recipe.lora.init_lora_weights != "calibrated":
+    """Training rows that the run's seed draws, one a batch, so that none is padded; none where none are needed."""
+    if recipe.lora.init_lora_weights != "calibrated" and not recipe.is_base_calibrated:
         return []
     batches: list[Batch] = []
     num_tokens = 0

@@ -140,6 +140,7 @@ SHAPE_NO_ROW = {
     "cache_folder",
     "upstream",
     "upstream_names",
+    "upstream_row",
 }
 """Packages that say, ask, refuse or write. What `recipe` says of the data is in the key by itself."""
 

@@ -2,14 +2,19 @@ import json
 import subprocess
 import sys
 
+import bitsandbytes as bnb
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from qlora_cli.deploy.export import export_run
+from qlora_cli.deploy.export import attempts_for, export_run, undoes_update
 from qlora_cli.deploy.export_options import ExportOptions
+from qlora_cli.deploy.formats.bitsandbytes import FORMAT
+from qlora_cli.deploy.formats.format import WriteJob
 from qlora_cli.deploy.merge import MergeOptions, merge_run
 from qlora_cli.errors import IdentityError, NumericError
+from qlora_cli.model.tuned import find_tuned
 from tests.deploy.models import logits, save_run
 
 READ_WITHOUT_PEFT = """
@@ -92,3 +97,47 @@ def test_the_record_says_in_which_precision_both_models_were_compared(run, tmp_p
     assert record["export"]["compared_in"] == {"tuned": "float32 on cpu", "plain": "float32 on cpu"}
     assert record["export"]["agreement"]["mean_kl"] == exported.agreement.mean_kl
     assert exported.figures()["compared in"] == "float32 on cpu (base and adapter), float32 on cpu (merged)"
+
+
+def in_nf4(weight):
+    packed, state = bnb.functional.quantize_4bit(weight, compress_statistics=True, quant_type="nf4")
+    return bnb.functional.dequantize_4bit(packed, state)
+
+
+def test_an_update_below_a_step_of_nf4_survives_the_export_of_an_nf4_run_to_nf4(run, llama_folder, tmp_path):
+    path = run.adapter_path / "adapter_model.safetensors"
+    adapter = load_file(path)
+    for name in adapter:
+        if "lora_B" in name:
+            adapter[name] *= 0.02
+    save_file(adapter, path, metadata={"format": "pt"})
+    source, options = find_tuned(run.path), ExportOptions("bnb", "nf4")
+    out, stage = tmp_path / "out", tmp_path / "stage"
+    out.mkdir()
+    with attempts_for(source, options, tmp_path / "exported", stage) as attempts:
+        FORMAT.write(WriteJob(attempts.plain, out, source, [], options.of_format))
+    exported, base = AutoModelForCausalLM.from_pretrained(out), load_file(llama_folder / "model.safetensors")
+    kept, whole = 0.0, 0.0
+    for name in (name for name in adapter if "lora_A" in name):
+        module = name.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+        update = 2 * adapter[name.replace("lora_A", "lora_B")] @ adapter[name]
+        weight = exported.get_submodule(module).weight
+        moved = bnb.functional.dequantize_4bit(weight, weight.quant_state).float() - in_nf4(base[f"{module}.weight"])
+        kept += (moved * update).sum().item()
+        whole += update.square().sum().item()
+    assert 0.7 < kept / whole < 1.3
+
+
+def test_only_the_type_of_training_is_rounded_onto_the_original(run, tmp_path, llama_folder):
+    source = find_tuned(run.path)
+    assert undoes_update(source, ExportOptions("bnb"))
+    assert undoes_update(source, ExportOptions("bnb", "nf4"))
+    for others in (
+        ExportOptions("bnb", "int8"),
+        ExportOptions("bnb", max_kl=0.1),
+        ExportOptions("mlx"),
+        ExportOptions(),
+    ):
+        assert not undoes_update(source, others)
+    plain = save_run(tmp_path / "plain", llama_folder, quantization="none")
+    assert not undoes_update(find_tuned(plain.path), ExportOptions("bnb"))

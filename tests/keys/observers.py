@@ -23,6 +23,7 @@ from qlora_cli.evaluate.written import answer_rows
 from qlora_cli.model.base import load_base
 from qlora_cli.model.experts.packed import packed_experts
 from qlora_cli.model.fingerprint import fingerprint_base
+from qlora_cli.model.integer.linear import IntegerLinear
 from qlora_cli.model.tokenizer import load_tokenizer
 from qlora_cli.model.tuned import TunedSource
 from qlora_cli.recipe.reader import dump_recipe
@@ -87,6 +88,13 @@ def adapter(recipe: Recipe, folder: Path) -> Any:
     ]
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
     return trained, [(layer.scaling["default"], str(layer.lora_dropout["default"])) for layer in layers]
+
+
+def codes(recipe: Recipe, folder: Path) -> Any:
+    """Sum of the codes of each layer in integers, of the base that a run stands on."""
+    rows = calibration_batches(recipe, prepared(recipe).train, make_collator(recipe, load_tokenizer(recipe.model)))
+    model = setup_model(recipe, RunDirectory(folder), is_resumed=False, calibration=rows)
+    return [module.codes.sum().item() for module in model.modules() if isinstance(module, IntegerLinear)]
 
 
 def trainer(recipe: Recipe, folder: Path) -> QloraTrainer:

@@ -10,7 +10,8 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig
 
 from qlora_cli.errors import RecipeError
-from qlora_cli.model.base import linear_names, load_base, read_config
+from qlora_cli.model.base import load_base, read_config
+from qlora_cli.model.linear_layers import linear_names
 from qlora_cli.recipe.schema import ModelSection, QuantizationSection
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from transformers import AutoConfig, MixtralConfig
+import torch
+from transformers import AutoConfig, LlamaConfig, MixtralConfig
 
 from qlora_cli.model.base import load_base
+from qlora_cli.model.integer.calibrated import write_calibrated_base
 from qlora_cli.plan.budget import LOADING, device_memory
-from qlora_cli.plan.loading import loading_bytes, loading_peak
+from qlora_cli.plan.loading import calibration_peak, loading_bytes, loading_peak
 from qlora_cli.plan.parameter_counts import parameter_counts
 from qlora_cli.plan.trace.fake_model import meta_model
 from qlora_cli.plan.trace.step import fake_step
@@ -15,6 +17,8 @@ from qlora_cli.recipe.schema import ModelSection, QuantizationSection
 from tests.model.experts.bases import CPU, OffMeta, section_of
 from tests.model.packed_bases import packed_base
 from tests.plan.bases import AMPERE, config_of, request_for, save_base
+
+ON_ROWS = {"method": "int", "bits": 4, "group_size": 64, "calibration": "rows"}
 
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "llama4"])
@@ -94,3 +98,36 @@ def test_what_is_kept_is_what_the_loaded_model_holds(tmp_path, kind, stored):
 
 def test_a_base_that_is_not_dequantized_has_no_such_note():
     assert not any("dequantize" in note for note in parameter_counts(request_for(config_of("llama"))).notes)
+
+
+def calibrated_request(config, base):
+    settings = {f"quantization__{key}": value for key, value in ON_ROWS.items()}
+    return request_for(config, data__max_length=64, model__base_model=str(base), **settings)
+
+
+def test_rounding_on_rows_takes_no_more_than_is_planned_and_not_much_less(tmp_path):
+    config = LlamaConfig(
+        vocab_size=512,
+        hidden_size=64,
+        intermediate_size=256,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    save_base(tmp_path / "base", config)
+    model = ModelSection(base_model=str(tmp_path / "base"), dtype="float32")
+    rows = [{"input_ids": torch.randint(512, (1, 64))}]
+    with OffMeta() as memory:
+        write_calibrated_base(model, QuantizationSection(**ON_ROWS), rows, tmp_path / "integers")
+    planned = calibration_peak(calibrated_request(config, tmp_path / "base")).num_bytes
+    assert 0.6 * planned < memory.peak_bytes <= planned
+
+
+def test_what_rounding_on_rows_takes_is_part_of_the_plan():
+    request = calibrated_request(config_of("llama"), "tiny")
+    peak = calibration_peak(request)
+    trace = fake_step(request)
+    assert loading_bytes(request, trace) == peak.num_bytes > peak.plain_bytes
+    assert device_memory(request, trace).reserved_bytes >= peak.num_bytes
+    assert str(peak) in parameter_counts(request).notes
+    assert loading_bytes(request.changed({"quantization.calibration": "none"}), trace) == 0

@@ -101,6 +101,10 @@ CONFLICTS: dict[str, tuple[list[str], list[str]]] = {
         ["quantization.quant_type=int8", "quantization.experts=true"],
         ["quantization.quant_type", "quantization.experts"],
     ),
+    "rows to round by on a base of bitsandbytes": (
+        ["quantization={calibration: rows}"],
+        ["quantization.calibration: rows", "quantization.method: int"],
+    ),
     "LoftQ in 16 bit": (["lora.init_lora_weights=loftq"], ["quantization"]),
     "LoftQ on int8": (
         ["lora.init_lora_weights=loftq", "quantization.quant_type=int8"],
@@ -155,6 +159,18 @@ CONFLICTS: dict[str, tuple[list[str], list[str]]] = {
     "revision of a file": (["data.eval={path: a.parquet, revision: main}"], ["revision"]),
     "revision of a folder": (["data.train={path: ./saved, revision: main}"], ["revision"]),
     "streaming of a file": (["data.train={path: a.jsonl, streaming: true}"], ["streaming", "a.jsonl"]),
+    "bits without integers": (["quantization={bits: 3}"], ["quantization.bits", "method: int"]),
+    "groups without integers": (["quantization={quant_type: nf4, group_size: 64}"], ["quantization.group_size"]),
+    "double quantization of integers": (["quantization={method: int, double_quant: true}"], ["double_quant", "int"]),
+    "a type of bitsandbytes in integers": (["quantization={method: int, quant_type: fp4}"], ["quant_type", "int"]),
+    "experts in integers": (["quantization={method: int, experts: true}"], ["quantization.experts", "int"]),
+    "PiSSA in integers": (["quantization={method: int}", "lora.init_lora_weights=pissa"], ["pissa", "int"]),
+    "DoRA in integers": (["quantization={method: int}", "lora.use_dora=true"], ["use_dora", "int"]),
+    "QA-LoRA on bitsandbytes": (["quantization={}", "lora.use_qalora=true"], ["use_qalora", "quantization.method"]),
+    "QA-LoRA drawn by a Gaussian": (
+        ["quantization={method: int}", "lora={use_qalora: true, init_lora_weights: gaussian}"],
+        ["gaussian", "use_qalora"],
+    ),
     "revision of a local base": (
         ["model.base_model=./base", "model.revision=main"],
         ["model.base_model", "model.revision"],
@@ -208,6 +224,8 @@ def test_a_conflict_is_refused_and_names_both_settings(recipe_path, case):
         ["quantization={quant_type: int8, double_quant: false}"],
         ["quantization={quant_type: int8, experts: false}"],
         ["quantization={quant_type: fp4, experts: true}"],
+        ["quantization={calibration: none}"],
+        ["quantization={method: int, calibration: rows}"],
         ["quantization={}", "lora.init_lora_weights=loftq"],
         ["quantization={quant_type: int8}", "lora.init_lora_weights=pissa"],
         ["quantization={method: int, bits: 2}", "lora.init_lora_weights=loftq"],

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+
+import yaml
 
 from qlora_cli.recipe.reader import load_recipe
 from qlora_cli.recipe.starter import Choice, StarterValues, starter_text
+from qlora_cli.recipe.starter_base import fitted_to_base
+from qlora_cli.recipe.stored_rules import check_stored
 
 CHOSEN = StarterValues(
     r=Choice("8", "small"),
@@ -26,6 +31,16 @@ def test_chosen_values_are_those_of_the_recipe(tmp_path):
     training = recipe.training
     assert (training.learning_rate, training.per_device_train_batch_size) == (1e-4, 2)
     assert training.gradient_accumulation_steps == 8
+
+
+def test_a_base_in_integers_gets_the_section_that_it_is_trained_with(tmp_path):
+    section = {"quant_method": "qlora_int", "bits": 3, "group_size": 32}
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": section}))
+    values = fitted_to_base(StarterValues(), str(tmp_path))
+    recipe = yaml.safe_load(starter_text(tmp_path / "r.yaml", str(tmp_path), "rows.jsonl", values))
+    assert recipe["quantization"] == {"method": "int"}
+    assert recipe["lora"]["use_qalora"] is True
+    assert list(check_stored({"quantization_config": section}, recipe)) == []
 
 
 def test_each_choice_is_followed_by_its_reason_and_the_plan_is_a_comment():

@@ -51,6 +51,41 @@ def test_inits_that_need_the_original_weights_are_refused(stored, init):
     assert conflicts(FP8, model={"dequantize": True}, quantization={}, lora={"init_lora_weights": init}) == []
 
 
+KEPT_INT3 = {
+    "quant_method": "qlora_int",
+    "bits": 3,
+    "group_size": 64,
+    "modules_to_not_convert": ["lm_head", "a.down_proj"],
+}
+
+
+@pytest.mark.parametrize(
+    ("asked", "hint"),
+    [
+        ({}, "--set quantization.method=int"),
+        ({"method": "int", "bits": 4}, "--set quantization.bits=3"),
+        ({"method": "int", "group_size": 32}, "--set quantization.group_size=64"),
+        ({"method": "int", "skip_modules": ["up_proj"]}, "take it out"),
+    ],
+)
+def test_a_base_in_integers_is_taken_as_it_is(asked, hint):
+    assert only(conflicts(KEPT_INT3, quantization=asked)).hint.startswith(hint)
+    assert (
+        conflicts(KEPT_INT3)
+        == conflicts(KEPT_INT3, quantization={"method": "int", "skip_modules": ["down_proj"]})
+        == []
+    )
+
+
+@pytest.mark.parametrize("part", [{"bits": 5}, {"bits": "3"}, {"group_size": None}])
+def test_integers_that_are_not_ours_are_refused(part):
+    assert "not known here" in only(conflicts(KEPT_INT3 | part)).text
+
+
+def test_qa_lora_on_a_plain_base_needs_the_section():
+    assert "--set quantization.method=int" in only(conflicts(None, lora={"use_qalora": True})).hint
+
+
 @pytest.mark.parametrize("init", ["loftq", "calibrated"])
 @pytest.mark.parametrize("use_qalora", [False, True])
 def test_a_plain_base_that_becomes_integers_has_its_original(init, use_qalora):
@@ -98,3 +133,12 @@ def test_a_folder_is_named_only_where_there_is_one(tmp_path, monkeypatch):
     (tmp_path / "base").mkdir()
     assert unquantized_name("base-awq") == "base"
     assert unquantized_name("base-awq", {"_name_or_path": "Qwen/Qwen3-8B"}) == "Qwen/Qwen3-8B"
+
+
+def test_a_base_in_integers_has_no_original_to_round_on_rows():
+    stored = {"quant_method": "qlora_int", "bits": 4, "group_size": 32, "calibration": "rows"}
+    asked = {"method": "int", "bits": 4, "group_size": 32}
+    found = only(conflicts(stored, quantization={**asked, "calibration": "rows"}))
+    assert "'quantization.calibration: rows' needs weights that were not quantized" in found.text
+    assert "take 'quantization.calibration' out" in found.hint
+    assert conflicts(stored, quantization={**asked, "calibration": "none"}) == []

@@ -50,7 +50,7 @@ def test_other_initial_weights_need_no_rows(narrow_recipe, tmp_path):
     [
         (CALIBRATED, "float32"),
         ({**CALIBRATED, "quantization": {"method": "int", "bits": 2}}, "float32"),
-        (QA_LORA, None),  # its codes stay
+        (QA_LORA, "auto"),  # its codes stay
     ],
     ids=["nf4", "int2", "int2 QA-LoRA"],
 )

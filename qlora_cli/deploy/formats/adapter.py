@@ -18,8 +18,8 @@ from qlora_cli.deploy.engines.engine import Answers, Engine, Questions
 from qlora_cli.deploy.engines.install import engine_version
 from qlora_cli.deploy.engines.process import SCRIPTS, ask_script
 from qlora_cli.deploy.formats.format import Format, FormatOptions, WriteJob
-from qlora_cli.engine_environment import OwnEnvironment
-from qlora_cli.errors import ArgumentError, Problem
+from qlora_cli.engine_environment import COMPRESSED_TENSORS, OwnEnvironment
+from qlora_cli.errors import ArgumentError, Problem, ResourceError
 from qlora_cli.model.adapter_kind import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from qlora_cli.model.adapter_record import ADAPTER_RECORD, read_adapter_record
 from qlora_cli.model.device import dtype_name, pick_device, pick_dtype
@@ -75,6 +75,7 @@ def write(job: WriteJob) -> None:
                 "model": model.model_dump(mode="json"),
                 "quantization": job.source.quantization.model_dump(mode="json"),
                 "residual": None,
+                "integers": None,
                 "fingerprints": dict(job.source.fingerprints),
             },
         )
@@ -83,7 +84,7 @@ def write(job: WriteJob) -> None:
 
 def _say_how_to_serve(source: TunedSource, adapter: Path) -> None:
     base = quote(source.model.base_model)
-    if source.quantization is not None:
+    if source.quantization is not None and not source.quantization.is_served_as_stored:
         run = quote(str(source.folder))
         console.note(f"the base that training saw, dequantized: `qlora merge {run} --base-only --out BASE`")
         base = "BASE"
@@ -101,9 +102,20 @@ def ask(folder: Path, questions: Questions) -> Answers:
         dtype = dtype_name(pick_dtype(record.model.dtype, pick_device()))
         loading["dtype"] = dtype
         base = {"base": record.model.base_model, "trust_remote_code": record.model.trust_remote_code}
-        if record.quantization is not None:
+        if record.quantization is not None and record.quantization.is_served_as_stored:
+            _require_compressed_tensors(record.model.base_model)
+        elif record.quantization is not None:
             loading["quantization"] = _as_loaded(record.quantization, dtype)
     return ask_script(PEFT, SCRIPTS / "transformers_ask.py", folder, questions, {**base, "loading": loading})
+
+
+def _require_compressed_tensors(base_model: str) -> None:
+    if COMPRESSED_TENSORS.python is None:
+        raise ResourceError(
+            f"PEFT cannot open the adapter: its base '{base_model}' is stored in W4A16, and the package that reads it "
+            "is missing",
+            hint=COMPRESSED_TENSORS.install,
+        )
 
 
 def _as_loaded(quantization: QuantizationSection, dtype: str) -> dict[str, Any]:

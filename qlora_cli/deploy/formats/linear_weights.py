@@ -15,7 +15,7 @@ from transformers import AutoConfig
 from qlora_cli.deploy.checkpoint import FLOATS, Checkpoint
 from qlora_cli.deploy.checkpoint_map import CheckpointMap, Origin
 from qlora_cli.errors import ArgumentError
-from qlora_cli.model.base import is_linear
+from qlora_cli.model.linear_layers import is_linear
 from qlora_cli.model.towers.auto_class import own_auto_class
 from qlora_cli.model.towers.skeleton import bare_skeleton, kept_modules
 from qlora_cli.model.towers.text_reach import text_reach

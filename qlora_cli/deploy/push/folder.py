@@ -115,12 +115,13 @@ def _adapter_base(folder: Path, config: Mapping[str, Any], given: str | None) ->
     written, revision = config.get("base_model_name_or_path"), config.get("revision")
     if _has(folder, ADAPTER_RECORD):
         record = read_json_object(folder / ADAPTER_RECORD, hint=AGAIN)
-        if record.get("residual"):
-            raise ArgumentError(
-                "stands on PiSSA's residual, which lies in its run: alone it is another model",
-                place=str(folder),
-                hint="`qlora merge` first, then push the merged model",
-            )
+        for part, name in (("residual", "PiSSA's residual"), ("integers", "a base in integers of its own")):
+            if record.get(part):
+                raise ArgumentError(
+                    f"stands on {name}, which lies in its run: alone it is another model",
+                    place=str(folder),
+                    hint="`qlora merge` first, then push the merged model",
+                )
         model = record.get("model")
         if isinstance(model, dict):
             written, revision = model.get("base_model", written), model.get("revision", revision)

@@ -64,7 +64,7 @@ def experts_in_words(base: nn.Module, quantization: QuantizationSection | None) 
 
 
 def _why(quantization: QuantizationSection) -> str:
-    if quantization.is_int8 or quantization.method == "int":
+    if quantization.is_int8 or quantization.is_in_integers:
         return f", since {quantization.kind} is for linear layers only"
     return ", as quantization.experts says" if quantization.experts is False else ""
 

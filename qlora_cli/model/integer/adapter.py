@@ -32,7 +32,13 @@ class IntegerLoraLinear(Linear):
     """An adapter on an `IntegerLinear`. `qlora merge` folds it; PEFT cannot, since there is no plain weight."""
 
     def resolve_lora_variant(self, *, config: LoraConfig, **kwargs: Any) -> LoraVariant | None:
-        """QA-LoRA where it is asked for, else what PEFT makes of any linear layer."""
+        """QA-LoRA where it is asked for, else what PEFT makes of any linear layer.
+
+        Raises:
+            ValueError: for DoRA, which would take the codes for weights.
+        """
+        if config.use_dora:
+            raise ValueError("DoRA needs the norms of plain weights, and an integer layer has none")
         return _GroupedVariant() if config.use_qalora else super().resolve_lora_variant(config=config, **kwargs)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:

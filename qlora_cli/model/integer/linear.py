@@ -5,6 +5,8 @@ Shape letters: O = output features, I = input features, G = groups.
 
 from __future__ import annotations
 
+from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -33,13 +35,13 @@ class IntegerLinear(nn.Linear):
             in_features: a multiple of `group_size` and of 8.
             out_features: of the layer.
             bits: of a code.
-            group_size: input features that share a scale and an offset.
+            group_size: input features that share a scale and an offset; -1 for all of them.
             bias: the layer's, if it has one.
         """
         nn.Module.__init__(self)
         self.in_features, self.out_features = in_features, out_features
-        self.bits, self.group_size = bits, group_size
-        num_groups = in_features // group_size
+        self.bits, self.group_size = bits, group_size if group_size > 0 else in_features
+        num_groups = in_features // self.group_size
         self.register_buffer("codes", torch.zeros(out_features, in_features * bits // BITS_OF_BYTE, dtype=torch.uint8))
         self.register_buffer("scales", torch.zeros(out_features, num_groups, dtype=torch.float16))
         self.register_buffer("offsets", torch.zeros(out_features, num_groups, dtype=torch.float16))
@@ -52,7 +54,7 @@ class IntegerLinear(nn.Linear):
 
     def dequantized(self, dtype: torch.dtype) -> torch.Tensor:
         """The weight [O, I], computed in float32."""
-        return _dequantized(self.codes, self.scales, self.offsets, self.bits).to(dtype)
+        return _dequantized(self.codes, self.scales, self.offsets, self.bits, dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """As `nn.Linear`, in the dtype of `x`; only the packed tensors are kept for the backward pass."""
@@ -66,10 +68,24 @@ def num_integer_weights(model: nn.Module) -> int:
     return sum(layer.in_features * layer.out_features for layer in layers)
 
 
-def _dequantized(codes: torch.Tensor, scales: torch.Tensor, offsets: torch.Tensor, bits: int) -> torch.Tensor:
-    """The weight [O, I] in float32, made in one tensor: a second one would cost as much time as the arithmetic."""
+def _dequantized(
+    codes: torch.Tensor, scales: torch.Tensor, offsets: torch.Tensor, bits: int, dtype: torch.dtype
+) -> torch.Tensor:
+    """The weight [O, I], computed in float32; on a GPU by one kernel.
+
+    Without it the weight is made in one tensor: a second one would cost as much time as the arithmetic.
+    """
+    if codes.is_cuda and _has_triton():
+        from qlora_cli.model.integer.kernel import written_out
+
+        return written_out(codes, scales, offsets, bits, dtype)
     weight_OGI = unpack(codes, bits).unflatten(1, (scales.shape[1], -1)).float()
-    return weight_OGI.mul_(scales.float()[..., None]).add_(offsets.float()[..., None]).flatten(1)
+    return weight_OGI.mul_(scales.float()[..., None]).add_(offsets.float()[..., None]).flatten(1).to(dtype)
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
 
 
 class _Product(torch.autograd.Function):
@@ -83,7 +99,7 @@ class _Product(torch.autograd.Function):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         ctx.save_for_backward(codes, scales, offsets)
         ctx.bits = bits
-        return nn.functional.linear(x, _dequantized(codes, scales, offsets, bits).to(x.dtype))
+        return nn.functional.linear(x, _dequantized(codes, scales, offsets, bits, x.dtype))
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, None, None, None, None]:
@@ -91,5 +107,5 @@ class _Product(torch.autograd.Function):
         if not ctx.needs_input_grad[0]:
             return None, None, None, None, None
         codes, scales, offsets = ctx.saved_tensors
-        weight_OI = _dequantized(codes, scales, offsets, ctx.bits).to(gradient.dtype)
+        weight_OI = _dequantized(codes, scales, offsets, ctx.bits, gradient.dtype)
         return gradient @ weight_OI, None, None, None, None

@@ -1,13 +1,6 @@
-"""A base written in integers once, and found again: each linear weight rounded as it is read, one at a time.
+"""The base in integers that a recipe asks for: made once, kept in the cache, and found again.
 
-The folder is an ordinary one that `transformers` reads with our quantizer (`model/integer/quantizer.py`). For each
-linear layer it has, in the place of `weight` [O, I]:
-
-    codes    uint8 [O, I * bits / 8]   see `codes.py`
-    scales   float16 [O, G]
-    offsets  float16 [O, G]; float32 in a merged model, where an update is added to them
-
-Shape letters: O = output features, I = input features, G = groups.
+Shape letters: O = output features, I = input features.
 """
 
 from __future__ import annotations
@@ -15,181 +8,91 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import save_file
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from qlora_cli.cache_folder import CACHE_ELSEWHERE, cache_folder
-from qlora_cli.constants import INTEGERS
-from qlora_cli.errors import RecipeError
 from qlora_cli.model.device import pick_device
-from qlora_cli.model.fingerprint import base_folder, fingerprint_base, weight_files
+from qlora_cli.model.fingerprint import base_folder, fingerprint_base
 from qlora_cli.model.integer.codes import pack
-from qlora_cli.model.integer.quantizer import IntegerConfig
 from qlora_cli.model.integer.rounding import round_to_nearest
-from qlora_cli.model.other_files import copy_other_files
-from qlora_cli.model.packed_weights import StoredTensors, packed_weights
-from qlora_cli.model.towers.auto_class import own_auto_class
-from qlora_cli.model.towers.skeleton import bare_skeleton, kept_modules
-from qlora_cli.progress import progress
+from qlora_cli.model.integer.writing import Parts, write_integers, write_taken_over
 from qlora_cli.recipe.schema import ModelSection, QuantizationSection
-from qlora_cli.recipe.stored_weights import stored_weights
-from qlora_cli.run.disk_errors import naming
+from qlora_cli.recipe.stored_weights import stored_section, stored_weights
+from qlora_cli.run.disk_errors import disk_error, naming
 from qlora_cli.run.files import read_json_object
 from qlora_cli.run.folders import replaced_folder
-
-SINGLE = "model.safetensors"
+from qlora_cli.run.inventory import is_whole
 
 VERSION = 1
 """Of the way in which weights are rounded; folders of other versions are not taken."""
 
 
 def stored_base(model: ModelSection, quantization: QuantizationSection | None) -> ModelSection:
-    """The base as it is loaded: with `method: int` the folder in integers, written where it is not there yet.
+    """The base as it is loaded: of a base in integers the folder that has them, written where it is not there yet.
 
     Raises:
-        RecipeError: if a linear layer cannot be divided into groups, or the base's files do not have its weight.
+        RecipeError: if a linear layer cannot be divided into groups, or the base's files do not have its weight, or are
+            pickled.
         IdentityError: if the base cannot be found.
         ResourceError: if the cache cannot be written.
     """
-    if quantization is None or quantization.method != "int":
+    if quantization is None or not quantization.is_in_integers:
         return model
     folder = base_folder(model)
     stored = stored_weights(read_json_object(folder / "config.json", hint="download the base model again"))
-    if stored is not None and stored.method == INTEGERS:
+    if stored is not None and stored.is_in_integers:
         return model
+    if quantization.is_calibrated:
+        raise ValueError("a calibrated base lies in the folder of its run")
     out = integer_folder(model, quantization)
-    if not out.is_dir():
-        _write(model, quantization, out)
-    changes = {"base_model": str(out), "revision": None, "dequantize": False, "allow_pickle": False}
+    if not is_whole(out):
+        is_taken_over = stored is not None and stored.is_taken_over and not model.dequantize
+        write = write_taken_over if is_taken_over else _write_rounded
+        with _disk_named(out), replaced_folder(out) as stage:
+            write(stage, model, quantization)
+    return in_integers(model, str(out))
+
+
+def _write_rounded(folder: Path, model: ModelSection, quantization: QuantizationSection) -> None:
+    title = f"rounding the base to {quantization.num_bits}-bit integers"
+    write_integers(folder, model, quantization, partial(nearest_parts, quantization), title)
+
+
+def in_integers(model: ModelSection, folder: str) -> ModelSection:
+    """The base with a folder in integers in its place."""
+    changes = {"base_model": folder, "revision": None, "dequantize": False, "allow_pickle": False}
     return model.model_copy(update=changes)
 
 
 def integer_folder(model: ModelSection, quantization: QuantizationSection) -> Path:
     """Where the base lies in integers: its weights and the settings decide, and not its name."""
-    settings = [VERSION, quantization.num_bits, quantization.weights_in_group, sorted(quantization.skip_modules)]
+    skipped = sorted(quantization.skip_modules)
+    settings: list[Any] = [VERSION, quantization.num_bits, quantization.weights_in_group, skipped]
+    section = stored_section(read_json_object(base_folder(model) / "config.json", hint="download the base model again"))
+    settings += [dict(section)] if section else []  # how integers of others are to be read
     identity = hashlib.sha256(json.dumps([fingerprint_base(model), *settings]).encode()).hexdigest()
     name = f"{Path(model.base_model).name}-{quantization.kind}-g{quantization.weights_in_group}-{identity[:16]}"
     return cache_folder("bases") / name
 
 
-def _write(model: ModelSection, quantization: QuantizationSection, out: Path) -> None:
-    base = base_folder(model, whole=True)
-    config = AutoConfig.from_pretrained(base, trust_remote_code=model.trust_remote_code)
-    rounded, kept = layers_to_round(own_skeleton(config), quantization)
-    tensors = _PlainTensors(base)
-    to_round = {_key_of(name, tensors, model) for name in rounded}
-    with naming(out, CACHE_ELSEWHERE), replaced_folder(out) as folder:
-        with progress(f"rounding the base to {quantization.num_bits}-bit integers", len(to_round)) as phase:
-            places: dict[str, str] = {}
-            for path in weight_files(base):
-                written: dict[str, torch.Tensor] = {}
-                for key in tensors.in_file(path):
-                    value = tensors.read(key)
-                    if key not in to_round:
-                        written[key] = value
-                        continue
-                    written |= _rounded(key.removesuffix("weight"), value, quantization)
-                    phase.advance()
-                save_file(written, folder / path.name, metadata={"format": "pt"})
-                places |= dict.fromkeys(written, path.name)
-        if len(set(places.values())) > 1:
-            _write_json(folder / f"{SINGLE}.index.json", {"metadata": {}, "weight_map": places})
-        copy_other_files(base, folder)
-        _write_config(folder, quantization, sorted(kept))
+@contextmanager
+def _disk_named(out: Path) -> Iterator[None]:
+    """Say of a disk that refuses that it is the cache's, which is not read as a fault of the base."""
+    try:
+        with naming(out.parent, CACHE_ELSEWHERE):
+            yield
+    except OSError as fault:
+        raise disk_error(fault) or fault from fault
 
 
-def own_skeleton(config: PreTrainedConfig) -> PreTrainedModel:
-    """The whole model that the base's files are made of, without weights and as if they were plain."""
-    plain = config.to_dict()
-    plain.pop("quantization_config", None)
-    return bare_skeleton(own_auto_class(config), type(config).from_dict(plain))
-
-
-def layers_to_round(skeleton: PreTrainedModel, quantization: QuantizationSection) -> tuple[list[str], set[str]]:
-    """Names of the linear layers that become integers, and of those that stay.
-
-    Raises:
-        RecipeError: if the inputs of one cannot be divided into groups, or there is none.
-    """
-    skipped = {
-        name for name, _ in skeleton.named_modules() if name.rpartition(".")[2] in quantization.skip_modules
-    } | kept_modules(skeleton)
-    linear = {name: module for name, module in skeleton.named_modules() if type(module) is torch.nn.Linear}
-    rounded = [name for name in linear if not any(name == kept or name.startswith(f"{kept}.") for kept in skipped)]
-    size = quantization.weights_in_group
-    for name in rounded:
-        if linear[name].in_features % size:
-            last = name.rpartition(".")[2]
-            smaller = [each for each in (64, 32) if each < size and linear[name].in_features % each == 0]
-            instead = f"--set quantization.group_size={smaller[0]}, or " if smaller else ""
-            raise RecipeError(
-                f"quantization.group_size: the {linear[name].in_features} inputs of '{name}' cannot be divided into "
-                f"groups of {size}",
-                hint=f"{instead}--set quantization.skip_modules=[{last}] to keep it in 16 bit",
-            )
-    if not rounded:
-        raise RecipeError(
-            f"quantization.method: int is for linear layers, and {type(skeleton).__name__} has none to round",
-            hint="--set quantization.method=bitsandbytes",
-        )
-    return rounded, {name for name in linear if name not in rounded}
-
-
-def _key_of(name: str, tensors: _PlainTensors, model: ModelSection) -> str:
-    """Name of a layer's weight in the base's files; some leave out the prefix of the class that holds the head."""
-    for key in (f"{name}.weight", f"{name.partition('.')[2]}.weight"):
-        if key in tensors:
-            return key
-    raise RecipeError(
-        f"quantization.method: int needs the weights of each linear layer under its name, and the files of "
-        f"'{model.base_model}' have no '{name}.weight'",
-        hint="--set quantization.method=bitsandbytes",
-    )
-
-
-def _rounded(prefix: str, weight_OI: torch.Tensor, quantization: QuantizationSection) -> dict[str, torch.Tensor]:
+def nearest_parts(quantization: QuantizationSection, name: str, weight_OI: torch.Tensor) -> Parts:
+    """The weight of a layer rounded to the nearest levels, whatever its name is."""
     bits = quantization.num_bits
-    codes, scales, offsets = round_to_nearest(weight_OI.to(pick_device()), bits, quantization.weights_in_group)
-    parts = {"codes": pack(codes, bits), "scales": scales, "offsets": offsets}
-    return {f"{prefix}{part}": tensor.cpu() for part, tensor in parts.items()}
-
-
-class _PlainTensors:
-    """The tensors of a base by the names that they have where nothing is packed."""
-
-    def __init__(self, folder: Path) -> None:
-        self._packed = packed_weights(folder)
-        self._stored = StoredTensors(folder)
-        self._hidden = {name for packed in self._packed.values() for name in packed.stored_names}
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._packed or (name in self._stored and name not in self._hidden)
-
-    def in_file(self, path: Path) -> Iterator[str]:
-        """Names of the tensors whose first part is in a file."""
-        first = {packed.stored_names[0]: name for name, packed in self._packed.items()}
-        for name in self._stored.names_in(path):
-            if name in first:
-                yield first[name]
-            elif name not in self._hidden:
-                yield name
-
-    def read(self, name: str) -> torch.Tensor:
-        """A whole tensor; one that was packed in bfloat16, which is what `transformers` makes of it."""
-        packed = self._packed.get(name)
-        return self._stored.whole(name) if packed is None else packed.rows(0, packed.shape[0]).bfloat16()
-
-
-def _write_config(folder: Path, quantization: QuantizationSection, kept: list[str]) -> None:
-    config = json.loads((folder / "config.json").read_text("utf-8"))
-    config.pop("compression_config", None)
-    stored = IntegerConfig(quantization.num_bits, quantization.weights_in_group, kept, calibration="none")
-    config["quantization_config"] = stored.to_dict()
-    _write_json(folder / "config.json", config)
-
-
-def _write_json(path: Path, content: object) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+    size = quantization.weights_in_group if quantization.weights_in_group > 0 else weight_OI.shape[1]
+    codes, scales, offsets = round_to_nearest(weight_OI.to(pick_device()), bits, size)
+    return {"codes": pack(codes, bits), "scales": scales, "offsets": offsets}

@@ -5,6 +5,8 @@ The layers are swapped before the weights are read, and codes, scales and offset
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,7 +33,7 @@ class IntegerConfig(QuantizationConfigMixin):
 
         Args:
             bits: of a code.
-            group_size: input features that share a scale and an offset.
+            group_size: input features that share a scale and an offset; -1 for all of them.
             modules_to_not_convert: names of linear layers that are stored plain.
             others: what this version does not read.
         """
@@ -58,10 +60,7 @@ class IntegerQuantizer(HfQuantizer):
         config = self.quantization_config
         swap_linear_layers(model, config.bits, config.group_size, config.modules_to_not_convert)
         if checkpoint_files:
-            dtype = _offsets_dtype(checkpoint_files)
-            for module in model.modules():
-                if isinstance(module, IntegerLinear):
-                    module.offsets = module.offsets.to(dtype)
+            set_stored_dtypes(model, checkpoint_files)
         return model
 
     def is_serializable(self) -> bool:
@@ -88,11 +87,24 @@ def swap_linear_layers(model: nn.Module, bits: int, group_size: int, kept: list[
             model.set_submodule(name, swapped)
 
 
-def _offsets_dtype(files: list[str]) -> torch.dtype:
-    """float16 of a base as it was quantized; float32 of a merged one, whose offsets float16 does not hold."""
+def set_stored_dtypes(model: nn.Module, files: Sequence[str | Path]) -> None:
+    """Let the layers hold scales and offsets of the types that files have."""
+    set_dtypes(model, _dtype_of("scales", files), _dtype_of("offsets", files))
+
+
+def set_dtypes(model: nn.Module, scales: torch.dtype, offsets: torch.dtype) -> None:
+    """Give the scales and the offsets of all integer layers the types that they are stored in."""
+    for module in model.modules():
+        if isinstance(module, IntegerLinear):
+            module.scales, module.offsets = module.scales.to(scales), module.offsets.to(offsets)
+
+
+def _dtype_of(part: str, files: Sequence[str | Path]) -> torch.dtype:
+    """float16 of a base as it was quantized; float32 of a merged one, whose offsets float16 does not hold, and of
+    scales of others."""
     for path in files:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 - no mapping
-                if name.endswith(".offsets"):
+                if name.endswith(f".{part}"):
                     return torch.float32 if file.get_slice(name).get_dtype() == "F32" else torch.float16
     return torch.float16

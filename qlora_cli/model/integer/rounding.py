@@ -43,11 +43,16 @@ def _levels(low: torch.Tensor, high: torch.Tensor, bits: int) -> tuple[torch.Ten
 def _nearest(
     weight_OGI: torch.Tensor, scales: torch.Tensor, offsets: torch.Tensor, bits: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes uint8 [O, G, I] and the squared error of each group [O, G]. A scale of 0 stands for one level.
+    """Codes uint8 [O, G, I] and the squared error of each group [O, G].
 
     Errors are summed in float64: in float32 the order of a sum, which differs between machines, would decide between
     ranges that are nearly as good, and the codes would not be the same everywhere.
     """
     step, offset = scales.float()[..., None], offsets.float()[..., None]
-    codes = ((weight_OGI - offset) / step.where(step > 0, 1.0)).round().clamp(0, 2**bits - 1)
+    codes = nearest_codes(weight_OGI, step, offset, bits)
     return codes.to(torch.uint8), (codes * step + offset - weight_OGI).square().sum(-1, dtype=torch.float64)
+
+
+def nearest_codes(weight: torch.Tensor, step: torch.Tensor, offset: torch.Tensor, bits: int) -> torch.Tensor:
+    """Codes of the levels offset, offset + step, ... nearest to each weight, in float32. A step of 0 is one level."""
+    return ((weight - offset) / step.where(step > 0, 1.0)).round().clamp(0, 2**bits - 1)

@@ -12,8 +12,13 @@ from transformers.quantizers.base import get_keys_to_not_convert
 from qlora_cli.model.towers.auto_class import AutoClass
 
 
-def bare_skeleton(auto: AutoClass, config: PreTrainedConfig) -> PreTrainedModel:
+def bare_skeleton(auto: AutoClass, config: PreTrainedConfig, *, trust_code: bool | None = None) -> PreTrainedModel:
     """The model that `auto` makes of `config`, in bfloat16 and by plain attention, which every base has.
+
+    Args:
+        auto: class that chooses the model's.
+        config: of the base.
+        trust_code: code that the base brings along may be run.
 
     Raises:
         ValueError: if the auto class does not know the configuration; other errors as the base's code raises them.
@@ -21,7 +26,10 @@ def bare_skeleton(auto: AutoClass, config: PreTrainedConfig) -> PreTrainedModel:
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model: PreTrainedModel = auto.from_config(
-            copy.deepcopy(config), dtype=torch.bfloat16, attn_implementation="eager"
+            copy.deepcopy(config),
+            dtype=torch.bfloat16,
+            attn_implementation="eager",
+            trust_remote_code=trust_code,
         )
     return model.eval()
 

@@ -11,8 +11,8 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from qlora_cli.errors import RecipeError
-from qlora_cli.model.base import is_linear, linear_names
 from qlora_cli.model.experts.packed import expert_parameters
+from qlora_cli.model.linear_layers import is_linear, linear_names
 from qlora_cli.model.towers.auto_class import auto_class, own_auto_class
 from qlora_cli.model.towers.own_names import own_class
 from qlora_cli.model.towers.text_reach import TextReach, text_reach, untouched_pattern

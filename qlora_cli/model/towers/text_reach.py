@@ -17,7 +17,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from qlora_cli.model.base import is_linear
+from qlora_cli.model.linear_layers import is_linear
 from qlora_cli.model.towers.auto_class import AutoClass, has_parts
 from qlora_cli.model.towers.skeleton import bare_skeleton
 

@@ -7,8 +7,10 @@ parameter is replaced by a fake one, 4-bit weights by what bitsandbytes' registe
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import warnings
+from pathlib import Path
 from typing import Any
 
 import bitsandbytes as bnb
@@ -21,13 +23,15 @@ from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 from transformers.quantizers.base import HfQuantizer
 
 from qlora_cli import compat, upstream
-from qlora_cli.errors import RecipeError
+from qlora_cli.errors import IdentityError, RecipeError
 from qlora_cli.model.adapter import attach_adapter
 from qlora_cli.model.base import bitsandbytes_config
 from qlora_cli.model.experts.packed import expert_parameters
 from qlora_cli.model.experts.wanted import quantizes_experts
-from qlora_cli.model.integer.making import layers_to_round, own_skeleton
-from qlora_cli.model.integer.quantizer import swap_linear_layers
+from qlora_cli.model.fingerprint import weight_files
+from qlora_cli.model.integer.layers import layers_to_round
+from qlora_cli.model.integer.quantizer import set_dtypes, set_stored_dtypes, swap_linear_layers
+from qlora_cli.model.integer.taking_over import layout_of
 from qlora_cli.model.model_support import require_position_ids
 from qlora_cli.model.prequantized import is_kept_in_float32
 from qlora_cli.model.source_error import source_error
@@ -37,6 +41,7 @@ from qlora_cli.model.towers.skeleton import kept_modules
 from qlora_cli.plan.trace.cuda_attention import attention_on
 from qlora_cli.plan.trace.fake_experts import mark_experts, pack_marked, refuse_experts_to_come
 from qlora_cli.plan.trace.request import PlanRequest
+from qlora_cli.recipe.base_files import cached_base
 from qlora_cli.recipe.schema import QuantizationSection
 from qlora_cli.recipe.stored_weights import stored_weights
 
@@ -81,7 +86,7 @@ def meta_model(request: PlanRequest) -> PeftModel:
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         quantization = request.recipe.quantization
-        if quantization is not None and quantization.method == "int":
+        if quantization is not None and quantization.is_in_integers:
             _swap_for_integers(base, request)
         elif quantization is not None:
             _swap_linear_layers(base, quantization, request.dtype)
@@ -181,8 +186,23 @@ def _swap_for_integers(base: PreTrainedModel, request: PlanRequest) -> None:
     """Swap the layers that a folder in integers has codes of."""
     quantization = request.recipe.quantization
     assert quantization is not None
-    _, kept = layers_to_round(own_skeleton(request.config), quantization)
-    swap_linear_layers(base, quantization.num_bits, quantization.weights_in_group, sorted(kept))
+    stored = stored_weights(request.config.to_dict())
+    model, here = request.recipe.model, Path(request.recipe.model.base_model)
+    layout, folder = None, None
+    if stored is not None and stored.is_in_integers:
+        kept = stored.skipped or ()
+        folder = here if here.is_dir() else cached_base(model.base_model, model.revision)
+    elif stored is not None and stored.is_taken_over and not model.dequantize:
+        layout = layout_of(model, request.config)
+        kept = layout.kept
+    else:
+        kept = layers_to_round(model, quantization, request.config).kept
+    swap_linear_layers(base, quantization.num_bits, quantization.weights_in_group, list(kept))
+    if layout is not None:
+        set_dtypes(base, layout.scales, layout.offsets)
+    if folder is not None:
+        with contextlib.suppress(IdentityError):  # a plan needs no weights
+            set_stored_dtypes(base, weight_files(folder))
 
 
 def kept_plain(base: PreTrainedModel) -> list[str]:

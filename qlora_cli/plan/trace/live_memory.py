@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 class MemoryKind(StrEnum):
     """Purpose of a storage; the lines of the budget, in its order."""
 
-    BASE_QUANTIZED = "base weights, 4 or 8 bit"
+    BASE_QUANTIZED = "base weights, quantized"
     QUANTIZATION_CONSTANTS = "quantization constants"
     BASE_16BIT = "base weights, not quantized"
     ADAPTER = "adapter"

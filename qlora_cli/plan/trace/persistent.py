@@ -8,6 +8,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 
+from qlora_cli.model.integer.linear import IntegerLinear
 from qlora_cli.plan.trace.live_memory import LiveMemory, MemoryKind
 from qlora_cli.plan.trace.optimizers import is_paged
 from qlora_cli.plan.trace.request import PlanRequest
@@ -22,9 +23,15 @@ def count_model(memory: LiveMemory, model: PeftModel) -> None:
         for parameter in module._parameters.values():
             if parameter is not None:
                 _settle_parameter(memory, parameter, layer)
-        for buffer in module._buffers.values():
+        for name, buffer in module._buffers.items():
             if buffer is not None:
-                memory.settle(buffer, MemoryKind.BASE_16BIT, layer)
+                memory.settle(buffer, _kind_of_buffer(module, name), layer)
+
+
+def _kind_of_buffer(module: nn.Module, name: str) -> MemoryKind:
+    if not isinstance(module, IntegerLinear):
+        return MemoryKind.BASE_16BIT
+    return MemoryKind.BASE_QUANTIZED if name == "codes" else MemoryKind.QUANTIZATION_CONSTANTS
 
 
 def _settle_parameter(memory: LiveMemory, parameter: Any, layer: int | None) -> None:

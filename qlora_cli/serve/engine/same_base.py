@@ -13,6 +13,7 @@ from qlora_cli.model.device import pick_device, pick_dtype
 from qlora_cli.model.fingerprint import fingerprint_base, fingerprint_template, fingerprint_tokenizer
 from qlora_cli.model.tuned import TunedSource
 from qlora_cli.recipe.schema import ModelSection
+from qlora_cli.recipe.stored_weights import grouping
 
 Named = tuple[str, TunedSource]
 """Name that requests use, and what is behind it."""
@@ -63,7 +64,7 @@ def check_one_base(sources: Sequence[Named]) -> None:
 def _differences(first: TunedSource, source: TunedSource) -> list[tuple[str, str, str]]:
     """What differs, the value of `source` and that of `first`."""
     found = []
-    if not _is_same_base(first.model, source.model) or first.base_source != source.base_source:
+    if not _is_same_base(first.stored_model, source.stored_model) or first.base_source != source.base_source:
         found.append(("stands on", _base_in_words(source), _base_in_words(first)))
     if _stored_as(first) != _stored_as(source):
         found.append(("has its base stored as", _stored_as(source), _stored_as(first)))
@@ -86,8 +87,9 @@ def _is_same_base(first: ModelSection, other: ModelSection) -> bool:
 def _base_in_words(source: TunedSource) -> str:
     if source.base_source is not None:
         return f"'{source.base_source}'"
-    revision = f" at revision {source.model.revision}" if source.model.revision else ""
-    return f"'{Path(source.model.base_model)}'{revision}"
+    model = source.stored_model
+    revision = f" at revision {model.revision}" if model.revision else ""
+    return f"'{Path(model.base_model)}'{revision}"
 
 
 def _stored_as(source: TunedSource) -> str:
@@ -95,8 +97,7 @@ def _stored_as(source: TunedSource) -> str:
     quantization = source.quantization
     if quantization is None:
         return "16 bit"
-    is_int = quantization.method == "int"
-    details = [f"groups of {quantization.weights_in_group}"] if is_int else []
+    details = [grouping(quantization.weights_in_group)] if quantization.is_in_integers else []
     details += ["without double quantization"] if quantization.double_quant is False else []
     details += [f"experts: {str(quantization.experts).lower()}"] if quantization.experts is not None else []
     details += [f"but for {', '.join(quantization.skip_modules)}"] if quantization.skip_modules else []

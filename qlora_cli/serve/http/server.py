@@ -165,6 +165,12 @@ class _PatientProtocol(H11Protocol):
         self._stop_waiting()
         super().connection_lost(exc)
 
+    def send_400_response(self, msg: str) -> None:
+        """Answer a request whose body cannot be read; the application, which has seen its headers, says no more."""
+        if self.cycle is not None:
+            self.cycle.disconnected = True
+        super().send_400_response(msg)
+
     def _expect_headers(self) -> None:
         self._deadline = self.loop.call_later(self.header_seconds, self.transport.abort)
 

@@ -53,7 +53,7 @@ def refuse_foreign_parts(run: RunDirectory) -> None:
     Raises:
         ArgumentError: naming what it is.
     """
-    for folder in (run.adapter_path, run.residual_path):
+    for folder in (run.adapter_path, run.residual_path, run.integers_path):
         refuse_foreign(folder, hint="move it away, or choose another --run-dir")
 
 

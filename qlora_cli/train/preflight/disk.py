@@ -10,6 +10,7 @@ from qlora_cli import console
 from qlora_cli.console import SIZE_UNITS, size_in_words
 from qlora_cli.errors import ResourceError
 from qlora_cli.model.experts.packed import trained_and_all
+from qlora_cli.model.integer.linear import num_integer_weights
 from qlora_cli.plan.disk import Disk, TrainedTensor, disk_of
 from qlora_cli.recipe.schema import Recipe
 from qlora_cli.run.directory import RunDirectory
@@ -23,7 +24,12 @@ def required_disk(recipe: Recipe, model: PeftModel) -> Disk:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     _, num_all = trained_and_all(model)
     num_base = num_all - sum(parameter.numel() for parameter in trained)
-    return disk_of(recipe, (TrainedTensor(each.numel(), each.element_size()) for each in trained), num_base)
+    return disk_of(
+        recipe,
+        (TrainedTensor(each.numel(), each.element_size()) for each in trained),
+        num_base,
+        num_integer_weights(model),
+    )
 
 
 def check_disk_space(disk: Disk, run: RunDirectory, *, force: bool) -> None:

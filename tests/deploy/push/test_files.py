@@ -127,9 +127,13 @@ def test_gguf_files_and_their_modelfile_go_as_they_are(tmp_path):
     assert pushed.kind == "gguf"
 
 
-def test_an_adapter_on_a_residual_is_refused(run):
-    (run / "adapter" / "qlora_adapter.json").write_text(json.dumps({"residual": "../residual", "model": {}}))
-    with pytest.raises(ArgumentError, match="stands on PiSSA's residual"):
+@pytest.mark.parametrize(
+    ("part", "text"),
+    [("residual", "stands on PiSSA's residual"), ("integers", "stands on a base in integers of its own")],
+)
+def test_an_adapter_on_a_base_that_lies_in_its_run_is_refused(run, part, text):
+    (run / "adapter" / "qlora_adapter.json").write_text(json.dumps({part: f"../{part}", "model": {}}))
+    with pytest.raises(ArgumentError, match=text):
         names(run)
 
 

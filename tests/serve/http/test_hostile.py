@@ -58,6 +58,14 @@ def test_hostile_requests_are_refused_with_a_status_of_the_client(guarded, capfd
     assert "failed" not in printed.err
 
 
+def test_a_body_that_cannot_be_read_has_one_answer(server, capfd):
+    answer = sent(server.port, REQUESTS["line: length and chunks"])  # the application refuses the method meanwhile
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.count(b"HTTP/1.1") == 1
+    assert server.get("/health").json()["status"] == "ok"
+    assert "failed" not in capfd.readouterr().err
+
+
 def test_errors_have_the_body_of_openai(guarded):
     for method, path, status in (("GET", "/nothing", 404), ("GET", CHAT, 405)):
         answer = guarded.get(path)
@@ -146,17 +154,28 @@ def test_pages_of_allowed_origins_may_ask_and_no_others(start_server):
 
 
 def resident_mib(server, num_requests: int) -> float:
+    """Memory after good requests in turns with hostile ones."""
+    hostile = list(REQUESTS.values())
     for number in range(num_requests):
-        body = GOOD | {"max_tokens": 1, "stream": number % 2 == 0}
-        assert server.post(CHAT, body).status_code == 200
+        if number % 2:
+            sent(server.port, hostile[number // 2 % len(hostile)])
+        else:
+            body = GOOD | {"max_tokens": 1, "stream": number % 4 == 0}
+            assert server.post(CHAT, body).status_code == 200
     gc.collect()
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * resource.getpagesize() / 2**20
 
 
-@pytest.mark.parametrize("num_requests", [40, pytest.param(2000, marks=pytest.mark.torture)])
-def test_memory_stays_flat(server, num_requests):
-    before = resident_mib(server, 20)
+@pytest.mark.parametrize(
+    ("num_before", "num_requests"),
+    [(20, 40), pytest.param(500, 4000, marks=pytest.mark.torture)],
+    ids=["short", "long"],
+)
+def test_memory_stays_flat(server, num_before, num_requests):
+    before = resident_mib(server, num_before)
     num_threads = threading.active_count()
-    assert resident_mib(server, num_requests) - before < 20
+    after = resident_mib(server, num_requests)
+    print(f"{before:.1f} MiB, and {after:.1f} MiB after {num_requests} more requests, half of them hostile")
+    assert after - before < 20
     wait_until(lambda: threading.active_count() <= num_threads + 1)

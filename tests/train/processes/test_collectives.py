@@ -95,8 +95,9 @@ def test_a_resumed_run_in_two_processes_is_the_straight_one_to_the_bit(ranks, re
         {**FOUR_BIT, "lora": {"init_lora_weights": "pissa"}},
         {**FOUR_BIT, "lora": {"init_lora_weights": "loftq"}, "model": {"dtype": "bfloat16"}},
         {"lora": {"autocast_adapter_dtype": False, "use_dora": True, "modules_to_save": ["lm_head"]}},
+        {"quantization": {"method": "int", "bits": 3}, "lora": {"use_qalora": True}},
     ],
-    ids=["pissa", "loftq in bf16", "dora and a saved module"],
+    ids=["pissa", "loftq in bf16", "dora and a saved module", "qa-lora"],
 )
 def test_other_kinds_of_adapter_resume_to_the_bit_too(ranks, tiny_base, chat_data, tmp_path, sections):
     sections["training"] = {"max_steps": 4}

@@ -29,6 +29,8 @@ def load_model(request: dict[str, Any]) -> Any:
     if request.get("base"):
         from peft import PeftModel
 
+        if (getattr(config, "quantization_config", None) or {}).get("quant_method") == "compressed-tensors":
+            model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=model.device))  # unpacks the weights
         for (
             module
         ) in model.modules():  # bitsandbytes packs 4-bit weights anew on some CPUs, and PEFT reads them as plain

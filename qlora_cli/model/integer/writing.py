@@ -1,0 +1,192 @@
+"""Writes a base in integers: each linear weight as its integers are decided, one at a time, and all else as it is.
+
+What others have stored in integers is taken over without rounding (`model/integer/taking_over.py`).
+
+The folder is an ordinary one that `transformers` reads with our quantizer (`model/integer/quantizer.py`). For each
+linear layer it has, in the place of `weight` [O, I]:
+
+    codes    uint8 [O, I * bits / 8]   see `codes.py`
+    scales   float16 [O, G]; float32 where those of others do not fit
+    offsets  float16 [O, G]; float32 as scales, and in a merged model, where an update is added to them
+
+Shape letters: O = output features, I = input features, G = groups.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from math import prod
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import AutoConfig, PreTrainedConfig
+
+from qlora_cli.errors import RecipeError
+from qlora_cli.model.fingerprint import base_folder, has_only_pickles, weight_files
+from qlora_cli.model.integer.bytes_of import FLOAT16_BYTES, integer_bytes, refuse_full_disk
+from qlora_cli.model.integer.layers import LayerChoice, layers_to_round, weight_keys
+from qlora_cli.model.integer.quantizer import IntegerConfig
+from qlora_cli.model.integer.taking_over import take_over
+from qlora_cli.model.other_files import copy_other_files
+from qlora_cli.model.own_code import refuse_code_from_elsewhere
+from qlora_cli.model.packed_weights import StoredTensors, packed_weights
+from qlora_cli.progress import progress
+from qlora_cli.recipe.schema import ModelSection, QuantizationSection
+
+SINGLE = "model.safetensors"
+
+Parts = dict[str, torch.Tensor]
+"""`codes`, `scales` and `offsets` of one weight, as they are stored."""
+
+
+def check_writable(folder: Path, model: ModelSection, quantization: QuantizationSection) -> None:
+    """Refuse what `write_integers` would, before anything else takes its time.
+
+    Raises:
+        RecipeError: if a linear layer cannot be divided, or the files do not have its weight, or are pickled.
+        ResourceError: if the disk has no room.
+    """
+    _sources(folder, model, quantization)
+
+
+def write_integers(
+    folder: Path,
+    model: ModelSection,
+    quantization: QuantizationSection,
+    parts_of: Callable[[str, torch.Tensor], Parts],
+    title: str,
+) -> None:
+    """Write the base into an empty folder, each linear weight in integers and all else as it is.
+
+    Args:
+        folder: where to.
+        model: the plain base.
+        quantization: bits, groups, and what stays plain.
+        parts_of: takes a layer's name and its weight [O, I].
+        title: of the progress.
+    """
+    base, (choice, tensors, layers) = base_folder(model, whole=True), _sources(folder, model, quantization)
+    with progress(title, len(layers)) as phase:
+        places: dict[str, str] = {}
+        for path in weight_files(base):
+            written: dict[str, torch.Tensor] = {}
+            for key in tensors.in_file(path):
+                value = tensors.read(key)
+                if key not in layers:
+                    written[key] = value
+                    continue
+                parts = parts_of(layers[key], value)
+                written |= {f"{key.removesuffix('weight')}{part}": tensor.cpu() for part, tensor in parts.items()}
+                phase.advance()
+            save_file(written, folder / path.name, metadata={"format": "pt"})
+            places |= dict.fromkeys(written, path.name)
+    _write_other_files(base, folder, places, quantization, choice.kept)
+
+
+def _sources(
+    folder: Path, model: ModelSection, quantization: QuantizationSection
+) -> tuple[LayerChoice, _PlainTensors, dict[str, str]]:
+    """The layers to round, the tensors of the base, and the layers by the names of their weights there."""
+    base = base_folder(model, whole=True)
+    if has_only_pickles(base):
+        raise RecipeError(
+            f"quantization.method: int needs safetensors, and the weights of '{model.base_model}' are pickled",
+            hint="convert the base model to safetensors, or --set quantization.method=bitsandbytes",
+        )
+    choice = layers_to_round(model, quantization, config_of(model, base))
+    tensors = _PlainTensors(base)
+    layers = weight_keys(choice, tensors.names, model.base_model)
+    refuse_full_disk(folder, tensors.num_bytes(set(layers), quantization))
+    return choice, tensors, layers
+
+
+def config_of(model: ModelSection, base: Path) -> PreTrainedConfig:
+    """The configuration of a base in its folder."""
+    if model.trust_remote_code:
+        refuse_code_from_elsewhere(model.base_model, PreTrainedConfig.get_config_dict(base)[0])
+    return AutoConfig.from_pretrained(base, trust_remote_code=model.trust_remote_code)
+
+
+def _write_other_files(
+    base: Path, folder: Path, places: dict[str, str], quantization: QuantizationSection, kept: Iterable[str]
+) -> None:
+    """All that lies beside the weights.
+
+    Args:
+        places: file of each tensor.
+        kept: linear layers that are plain.
+    """
+    if len(set(places.values())) > 1:
+        _write_json(folder / f"{SINGLE}.index.json", {"metadata": {}, "weight_map": places})
+    copy_other_files(base, folder)
+    _write_config(folder, quantization, sorted(kept))
+
+
+def write_taken_over(folder: Path, model: ModelSection, quantization: QuantizationSection) -> None:
+    """Write a base that others have stored in integers into an empty folder, as `take_over` does."""
+    base = base_folder(model, whole=True)
+    places, kept = take_over(model, base, config_of(model, base), folder)
+    _write_other_files(base, folder, places, quantization, kept)
+
+
+class _PlainTensors:
+    """The tensors of a base by the names that they have where nothing is packed."""
+
+    def __init__(self, folder: Path) -> None:
+        self._packed = packed_weights(folder)
+        self._stored = StoredTensors(folder)
+        self._hidden = {name for packed in self._packed.values() for name in packed.stored_names}
+
+    @property
+    def names(self) -> list[str]:
+        """Of all tensors."""
+        return [*self._packed, *(name for name in self._stored.names if name not in self._hidden)]
+
+    def num_bytes(self, to_round: set[str], quantization: QuantizationSection) -> int:
+        """Bytes of the folder's tensors once those of `to_round` are in integers."""
+        num_weights = sum(prod(self._shape(name)) for name in to_round)
+        others = (name for name in self.names if name not in to_round)
+        kept = sum(prod(self._shape(name)) * self._itemsize(name) for name in others)
+        return kept + integer_bytes(quantization, num_weights, FLOAT16_BYTES)
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        packed = self._packed.get(name)
+        return self._stored.shape(name) if packed is None else packed.shape
+
+    def _itemsize(self, name: str) -> int:
+        if name in self._packed:
+            return FLOAT16_BYTES
+        part = self._stored.part(name, 0, 1) if self._shape(name) else self._stored.whole(name)
+        return part.element_size()
+
+    def in_file(self, path: Path) -> Iterator[str]:
+        """Names of the tensors whose first part is in a file."""
+        first = {packed.stored_names[0]: name for name, packed in self._packed.items()}
+        for name in self._stored.names_in(path):
+            if name in first:
+                yield first[name]
+            elif name not in self._hidden:
+                yield name
+
+    def read(self, name: str) -> torch.Tensor:
+        """A whole tensor; one that was packed in bfloat16, which is what `transformers` makes of it."""
+        packed = self._packed.get(name)
+        return self._stored.whole(name) if packed is None else packed.rows(0, packed.shape[0]).bfloat16()
+
+
+def _write_config(folder: Path, quantization: QuantizationSection, kept: list[str]) -> None:
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    for part in (config, config.get("text_config") or {}):
+        for key in ("quantization_config", "compression_config"):
+            part.pop(key, None)
+    stored = IntegerConfig(
+        quantization.num_bits, quantization.weights_in_group, kept, calibration=quantization.calibration
+    )
+    config["quantization_config"] = stored.to_dict()
+    _write_json(folder / "config.json", config)
+
+
+def _write_json(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
