@@ -43,7 +43,13 @@ PLACE = ("arm", "init", "learning_rate", "seed")
 BASE: Place = ("base", "", 0.0, 0)
 CHOICE = "choice: "
 CHOICE_SEED = 1
-ARMS = {"QLoRA (NF4)": None, **{f"QA-LoRA (INT{bits})": bits for bits in BITS}}
+QLORA = Arm("QLoRA (NF4)", "default", None)
+NEAREST = [Arm(f"QA-LoRA (INT{bits})", "default", bits) for bits in BITS]
+BY_GPTQ = [Arm(f"QA-LoRA (INT{bits} by GPTQ)", "default", bits, "rows") for bits in BITS]
+ARMS = {arm.name: arm for arm in (QLORA, *NEAREST, *BY_GPTQ)}
+CHOOSING = QLORA, NEAREST[0]
+"""Arms that choose the learning rate of their method."""
+
 INITS = ("default", "calibrated")
 HEAD = ("model", "start", "seeds", "MB", "loss", "perplexity", "right tokens", "mean KL")
 VERDICT_HEAD = ("first", "second", "start", "loss", "right tokens", "loss, each seed alone")
@@ -82,6 +88,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--choice-rows", type=int, default=50, help="rows after them, which choose the learning rate")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--inits", nargs="+", choices=INITS, default=list(INITS))
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="trainings")
     parser.add_argument("--work", type=Path, help="folder for the results")
     parser.add_argument("--no-measure", dest="measure", action="store_false", help="print what is there")
     parser.add_argument("--no-page", dest="page", action="store_false", help="print only")
@@ -90,17 +97,18 @@ def _options() -> argparse.Namespace:
 
 def _measure_missing(setting: Setting, options: argparse.Namespace, results: Path) -> None:
     """Append the records of each training that has none; those of one training are written together."""
-    arms = [Arm(name, "default", bits) for name, bits in ARMS.items()]
     if not _placed(setting, results, BASE):
         _append(results, setting, BASE, base_records(setting))
-    for arm, rate in product(arms[:2], options.learning_rates):
+    for arm, rate in product(CHOOSING, options.learning_rates):
         place = (CHOICE + arm.name, arm.init, rate, CHOICE_SEED)
         if not _placed(setting, results, place):
             with _announced(place, results) as folder:
                 record = choice_record(setting, replace(arm, learning_rate=rate), CHOICE_SEED, folder)
                 _append(results, setting, place, [record])
-    for init, seed, arm in product(options.inits, options.seeds, arms):
-        rate = _rate(_kept(setting, results), arms[arm.bits is not None].name)
+    for init, seed, arm in product(options.inits, options.seeds, map(ARMS.__getitem__, options.arms)):
+        if init != arm.init and arm in BY_GPTQ:
+            continue
+        rate = _rate(_kept(setting, results), CHOOSING[arm.bits is not None].name)
         place = (arm.name, init, rate, seed)
         if not _placed(setting, results, place):
             with _announced(place, results) as folder:
@@ -160,9 +168,9 @@ def _identity(setting: Setting) -> str:
 def report(setting: Setting, results: Path) -> str:
     """Both tables, with what they stand on."""
     kept = _kept(setting, results)
-    names = list(ARMS)[:2]
+    names = [arm.name for arm in CHOOSING]
     rates = {name: _rate(kept, name) for name in names}
-    of_arm = {name: rates[names[bits is not None]] for name, bits in ARMS.items()}
+    of_arm = {name: rates[names[arm.bits is not None]] for name, arm in ARMS.items()}
     records = [one for one in kept if one["learning_rate"] == of_arm.get(one["arm"], BASE[2])]
     (r, trained), (grouped_r, grouped_trained) = ranks(setting)
     tried = [f"{name} {one['learning_rate']:g}: {_loss(one):.4f}" for name in names for one in _choices(kept, name)]
@@ -207,8 +215,9 @@ def _spread(values: Sequence[float], digits: int, unit: str = "") -> str:
 
 
 def _verdicts(records: Sequence[Record]) -> Iterator[tuple[str, ...]]:
-    """QA-LoRA's merged model against QLoRA's, rounded to as many bits, and against Q4_K_M."""
+    """QA-LoRA's merged model against QLoRA's, rounded to as many bits in the same way, and against Q4_K_M."""
     pairs = [(f"QLoRA (NF4), merged, INT{bits}", f"QA-LoRA (INT{bits}), merged") for bits in BITS]
+    pairs += [(f"QLoRA (NF4), merged, INT{bits} by GPTQ", f"QA-LoRA (INT{bits} by GPTQ), merged") for bits in BITS]
     pairs += [
         ("QLoRA (NF4), merged, Q4_K_M", "QA-LoRA (INT4), merged"),
         ("QLoRA (NF4) + adapter", "QA-LoRA (INT4), merged"),
