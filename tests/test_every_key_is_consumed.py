@@ -129,6 +129,9 @@ KEYS: dict[str, Row] = {
     "quantization.experts": Row(
         weights, (True, False), {"model.base_model": "mixture", "quantization.quant_type": "nf4"}
     ),
+    "quantization.method": Row(weights, ("bitsandbytes", "int", "w4a16"), may_refuse=True),
+    "quantization.bits": Row(codes, (4, 3, 2), {"quantization.method": "int"}),
+    "quantization.group_size": Row(codes, (-1, 32, 64), {"quantization.method": "int"}),
     "quantization.calibration": Row(codes, ("none", "rows"), {"quantization.method": "int"}),
     "quantization.skip_modules": Row(weights, ([], ["down_proj"])),
     "lora.r": Row(adapter, (4, 8)),
@@ -137,6 +140,7 @@ KEYS: dict[str, Row] = {
     "lora.target_modules": Row(adapter, ("all-linear", ["q_proj"])),
     "lora.modules_to_save": Row(adapter, ([], ["embed_tokens"])),
     "lora.use_dora": Row(adapter, (False, True)),
+    "lora.use_qalora": Row(adapter, (False, True), {"quantization.method": "int"}),
     "lora.use_rslora": Row(adapter, (False, True)),
     "lora.init_lora_weights": Row(adapter, ("default", "gaussian", "loftq", "calibrated", "pissa"), NF4),
     "lora.autocast_adapter_dtype": Row(adapter, (False, True), {"model.dtype": "bfloat16"}),

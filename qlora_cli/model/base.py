@@ -118,13 +118,9 @@ def load_base(
         upstream.check(upstream.Road.QUANTIZED)
     dtype = pick_dtype(model.dtype, device := device or pick_device())
     config = _config_to_load(model, source)
-    if source is None:
-        model, quantization, config = _as_stored(model, quantization, config)
-    elif quantization is not None and quantization.is_in_integers:
-        model = in_integers(model, source)
+    model, quantization, config = _as_stored(model, quantization, config, source)
     name, revision = (source, None) if source else (model.base_model, model.revision)
-    is_packed = stored_weights(config.to_dict()) is not None and not model.dequantize
-    packing = None if is_packed else _packing(model, quantization, config, dtype)
+    packing, is_packed = _packing(model, quantization, config, dtype)
     with one_by_one(packing), progress(f"loading {shown_name(name)}"), reading(name, revision):
         config._attn_implementation = model.attn_implementation  # a base's own choice, if any, would win over ours
         base, report = auto_class(config).from_pretrained(
@@ -144,9 +140,12 @@ def load_base(
 
 
 def _as_stored(
-    model: ModelSection, quantization: QuantizationSection | None, config: PreTrainedConfig
+    model: ModelSection, quantization: QuantizationSection | None, config: PreTrainedConfig, source: str | None
 ) -> tuple[ModelSection, QuantizationSection | None, PreTrainedConfig]:
     """What is loaded: the base itself, or the folder of our integers that stands in for it."""
+    if source is not None:
+        is_int = quantization is not None and quantization.is_in_integers
+        return in_integers(model, source) if is_int else model, quantization, config
     quantization = quantization_on(model, quantization, config)
     with reading(model.base_model, model.revision):
         stored = stored_base(model, quantization)
@@ -242,13 +241,17 @@ def _config_to_load(model: ModelSection, source: str | None) -> PreTrainedConfig
 
 def _packing(
     model: ModelSection, quantization: QuantizationSection | None, config: PreTrainedConfig, dtype: torch.dtype
-) -> BitsAndBytesConfig | DequantizingConfig | None:
-    """What `from_pretrained` is to do with the weights: pack them, dequantize them first, or neither."""
+) -> tuple[BitsAndBytesConfig | DequantizingConfig | None, bool]:
+    """What `from_pretrained` is to do with the weights, pack them, dequantize them first, or neither; and whether they
+    stay as they are stored."""
+    is_stored = stored_weights(config.to_dict()) is not None
+    if is_stored and not model.dequantize:
+        return None, True
     packing = None
     if quantization is not None:
         settings = bitsandbytes_config(quantization, dtype, _modules_to_skip(model, quantization, config))
         packing = for_experts(quantization, settings)
-    return dequantizing_config(config, packing, dtype) if stored_weights(config.to_dict()) else packing
+    return dequantizing_config(config, packing, dtype) if is_stored else packing, False
 
 
 def _modules_to_skip(

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
 
-from qlora_cli.recipe import data_schema, eval_schema
+from qlora_cli.recipe import data_schema, eval_schema, quantization_schema
 from qlora_cli.recipe import schema as recipe_schema
 from qlora_cli.recipe.schema import Recipe
 from qlora_cli.recipe.tree import PathPart
@@ -59,7 +59,7 @@ def _sentences() -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
     sections = (
         node
-        for module in (data_schema, eval_schema, recipe_schema)
+        for module in (data_schema, eval_schema, quantization_schema, recipe_schema)
         for node in ast.parse(inspect.getsource(module)).body
     )
     for section in sections:

@@ -142,7 +142,7 @@ def _integers(written: RawRecipe, name: str) -> Iterator[Conflict]:
 def _grouped_adapters(written: RawRecipe) -> Iterator[Conflict]:
     if at(written, "quantization.group_size") == -1:
         text = "'lora.use_qalora' cannot work with 'quantization.group_size: -1': a row would be one group"
-        yield conflict("lora.use_qalora", ("quantization.group_size",), text, "--set quantization.group_size=32")
+        yield conflict("lora.use_qalora", ("quantization.group_size",), text, "write `group_size: 32`")
     init = at(written, "lora.init_lora_weights")
     if init == "gaussian":
         text = "'lora.init_lora_weights: gaussian' has no effect with 'lora.use_qalora': PEFT draws A by its default"

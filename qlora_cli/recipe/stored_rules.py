@@ -9,7 +9,7 @@ from typing import Any
 
 from qlora_cli.constants import INITS_AGAINST_ROUNDING
 from qlora_cli.hub import is_hub_id
-from qlora_cli.recipe.foreign_integers import WHOLE_ROW
+from qlora_cli.recipe.foreign_integers import BITS, GROUP_SIZES, WHOLE_ROW
 from qlora_cli.recipe.schema import QuantizationSection, Recipe
 from qlora_cli.recipe.stored_weights import StoredWeights, stored_weights
 from qlora_cli.recipe.written import Conflict, RawRecipe, at, conflict
@@ -106,7 +106,7 @@ def _check_for_original(stored: StoredWeights, written: RawRecipe, original: str
 
 def _check_integers(stored: StoredWeights, written: RawRecipe, original: str) -> Iterator[Conflict]:
     name, asked = at(written, KEY), at(written, "quantization")
-    if stored.num_bits not in (4, 3, 2) or stored.group_size not in (32, 64, 128):
+    if stored.num_bits not in BITS or stored.group_size not in GROUP_SIZES:
         text = f"the config.json of '{KEY}: {name}' names integers that are not known here: {stored}"
         yield conflict(KEY, (), text, "download or merge the model again")
         return
@@ -122,8 +122,8 @@ def _check_integers(stored: StoredWeights, written: RawRecipe, original: str) ->
             hint = f"--set {key}={value}, or --set {DEQUANTIZE}=true" if stored.can_be_dequantized else ""
             yield conflict(key, (KEY,), text, hint or f"--set {key}={value}, or {original}")
             return
-    yield from _check_skipped(stored, written, original)
-
+    if stored.is_in_integers:
+        yield from _check_skipped(stored, written, original)
     key = "quantization.calibration"
     if at(written, key) == "rows":
         text = f"'{key}: rows' needs weights that were not quantized, and those of '{name}' are stored in {stored}"

@@ -11,6 +11,8 @@ from safetensors.torch import save_file
 
 from qlora_cli.deploy.checks import refuse_no_original, refuse_plain_base, refuse_unmergeable
 from qlora_cli.deploy.export_options import ExportOptions, check_options, format_for
+from qlora_cli.deploy.formats.adapter import check
+from qlora_cli.deploy.formats.format import FormatOptions
 from qlora_cli.deploy.integers import can_keep_codes
 from qlora_cli.errors import ArgumentError
 from qlora_cli.model.tuned import find_tuned
@@ -97,3 +99,9 @@ def test_the_base_alone_is_written_for_adapters_that_engines_take(of_groups, of_
     refuse_plain_base(of_columns, "dequantized", OUT)
     with pytest.raises(ArgumentError, match="no engine puts a QA-LoRA adapter onto plain weights"):
         refuse_plain_base(of_groups, "dequantized", OUT)
+
+
+def test_an_adapter_alone_is_not_handed_on_without_a_base_that_others_open(of_columns):
+    with pytest.raises(ArgumentError, match="stored in int3, in a layout of ours") as caught:
+        check(of_columns, FormatOptions())
+    assert "--engine vllm" in caught.value.problems[0].hint

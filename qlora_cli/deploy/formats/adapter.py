@@ -49,6 +49,14 @@ def check(source: TunedSource, _: FormatOptions) -> None:
     if refusals:
         place = str(source.adapter)
         raise ArgumentError([Problem(f"vLLM cannot serve it: {each.text}", place, each.way_on) for each in refusals])
+    if source.quantization is not None and source.quantization.method == "int":
+        run = quote(str(source.folder))
+        raise ArgumentError(
+            f"its base is stored in {source.quantization.kind}, in a layout of ours that PEFT and vLLM do not open",
+            place=str(source.adapter),
+            hint=f"`qlora serve {run} --engine vllm` serves it on that base written out; or fold it in: `qlora merge "
+            f"{run} --out FOLDER`",
+        )
 
 
 def write(job: WriteJob) -> None:

@@ -20,7 +20,7 @@ def integer_bytes(quantization: QuantizationSection, num_weights: int, offset_by
     >>> integer_bytes(QuantizationSection(method="int", bits=3, group_size=32), 64, FLOAT16_BYTES)
     32
     """
-    num_groups = num_weights // quantization.weights_in_group
+    num_groups = max(num_weights // quantization.weights_in_group, 0)  # whole rows are few
     return num_weights * quantization.num_bits // 8 + num_groups * (FLOAT16_BYTES + offset_bytes)
 
 

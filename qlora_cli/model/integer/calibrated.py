@@ -131,8 +131,8 @@ def _swap(
 def block_of(name: str) -> str:
     """The block that a layer belongs to: its name up to the first number; itself where there is none.
 
-    >>> block_of("model.layers.3.mlp.experts.5.up_proj"), block_of("model.project_in")
-    ('model.layers.3', 'model.project_in')
+    >>> block_of("model.layers.3.mlp.experts.5.up_proj"), block_of("transformer.project_in")
+    ('model.layers.3', 'transformer.project_in')
     """
     parts = name.split(".")
     numbers = [place for place, part in enumerate(parts) if part.isdecimal()]

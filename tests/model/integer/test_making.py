@@ -169,7 +169,7 @@ def test_a_module_to_skip_that_is_not_there_is_named(tiny_base, empty_cache):
     with pytest.raises(RecipeError, match="has no module named 'w_proj'") as caught:
         load_base(section(tiny_base), INTEGERS.model_copy(update={"skip_modules": ("w_proj",)}))
     assert "down_proj, gate_proj" in caught.value.problems[0].hint
-    assert not cache_folder("bases").exists()
+    assert not list(cache_folder("bases").glob("*"))
 
 
 def test_pickled_weights_are_refused_in_one_line(tmp_path, empty_cache):
