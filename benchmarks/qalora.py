@@ -215,9 +215,10 @@ def _spread(values: Sequence[float], digits: int, unit: str = "") -> str:
 
 
 def _verdicts(records: Sequence[Record]) -> Iterator[tuple[str, ...]]:
-    """QA-LoRA's merged model against QLoRA's, rounded to as many bits in the same way, and against Q4_K_M."""
+    """QA-LoRA's merged model against QLoRA's, rounded to as many bits, and against Q4_K_M."""
     pairs = [(f"QLoRA (NF4), merged, INT{bits}", f"QA-LoRA (INT{bits}), merged") for bits in BITS]
-    pairs += [(f"QLoRA (NF4), merged, INT{bits} by GPTQ", f"QA-LoRA (INT{bits} by GPTQ), merged") for bits in BITS]
+    for bits, how in product(BITS, ("", " by GPTQ")):
+        pairs.append((f"QLoRA (NF4), merged, INT{bits} by GPTQ", f"QA-LoRA (INT{bits}{how}), merged"))
     pairs += [
         ("QLoRA (NF4), merged, Q4_K_M", "QA-LoRA (INT4), merged"),
         ("QLoRA (NF4) + adapter", "QA-LoRA (INT4), merged"),
