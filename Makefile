@@ -15,7 +15,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # Tests start many processes; each that had to compile the project's code again would take a second longer.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help install install-dev demo test test-quick test-gpu torture check check-latest test-engines test-vllm test-trackers format fuzz bench-data bench-checkpoint bench-merge bench-gpu bench-plan bench-eval bench-verdicts bench-serve bench-export clean
+.PHONY: help install install-dev demo test test-quick test-gpu torture check check-latest test-engines test-vllm test-trackers format fuzz bench-data bench-checkpoint bench-merge bench-gpu bench-plan bench-eval bench-verdicts bench-serve bench-export bench-qalora bench-linear clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -135,6 +135,16 @@ bench-verdicts: install ## coverage, false alarms and power of verdicts, into do
 
 bench-serve: install ## tokens/s and latency of the serving engine at 1, 8 and 32 clients
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/serve.py
+
+BASE ?=
+TRAIN ?=
+TEST ?=
+
+bench-qalora: install ## QA-LoRA beside QLoRA rounded again (BASE=FOLDER TRAIN=FILE TEST=FILE), into docs/quantization.md
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/qalora.py --base '$(BASE)' --train '$(TRAIN)' --test '$(TEST)'
+
+bench-linear: install ## memory and speed of a linear layer in integers beside NF4
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/linear.py
 
 clean: ## delete .venv and caches, never runs/
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache build *.egg-info

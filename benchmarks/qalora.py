@@ -36,23 +36,34 @@ from qlora_cli.verdict.paired import Paired, judge_pairs
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "quantization.md"
 BEGIN, END = "<!-- made by benchmarks/qalora.py -->", "<!-- end of what it made -->"
 
-Place = tuple[str, str | float, int]
-"""Arm, start and seed of a training; of one that chooses a learning rate, that in place of the start."""
+Place = tuple[str, str, float, int]
+"""Arm, start, learning rate and seed of a training."""
 
+PLACE = ("arm", "init", "learning_rate", "seed")
+BASE: Place = ("base", "", 0.0, 0)
+CHOICE = "choice: "
 CHOICE_SEED = 1
+QLORA = Arm("QLoRA (NF4)", "default", None)
+NEAREST = [Arm(f"QA-LoRA (INT{bits})", "default", bits) for bits in BITS]
+BY_GPTQ = [Arm(f"QA-LoRA (INT{bits} by GPTQ)", "default", bits, "rows") for bits in BITS]
+ARMS = {arm.name: arm for arm in (QLORA, *NEAREST, *BY_GPTQ)}
+CHOOSING = QLORA, NEAREST[0]
+"""Arms that choose the learning rate of their method."""
+
 INITS = ("default", "calibrated")
-HEAD = ("model", "start", "seeds", "MB", "loss", "perplexity", "right tokens", "KL to what was trained")
+HEAD = ("model", "start", "seeds", "MB", "loss", "perplexity", "right tokens", "mean KL")
+VERDICT_HEAD = ("first", "second", "start", "loss", "right tokens", "loss, each seed alone")
 
 
 def main() -> None:
     """Measure what is not measured yet, print the tables, and write the page."""
     options = _options()
-    options.learning_rates = tuple(options.learning_rates)
     setting = Setting(**{field.name: getattr(options, field.name) for field in fields(Setting)})
     work = options.work or cache_folder("bench-qalora")
     work.mkdir(parents=True, exist_ok=True)
     results = work / "results.jsonl"
-    _measure_missing(setting, options, results)
+    if options.measure:
+        _measure_missing(setting, options, results)
     text = report(setting, results)
     print(text)
     if options.page:
@@ -72,41 +83,53 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--rows-per-step", type=int, default=2)
     parser.add_argument("--max-length", type=int, default=512)
-    parser.add_argument("--learning-rates", type=float, nargs="+", default=[1e-3, 3e-3])
+    parser.add_argument("--learning-rates", type=float, nargs="+", default=[3e-4, 1e-3, 3e-3])
     parser.add_argument("--test-rows", type=int, default=100)
     parser.add_argument("--choice-rows", type=int, default=50, help="rows after them, which choose the learning rate")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--inits", nargs="+", choices=INITS, default=list(INITS))
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="trainings")
     parser.add_argument("--work", type=Path, help="folder for the results")
+    parser.add_argument("--no-measure", dest="measure", action="store_false", help="print what is there")
     parser.add_argument("--no-page", dest="page", action="store_false", help="print only")
     return parser.parse_args()
 
 
 def _measure_missing(setting: Setting, options: argparse.Namespace, results: Path) -> None:
     """Append the records of each training that has none; those of one training are written together."""
-    arms = [Arm("QLoRA (NF4)", "", None), *(Arm(f"QA-LoRA (INT{bits})", "", bits) for bits in BITS)]
-    if not _placed(setting, results, "base", "", 0):
-        _append(results, setting, ("base", "", 0), base_records(setting))
-    for arm, rate in product(arms[:2], setting.learning_rates):
-        place = (f"choice: {arm.name}", rate, CHOICE_SEED)
-        if not _placed(setting, results, *place):
+    if not _placed(setting, results, BASE):
+        _append(results, setting, BASE, base_records(setting))
+    for arm, rate in product(CHOOSING, options.learning_rates):
+        place = (CHOICE + arm.name, arm.init, rate, CHOICE_SEED)
+        if not _placed(setting, results, place):
             with _announced(place, results) as folder:
-                arm = replace(arm, init="default", learning_rate=rate)
-                _append(results, setting, place, [choice_record(setting, arm, CHOICE_SEED, folder)])
-    for init, seed, arm in product(options.inits, options.seeds, arms):
-        if not _placed(setting, results, arm.name, init, seed):
-            with _announced((arm.name, init, seed), results) as folder:
-                chosen = replace(arm, init=init, learning_rate=_rate(setting, results, arms[arm.bits is not None]))
-                _append(results, setting, (arm.name, init, seed), trained_records(setting, chosen, seed, folder))
+                record = choice_record(setting, replace(arm, learning_rate=rate), CHOICE_SEED, folder)
+                _append(results, setting, place, [record])
+    for init, seed, arm in product(options.inits, options.seeds, map(ARMS.__getitem__, options.arms)):
+        if init != arm.init and arm in BY_GPTQ:
+            continue
+        rate = _rate(_kept(setting, results), CHOOSING[arm.bits is not None].name)
+        place = (arm.name, init, rate, seed)
+        if not _placed(setting, results, place):
+            with _announced(place, results) as folder:
+                chosen = replace(arm, init=init, learning_rate=rate)
+                _append(results, setting, place, trained_records(setting, chosen, seed, folder))
 
 
-def _rate(setting: Setting, results: Path, arm: Arm) -> float:
-    """The learning rate whose model has the lower loss on the rows of the choice."""
-    losses = {}
-    for rate in setting.learning_rates:
-        (one,) = _placed(setting, results, f"choice: {arm.name}", rate, CHOICE_SEED)
-        losses[rate] = sum(one["nats"])
-    return min(losses, key=losses.__getitem__)
+def _rate(records: Sequence[Record], arm: str) -> float:
+    """The learning rate whose model has the lowest loss on the rows of the choice."""
+    return float(min(_choices(records, arm), key=_loss)["learning_rate"])
+
+
+def _choices(records: Sequence[Record], arm: str) -> list[Record]:
+    """By learning rate."""
+    found = [one for one in records if one["arm"] == CHOICE + arm]
+    return sorted(found, key=lambda one: float(one["learning_rate"]))
+
+
+def _loss(record: Record) -> float:
+    """In nats a token."""
+    return float(sum(record["nats"]) / sum(record["tokens"]))
 
 
 @contextmanager
@@ -116,13 +139,13 @@ def _announced(place: Place, results: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _placed(setting: Setting, results: Path, arm: str, init: str | float, seed: int) -> list[Record]:
+def _placed(setting: Setting, results: Path, place: Place) -> list[Record]:
     """Records of one training."""
-    return [one for one in _kept(setting, results) if (one["arm"], one["init"], one["seed"]) == (arm, init, seed)]
+    return [one for one in _kept(setting, results) if tuple(one[key] for key in PLACE) == place]
 
 
 def _append(results: Path, setting: Setting, place: Place, records: Iterable[Record]) -> None:
-    common = {"setting": _identity(setting), **dict(zip(("arm", "init", "seed"), place, strict=True))}
+    common = {"setting": _identity(setting), **dict(zip(PLACE, place, strict=True))}
     lines = [json.dumps(common | record) + "\n" for record in records]
     with results.open("a", encoding="utf-8") as file:
         file.writelines(lines)
@@ -144,19 +167,25 @@ def _identity(setting: Setting) -> str:
 
 def report(setting: Setting, results: Path) -> str:
     """Both tables, with what they stand on."""
-    records = [one for one in _kept(setting, results) if not one["arm"].startswith("choice: ")]
+    kept = _kept(setting, results)
+    names = [arm.name for arm in CHOOSING]
+    rates = {name: _rate(kept, name) for name in names}
+    of_arm = {name: rates[names[arm.bits is not None]] for name, arm in ARMS.items()}
+    records = [one for one in kept if one["learning_rate"] == of_arm.get(one["arm"], BASE[2])]
     (r, trained), (grouped_r, grouped_trained) = ranks(setting)
+    tried = [f"{name} {one['learning_rate']:g}: {_loss(one):.4f}" for name in names for one in _choices(kept, name)]
     return "\n\n".join(
         [
-            f"{setting.steps} steps of {setting.rows_per_step} packed rows of {setting.max_length} tokens, learning "
-            f"rate {setting.learning_rate:g}, groups of {setting.group_size}, float32. QLoRA: r {r}, {trained:,} "
-            f"trained parameters; QA-LoRA: r {grouped_r}, {grouped_trained:,}. Measured on the answers of "
-            f"{setting.test_rows} held-out rows. ± is the standard deviation over seeds.",
+            f"{setting.steps} steps of {setting.rows_per_step} packed rows of {setting.max_length} tokens, groups of "
+            f"{setting.group_size}, float32. QLoRA: r {r}, {trained:,} trained parameters, learning rate "
+            f"{rates[names[0]]:g}; QA-LoRA: r {grouped_r}, {grouped_trained:,}, {rates[names[1]]:g}. Each has the "
+            f"learning rate of the lowest loss on {setting.choice_rows} other rows ({'; '.join(tried)}). Measured on "
+            f"the answers of {setting.test_rows} held-out rows. ± is the standard deviation over seeds; KL is in nats "
+            "a token, from the model as it was trained, for the base from its 16 bits.",
             _table(HEAD, list(_model_rows(records))),
-            "Verdicts on the same rows, of each the mean over seeds: the second model against the first.",
-            _table(
-                ("first", "second", "start", "loss", "right tokens", "loss, seed by seed"), list(_verdicts(records))
-            ),
+            "Verdicts on the same rows, of each row its mean over seeds: the second model against the first, with the "
+            "95% interval of the difference.",
+            _table(VERDICT_HEAD, list(_verdicts(records))),
         ]
     )
 
@@ -166,7 +195,7 @@ def _model_rows(records: Sequence[Record]) -> Iterator[tuple[str, ...]]:
         models = dict.fromkeys(record["model"] for record in records if record["init"] == init)
         for model in models:
             of_model = [one for one in records if (one["model"], one["init"]) == (model, init)]
-            losses = [sum(one["nats"]) / sum(one["tokens"]) for one in of_model]
+            losses = [_loss(one) for one in of_model]
             shares = [sum(one["right"]) / sum(one["tokens"]) for one in of_model]
             yield (
                 model,
@@ -188,6 +217,8 @@ def _spread(values: Sequence[float], digits: int, unit: str = "") -> str:
 def _verdicts(records: Sequence[Record]) -> Iterator[tuple[str, ...]]:
     """QA-LoRA's merged model against QLoRA's, rounded to as many bits, and against Q4_K_M."""
     pairs = [(f"QLoRA (NF4), merged, INT{bits}", f"QA-LoRA (INT{bits}), merged") for bits in BITS]
+    for bits, how in product(BITS, ("", " by GPTQ")):
+        pairs.append((f"QLoRA (NF4), merged, INT{bits} by GPTQ", f"QA-LoRA (INT{bits}{how}), merged"))
     pairs += [
         ("QLoRA (NF4), merged, Q4_K_M", "QA-LoRA (INT4), merged"),
         ("QLoRA (NF4) + adapter", "QA-LoRA (INT4), merged"),

@@ -8,13 +8,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch.nn.functional import cross_entropy
-from transformers import AutoConfig
+from transformers import AutoModelForCausalLM
 
 from qlora_cli.api import train
 from qlora_cli.constants import IGNORE_INDEX
@@ -23,11 +24,15 @@ from qlora_cli.data.render.renderer import Renderer, TokenRow
 from qlora_cli.deploy.engines.engine import Questions
 from qlora_cli.deploy.engines.llama_cpp import LLAMA_CPP
 from qlora_cli.deploy.engines.process import SCRIPTS, ask_script
+from qlora_cli.deploy.export_reference import NUM_CALIBRATION_ROWS
 from qlora_cli.deploy.formats.format import FormatOptions, WriteJob
 from qlora_cli.deploy.formats.gguf import write as write_gguf
+from qlora_cli.deploy.integers import stored_folder
 from qlora_cli.deploy.merge import MergeOptions, merge_run
 from qlora_cli.engine_environment import GGUF
-from qlora_cli.model.integer.making import layers_to_round, own_skeleton, stored_base
+from qlora_cli.model.base import read_config
+from qlora_cli.model.integer.calibrated import write_calibrated_base
+from qlora_cli.model.integer.layers import layers_to_round
 from qlora_cli.model.tuned import TunedSource, find_tuned, load_tokenizer_of, load_tuned
 from qlora_cli.recipe.data_schema import SourceSection
 from qlora_cli.recipe.schema import ModelSection, QuantizationSection
@@ -54,7 +59,6 @@ class Setting:
     steps: int
     rows_per_step: int
     max_length: int
-    learning_rates: tuple[float, ...]
     test_rows: int
     choice_rows: int
 
@@ -76,15 +80,20 @@ class Arm:
     bits: int | None
     """Of a QA-LoRA base; None for QLoRA on NF4."""
 
+    calibration: str = "none"
+    """Of a QA-LoRA base: rounded to the nearest, or by GPTQ on the run's rows."""
+
     learning_rate: float = 0.0
 
 
 def linear_shapes(setting: Setting) -> list[tuple[int, int]]:
     """Inputs and outputs of each layer that is quantized and has an adapter."""
-    skeleton = own_skeleton(AutoConfig.from_pretrained(setting.base))
-    names, _ = layers_to_round(skeleton, setting.integers(4))
-    layers = [skeleton.get_submodule(name) for name in names]
-    return [(int(layer.in_features), int(layer.out_features)) for layer in layers]  # type: ignore[arg-type]
+    model = setting.model(setting.base)
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(read_config(model))
+    choice = layers_to_round(model, setting.integers(4), read_config(model))
+    layers = [skeleton.get_submodule(name) for name in choice.rounded]
+    return [(layer.in_features, layer.out_features) for layer in layers]
 
 
 def ranks(setting: Setting) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -105,6 +114,7 @@ def recipe(setting: Setting, arm: Arm, seed: int) -> Record:
     if arm.bits is not None:
         lora["use_qalora"] = True
         quantization = {"method": "int", "bits": arm.bits, "group_size": setting.group_size}
+        quantization["calibration"] = arm.calibration
     return {
         "name": "qalora",
         "model": {"base_model": str(setting.base), "dtype": "float32"},
@@ -168,14 +178,24 @@ def trained_records(setting: Setting, arm: Arm, seed: int, folder: Path) -> Iter
         return
     record = measured(rows, _of_source(plain), reference)
     yield record | {"model": f"{arm.name}, merged, 16 bit", "megabytes": _num_bytes(merged) / 1e6}
-    for bits in BITS:
-        rounded = _with(plain, setting.integers(bits))
+    deployed = ((f"INT{bits}", _with(plain, setting.integers(bits))) for bits in BITS)
+    for name, rounded in chain(deployed, _by_gptq(setting, merged, folder)):
         record = measured(rows, _of_source(rounded), reference)
-        yield record | {"model": f"{arm.name}, merged, INT{bits}", "megabytes": _megabytes_of(setting, rounded)}
+        yield record | {"model": f"{arm.name}, merged, {name}", "megabytes": _megabytes_of(setting, rounded)}
     if LLAMA_CPP.version() is not None:
         out = folder / "gguf"
         record = measured(rows, _q4_k_m(setting, source, merged, out), reference)
         yield record | {"model": f"{arm.name}, merged, Q4_K_M", "megabytes": _num_bytes(out) / 1e6}
+
+
+def _by_gptq(setting: Setting, merged: Path, folder: Path) -> Iterator[tuple[str, TunedSource]]:
+    """The merged model rounded on rows of the training file."""
+    batches = [{"input_ids": torch.tensor([ids]), "labels": torch.tensor([ids])} for ids in _calibration(setting)]
+    for bits in BITS:
+        out = folder / f"gptq-{bits}"
+        calibrated = setting.integers(bits).model_copy(update={"calibration": "rows"})
+        write_calibrated_base(setting.model(merged), calibrated, batches, out)
+        yield f"INT{bits} by GPTQ", TunedSource(out, setting.model(out))
 
 
 def measured(rows: list[TokenRow], logits_of: LogitsOf, reference: list[torch.Tensor]) -> Record:
@@ -207,6 +227,13 @@ def held_out(setting: Setting) -> list[TokenRow]:
     return Renderer(_tokenizer(setting)).render(read_examples(source, setting.test_rows + setting.choice_rows))
 
 
+def _calibration(setting: Setting) -> list[list[int]]:
+    """Rows that rounding is fitted to: as many as an export takes."""
+    source = SourceSection(path=str(setting.train), columns=setting.columns)
+    rows = Renderer(_tokenizer(setting)).render(read_examples(source, NUM_CALIBRATION_ROWS))
+    return [list(row.input_ids) for row in rows]
+
+
 def _tokenizer(setting: Setting) -> Any:
     return load_tokenizer_of(TunedSource(setting.base, setting.model(setting.base)))
 
@@ -230,9 +257,7 @@ def _predicting(row: TokenRow) -> list[int]:
 def _q4_k_m(setting: Setting, source: TunedSource, merged: Path, out: Path) -> LogitsOf:
     """As `qlora export --format gguf --quant q4_k_m` writes it; llama.cpp computes the logits."""
     out.mkdir(exist_ok=True)
-    examples = read_examples(SourceSection(path=str(setting.train), columns=setting.columns), 64)
-    calibration = [list(row.input_ids) for row in Renderer(_tokenizer(setting)).render(examples)]
-    write_gguf(WriteJob(merged, out, source, calibration, FormatOptions("q4_k_m")))
+    write_gguf(WriteJob(merged, out, source, _calibration(setting), FormatOptions("q4_k_m")))
 
     def logits_of(rows: list[TokenRow]) -> Iterator[torch.Tensor]:
         ids = [list(row.input_ids) for row in rows]
@@ -254,7 +279,7 @@ def _megabytes_of(setting: Setting, source: TunedSource) -> float:
     if source.quantization is not None and source.quantization.method == "bitsandbytes":
         num_rounded = sum(inputs * outputs for inputs, outputs in linear_shapes(setting))
         return (_num_bytes(setting.base) + num_rounded * (NF4_BITS / 8 - 2)) / 1e6
-    return _num_bytes(Path(stored_base(source.model, source.quantization).base_model)) / 1e6
+    return _num_bytes(stored_folder(source)) / 1e6
 
 
 def _num_bytes(folder: Path) -> int:
