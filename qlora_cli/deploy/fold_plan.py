@@ -193,19 +193,28 @@ def _visit_layer(layer: LoraLayer, prefix: str, plan: FoldPlan) -> None:
 
 
 def _visit_integers(layer: LoraLayer, base_layer: IntegerLinear, prefix: str, plan: FoldPlan) -> None:
-    """An update of a layer in integers: QA-LoRA's fits into its offsets, any fits onto its dequantized weight."""
-    update, num_groups = _update(layer), base_layer.in_features // base_layer.group_size
-    is_pooled = update.A_RI.shape[1] == num_groups
+    """An update of a layer in integers: any fits onto its dequantized weight, into its offsets one of whole groups."""
+    update, num_features = _update(layer), base_layer.in_features
+    is_pooled = update.A_RI.shape[1] < num_features
     is_other_variant = ADAPTER in layer.lora_variant and not (is_pooled or layer.use_dora[ADAPTER])
     if is_other_variant or (plan.keeps_codes and not is_pooled):
         raise unmergeable(prefix, type(layer).__name__)
+    num_columns = num_features // base_layer.group_size if plan.keeps_codes else num_features
+    if num_columns % update.A_RI.shape[1]:
+        raise _finer_than_groups(prefix, num_features // update.A_RI.shape[1], base_layer.group_size)
     if layer.lora_bias.get(ADAPTER):
         _add_bias(layer, prefix, plan)
-    part = "offsets" if plan.keeps_codes else "weight"
     if is_pooled:
-        num_columns = num_groups if plan.keeps_codes else base_layer.in_features
-        update = of_columns(update, num_columns, base_layer.in_features)
-    plan.changes[f"{prefix}{part}"] = LinearChange(update, is_turned=False)
+        update = of_columns(update, num_columns, num_features)
+    plan.changes[f"{prefix}{'offsets' if plan.keeps_codes else 'weight'}"] = LinearChange(update, is_turned=False)
+
+
+def _finer_than_groups(prefix: str, num_together: int, group_size: int) -> ArgumentError:
+    return ArgumentError(
+        f"the adapter on '{prefix.rstrip('.')}' adds one number to each {num_together} weights, and an offset of the "
+        f"base is for {group_size}",
+        hint="add --dtype bfloat16: the merge writes plain weights, which hold any update",
+    )
 
 
 def _add_bias(layer: LoraLayer, prefix: str, plan: FoldPlan) -> None:

@@ -146,6 +146,22 @@ def test_a_layer_that_is_not_adapted_gets_float32_offsets_too(base, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:Unsupported layer type")
+def test_an_update_of_several_groups_goes_into_offsets_and_one_of_parts_of_groups_onto_plain_weights(base, tmp_path):
+    """PEFT pools 16 inputs where nothing else is said, whatever the groups of the base are."""
+    folder = save_integers(base, tmp_path / "base", bits=4, group_size=32)
+    wide = with_adapter(load_integers(base, folder, 4, 32), use_qalora=True, qalora_group_size=64)
+    merge(wide, folder, tmp_path / "wide", keeps_codes=True)
+    assert (logits(wide) - logits(load_integers(base, tmp_path / "wide", 4, 32))).abs().max() < 1e-4
+    narrow = with_adapter(load_integers(base, folder, 4, 32), use_qalora=True, qalora_group_size=16)
+    with pytest.raises(ArgumentError, match="to each 16 weights, and an offset of the base is for 32") as caught:
+        fold_plan(narrow, keeps_codes=True)
+    assert "--dtype bfloat16" in caught.value.problems[0].hint
+    merge(narrow, folder, tmp_path / "narrow", keeps_codes=False, dtype=torch.float32)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "narrow").eval()
+    assert (logits(narrow) - logits(plain)).abs().max() < 1e-4
+
+
+@pytest.mark.filterwarnings("ignore:Unsupported layer type")
 def test_an_update_of_single_columns_does_not_go_into_offsets(base, tmp_path):
     folder = save_integers(base, tmp_path / "base", bits=4, group_size=32)
     with pytest.raises(ArgumentError, match="cannot be folded"):
