@@ -22,6 +22,15 @@ SORTED_AFTERWARDS = ("group", "dynamic")
 """Values of `actorder` with which neighbours do not share a scale; `weight` and `static` leave groups as they are."""
 
 
+def weights_of_group(group_size: int, num_inputs: int) -> int:
+    """Weights of a row that share a scale, where `group_size` may stand for all of them.
+
+    >>> weights_of_group(32, 256), weights_of_group(WHOLE_ROW, 256)
+    (32, 256)
+    """
+    return num_inputs if group_size == WHOLE_ROW else group_size
+
+
 @dataclass(frozen=True)
 class ForeignIntegers:
     """How a base of others stores its integers."""

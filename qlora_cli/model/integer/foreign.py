@@ -5,7 +5,8 @@ input features along rows, so a word is turned with its column.
 
     compressed-tensors   weight_packed int32 [O, I / 8], weight_scale [O, G];  W = (code - 8) * scale
     GPTQ                 qweight int32 [I * bits / 32, O], scales [G, O], qzeros int32 [G, O * bits / 32], g_idx [I];
-                         W = (code - zero) * scale; in format `gptq` qzeros hold zero - 1, in `gptq_v2` zero
+                         W = (code - zero) * scale; in format `gptq` qzeros hold zero - 1, in `gptq_v2` zero.
+                         Symmetric weights have the zero 2^(bits - 1), whatever format they are said to be in
 
 An offset is -zero * scale. Both products are exact in float32 where scales have 16 bits.
 
@@ -24,6 +25,7 @@ import torch
 from qlora_cli.errors import RecipeError
 from qlora_cli.model.integer.codes import CODES_AT_ONCE, unpack
 from qlora_cli.model.packed_weights import StoredTensors
+from qlora_cli.recipe.foreign_integers import weights_of_group
 
 MIDDLE = 8
 """Code of the weight 0 in W4A16."""
@@ -74,7 +76,7 @@ class ForeignLayer(ABC):
     def _check_groups(self, hint: str) -> None:
         """Refuse a scale for other weights than a group of neighbours."""
         num_inputs = self.shape[1]
-        size = num_inputs if self.group_size < 0 else self.group_size
+        size = weights_of_group(self.group_size, num_inputs)
         groups = self.tensors.shape(self.stored_names[1])
         num_groups = groups[-1] if isinstance(self, CompressedLayer) else groups[0]
         if num_inputs % CODES_AT_ONCE or num_groups * size != num_inputs:
@@ -117,7 +119,9 @@ class CompressedLayer(ForeignLayer):
 class GptqLayer(ForeignLayer):
     """GPTQ."""
 
+    is_symmetric: bool
     holds_zero_less_one: bool
+    """By config.json; where weights are symmetric their zero point is known, and the stored one is not believed."""
 
     @property
     def stored_names(self) -> tuple[str, ...]:
@@ -134,15 +138,16 @@ class GptqLayer(ForeignLayer):
 
     def scales_and_offsets(self) -> tuple[torch.Tensor, torch.Tensor]:
         scales_GO = self.tensors.whole(f"{self.name}scales").float()
-        zeros_GO = unpack(self.tensors.whole(f"{self.name}qzeros").view(torch.uint8), self.bits).float()
-        if self.holds_zero_less_one:
-            zeros_GO += 1
+        if self.is_symmetric:
+            zeros_GO = torch.full_like(scales_GO, 2 ** (self.bits - 1))
+        else:
+            zeros_GO = self._stored_zeros().float() + self.holds_zero_less_one
         return scales_GO.T.contiguous(), (-zeros_GO * scales_GO).T.contiguous()
 
     def check(self) -> None:
         self._check_groups(ORIGINAL)
         num_inputs = self.shape[1]
-        size = num_inputs if self.group_size < 0 else self.group_size
+        size = weights_of_group(self.group_size, num_inputs)
         if f"{self.name}g_idx" in self.tensors:
             groups = self.tensors.whole(f"{self.name}g_idx").long()
             if not torch.equal(groups, torch.arange(num_inputs) // size):
@@ -150,13 +155,23 @@ class GptqLayer(ForeignLayer):
                     f"the columns of '{self.name.rstrip('.')}' are sorted (g_idx), and neighbours do not share a scale",
                     hint=ORIGINAL,
                 )
-        zeros = unpack(self.tensors.whole(f"{self.name}qzeros").view(torch.uint8), self.bits)
-        if self.holds_zero_less_one and (zeros == 2**self.bits - 1).any():
+        zeros, middle = self._stored_zeros(), 2 ** (self.bits - 1)
+        if self.is_symmetric and not any((zeros == known).all() for known in (middle, middle - 1)):
+            raise RecipeError(
+                f"the base is symmetric by its config.json, and '{self.name}qzeros' holds other zero points than "
+                f"{middle} or {middle - 1}, which is how symmetric weights are written",
+                hint=ORIGINAL,
+            )
+        if not self.is_symmetric and self.holds_zero_less_one and (zeros == 2**self.bits - 1).any():
             raise RecipeError(
                 f"'{self.name}qzeros' holds {2**self.bits - 1} in the format gptq, which some libraries read as a zero "
                 f"point of {2**self.bits} and some as one of 0",
                 hint=f"quantize it again with the format gptq_v2, or {ORIGINAL}",
             )
+
+    def _stored_zeros(self) -> torch.Tensor:
+        """uint8 [G, O]."""
+        return unpack(self.tensors.whole(f"{self.name}qzeros").view(torch.uint8), self.bits)
 
 
 def foreign_layers(
@@ -170,10 +185,12 @@ def foreign_layers(
         group_size: as config.json has it, -1 for whole rows.
     """
     layout = settings.get("checkpoint_format") or settings.get("format") or "gptq"
+    is_symmetric = settings.get("sym") is True
     layers: list[ForeignLayer] = []
     for name in tensors.names:
         if name.endswith(".weight_packed"):
             layers.append(CompressedLayer(name.removesuffix("weight_packed"), tensors, bits, group_size))
         elif name.endswith(".qweight"):
-            layers.append(GptqLayer(name.removesuffix("qweight"), tensors, bits, group_size, layout == "gptq"))
+            name = name.removesuffix("qweight")
+            layers.append(GptqLayer(name, tensors, bits, group_size, is_symmetric, layout == "gptq"))
     return layers

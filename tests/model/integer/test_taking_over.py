@@ -86,6 +86,23 @@ def test_gptq_has_the_weights_of_its_files(tiny_base, tmp_path, settings, dtypes
     assert found == {dtypes}
 
 
+@pytest.mark.parametrize("layouts", [("gptq_v2", "gptq"), ("gptq", "gptq_v2")], ids=" said to be ".join)
+def test_symmetric_weights_are_read_right_whatever_format_config_names(tiny_base, tmp_path, layouts):
+    """Released so: Qwen3.5-27B-GPTQ-Int4 holds zero points of 8 and says `gptq` (vllm#38966)."""
+    written, named = layouts
+    plain = gptq_base(tiny_base, tmp_path / "base", layout=written)
+    path = tmp_path / "base" / "config.json"
+    config = json.loads(path.read_text())
+    config["quantization_config"]["checkpoint_format"] = named
+    path.write_text(json.dumps(config))
+    check_weights(load(tmp_path / "base"), plain)
+
+
+def test_zero_points_that_symmetric_weights_do_not_have_are_refused(tiny_base, tmp_path):
+    gptq_base(tiny_base, tmp_path / "base", zero=5)
+    assert "holds other zero points than 8 or 7" in refusal(tmp_path / "base").text
+
+
 def test_the_folder_is_written_once_and_shared(tiny_base, tmp_path, empty_cache):
     w4a16_base(tiny_base, tmp_path / "base")
     load(tmp_path / "base", QuantizationSection(method="w4a16"))
