@@ -22,6 +22,7 @@ from qlora_cli.model.fingerprint import base_folder
 from qlora_cli.model.integer.making import stored_base
 from qlora_cli.model.prequantized import stored_in
 from qlora_cli.model.tuned import TunedSource
+from qlora_cli.recipe.stored_weights import stored_section
 from qlora_cli.run.files import read_json_object
 
 QA_LORA = "QA-LoRA"
@@ -41,7 +42,7 @@ class IntegerSettings:
 def integer_settings(folder: Path) -> IntegerSettings:
     """What the config.json of a folder in integers says of them."""
     config = read_json_object(folder / "config.json", hint="merge that model again")
-    section = config["quantization_config"]
+    section = stored_section(config)
     return IntegerSettings(section["bits"], section["group_size"])
 
 

@@ -24,10 +24,11 @@ from qlora_cli.deploy.fold_plan import FoldPlan
 from qlora_cli.deploy.merged_layout import MergedLayout
 from qlora_cli.deploy.stored_precision import StoredPrecision
 from qlora_cli.deploy.ties import BrokenTie
-from qlora_cli.deploy.weights_file import NewTensor, refuse_full_disk
+from qlora_cli.deploy.weights_file import NewTensor
 from qlora_cli.deploy.written_weights import WrittenWeights
 from qlora_cli.errors import ArgumentError, IdentityError
 from qlora_cli.progress import progress
+from qlora_cli.run.disk_errors import refuse_full_disk
 
 CHUNK_NUMBERS = 2**19
 """Numbers of a chunk: 2 MiB in float32, of which a thread holds four or five at once."""

@@ -6,7 +6,6 @@ import errno
 import json
 import math
 import os
-import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,10 +14,7 @@ from typing import Any
 
 import torch
 
-from qlora_cli.console import size_in_words
-from qlora_cli.errors import ResourceError
 from qlora_cli.model.stored_dtypes import NAMES_OF_DTYPES
-from qlora_cli.run.disk_errors import final_name
 
 INDEX = "model.safetensors.index.json"
 """File of a model folder that says which of several files each tensor is in."""
@@ -125,18 +121,3 @@ def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
     while data:
         num_written = os.pwrite(descriptor, data, offset)
         data, offset = data[num_written:], offset + num_written
-
-
-def refuse_full_disk(folder: Path, num_bytes: int) -> None:
-    """Refuse before anything is written what the disk has no room for.
-
-    Raises:
-        ResourceError: with the sizes.
-    """
-    free_bytes = shutil.disk_usage(folder).free
-    if free_bytes < num_bytes:
-        raise ResourceError(
-            f"the disk is full: the weights take {size_in_words(num_bytes)}, and {size_in_words(free_bytes)} are free",
-            place=final_name(str(folder)),
-            hint="make room, or name a folder on another disk with --out",
-        )

@@ -116,7 +116,8 @@ def load_base(
     upstream.check(upstream.Road.BASE)
     if quantization is not None:
         upstream.check(upstream.Road.QUANTIZED)
-    dtype = pick_dtype(model.dtype, device := device or pick_device())
+    device = device or pick_device()
+    dtype = pick_dtype(model.dtype, device)
     config = _config_to_load(model, source)
     model, quantization, config = _as_stored(model, quantization, config, source)
     name, revision = (source, None) if source else (model.base_model, model.revision)
@@ -232,7 +233,8 @@ def bitsandbytes_config(
 
 def _config_to_load(model: ModelSection, source: str | None) -> PreTrainedConfig:
     """The base's configuration, where its files may be read."""
-    if (folder := Path(source or model.base_model)).is_dir() and not has_only_pickles(folder):
+    folder = Path(source or model.base_model)
+    if folder.is_dir() and not has_only_pickles(folder):
         weight_files(folder)  # an index that leads out of the folder is refused
     config = read_config(model, source=source)
     _forget_secrets(config)

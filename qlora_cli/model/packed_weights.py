@@ -26,6 +26,7 @@ from qlora_cli.errors import IdentityError
 from qlora_cli.model.dequantize import INT8_MAX
 from qlora_cli.model.fingerprint import weight_files
 from qlora_cli.model.integer.codes import unpack
+from qlora_cli.recipe.stored_weights import stored_section
 
 FOUR_BIT_STATE = ".quant_state.bitsandbytes__"
 FP4_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
@@ -271,7 +272,7 @@ def packed_weights(folder: Path) -> dict[str, Packed]:
             found[plain] = BlockScaled(plain, tensors, _block_size(folder))
         elif name.endswith(".codes"):
             plain = f"{name.removesuffix('codes')}weight"
-            found[plain] = IntegerGroups(plain, tensors, _section(folder)["bits"])
+            found[plain] = IntegerGroups(plain, tensors, stored_section(_config(folder))["bits"])
         elif name.endswith("_blocks") and f"{name.removesuffix('blocks')}scales" in tensors:
             plain = name.removesuffix("_blocks")
             found[plain] = MicroScaled(plain, tensors)
@@ -281,14 +282,13 @@ def packed_weights(folder: Path) -> dict[str, Packed]:
     return found
 
 
-def _section(folder: Path) -> dict[str, Any]:
-    """`quantization_config` of a folder; empty where it has none."""
-    config = json.loads((folder / "config.json").read_text("utf-8"))
-    return config.get("quantization_config") or config.get("text_config", {}).get("quantization_config") or {}
+def _config(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "config.json").read_text("utf-8"))
+    return content
 
 
 def _block_size(folder: Path) -> tuple[int, int] | None:
-    size = _section(folder).get("weight_block_size")
+    size = stored_section(_config(folder)).get("weight_block_size")
     if size is None:
         return None
     if not isinstance(size, list) or len(size) != 2 or not all(isinstance(one, int) and one > 0 for one in size):

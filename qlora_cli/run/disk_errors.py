@@ -10,11 +10,13 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
+from qlora_cli.console import size_in_words
 from qlora_cli.errors import ArgumentError, QloraError, ResourceError
 from qlora_cli.run.directory import RunDirectory
 
@@ -184,3 +186,27 @@ def _misplaced(fault: OSError) -> QloraError | None:
         return None
     hint = _ways_out(fault).removeprefix(", or ") or "name another path"
     return ArgumentError(f"{os.strerror(fault.errno).lower()}", place=place, hint=hint)
+
+
+OTHER_DISK = "make room, or name a folder on another disk with --out"
+
+
+def refuse_full_disk(folder: Path, num_bytes: int, *, what: str = "the weights take", hint: str = OTHER_DISK) -> None:
+    """Refuse what does not fit.
+
+    Args:
+        folder: where it is to be written; it, or the folder that it will be in, is there.
+        num_bytes: of it.
+        what: takes them, in words.
+        hint: what to do.
+
+    Raises:
+        ResourceError: with the sizes.
+    """
+    free_bytes = shutil.disk_usage(folder if folder.is_dir() else folder.parent).free
+    if free_bytes < num_bytes:
+        raise ResourceError(
+            f"the disk is full: {what} {size_in_words(num_bytes)}, and {size_in_words(free_bytes)} are free",
+            place=final_name(str(folder)),
+            hint=hint,
+        )

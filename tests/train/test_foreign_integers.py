@@ -14,32 +14,14 @@ from qlora_cli.deploy.merge import MergeOptions, merge_run
 from qlora_cli.errors import ArgumentError
 from qlora_cli.model.tuned import find_tuned, load_tuned
 from qlora_cli.recipe.reader import load_recipe
-from qlora_cli.recipe.schema import Recipe
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.serve.served_base import served_base
 from qlora_cli.train.session import TrainOptions, train_recipe
 from tests.model.foreign_bases import gptq_base, w4a16_base
+from tests.train.integer_recipe import integer_recipe
 
 IDS = torch.arange(1, 60)[None]
 pytestmark = pytest.mark.usefixtures("empty_cache")
-
-
-def make_recipe(base, data, *, steps=4, **lora):
-    return Recipe.model_validate(
-        {
-            "name": "foreign",
-            "model": {"base_model": str(base), "dtype": "float32"},
-            "lora": {"r": 4, **lora},
-            "data": {"train": str(data), "max_length": 128},
-            "training": {
-                "max_steps": steps,
-                "per_device_train_batch_size": 2,
-                "gradient_accumulation_steps": 1,
-                "learning_rate": 0.02,
-                "optim": "adamw_torch",
-            },
-        }
-    )
 
 
 @torch.no_grad()
@@ -51,7 +33,7 @@ def test_w4a16_is_trained_resumed_merged_and_served_as_it_is(tiny_base, chat_dat
     base = tmp_path / "base"
     w4a16_base(tiny_base, base)
     straight, resumed = RunDirectory(tmp_path / "straight"), RunDirectory(tmp_path / "resumed")
-    recipe = make_recipe(base, chat_data)
+    recipe = integer_recipe(base, chat_data)
     train_recipe(recipe, straight, TrainOptions())
     train_recipe(recipe, resumed, TrainOptions(stop_after=2))
     train_recipe(recipe, resumed, TrainOptions(resume=True))
@@ -76,7 +58,7 @@ def test_w4a16_is_trained_resumed_merged_and_served_as_it_is(tiny_base, chat_dat
 def test_qa_lora_on_gptq_keeps_the_codes_of_the_base(tiny_base, chat_data, tmp_path):
     gptq_base(tiny_base, tmp_path / "base", is_symmetric=False)
     run = RunDirectory(tmp_path / "run")
-    train_recipe(make_recipe(tmp_path / "base", chat_data, use_qalora=True, lora_dropout=0.0), run, TrainOptions())
+    train_recipe(integer_recipe(tmp_path / "base", chat_data, use_qalora=True, lora_dropout=0.0), run, TrainOptions())
     assert load_recipe(run.recipe_path).quantization.kind == "int4"
     merged = merge_run(run.path, None, MergeOptions())
     assert merged.agreement.max_logit_difference < 1e-4

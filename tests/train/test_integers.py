@@ -14,11 +14,11 @@ from qlora_cli.deploy.merge import MergeOptions, merge_run
 from qlora_cli.errors import RecipeError
 from qlora_cli.model.tuned import load_tuned
 from qlora_cli.recipe.reader import load_recipe
-from qlora_cli.recipe.schema import Recipe
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.train.session import TrainOptions, train_recipe
 from tests.conftest import byte_tokenizer
 from tests.deploy.models import save_gpt2
+from tests.train.integer_recipe import integer_recipe
 
 IDS = torch.arange(1, 60)[None]
 
@@ -47,26 +47,10 @@ def qwen(tmp_path_factory):
 
 @pytest.fixture
 def recipe_on(chat_data):
-    """Builds a recipe of four steps on a base in integers, computing in float32."""
+    """Builds a recipe on a base in integers."""
 
-    def build(base, quantization=None, *, steps=4, **lora):
-        return Recipe.model_validate(
-            {
-                "name": "integers",
-                "model": {"base_model": str(base), "dtype": "float32"},
-                "quantization": quantization,
-                "lora": {"r": 4, "lora_dropout": 0.05} | lora,
-                "data": {"train": str(chat_data), "max_length": 128},
-                "training": {
-                    "max_steps": steps,
-                    "per_device_train_batch_size": 2,
-                    "gradient_accumulation_steps": 1,
-                    "learning_rate": 0.02,
-                    "optim": "adamw_torch",
-                    "gradient_checkpointing": False,
-                },
-            }
-        )
+    def build(base, quantization=None, **keys):
+        return integer_recipe(base, chat_data, quantization, **{"lora_dropout": 0.05} | keys)
 
     return build
 

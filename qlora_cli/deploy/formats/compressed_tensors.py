@@ -24,12 +24,13 @@ from qlora_cli.deploy.engines.process import SCRIPTS, ask_script
 from qlora_cli.deploy.formats.format import Format, FormatOptions, WriteJob
 from qlora_cli.deploy.formats.linear_weights import WEIGHT, LinearWeights, linear_weights
 from qlora_cli.deploy.formats.rounding import PER_WORD, pack, quantize_rows
-from qlora_cli.deploy.weights_file import INDEX, NewTensor, WeightsFile, refuse_full_disk
+from qlora_cli.deploy.weights_file import INDEX, NewTensor, WeightsFile
 from qlora_cli.engine_environment import COMPRESSED_TENSORS
 from qlora_cli.errors import ArgumentError
 from qlora_cli.model.other_files import copy_other_files
 from qlora_cli.model.tuned import TunedSource
 from qlora_cli.progress import progress
+from qlora_cli.run.disk_errors import refuse_full_disk
 
 CHUNK_NUMBERS = 4 * 2**20
 """Weights that are rounded at once; the search holds some five float32 copies of them."""

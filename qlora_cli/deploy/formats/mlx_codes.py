@@ -16,9 +16,10 @@ import torch
 from qlora_cli.deploy.checkpoint import FLOATS, Checkpoint, StoredTensor, open_checkpoint
 from qlora_cli.deploy.formats.format import WriteJob
 from qlora_cli.deploy.integers import integer_settings
-from qlora_cli.deploy.weights_file import INDEX, NewTensor, WeightsFile, refuse_full_disk
+from qlora_cli.deploy.weights_file import INDEX, NewTensor, WeightsFile
 from qlora_cli.model.other_files import copy_other_files
 from qlora_cli.progress import progress
+from qlora_cli.run.disk_errors import refuse_full_disk
 
 NAMES = {"codes": "weight", "scales": "scales", "offsets": "biases"}
 """Our part of a layer -> MLX's."""

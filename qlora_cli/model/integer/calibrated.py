@@ -16,14 +16,13 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from qlora_cli.model.base import load_base, read_config
+from qlora_cli.model.base import load_base
 from qlora_cli.model.device import free_memory
 from qlora_cli.model.integer.codes import pack
 from qlora_cli.model.integer.gptq import feedback_factor, round_with_feedback
-from qlora_cli.model.integer.layers import layers_to_round
 from qlora_cli.model.integer.linear import IntegerLinear
 from qlora_cli.model.integer.making import nearest_parts
-from qlora_cli.model.integer.writing import Parts, check_writable, write_integers
+from qlora_cli.model.integer.writing import Parts, plain_base, write_integers
 from qlora_cli.model.layer_inputs import Batch, Groups, counted, layers_by_input, second_moments
 from qlora_cli.model.towers.own_names import own_class
 from qlora_cli.progress import progress
@@ -45,13 +44,13 @@ def write_calibrated_base(
         out: a folder of the run.
 
     Raises:
-        RecipeError, IdentityError, ResourceError: as `load_base` and `check_writable`.
+        RecipeError, IdentityError, ResourceError: as `load_base` and `plain_base`.
         NumericError: if a layer gets inputs that are not finite.
     """
     if not batches:
         raise ValueError("a calibrated base needs rows")
-    check_writable(out, model, quantization)
-    layers = _rounded_layers(model, quantization, batches)
+    plain = plain_base(model, quantization, out)
+    layers = _rounded_layers(model, quantization, batches, set(plain.choice.rounded))
     free_memory()
 
     def parts_of(name: str, weight_OI: torch.Tensor) -> Parts:
@@ -61,14 +60,17 @@ def write_calibrated_base(
         return {"codes": layer.codes, "scales": layer.scales, "offsets": layer.offsets}
 
     with replaced_folder(out) as folder:
-        write_integers(folder, model, quantization, parts_of, "writing the base in integers")
+        write_integers(folder, plain, quantization, parts_of, "writing the base in integers")
 
 
 def _rounded_layers(
-    model: ModelSection, quantization: QuantizationSection, batches: Sequence[Batch]
+    model: ModelSection, quantization: QuantizationSection, batches: Sequence[Batch], wanted: set[str]
 ) -> dict[str, IntegerLinear]:
-    """The rounded layers by their names in the base's files, on the CPU."""
-    wanted = set(layers_to_round(model, quantization, read_config(model)).rounded)
+    """The rounded layers by their names on the class of the base's files, on the CPU.
+
+    Args:
+        wanted: these names, of the layers that are rounded.
+    """
     base = load_base(model, None)
     own = own_class(base)
     own_names = {
@@ -123,7 +125,7 @@ def _swap(
         parts = nearest_parts(quantization, name, weight_OI)
         layer.codes, layer.scales, layer.offsets = parts["codes"], parts["scales"], parts["offsets"]
     else:
-        codes_OI, layer.scales, layer.offsets = round_with_feedback(weight_OI, feedback_II, bits, group_size)
+        codes_OI, layer.scales, layer.offsets = round_with_feedback(weight_OI, feedback_II, bits, layer.group_size)
         layer.codes = pack(codes_OI, bits)
     base.set_submodule(name, layer)
 

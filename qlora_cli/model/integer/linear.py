@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from qlora_cli.model.integer.codes import BITS_OF_BYTE, unpack
+from qlora_cli.recipe.foreign_integers import weights_of_group
 
 
 class IntegerLinear(nn.Linear):
@@ -40,7 +41,7 @@ class IntegerLinear(nn.Linear):
         """
         nn.Module.__init__(self)
         self.in_features, self.out_features = in_features, out_features
-        self.bits, self.group_size = bits, group_size if group_size > 0 else in_features
+        self.bits, self.group_size = bits, weights_of_group(group_size, in_features)
         num_groups = in_features // self.group_size
         self.register_buffer("codes", torch.zeros(out_features, in_features * bits // BITS_OF_BYTE, dtype=torch.uint8))
         self.register_buffer("scales", torch.zeros(out_features, num_groups, dtype=torch.float16))

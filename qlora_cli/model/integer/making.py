@@ -20,7 +20,8 @@ from qlora_cli.model.device import pick_device
 from qlora_cli.model.fingerprint import base_folder, fingerprint_base
 from qlora_cli.model.integer.codes import pack
 from qlora_cli.model.integer.rounding import round_to_nearest
-from qlora_cli.model.integer.writing import Parts, write_integers, write_taken_over
+from qlora_cli.model.integer.writing import Parts, plain_base, write_integers, write_taken_over
+from qlora_cli.recipe.foreign_integers import weights_of_group
 from qlora_cli.recipe.schema import ModelSection, QuantizationSection
 from qlora_cli.recipe.stored_weights import stored_section, stored_weights
 from qlora_cli.run.disk_errors import disk_error, naming
@@ -59,8 +60,8 @@ def stored_base(model: ModelSection, quantization: QuantizationSection | None) -
 
 
 def _write_rounded(folder: Path, model: ModelSection, quantization: QuantizationSection) -> None:
-    title = f"rounding the base to {quantization.num_bits}-bit integers"
-    write_integers(folder, model, quantization, partial(nearest_parts, quantization), title)
+    base, title = plain_base(model, quantization, folder), f"rounding the base to {quantization.num_bits}-bit integers"
+    write_integers(folder, base, quantization, partial(nearest_parts, quantization), title)
 
 
 def in_integers(model: ModelSection, folder: str) -> ModelSection:
@@ -92,7 +93,6 @@ def _disk_named(out: Path) -> Iterator[None]:
 
 def nearest_parts(quantization: QuantizationSection, name: str, weight_OI: torch.Tensor) -> Parts:
     """The weight of a layer rounded to the nearest levels, whatever its name is."""
-    bits = quantization.num_bits
-    size = quantization.weights_in_group if quantization.weights_in_group > 0 else weight_OI.shape[1]
+    bits, size = quantization.num_bits, weights_of_group(quantization.weights_in_group, weight_OI.shape[1])
     codes, scales, offsets = round_to_nearest(weight_OI.to(pick_device()), bits, size)
     return {"codes": pack(codes, bits), "scales": scales, "offsets": offsets}

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from transformers import PreTrainedConfig
 
 from qlora_cli.errors import RecipeError
-from qlora_cli.model.fingerprint import weight_files
 from qlora_cli.model.integer.foreign import DEQUANTIZE, ORIGINAL, ForeignLayer, foreign_layers
 from qlora_cli.model.integer.layers import layers_taken_over
+from qlora_cli.model.integer.shards import write_shards
 from qlora_cli.model.packed_weights import StoredTensors
 from qlora_cli.progress import progress
 from qlora_cli.recipe.base_files import cached_base
@@ -30,9 +29,7 @@ class Layout:
     offsets: torch.dtype
 
 
-def take_over(
-    model: ModelSection, base: Path, config: PreTrainedConfig, out: Path
-) -> tuple[dict[str, str], tuple[str, ...]]:
+def take_over(model: ModelSection, base: Path, config: PreTrainedConfig, out: Path) -> tuple[str, ...]:
     """Write the base's weights in our integers.
 
     Args:
@@ -42,7 +39,7 @@ def take_over(
         out: an empty folder.
 
     Returns:
-        The file of each tensor, and the linear layers that are plain.
+        The linear layers that are plain.
 
     Raises:
         RecipeError: if a layer is stored in another way than config.json says, or the model has no such layer.
@@ -51,19 +48,18 @@ def take_over(
     layers = {layer.stored_names[0]: layer for layer in _layers(tensors, config)}
     layout = _layout(model, config, layers.values())
     hidden = {name for layer in layers.values() for name in layer.stored_names}
-    places: dict[str, str] = {}
     with progress(f"taking over the integers of {_stored(config)}", len(layers)) as phase:
-        for path in weight_files(base):
-            written: dict[str, torch.Tensor] = {}
+
+        def tensors_of(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
             for name in tensors.names_in(path):
                 if name in layers:
-                    written |= _parts(layers[name], layout)
+                    yield from _parts(layers[name], layout).items()
                     phase.advance()
                 elif name not in hidden:
-                    written[name] = tensors.whole(name)
-            save_file(written, out / path.name, metadata={"format": "pt"})
-            places |= dict.fromkeys(written, path.name)
-    return places, layout.kept
+                    yield name, tensors.whole(name)
+
+        write_shards(base, out, tensors_of)
+    return layout.kept
 
 
 def layout_of(model: ModelSection, config: PreTrainedConfig) -> Layout:

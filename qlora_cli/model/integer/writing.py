@@ -16,44 +16,73 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from transformers import AutoConfig, PreTrainedConfig
 
+from qlora_cli.cache_folder import CACHE_ELSEWHERE, cache_folder
 from qlora_cli.errors import RecipeError
-from qlora_cli.model.fingerprint import base_folder, has_only_pickles, weight_files
-from qlora_cli.model.integer.bytes_of import FLOAT16_BYTES, integer_bytes, refuse_full_disk
+from qlora_cli.model.fingerprint import base_folder, has_only_pickles
+from qlora_cli.model.integer.bytes_of import FLOAT16_BYTES, integer_bytes
 from qlora_cli.model.integer.layers import LayerChoice, layers_to_round, weight_keys
 from qlora_cli.model.integer.quantizer import IntegerConfig
+from qlora_cli.model.integer.shards import write_shards
 from qlora_cli.model.integer.taking_over import take_over
 from qlora_cli.model.other_files import copy_other_files
 from qlora_cli.model.own_code import refuse_code_from_elsewhere
 from qlora_cli.model.packed_weights import StoredTensors, packed_weights
 from qlora_cli.progress import progress
 from qlora_cli.recipe.schema import ModelSection, QuantizationSection
-
-SINGLE = "model.safetensors"
+from qlora_cli.run.disk_errors import refuse_full_disk
 
 Parts = dict[str, torch.Tensor]
 """`codes`, `scales` and `offsets` of one weight, as they are stored."""
 
 
-def check_writable(folder: Path, model: ModelSection, quantization: QuantizationSection) -> None:
-    """Refuse what `write_integers` would, before anything else takes its time.
+@dataclass(frozen=True)
+class PlainBase:
+    """A base whose linear weights are to be rounded."""
+
+    folder: Path
+    choice: LayerChoice
+    tensors: PlainTensors
+    layers: dict[str, str]
+    """The layers to round, by the names of their weights in the files."""
+
+
+def plain_base(model: ModelSection, quantization: QuantizationSection, out: Path) -> PlainBase:
+    """The base, if it can be written in integers; looked at before anything else takes its time.
+
+    Args:
+        model: the plain base.
+        quantization: bits, groups, and what stays plain.
+        out: where to; it, or the folder that it will be in, is there.
 
     Raises:
         RecipeError: if a linear layer cannot be divided, or the files do not have its weight, or are pickled.
         ResourceError: if the disk has no room.
     """
-    _sources(folder, model, quantization)
+    folder = base_folder(model, whole=True)
+    if has_only_pickles(folder):
+        raise RecipeError(
+            f"quantization.method: int needs safetensors, and the weights of '{model.base_model}' are pickled",
+            hint="convert the base model to safetensors, or --set quantization.method=bitsandbytes",
+        )
+    choice = layers_to_round(model, quantization, _config_of(model, folder))
+    tensors = PlainTensors(folder)
+    layers = weight_keys(choice, tensors.names, model.base_model)
+    hint = f"make room, {CACHE_ELSEWHERE}" if out.is_relative_to(cache_folder("")) else "make room"
+    num_bytes = tensors.num_bytes(set(layers), quantization)
+    refuse_full_disk(out, num_bytes, what="the base in integers takes", hint=hint)
+    return PlainBase(folder, choice, tensors, layers)
 
 
 def write_integers(
-    folder: Path,
-    model: ModelSection,
+    out: Path,
+    base: PlainBase,
     quantization: QuantizationSection,
     parts_of: Callable[[str, torch.Tensor], Parts],
     title: str,
@@ -61,77 +90,57 @@ def write_integers(
     """Write the base into an empty folder, each linear weight in integers and all else as it is.
 
     Args:
-        folder: where to.
-        model: the plain base.
-        quantization: bits, groups, and what stays plain.
+        out: where to.
+        base: the plain one.
+        quantization: bits and groups.
         parts_of: takes a layer's name and its weight [O, I].
         title: of the progress.
     """
-    base, (choice, tensors, layers) = base_folder(model, whole=True), _sources(folder, model, quantization)
-    with progress(title, len(layers)) as phase:
-        places: dict[str, str] = {}
-        for path in weight_files(base):
-            written: dict[str, torch.Tensor] = {}
-            for key in tensors.in_file(path):
-                value = tensors.read(key)
-                if key not in layers:
-                    written[key] = value
+    with progress(title, len(base.layers)) as phase:
+
+        def tensors_of(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+            for key in base.tensors.in_file(path):
+                value = base.tensors.read(key)
+                if key not in base.layers:
+                    yield key, value
                     continue
-                parts = parts_of(layers[key], value)
-                written |= {f"{key.removesuffix('weight')}{part}": tensor.cpu() for part, tensor in parts.items()}
+                for part, tensor in parts_of(base.layers[key], value).items():
+                    yield f"{key.removesuffix('weight')}{part}", tensor.cpu()
                 phase.advance()
-            save_file(written, folder / path.name, metadata={"format": "pt"})
-            places |= dict.fromkeys(written, path.name)
-    _write_other_files(base, folder, places, quantization, choice.kept)
+
+        write_shards(base.folder, out, tensors_of)
+    _write_other_files(base.folder, out, quantization, base.choice.kept)
 
 
-def _sources(
-    folder: Path, model: ModelSection, quantization: QuantizationSection
-) -> tuple[LayerChoice, _PlainTensors, dict[str, str]]:
-    """The layers to round, the tensors of the base, and the layers by the names of their weights there."""
+def write_taken_over(out: Path, model: ModelSection, quantization: QuantizationSection) -> None:
+    """Write a base that others have stored in integers into an empty folder, as `take_over` does."""
     base = base_folder(model, whole=True)
-    if has_only_pickles(base):
-        raise RecipeError(
-            f"quantization.method: int needs safetensors, and the weights of '{model.base_model}' are pickled",
-            hint="convert the base model to safetensors, or --set quantization.method=bitsandbytes",
-        )
-    choice = layers_to_round(model, quantization, config_of(model, base))
-    tensors = _PlainTensors(base)
-    layers = weight_keys(choice, tensors.names, model.base_model)
-    refuse_full_disk(folder, tensors.num_bytes(set(layers), quantization))
-    return choice, tensors, layers
+    kept = take_over(model, base, _config_of(model, base), out)
+    _write_other_files(base, out, quantization, kept)
 
 
-def config_of(model: ModelSection, base: Path) -> PreTrainedConfig:
-    """The configuration of a base in its folder."""
+def _config_of(model: ModelSection, base: Path) -> PreTrainedConfig:
     if model.trust_remote_code:
         refuse_code_from_elsewhere(model.base_model, PreTrainedConfig.get_config_dict(base)[0])
     return AutoConfig.from_pretrained(base, trust_remote_code=model.trust_remote_code)
 
 
-def _write_other_files(
-    base: Path, folder: Path, places: dict[str, str], quantization: QuantizationSection, kept: Iterable[str]
-) -> None:
-    """All that lies beside the weights.
-
-    Args:
-        places: file of each tensor.
-        kept: linear layers that are plain.
-    """
-    if len(set(places.values())) > 1:
-        _write_json(folder / f"{SINGLE}.index.json", {"metadata": {}, "weight_map": places})
-    copy_other_files(base, folder)
-    _write_config(folder, quantization, sorted(kept))
-
-
-def write_taken_over(folder: Path, model: ModelSection, quantization: QuantizationSection) -> None:
-    """Write a base that others have stored in integers into an empty folder, as `take_over` does."""
-    base = base_folder(model, whole=True)
-    places, kept = take_over(model, base, config_of(model, base), folder)
-    _write_other_files(base, folder, places, quantization, kept)
+def _write_other_files(base: Path, out: Path, quantization: QuantizationSection, kept: Iterable[str]) -> None:
+    """All that lies beside the weights, and in config.json how they are stored."""
+    copy_other_files(base, out)
+    config = json.loads((out / "config.json").read_text("utf-8"))
+    for part in (config, config.get("text_config") or {}):
+        for key in ("quantization_config", "compression_config"):
+            part.pop(key, None)
+    stored = IntegerConfig(
+        quantization.num_bits, quantization.weights_in_group, sorted(kept), calibration=quantization.calibration
+    )
+    config["quantization_config"] = stored.to_dict()
+    # As json writes it: some configurations hold Infinity.
+    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
 
 
-class _PlainTensors:
+class PlainTensors:
     """The tensors of a base by the names that they have where nothing is packed."""
 
     def __init__(self, folder: Path) -> None:
@@ -174,19 +183,3 @@ class _PlainTensors:
         """A whole tensor; one that was packed in bfloat16, which is what `transformers` makes of it."""
         packed = self._packed.get(name)
         return self._stored.whole(name) if packed is None else packed.rows(0, packed.shape[0]).bfloat16()
-
-
-def _write_config(folder: Path, quantization: QuantizationSection, kept: list[str]) -> None:
-    config = json.loads((folder / "config.json").read_text("utf-8"))
-    for part in (config, config.get("text_config") or {}):
-        for key in ("quantization_config", "compression_config"):
-            part.pop(key, None)
-    stored = IntegerConfig(
-        quantization.num_bits, quantization.weights_in_group, kept, calibration=quantization.calibration
-    )
-    config["quantization_config"] = stored.to_dict()
-    _write_json(folder / "config.json", config)
-
-
-def _write_json(path: Path, content: object) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", "utf-8")

@@ -100,6 +100,16 @@ def test_what_text_does_not_reach_is_rounded_to_the_nearest(trained_base, rows):
     assert type(model.model.layers[1].self_attn.q_proj) is nn.Linear
 
 
+def test_a_whole_row_is_a_group_too(trained_base, rows):
+    model = plain(trained_base)
+    name = "model.layers.0.mlp.down_proj"
+    weight = model.get_submodule(name).weight.data.clone()
+    round_by_blocks(model, [name], INT3.model_copy(update={"group_size": -1}), batches(rows[:2]))
+    layer = model.get_submodule(name)
+    assert layer.scales.shape == (len(weight), 1)
+    assert (layer.dequantized(torch.float32) - weight).norm() < 0.5 * weight.norm()
+
+
 def test_nothing_is_left_of_a_base_that_could_not_be_rounded(trained_base, rows, tmp_path):
     base = shutil.copytree(trained_base, tmp_path / "base")
     out = tmp_path / "run" / "integers"

@@ -1,0 +1,31 @@
+"""A model folder written file by file, as the folder that it is made of: the same files, with other tensors in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from qlora_cli.model.fingerprint import weight_files
+from qlora_cli.run.files import write_json
+
+SINGLE = "model.safetensors"
+
+
+def write_shards(base: Path, out: Path, tensors_of: Callable[[Path], Iterable[tuple[str, torch.Tensor]]]) -> None:
+    """Write the weights, and their index where there are several files; one file is in memory at a time.
+
+    Args:
+        base: folder that the files are those of.
+        out: where to.
+        tensors_of: names and tensors that take the place of those in one of the files.
+    """
+    places: dict[str, str] = {}
+    for path in weight_files(base):
+        tensors = dict(tensors_of(path))
+        save_file(tensors, out / path.name, metadata={"format": "pt"})
+        places |= dict.fromkeys(tensors, path.name)
+    if len(set(places.values())) > 1:
+        write_json(out / f"{SINGLE}.index.json", {"metadata": {}, "weight_map": places})
