@@ -16,7 +16,7 @@ BEST = "the best step is the one with the lowest eval loss; write 'training.load
 FOREIGN_KEYS: dict[str, dict[str, str]] = {
     "axolotl": {
         "qalora": "lora.use_qalora",
-        "qalora_group_size": "quantization.group_size",
+        "qalora_group_size": "there is no counterpart: the groups are those of the base",
         "base_model_config": "the tokenizer and config come with 'model.base_model'",
         "model_type": "the architecture is read from the config of 'model.base_model'",
         "tokenizer_type": "the tokenizer comes with 'model.base_model'",
