@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import suppress
+from copy import copy
 from typing import Annotated
 
 import typer
@@ -76,6 +77,15 @@ for _group in (
 adopt(app)
 
 
+def _with_what_is_asked(arguments: list[str]) -> typer.Typer:
+    """The app with the command or group that the first argument names; typer builds all it has, in 0.1 s."""
+    asked = copy(app)
+    first = arguments[0] if arguments else ""
+    asked.registered_commands = [each for each in app.registered_commands if each.name == first]
+    asked.registered_groups = [each for each in app.registered_groups if each.name == first]
+    return asked if asked.registered_commands or asked.registered_groups else app
+
+
 def main() -> None:
     """Run the command line and exit with the code that `errors.py` gives the failure."""
     try:
@@ -85,7 +95,7 @@ def main() -> None:
             compat.keep_imports_quiet()
             console.keep_streams_clean()
             with console.flushed():
-                app(prog_name="qlora")
+                _with_what_is_asked(sys.argv[1:])(prog_name="qlora")
     except Interruption as stop:
         console.note(stop.farewell)
         sys.exit(stop.exit_code)

@@ -75,10 +75,11 @@ class Group(TyperGroup):
 
 
 def adopt(app: typer.Typer) -> None:
-    """Give every command below `app` the classes of this file."""
+    """Give every command below `app` the classes of this file, and the name of its function where it has none."""
     app.info.cls = Group
     for command in app.registered_commands:
         command.cls = Command
+        command.name = command.name or getattr(command.callback, "__name__", None)
     for group in app.registered_groups:
         group.cls = Group
         if group.typer_instance is not None:
