@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.sources import ROOT, python_files, tree_of
+
 PACKAGE = "qlora_cli"
 
 FLOORS = {
@@ -145,15 +146,14 @@ def rooms_named(found: Import) -> list[str]:
 def check_file(path: Path) -> list[str]:
     """The faults of one file, each with `file:line`."""
     inside = path.relative_to(ROOT / PACKAGE)
-    tree = ast.parse(path.read_text("utf-8"))
     return [
         f"{path.relative_to(ROOT)}:{found.line}: {fault}"
-        for found in imports_of(tree, inside.parts[0].removesuffix(".py"))
+        for found in imports_of(tree_of(path), inside.parts[0].removesuffix(".py"))
         for fault in faults_of(found)
     ]
 
 
-FILES = [path for path in sorted((ROOT / PACKAGE).rglob("*.py")) if path.name != "__init__.py"]
+FILES = [path for path in python_files(PACKAGE) if path.name != "__init__.py"]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -170,7 +170,7 @@ def test_init_files_are_empty_but_for_the_one_that_names_the_functions_for_noteb
     own, *inits = sorted((ROOT / PACKAGE).rglob("__init__.py"))
     assert len(inits) >= 8
     assert [str(path) for path in inits if path.read_text("utf-8").strip()] == []
-    found = imports_of(ast.parse(own.read_text("utf-8")), "api")
+    found = imports_of(tree_of(own), "api")
     assert {one.module for one in found} == {
         "qlora_cli.api",
         "qlora_cli.api_reports",
@@ -222,14 +222,16 @@ def test_what_is_allowed_is_not_found(room, source):
 
 def modules_of(folders: tuple[str, ...]) -> dict[str, Path]:
     """Module name -> its file, of everything below some folders."""
-    paths = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
-    return {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in paths}
+    return {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in python_files(*folders)
+    }
 
 
 def imported_modules(path: Path, modules: dict[str, Path]) -> set[str]:
     """Modules of `modules` that a file names, wherever in it, for type checkers too."""
     found = set()
-    for one in imports_of(ast.parse(path.read_text("utf-8")), room=""):
+    for one in imports_of(tree_of(path), room=""):
         names = {one.module, *(f"{one.module}.{name}" for name in one.names)}
         deepest = names & modules.keys()
         found |= {name for name in deepest if modules[name].name != "__init__.py" or len(deepest) == 1}

@@ -17,9 +17,10 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.sources import ROOT, nodes_of, python_files, tree_of
+
 OURS = ("qlora_cli", "tests", "benchmarks", "docs")
-PYTHON = sorted(path for folder in OURS for path in (ROOT / folder).rglob("*.py"))
+PYTHON = sorted(python_files(*OURS))
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 FOLDERS = (*OURS, "configs", "recipes", "docker", ".ci")
 TREE = {str(path.relative_to(ROOT)) for folder in FOLDERS for path in (ROOT / folder).rglob("*")}
@@ -62,7 +63,7 @@ def prose_of(path: Path) -> Iterator[str]:
     if path.suffix != ".py":
         yield text
         return
-    for node in ast.walk(ast.parse(text)):
+    for node in nodes_of(path):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             yield node.value.value
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
@@ -74,9 +75,8 @@ def prose_of(path: Path) -> Iterator[str]:
 def words_of(path: Path) -> frozenset[str]:
     """Every name of a file's code, every word of its texts, and its own name."""
     words = set(path.relative_to(ROOT).with_suffix("").parts)
-    tree = ast.parse(path.read_text("utf-8"))
-    bare = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-    for node in ast.walk(tree):
+    bare = {id(node.value) for node in nodes_of(path) if isinstance(node, ast.Expr)}
+    for node in nodes_of(path):
         for field in ("id", "attr", "arg", "name", "asname"):
             value = getattr(node, field, None)
             if isinstance(value, str):
@@ -95,9 +95,6 @@ def words_in(folder: Path) -> frozenset[str]:
 
 def words_beside(path: Path) -> frozenset[str]:
     return words_in(ROOT / path.relative_to(ROOT).parts[0])
-
-
-PACKAGE_WORDS = words_in(ROOT / "qlora_cli")
 
 
 def is_there(path: str) -> bool:
@@ -144,7 +141,8 @@ def faults_of(quoted: str, own: frozenset[str] = frozenset()) -> str:
     if DATA.fullmatch(name) or not (call or DOTTED.fullmatch(name) or NAME.fullmatch(name)):
         return ""
     last = name.removesuffix("()").rpartition(".")[2]
-    return "" if last in PACKAGE_WORDS | own or is_imported(name.removesuffix("()")) else "no such name"
+    is_ours = last in own or last in words_in(ROOT / "qlora_cli")
+    return "" if is_ours or is_imported(name.removesuffix("()")) else "no such name"
 
 
 @pytest.mark.parametrize("path", [*PYTHON, *PAGES], ids=lambda path: str(path.relative_to(ROOT)))
@@ -163,7 +161,7 @@ def test_what_prose_names_is_there(path):
 def test_every_import_of_ours_leads_somewhere(path):
     """Also those inside functions, which nothing runs but a GPU or a command."""
     lost = []
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+    for node in nodes_of(path):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("qlora_cli"):
             file = (ROOT / node.module.replace(".", "/")).with_suffix(".py")
             for alias in node.names:
@@ -179,7 +177,7 @@ def test_every_import_of_ours_leads_somewhere(path):
 def bound_in(file: Path) -> frozenset[str]:
     """Names that a file defines or imports at its top."""
     names = set()
-    for node in ast.parse(file.read_text("utf-8")).body:
+    for node in tree_of(file).body:
         for part in ast.walk(node):
             if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store):
                 names.add(part.id)

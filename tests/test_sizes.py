@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import ast
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.sources import ROOT, nodes_of, python_files, tree_of
+
 PACKAGE = ROOT / "qlora_cli"
-TREES = {path.relative_to(PACKAGE): ast.parse(path.read_text("utf-8")) for path in sorted(PACKAGE.rglob("*.py"))}
+FILES = python_files("qlora_cli")
 MAX_FUNCTION_LINES = 50
 MAX_FILE_LINES = 300
 
-PUTS_COMMANDS_TOGETHER = Path("cli/app.py")
+PUTS_COMMANDS_TOGETHER = PACKAGE / "cli" / "app.py"
 
 
 def test_no_function_is_longer_than_a_screen():
     functions = [
-        (f"{path}:{node.lineno} {node.name}", node.end_lineno - node.lineno + 1)
-        for path, tree in TREES.items()
-        for node in ast.walk(tree)
+        (f"{path.relative_to(PACKAGE)}:{node.lineno} {node.name}", node.end_lineno - node.lineno + 1)
+        for path in FILES
+        for node in nodes_of(path)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     ]
     assert len(functions) > 1000
@@ -26,15 +26,15 @@ def test_no_function_is_longer_than_a_screen():
 
 
 def test_no_file_is_longer_than_it_is_read():
-    lengths = {str(path): len((PACKAGE / path).read_text("utf-8").splitlines()) for path in TREES}
+    lengths = {str(path.relative_to(PACKAGE)): len(path.read_text("utf-8").splitlines()) for path in FILES}
     assert {path: length for path, length in lengths.items() if length > MAX_FILE_LINES} == {}
 
 
 def test_importing_a_file_calls_nothing_for_its_effect():
     calls = [
-        f"{path}:{node.lineno} {ast.unparse(node)}"
-        for path, tree in TREES.items()
-        for node in tree.body
+        f"{path.relative_to(PACKAGE)}:{node.lineno} {ast.unparse(node)}"
+        for path in FILES
+        for node in tree_of(path).body
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and path != PUTS_COMMANDS_TOGETHER
     ]
     assert calls == []

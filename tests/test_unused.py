@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ast
 from collections import Counter
-from pathlib import Path
+from collections.abc import Iterable
+from functools import cache
 
-ROOT = Path(__file__).resolve().parents[1]
-TREES = {path: ast.parse(path.read_text("utf-8")) for path in sorted((ROOT / "qlora_cli").rglob("*.py"))}
+from tests.sources import ROOT, nodes_of, python_files, tree_of
+
+FILES = python_files("qlora_cli")
 
 CALLED_BY_LIBRARIES = {
     "TrainerCallback",
@@ -45,10 +47,10 @@ def names_of(node: ast.stmt) -> list[str]:
     return [node.target.id] if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) else []
 
 
-def reads_of(node: ast.AST) -> Counter[str]:
-    """Names and attributes that are read inside a node, how often."""
+def reads_of(nodes: Iterable[ast.AST]) -> Counter[str]:
+    """Names and attributes that nodes read, how often."""
     found: Counter[str] = Counter()
-    for part in ast.walk(node):
+    for part in nodes:
         if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Load):
             found[part.id] += 1
         elif isinstance(part, ast.Attribute) and isinstance(part.ctx, ast.Load):
@@ -56,25 +58,27 @@ def reads_of(node: ast.AST) -> Counter[str]:
     return found
 
 
-IMPORTED = {
-    (node.module, alias.name)
-    for tree in TREES.values()
-    for node in ast.walk(tree)
-    if isinstance(node, ast.ImportFrom)
-    for alias in node.names
-}
-ATTRIBUTES = Counter(node.attr for tree in TREES.values() for node in ast.walk(tree) if isinstance(node, ast.Attribute))
+@cache
+def imported() -> frozenset[tuple[str | None, str]]:
+    """Module and name of every `from ... import` of the package."""
+    nodes = (node for path in FILES for node in nodes_of(path) if isinstance(node, ast.ImportFrom))
+    return frozenset((node.module, alias.name) for node in nodes for alias in node.names)
+
+
+@cache
+def attributes() -> frozenset[str]:
+    return frozenset(node.attr for path in FILES for node in nodes_of(path) if isinstance(node, ast.Attribute))
 
 
 def test_every_function_class_and_constant_is_used_by_the_package():
     unused = []
-    for path, tree in TREES.items():
+    for path in FILES:
         module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        reads = reads_of(tree)
-        for node in tree.body:
+        reads = reads_of(nodes_of(path))
+        for node in tree_of(path).body:
             for name in names_of(node):
-                own = reads_of(node)[name] if not isinstance(node, ast.Assign | ast.AnnAssign) else 0
-                is_read = reads[name] > own or (module, name) in IMPORTED or ATTRIBUTES[name] > 0
+                own = reads_of(ast.walk(node))[name] if not isinstance(node, ast.Assign | ast.AnnAssign) else 0
+                is_read = reads[name] > own or (module, name) in imported() or name in attributes()
                 if not is_read and not name.startswith("__") and not getattr(node, "decorator_list", []):
                     unused.append(f"{path.relative_to(ROOT)}:{node.lineno} {name}")
     assert unused == []
@@ -82,11 +86,11 @@ def test_every_function_class_and_constant_is_used_by_the_package():
 
 def test_every_method_and_field_is_used_by_the_package():
     reads: Counter[str] = Counter()
-    for tree in TREES.values():
-        reads += reads_of(tree)
+    for path in FILES:
+        reads += reads_of(nodes_of(path))
     unused = []
-    for path, tree in TREES.items():
-        for owner in (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)):
+    for path in FILES:
+        for owner in (node for node in nodes_of(path) if isinstance(node, ast.ClassDef)):
             bases = {ast.unparse(base).rpartition(".")[2] for base in owner.bases}
             if any(base.endswith(tuple(CALLED_BY_LIBRARIES)) for base in bases):
                 continue
@@ -99,8 +103,8 @@ def test_every_method_and_field_is_used_by_the_package():
 
 def test_a_constant_has_one_home():
     homes: dict[tuple[str, str], list[str]] = {}
-    for path, tree in TREES.items():
-        for node in tree.body:
+    for path in FILES:
+        for node in tree_of(path).body:
             if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
                 for name in names_of(node):
                     if name.isupper():

@@ -6,7 +6,7 @@ import ast
 import inspect
 import re
 import tomllib
-from pathlib import Path
+from functools import cache
 
 import pytest
 from packaging.requirements import Requirement
@@ -17,9 +17,9 @@ from qlora_cli import upstream
 from qlora_cli.train.trainer import QloraTrainer
 from qlora_cli.upstream_names import NAMES
 from qlora_cli.upstream_row import TESTED, Use
+from tests.sources import ROOT, nodes_of, python_files, tree_of
 
-ROOT = Path(__file__).resolve().parents[1]
-SOURCES = [path for path in sorted((ROOT / "qlora_cli").rglob("*.py")) if not path.stem.startswith("upstream")]
+SOURCES = [path for path in python_files("qlora_cli") if not path.stem.startswith("upstream")]
 LAST_PARTS = {name.path.rpartition(".")[2] for name in NAMES}
 
 OF_PYTHON = {
@@ -49,9 +49,9 @@ def is_private(text):
     return text.startswith("_") and not text.startswith("__")
 
 
-def foreign_names(tree):
+def foreign_names(nodes):
     """Underscored names in a file that are looked up on anything but `self`, imported from elsewhere, or in texts."""
-    for node in ast.walk(tree):
+    for node in nodes:
         match node:
             case ast.Attribute(value=ast.Name(id="self" | "cls")):
                 continue
@@ -64,18 +64,18 @@ def foreign_names(tree):
                 yield text, node.lineno
 
 
-def inherited_names(tree, own):
+def inherited_names(nodes, own):
     """Underscored names that a file looks up on `self` and that no class of ours has."""
-    for node in ast.walk(tree):
+    for node in nodes:
         match node:
             case ast.Attribute(value=ast.Name(id="self" | "cls"), attr=name) if is_private(name) and name not in own:
                 yield name, node.lineno
 
 
-def own_names(trees):
+def names_of_ours():
     """Names of methods and fields of our classes, and of what they set on themselves, those of the table left out."""
-    for tree in trees:
-        for node in ast.walk(tree):
+    for path in SOURCES:
+        for node in nodes_of(path):
             match node:
                 case (
                     ast.FunctionDef(name=name)
@@ -88,16 +88,17 @@ def own_names(trees):
                     yield name
 
 
-TREES = {path: ast.parse(path.read_text("utf-8")) for path in SOURCES}
-OWN = set(own_names(TREES.values()))
+@cache
+def own():
+    return frozenset(names_of_ours())
 
 
 def test_every_private_name_of_a_library_in_our_code_is_in_the_table():
     known = LAST_PARTS | OF_PYTHON.keys()
     strangers = [
         f"{path.relative_to(ROOT)}:{line}: {name}"
-        for path, tree in TREES.items()
-        for name, line in (*foreign_names(tree), *inherited_names(tree, OWN))
+        for path in SOURCES
+        for name, line in (*foreign_names(nodes_of(path)), *inherited_names(nodes_of(path), own()))
         if name not in known
     ]
     assert strangers == []
@@ -116,8 +117,8 @@ def test_every_private_name_of_a_library_in_our_code_is_in_the_table():
     ],
 )
 def test_a_planted_name_is_found(source):
-    tree = ast.parse(source)
-    assert [name for name, _ in (*foreign_names(tree), *inherited_names(tree, OWN)) if name not in LAST_PARTS]
+    nodes = tuple(ast.walk(ast.parse(source)))
+    assert [name for name, _ in (*foreign_names(nodes), *inherited_names(nodes, own())) if name not in LAST_PARTS]
 
 
 def test_every_exception_is_still_needed():
@@ -141,7 +142,7 @@ def test_every_method_of_the_trainer_that_overrides_one_is_in_the_table():
 
 
 def test_what_our_trainer_keeps_takes_the_name_of_nothing_that_the_stock_trainer_keeps():
-    trees = [node for tree in TREES.values() for node in tree.body if isinstance(node, ast.ClassDef)]
+    trees = [node for path in SOURCES for node in tree_of(path).body if isinstance(node, ast.ClassDef)]
     kept = {
         node.attr
         for tree in trees

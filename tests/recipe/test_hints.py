@@ -19,6 +19,7 @@ from qlora_cli.errors import RecipeError
 from qlora_cli.recipe.foreign_keys import FOREIGN_KEYS, foreign_hint
 from qlora_cli.recipe.json_schema import all_keys, field_at, keys_of, options_of
 from qlora_cli.recipe.reader import load_recipe
+from tests.sources import nodes_of, python_files
 
 PACKAGE = Path(qlora_cli.__file__).parent
 KEYS = set(all_keys())
@@ -154,10 +155,9 @@ def test_keys_that_once_got_a_bare_list_of_keys_get_an_answer(tmp_path, key, sai
 
 def texts():
     """Every text of the package that is no docstring, with its place; what is filled in stands as `X`."""
-    for path in sorted(PACKAGE.rglob("*.py")):
-        tree = ast.parse(path.read_text("utf-8"))
-        inside = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
-        for node in ast.walk(tree):
+    for path in python_files("qlora_cli"):
+        inside = {id(part) for node in nodes_of(path) if isinstance(node, ast.JoinedStr) for part in node.values}
+        for node in nodes_of(path):
             if isinstance(node, ast.JoinedStr):
                 parts = (part.value if isinstance(part, ast.Constant) else "X" for part in node.values)
                 yield f"{path.relative_to(PACKAGE)}:{node.lineno}", "".join(map(str, parts))
