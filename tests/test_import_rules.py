@@ -103,9 +103,10 @@ def imports_of(tree: ast.Module, room: str) -> list[Import]:
                 module = "." * child.level + (child.module or "")
                 names = tuple(name.name for name in child.names)
                 found.append(Import(room, module, names, child.lineno, is_in_body))
-            is_function = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            is_function = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef)
             is_for_types = isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"
-            visit(child, is_in_body or is_function or is_for_types)
+            if not isinstance(child, ast.expr):  # no import is inside an expression
+                visit(child, is_in_body or is_function or is_for_types)
 
     visit(tree, is_in_body=False)
     return found
