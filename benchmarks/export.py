@@ -22,7 +22,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from qlora_cli.choices import ExportFormat
-from qlora_cli.deploy.export import attempts_for, undoes_update, with_yardstick
+from qlora_cli.deploy.export import attempts_for, undoes_update, with_base
 from qlora_cli.deploy.export_attempts import Attempt, Attempts, attempt_export
 from qlora_cli.deploy.export_options import ExportOptions
 from qlora_cli.deploy.formats.format import Format
@@ -141,7 +141,7 @@ def _attempts(start: Attempts, form: Format, options: ExportOptions, version: st
             yield own
         return
     attempts = replace(start, form=form, options=options, version=version, base=None)
-    yield attempts if form.loses_nothing else with_yardstick(attempts)
+    yield with_base(attempts)
 
 
 def _cells(kind: Kind, attempt: Attempt) -> tuple[str, ...]:

@@ -76,6 +76,9 @@ class Format:
     loses_nothing: bool = False
     """No number is rounded further than in the merged model, so that the bound is the merge's."""
 
+    write_base: Callable[[WriteJob], None] | None = None
+    """Write the base that the engine opens the files on; None where they are a whole model."""
+
     keeps_codes: bool = False
     """The merged model that is handed on, or written, is one in the integers of training."""
 
