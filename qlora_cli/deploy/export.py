@@ -16,8 +16,8 @@ from typing import Any
 from qlora_cli.choices import ExportFormat, Onto
 from qlora_cli.constants import MERGE_RECORD
 from qlora_cli.deploy.engines.process import required_python
-from qlora_cli.deploy.export_attempts import Attempt, Attempts, attempt_export, smallest_within
-from qlora_cli.deploy.export_options import ExportOptions, check_options, format_for
+from qlora_cli.deploy.export_attempts import Attempt, Attempts, attempt_export, smallest_within, usual_or_larger
+from qlora_cli.deploy.export_options import ExportOptions, check_options, format_for, may_be_larger, way_on
 from qlora_cli.deploy.export_proof import Proof, refuse_unlike
 from qlora_cli.deploy.export_reference import record_reference, refuse_other_prompt
 from qlora_cli.deploy.formats.format import Format, WriteJob
@@ -57,7 +57,7 @@ class Exported:
 
     compared_in: Precisions | None
     tried: list[Attempt]
-    """What `--max-kl` has measured, the smallest first."""
+    """What was measured on the way: by `--max-kl`, or of the usual type that was not near enough."""
 
     not_opened: str = ""
     """Why nobody has opened it, and the commands that do."""
@@ -105,11 +105,14 @@ def export_run(path: TunedSource | Path | None, out: Path, options: ExportOption
     if form.writer is not None:
         required_python(form.writer)
     with staged_folder(out, force=options.force) as stage, attempts_for(source, options, out, stage) as attempts:
-        tried, chosen = (
-            smallest_within(attempts, stage) if options.is_searched else ([], attempt_export(attempts, stage))
-        )
+        if options.is_searched:
+            tried, chosen = smallest_within(attempts, stage)
+        elif may_be_larger(form, options):
+            tried, chosen = usual_or_larger(attempts, stage)
+        else:
+            tried, chosen = [], attempt_export(attempts, stage)
         if chosen.proof is not None:
-            refuse_unlike(chosen.proof, options.max_kl)
+            refuse_unlike(chosen.proof, options.max_kl, way_on(form, options, chosen.quant))
         exported = _exported(out, attempts, chosen, tried)
         if form.write is not None:
             shutil.copy2(attempts.plain / MERGE_RECORD, stage / MERGE_RECORD)

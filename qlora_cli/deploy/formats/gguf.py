@@ -61,8 +61,10 @@ def write(job: WriteJob) -> None:
         if not is_last:
             importance = ""
             if quant in WITH_IMPORTANCE:
-                importance = str(scratch / "importance.safetensors")
-                write_importance(job.plain, job.calibration_rows, Path(importance), trust_code=trust)
+                measured = (job.kept or scratch) / "importance.safetensors"
+                if not measured.exists():
+                    write_importance(job.plain, job.calibration_rows, measured, trust_code=trust)
+                importance = str(measured)
             rounding = request | {"wide": str(wide), "out": str(file), "type": quant, "importance": importance}
             run_step("gguf_quantize.py", rounding, scratch / "quantize")
 
@@ -159,5 +161,6 @@ GGUF_FILE = Format(
     writer=GGUF,
     quants=(USUAL, *(name for name in (*UNROUNDED, *ABOVE_FIVE_BITS, *WITH_IMPORTANCE) if name != USUAL)),
     smallest_first=SMALLEST_FIRST,
+    larger=("q5_k_m", "q6_k", "q8_0", "f16"),
     codes=OF_INTEGERS,
 )
