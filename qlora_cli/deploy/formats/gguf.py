@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.deploy.engines.llama_cpp import LLAMA_CPP, converter_folder, cut_with_llama_cpp, run_step
 from qlora_cli.deploy.formats.format import CodesFormat, Format, WriteJob
 from qlora_cli.deploy.formats.importance import write_importance
@@ -97,6 +98,7 @@ def _convert(job: WriteJob, file: Path, type: str, scratch: Path) -> dict[str, A
         "type": type,
         "is_gpt2": cuts_as_gpt2(job.plain),
         "begins": _begins(tokenizer, job.calibration_rows),
+        "end_of_turn": _end_of_turn(tokenizer),
     }
     _refuse_unknown_cutter(run_step("gguf_convert.py", request, scratch / "convert"), job.plain)
     refuse_other_tokens(tokenizer, job, file)
@@ -106,6 +108,11 @@ def _convert(job: WriteJob, file: Path, type: str, scratch: Path) -> dict[str, A
 def _begins(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]]) -> bool:
     """Whether texts began with the tokenizer's token for that in training: llama.cpp is told to add it, or not to."""
     return all(list(row[:1]) == [tokenizer.bos_token_id] for row in rows)
+
+
+def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token that the chat template ends an answer with, where it is not the end of the sequence."""
+    return min(Renderer(tokenizer).end_of_turn_ids - {tokenizer.eos_token_id}, default=None)
 
 
 def cuts_as_gpt2(folder: Path) -> bool:
