@@ -3,6 +3,7 @@
     make bench-export RUN=runs/chat
     .venv/bin/python benchmarks/export.py runs/chat               print the table, and write it into docs/export.md
     .venv/bin/python benchmarks/export.py runs/chat --only mlx    print the rows of one format, or of several
+    .venv/bin/python benchmarks/export.py runs/chat --missing     measure what the page has no row of; the rest stays
 
 A format whose engine is not installed (`qlora env`) has no row, and is named.
 """
@@ -15,14 +16,13 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
-from itertools import chain
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from qlora_cli.choices import ExportFormat
-from qlora_cli.deploy.export import attempts_for, undoes_update, with_yardstick
+from qlora_cli.deploy.export import attempts_for, undoes_update, with_base
 from qlora_cli.deploy.export_attempts import Attempt, Attempts, attempt_export
 from qlora_cli.deploy.export_options import ExportOptions
 from qlora_cli.deploy.formats.format import Format
@@ -51,47 +51,83 @@ SAME_FILES = {"ollama": ("q4_k_m",)}
 """Types of a format whose files are those of another format: one row shows that it is opened."""
 
 
+@dataclass(frozen=True)
+class Kind:
+    """What a row is of."""
+
+    format: ExportFormat
+    quant: str | None
+    group: int | None
+
+    @property
+    def cells(self) -> tuple[str, str]:
+        """The first two cells of its row."""
+        return self.format, f"{self.quant or ''}{f', groups of {self.group}' if self.group else ''}"
+
+
 def main() -> None:
     """Measure, print, and write the page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("run", type=Path, help="a finished run")
-    parser.add_argument("--only", choices=FORMATS, nargs="+", help="these formats; the page is left as it is")
+    parser.add_argument("--only", choices=FORMATS, nargs="+", help="these; only --missing writes the page then")
+    parser.add_argument("--missing", action="store_true", help="keep the rows of the page, which must be of this run")
     arguments = parser.parse_args()
-    lines = []
-    rows = table_rows(arguments.run, arguments.only or list(FORMATS))
-    for cells in chain((HEAD, ("---",) * len(HEAD)), rows):
-        lines.append(f"| {' | '.join(cells)} |")
-        print(lines[-1], flush=True)
-    table = "\n".join(lines) + "\n"
-    if not arguments.only:
-        before, rest = PAGE.read_text("utf-8").split(MARKS[0])
-        after = rest.split(MARKS[1])[1]
-        PAGE.write_text(f"{before}{MARKS[0]}\n{table}\n{MARKS[1]}{after}", "utf-8")
+    before, rest = PAGE.read_text("utf-8").split(MARKS[0])
+    table, after = rest.split(MARKS[1])
+    rows = rows_of(table) if arguments.missing else {}
+    wanted = [kind for kind in kinds() if kind.format in (arguments.only or FORMATS) and kind.cells not in rows]
+    print(line(HEAD), line(("---",) * len(HEAD)), sep="\n", flush=True)
+    for cells in measured(arguments.run, wanted):
+        print(line(cells), flush=True)
+        rows[cells[:2]] = cells
+    if arguments.missing or not arguments.only:
+        lines = [line(HEAD), line(("---",) * len(HEAD)), *(line(rows[k.cells]) for k in kinds() if k.cells in rows)]
+        PAGE.write_text("\n".join([before + MARKS[0], *lines, "", MARKS[1] + after]), "utf-8")
 
 
-def table_rows(run: Path, formats: list[ExportFormat]) -> Iterator[tuple[str, ...]]:
-    """One row for each format and type."""
+def line(cells: tuple[str, ...]) -> str:
+    """A row of a table in Markdown."""
+    return f"| {' | '.join(cells)} |"
+
+
+def rows_of(table: str) -> dict[tuple[str, ...], tuple[str, ...]]:
+    """The rows of a page's table by their first two cells."""
+    rows = [tuple(map(str.strip, text.strip("|").split("|"))) for text in table.split("\n") if text.startswith("|")]
+    return {cells[:2]: cells for cells in rows[2:]}
+
+
+def kinds() -> list[Kind]:
+    """Every format and type, in the order of the table."""
+    return [
+        Kind(name, quant, group)  # type: ignore[arg-type]
+        for name, form in FORMATS.items()
+        for quant in SAME_FILES.get(name, form.quants or (None,))
+        for group in (GROUPS.get(name, (None,)) if quant in form.quants[:1] else (None,))
+    ]
+
+
+def measured(run: Path, wanted: list[Kind]) -> Iterator[tuple[str, ...]]:
+    """The cells of the rows that can be measured here."""
     source = find_tuned(run)
     with (
         tempfile.TemporaryDirectory() as folder,
         attempts_for(source, ExportOptions("gguf"), Path(folder) / "out", Path(folder)) as start,
     ):
-        for name in formats:
-            form = FORMATS[name]
-            version = form.engine.version()
+        versions = {name: FORMATS[name].engine.version() for name in dict.fromkeys(kind.format for kind in wanted)}
+        for kind in wanted:
+            form, version = FORMATS[kind.format], versions[kind.format]
+            print(*kind.cells, file=sys.stderr, flush=True)
             if version is None:
-                print(f"{name}: {form.engine.name} is not installed", file=sys.stderr)
+                print(f"{form.engine.name} is not installed", file=sys.stderr)
                 continue
-            for quant, group in _types(name, form):
-                print(name, quant, group, file=sys.stderr, flush=True)
-                options = ExportOptions(name, quant, group)
-                try:
-                    form.check(source, options.of_format)
-                    with tempfile.TemporaryDirectory() as out, _attempts(start, form, options, version) as attempts:
-                        place = start.plain if form.write is None else Path(out)
-                        yield _cells(name, group, attempt_export(attempts, place))
-                except QloraError as error:
-                    print(f"{name} {quant}: {error}", file=sys.stderr, flush=True)
+            options = ExportOptions(kind.format, kind.quant, kind.group)
+            try:
+                form.check(source, options.of_format)
+                with tempfile.TemporaryDirectory() as out, _attempts(start, form, options, version) as attempts:
+                    place = start.plain if form.write is None else Path(out)
+                    yield _cells(kind, attempt_export(attempts, place))
+            except QloraError as error:
+                print(error, file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -105,22 +141,15 @@ def _attempts(start: Attempts, form: Format, options: ExportOptions, version: st
             yield own
         return
     attempts = replace(start, form=form, options=options, version=version, base=None)
-    yield attempts if form.loses_nothing else with_yardstick(attempts)
+    yield with_base(attempts)
 
 
-def _types(name: str, form: Format) -> Iterator[tuple[str | None, int | None]]:
-    for quant in SAME_FILES.get(name, form.quants or (None,)):
-        for group in GROUPS.get(name, (None,)) if quant in form.quants[:1] else (None,):
-            yield quant, group
-
-
-def _cells(name: str, group: int | None, attempt: Attempt) -> tuple[str, ...]:
+def _cells(kind: Kind, attempt: Attempt) -> tuple[str, ...]:
     proof = attempt.proof
     assert proof is not None
     base = proof.base_agreement
     return (
-        name,
-        f"{attempt.quant or ''}{f', groups of {group}' if group else ''}",
+        *kind.cells,
         f"{attempt.num_bytes / 1e6:.1f}",
         f"{proof.agreement.mean_kl:.1e}",
         "" if base is None else f"{base.mean_kl:.1e}",

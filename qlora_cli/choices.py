@@ -25,7 +25,9 @@ Ignored = Literal["case", "punctuation", "white_space"]
 TaskKind = Literal["generation", "multiple_choice"]
 """How a task is answered; KINDS in `evaluate/tasks/load.py`."""
 
-ExportFormat = Literal["hf", "gguf", "ollama", "compressed-tensors", "gptq", "bnb", "mlx", "adapter", "awq"]
+ExportFormat = Literal[
+    "hf", "gguf", "ollama", "compressed-tensors", "gptq", "bnb", "mlx", "adapter", "gguf-adapter", "awq"
+]
 """Formats that `qlora export` writes; FORMATS in `deploy/formats/table.py`."""
 
 EXPORT_FORMATS: dict[ExportFormat, str] = {
@@ -37,6 +39,7 @@ EXPORT_FORMATS: dict[ExportFormat, str] = {
     "bnb": "4 or 8 bits for `transformers` only",
     "mlx": "2 to 16 bits for Apple silicon",
     "adapter": "a PEFT folder that vLLM takes",
+    "gguf-adapter": "the adapter alone for llama.cpp",
     "awq": "refused, with what has taken its place",
 }
 """Export format -> what it is, for the help of the command."""

@@ -16,11 +16,11 @@ from typing import Any
 from qlora_cli.choices import ExportFormat, Onto
 from qlora_cli.constants import MERGE_RECORD
 from qlora_cli.deploy.engines.process import required_python
-from qlora_cli.deploy.export_attempts import Attempt, Attempts, attempt_export, smallest_within
-from qlora_cli.deploy.export_options import ExportOptions, check_options, format_for
+from qlora_cli.deploy.export_attempts import Attempt, Attempts, attempt_export, smallest_within, usual_or_larger
+from qlora_cli.deploy.export_options import ExportOptions, check_options, format_for, may_be_larger, way_on
 from qlora_cli.deploy.export_proof import Proof, refuse_unlike
 from qlora_cli.deploy.export_reference import record_reference, refuse_other_prompt
-from qlora_cli.deploy.formats.format import Format
+from qlora_cli.deploy.formats.format import Format, WriteJob
 from qlora_cli.deploy.integers import is_in_integers
 from qlora_cli.deploy.merge import MergeOptions, adapter_identity, check_mergeable, merge_into
 from qlora_cli.deploy.record import Precisions
@@ -57,7 +57,7 @@ class Exported:
 
     compared_in: Precisions | None
     tried: list[Attempt]
-    """What `--max-kl` has measured, the smallest first."""
+    """What was measured on the way: by `--max-kl`, or of the usual type that was not near enough."""
 
     not_opened: str = ""
     """Why nobody has opened it, and the commands that do."""
@@ -105,11 +105,14 @@ def export_run(path: TunedSource | Path | None, out: Path, options: ExportOption
     if form.writer is not None:
         required_python(form.writer)
     with staged_folder(out, force=options.force) as stage, attempts_for(source, options, out, stage) as attempts:
-        tried, chosen = (
-            smallest_within(attempts, stage) if options.is_searched else ([], attempt_export(attempts, stage))
-        )
+        if options.is_searched:
+            tried, chosen = smallest_within(attempts, stage)
+        elif may_be_larger(form, options):
+            tried, chosen = usual_or_larger(attempts, stage)
+        else:
+            tried, chosen = [], attempt_export(attempts, stage)
         if chosen.proof is not None:
-            refuse_unlike(chosen.proof, options.max_kl)
+            refuse_unlike(chosen.proof, options.max_kl, way_on(form, options, chosen.quant))
         exported = _exported(out, attempts, chosen, tried)
         if form.write is not None:
             shutil.copy2(attempts.plain / MERGE_RECORD, stage / MERGE_RECORD)
@@ -140,8 +143,7 @@ def attempts_for(source: TunedSource, options: ExportOptions, out: Path, stage: 
         plain = apart or _plain_model(source, form, merged, stage)
         refuse_other_prompt(plain, reference, trust_code=source.model.trust_remote_code)
         bound, version = MAX_KL_ROUNDED if is_undone else _bound_of_merge(plain), form.engine.version()
-        attempts = Attempts(source, form, options, reference, plain, bound, scratch, merged is None, version)
-        yield attempts if form.loses_nothing or version is None else with_yardstick(attempts)
+        yield with_base(Attempts(source, form, options, reference, plain, bound, scratch, merged is None, version))
 
 
 def undoes_update(source: TunedSource, options: ExportOptions) -> bool:
@@ -162,7 +164,22 @@ def undoes_update(source: TunedSource, options: ExportOptions) -> bool:
     return quantization.kind == quant and stored_in(base_folder(source.model)) is None
 
 
-def with_yardstick(attempts: Attempts) -> Attempts:
+def with_base(attempts: Attempts) -> Attempts:
+    """The same with the base, where the engine is there and needs it: to open an adapter on, or as the yardstick."""
+    form, reference = attempts.form, attempts.reference
+    if attempts.version is None or (form.loses_nothing and form.write_base is None):
+        return attempts
+    if form.write_base is None:
+        return _with_yardstick(attempts)
+    out = attempts.scratch / "opened-on"
+    out.mkdir()
+    job = WriteJob(_plain_base(attempts), out, attempts.source, reference.calibration_rows, attempts.options.of_format)
+    with progress("writing the base"):
+        form.write_base(job)
+    return replace(attempts, reference=replace(reference, questions=replace(reference.questions, base=out)))
+
+
+def _with_yardstick(attempts: Attempts) -> Attempts:
     """The same with the base that is written in the format too, and what it says.
 
     That is the base of training, dequantized, without the adapter. Where the format rounds to the very values that it
@@ -173,8 +190,13 @@ def with_yardstick(attempts: Attempts) -> Attempts:
         of_base = record_logits(load_base(source.model, None).eval(), reference.questions.rows)
         free_memory()
         return replace(attempts, base=base_folder(source.model), reference=replace(reference, base_logits=of_base))
+    return replace(attempts, base=_plain_base(attempts))
+
+
+def _plain_base(attempts: Attempts) -> Path:
+    """The base of training, dequantized, as a model folder."""
     folder = attempts.scratch / "base"
-    return replace(attempts, base=folder if folder.exists() else _merge(folder, source, attempts.form, base_only=True))
+    return folder if folder.exists() else _merge(folder, attempts.source, attempts.form, base_only=True)
 
 
 def _exported(out: Path, attempts: Attempts, chosen: Attempt, tried: list[Attempt]) -> Exported:

@@ -60,8 +60,13 @@ def attempt_export(attempts: Attempts, out: Path) -> Attempt:
         attempts: model, yardstick and format.
         out: an empty folder; of a plain format, the folder with the merged model.
     """
+    _write(attempts, attempts.plain, out, attempts.options.of_format)
+    return _opened(attempts, out)
+
+
+def _opened(attempts: Attempts, out: Path) -> Attempt:
+    """What the engine, where it is there, makes of the files in `out`."""
     form, options = attempts.form, attempts.options.of_format
-    _write(attempts, attempts.plain, out, options)
     quant = options.quant or next(iter(form.quants), None)
     if attempts.version is None:
         return Attempt(quant, _num_bytes(out), None)
@@ -70,11 +75,44 @@ def attempt_export(attempts: Attempts, out: Path) -> Attempt:
     return Attempt(quant, _num_bytes(out), prove(name, answers, attempts.reference, base, attempts.max_kl_of_merge))
 
 
+def usual_or_larger(attempts: Attempts, out: Path) -> tuple[list[Attempt], Attempt]:
+    """Write the usual type; where the engine finds it further from the trained model than allowed, the next larger.
+
+    Returns:
+        What was passed over, and the last attempt, whose files are in `out`. None may be near enough.
+    """
+    attempt, passed = attempt_export(attempts, out), list[Attempt]()
+    for quant in attempts.form.larger:
+        options = replace(attempts.options, quant=quant)
+        proof = attempt.proof
+        if proof is None or proof.is_within or not _is_taken(attempts, options):
+            break
+        console.warn(
+            f"{attempt.quant} is not near enough to the trained model: mean KL {proof.agreement.mean_kl:.3g}, and "
+            f"{proof.max_kl:.3g} is allowed; {quant} is tried"
+        )
+        passed.append(attempt)
+        _empty(out)
+        attempt = attempt_export(replace(attempts, options=options), out)
+    return passed, attempt
+
+
+def _is_taken(attempts: Attempts, options: ExportOptions) -> bool:
+    """Whether the format has the group size in this type too."""
+    try:
+        attempts.form.check(attempts.source, options.of_format)
+    except ArgumentError:
+        return False
+    return True
+
+
 def smallest_within(attempts: Attempts, out: Path) -> tuple[list[Attempt], Attempt]:
     """Write the types one after the other, the smallest first, until the engine finds one within `max_kl`.
 
+    On the way the engine is asked for logits alone, and not about the base, which decides nothing.
+
     Returns:
-        What was tried, and the last of it, whose files are in `out`.
+        What was tried, and the last of it with all answers, whose files are in `out`.
 
     Raises:
         ArgumentError: if the engine is not installed.
@@ -88,15 +126,20 @@ def smallest_within(attempts: Attempts, out: Path) -> tuple[list[Attempt], Attem
             hint=f"install it with `{form.engine.install}`, or name a type with --quant",
         )
     tried: list[Attempt] = []
+    reference = attempts.reference
+    logits_alone = replace(reference, questions=replace(reference.questions, prompts=()), texts=[])
     for quant in form.smallest_first:
+        options = replace(attempts.options, quant=quant)
+        if not _is_taken(attempts, options):
+            continue
         _empty(out)
-        attempt = attempt_export(replace(attempts, options=replace(attempts.options, quant=quant)), out)
+        attempt = attempt_export(replace(attempts, options=options, base=None, reference=logits_alone), out)
         tried.append(attempt)
         assert attempt.proof is not None
         mean_kl = attempt.proof.agreement.mean_kl
         console.note(f"{quant}: {attempt.num_bytes / 1e6:,.1f} MB, mean KL {mean_kl:.3g}")
         if mean_kl <= bound:
-            return tried, attempt
+            return tried, _opened(replace(attempts, options=options), out)
     nearest = min(attempt.proof.agreement.mean_kl for attempt in tried if attempt.proof)
     raise NumericError(
         f"no type is within --max-kl {bound:g}: the nearest has a mean KL of {nearest:.3g}; nothing was written",
@@ -116,8 +159,10 @@ def _answers_of_base(attempts: Attempts, options: FormatOptions) -> Answers | No
 def _write(attempts: Attempts, plain: Path, out: Path, options: FormatOptions) -> None:
     if attempts.form.write is None:
         return
+    kept = attempts.scratch / f"kept-{'base' if plain == attempts.base else 'tuned'}"
+    kept.mkdir(exist_ok=True)
     with progress(f"writing {attempts.options.format} {options.quant or ''}".rstrip()):
-        attempts.form.write(WriteJob(plain, out, attempts.source, attempts.reference.calibration_rows, options))
+        attempts.form.write(WriteJob(plain, out, attempts.source, attempts.reference.calibration_rows, options, kept))
 
 
 def _empty(folder: Path) -> None:

@@ -60,6 +60,26 @@ def format_for(source: TunedSource, options: ExportOptions) -> Format:
     )
 
 
+def may_be_larger(form: Format, options: ExportOptions) -> bool:
+    """Whether a type with more bits may be taken than the usual one: where neither a type nor a bound is named.
+
+    What is rounded as training was starts from a merge that fits that type alone.
+    """
+    return options.quant is None and options.max_kl is None and not (form.loses_nothing or form.rounds_as_training)
+
+
+def way_on(form: Format, options: ExportOptions, quant: str | None) -> str:
+    """What to type where a type was written and is not near enough."""
+    rest = form.larger[form.larger.index(quant) + 1 :] if quant in form.larger else form.larger
+    if form.loses_nothing or not rest:
+        return "merge again with `qlora merge --force`; if it fails too, run `qlora doctor` and report this"
+    if options.max_kl is not None:
+        return "leave --quant out: the smallest type within --max-kl is then looked for"
+    if form.rounds_as_training or quant in form.larger:
+        return f"take --quant {rest[0]}"
+    return f"leave --quant out: the first of {', '.join((form.quants[0], *rest))} that is near enough is then taken"
+
+
 def check_options(options: ExportOptions) -> None:
     """Refuse an option that the format does not take, with the formats that do.
 

@@ -42,6 +42,11 @@ class Proof:
     tokens_per_second: float
     precision: str
 
+    @property
+    def is_within(self) -> bool:
+        """Whether the model is as near to the trained one as is allowed."""
+        return self.agreement.mean_kl <= self.max_kl
+
     def figures(self) -> dict[str, str]:
         """Label and value, for people."""
         base = self.base_agreement
@@ -87,12 +92,13 @@ def prove(engine: str, answers: Answers, reference: Reference, base: Answers | N
     )
 
 
-def refuse_unlike(proof: Proof, bound: float | None) -> None:
+def refuse_unlike(proof: Proof, bound: float | None, way_on: str) -> None:
     """Refuse an exported model that is further from the trained one than its bound.
 
     Args:
         proof: what was measured.
         bound: of `--max-kl`, in place of the documented one.
+        way_on: what to type instead.
 
     Raises:
         NumericError: if the mean KL is above the bound, or not a number.
@@ -106,7 +112,5 @@ def refuse_unlike(proof: Proof, bound: float | None) -> None:
         f"the exported model is not the model that was trained: {proof.engine} finds a mean KL of "
         f"{proof.agreement.mean_kl:.3g} nats per token, above the bound {max_kl:.3g} "
         f"(top-1 agreement {proof.agreement.top1_agreement:.1%}){beside}; nothing was written",
-        hint="take a --quant with more bits, or let `--max-kl X` look for the smallest that is near enough"
-        if base is not None
-        else "merge again with `qlora merge --force`; if it fails too, run `qlora doctor` and report this",
+        hint=way_on,
     )

@@ -6,6 +6,7 @@ import json
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,
@@ -14,6 +15,7 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
 )
 
 from qlora_cli.compat import keep_four_bit_weights_unpacked
@@ -56,6 +58,21 @@ def save_llama(folder, *, tie_word_embeddings):
 def save_tokenizer(folder):
     """About one token a byte, ChatML turns."""
     train_tokenizer(["a small corpus"], VOCABULARY, max_length=256).save_pretrained(folder)
+
+
+def cut_as_gpt2(folder):
+    """Give a model folder a tokenizer that cuts as GPT-2's does, which llama.cpp knows; the chat template stays."""
+    cutter = Tokenizer(models.BPE())
+    cutter.pre_tokenizer, cutter.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    special = ["<s>", "<pad>", "<|im_start|>", "<|im_end|>"]
+    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, initial_alphabet=alphabet, special_tokens=special)
+    cutter.train_from_iterator(["the cat and the hat of the cat"], trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=cutter, bos_token="<s>", eos_token="<|im_end|>")
+    tokenizer.chat_template = (folder / "chat_template.jinja").read_text()
+    tokenizer.save_pretrained(folder)
+    assert len(tokenizer) == VOCABULARY
+    return folder
 
 
 def save_run(folder, base_folder, *, quantization="nf4", is_inert=False, **adapter_settings):

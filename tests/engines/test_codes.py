@@ -6,8 +6,7 @@ import subprocess
 import pytest
 import torch
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM
 
 from qlora_cli.deploy.engines.engine import Questions
 from qlora_cli.deploy.engines.llama_cpp import converter_folder
@@ -17,7 +16,7 @@ from qlora_cli.deploy.verify import MAX_KL_ROUNDED, compare
 from qlora_cli.model.tuned import TunedSource
 from qlora_cli.recipe.schema import ModelSection
 from tests.deploy.integers import dequantized, save_integers, unpack
-from tests.deploy.models import VOCABULARY, save_llama
+from tests.deploy.models import cut_as_gpt2, save_llama
 
 pytestmark = pytest.mark.slow
 needs_mlx = pytest.mark.skipif("QLORA_MLX_PYTHON" not in os.environ, reason="needs QLORA_MLX_PYTHON")
@@ -38,20 +37,7 @@ save_file({name: np.ascontiguousarray(values, np.float32) for name, values in te
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """A Llama whose tokenizer cuts as GPT-2's does, which llama.cpp knows."""
-    folder = save_llama(tmp_path_factory.mktemp("base"), tie_word_embeddings=False)
-    cutter = Tokenizer(models.BPE())
-    cutter.pre_tokenizer, cutter.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    special = ["<s>", "<pad>", "<|im_start|>", "<|im_end|>"]
-    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, initial_alphabet=alphabet, special_tokens=special)
-    cutter.train_from_iterator(["the cat and the hat of the cat"], trainer)
-    template = (folder / "chat_template.jinja").read_text()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=cutter, bos_token="<s>", eos_token="<|im_end|>")
-    tokenizer.chat_template = template
-    tokenizer.save_pretrained(folder)
-    assert len(tokenizer) == VOCABULARY
-    return folder
+    return cut_as_gpt2(save_llama(tmp_path_factory.mktemp("base"), tie_word_embeddings=False))
 
 
 @pytest.fixture(params=KINDS, ids=lambda kind: f"int{kind[0]}-g{kind[1]}")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.deploy.models import save_llama, save_run
+from tests.deploy.models import cut_as_gpt2, save_llama, save_run
 from tests.reliability.conftest import num_cases
 from tests.reliability.harness.forkserver import ForkServer
 
@@ -52,7 +52,7 @@ CASES = [
 
 @pytest.mark.parametrize(("format", "count"), CASES)
 def test_a_killed_export_leaves_nothing_or_all(format, count, server, tmp_path):
-    run = save_run(tmp_path / "run", save_llama(tmp_path / "base", tie_word_embeddings=False))
+    run = save_run(tmp_path / "run", cut_as_gpt2(save_llama(tmp_path / "base", tie_word_embeddings=False)))
     before = contents(tmp_path)
     log, asked = tmp_path / "log", f"{__name__}:export"
     place = tmp_path / "exports"

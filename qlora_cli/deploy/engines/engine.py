@@ -30,6 +30,9 @@ class Questions:
     trust_remote_code: bool = False
     """The model may bring code of its own, which an engine of Hugging Face's runs."""
 
+    base: Path | None = None
+    """Folder with the base in the engine's format, where the folder that is opened holds an adapter alone."""
+
 
 @dataclass(frozen=True)
 class Answers:

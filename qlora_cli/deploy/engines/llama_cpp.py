@@ -85,8 +85,10 @@ def _fetch(stage: Path) -> None:
 
 
 def ask_llama_cpp(folder: Path, questions: Questions) -> Answers:
-    """Open the GGUF file of a folder with llama.cpp on the CPU and answer."""
-    return ask_script(GGUF, SCRIPTS / "gguf_ask.py", folder, questions)
+    """Open the GGUF file of a folder with llama.cpp on the CPU and answer; an adapter is put on the questions' base."""
+    if questions.base is None:
+        return ask_script(GGUF, SCRIPTS / "gguf_ask.py", folder, questions)
+    return ask_script(GGUF, SCRIPTS / "gguf_ask.py", questions.base, questions, {"adapter": str(folder)})
 
 
 LLAMA_CPP = Engine("llama.cpp (llama-cpp-python)", GGUF.install, partial(engine_version, GGUF), ask_llama_cpp)

@@ -101,4 +101,4 @@ ENGINE = Engine(
     partial(engine_version, TRANSFORMERS),
     partial(ask_script, TRANSFORMERS, SCRIPTS / "transformers_ask.py"),
 )
-FORMAT = Format(write, ENGINE, quants=QUANTS, smallest_first=QUANTS, rounds_as_training=True)
+FORMAT = Format(write, ENGINE, quants=QUANTS, smallest_first=QUANTS, larger=("int8",), rounds_as_training=True)

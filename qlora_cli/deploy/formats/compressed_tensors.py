@@ -209,5 +209,11 @@ ENGINE = Engine(
     partial(ask_script, COMPRESSED_TENSORS, SCRIPTS / "transformers_ask.py"),
 )
 FORMAT = Format(
-    write, ENGINE, quants=tuple(SCHEMES), check=check, smallest_first=("w4a16", "w8a16"), group_sizes=(128, 64, 32)
+    write,
+    ENGINE,
+    quants=tuple(SCHEMES),
+    check=check,
+    smallest_first=("w4a16", "w8a16"),
+    larger=("w8a16",),
+    group_sizes=(128, 64, 32),
 )

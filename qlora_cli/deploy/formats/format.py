@@ -38,6 +38,9 @@ class WriteJob:
 
     options: FormatOptions = FormatOptions()
 
+    kept: Path | None = None
+    """Folder for what every type of this model needs, made once; None where one type is written."""
+
 
 @dataclass(frozen=True)
 class CodesFormat:
@@ -76,6 +79,9 @@ class Format:
     loses_nothing: bool = False
     """No number is rounded further than in the merged model, so that the bound is the merge's."""
 
+    write_base: Callable[[WriteJob], None] | None = None
+    """Write the base that the engine opens the files on; None where they are a whole model."""
+
     keeps_codes: bool = False
     """The merged model that is handed on, or written, is one in the integers of training."""
 
@@ -87,6 +93,9 @@ class Format:
 
     smallest_first: tuple[str, ...] = ()
     """Those of `quants` that `--max-kl` tries, in the order of their size."""
+
+    larger: tuple[str, ...] = ()
+    """Those of `quants` with more bits than the usual one that are tried after it, the smallest first."""
 
     group_sizes: tuple[int, ...] = ()
     """Values of `FormatOptions.group_size`; empty where there is no choice."""

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.deploy.engines.llama_cpp import LLAMA_CPP, converter_folder, cut_with_llama_cpp, run_step
 from qlora_cli.deploy.formats.format import CodesFormat, Format, WriteJob
 from qlora_cli.deploy.formats.importance import write_importance
@@ -61,8 +62,10 @@ def write(job: WriteJob) -> None:
         if not is_last:
             importance = ""
             if quant in WITH_IMPORTANCE:
-                importance = str(scratch / "importance.safetensors")
-                write_importance(job.plain, job.calibration_rows, Path(importance), trust_code=trust)
+                measured = (job.kept or scratch) / "importance.safetensors"
+                if not measured.exists():
+                    write_importance(job.plain, job.calibration_rows, measured, trust_code=trust)
+                importance = str(measured)
             rounding = request | {"wide": str(wide), "out": str(file), "type": quant, "importance": importance}
             run_step("gguf_quantize.py", rounding, scratch / "quantize")
 
@@ -95,6 +98,7 @@ def _convert(job: WriteJob, file: Path, type: str, scratch: Path) -> dict[str, A
         "type": type,
         "is_gpt2": cuts_as_gpt2(job.plain),
         "begins": _begins(tokenizer, job.calibration_rows),
+        "end_of_turn": _end_of_turn(tokenizer),
     }
     _refuse_unknown_cutter(run_step("gguf_convert.py", request, scratch / "convert"), job.plain)
     refuse_other_tokens(tokenizer, job, file)
@@ -104,6 +108,11 @@ def _convert(job: WriteJob, file: Path, type: str, scratch: Path) -> dict[str, A
 def _begins(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]]) -> bool:
     """Whether texts began with the tokenizer's token for that in training: llama.cpp is told to add it, or not to."""
     return all(list(row[:1]) == [tokenizer.bos_token_id] for row in rows)
+
+
+def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token that the chat template ends an answer with, where it is not the end of the sequence."""
+    return min(Renderer(tokenizer).end_of_turn_ids - {tokenizer.eos_token_id}, default=None)
 
 
 def cuts_as_gpt2(folder: Path) -> bool:
@@ -159,5 +168,6 @@ GGUF_FILE = Format(
     writer=GGUF,
     quants=(USUAL, *(name for name in (*UNROUNDED, *ABOVE_FIVE_BITS, *WITH_IMPORTANCE) if name != USUAL)),
     smallest_first=SMALLEST_FIRST,
+    larger=("q5_k_m", "q6_k", "q8_0", "f16"),
     codes=OF_INTEGERS,
 )

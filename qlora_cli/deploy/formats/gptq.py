@@ -57,5 +57,12 @@ ENGINE = Engine(
     partial(ask_script, GPTQ, SCRIPTS / "transformers_ask.py"),
 )
 FORMAT = Format(
-    write, ENGINE, GPTQ, tuple(BITS), check=check, smallest_first=("w4a16", "w8a16"), group_sizes=GROUP_SIZES
+    write,
+    ENGINE,
+    GPTQ,
+    tuple(BITS),
+    check=check,
+    smallest_first=("w4a16", "w8a16"),
+    larger=("w8a16",),
+    group_sizes=GROUP_SIZES,
 )

@@ -66,6 +66,7 @@ FORMAT = Format(
     QUANTS,
     check=check,
     smallest_first=("2bit", "3bit", "4bit", "8bit", "bf16"),
+    larger=("8bit", "bf16"),
     group_sizes=GROUP_SIZES,
     codes=CodesFormat(write_codes, quant_of_codes),
 )

@@ -5,7 +5,7 @@ To add one: a module that makes a `Format`, and a line in FORMATS; CONTRIBUTING.
 
 from __future__ import annotations
 
-from qlora_cli.deploy.formats import adapter, awq, bitsandbytes, compressed_tensors, gptq, mlx, ollama
+from qlora_cli.deploy.formats import adapter, awq, bitsandbytes, compressed_tensors, gguf_adapter, gptq, mlx, ollama
 from qlora_cli.deploy.formats.format import Format
 from qlora_cli.deploy.formats.gguf import GGUF_FILE
 from qlora_cli.deploy.formats.hugging_face import HUGGING_FACE
@@ -19,5 +19,6 @@ FORMATS: dict[str, Format] = {
     "bnb": bitsandbytes.FORMAT,
     "mlx": mlx.FORMAT,
     "adapter": adapter.FORMAT,
+    "gguf-adapter": gguf_adapter.FORMAT,
     "awq": awq.FORMAT,
 }

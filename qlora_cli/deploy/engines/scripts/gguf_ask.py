@@ -36,6 +36,16 @@ def cut(vocabulary: Any, text: str) -> list[int]:
     return list(ids[:number]) if number >= 0 else []
 
 
+def add_adapter(context: Any, model: Any, path: str) -> None:
+    """Have a context add a LoRA adapter to its model, at the strength of training."""
+    adapter = llama_cpp.llama_adapter_lora_init(model, path.encode())
+    if not adapter:
+        sys.exit(f"error: llama.cpp cannot put {path} on its base")
+    adapters = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(adapter)
+    if llama_cpp.llama_set_adapters_lora(context, adapters, 1, (ctypes.c_float * 1)(1.0)) != 0:
+        sys.exit(f"error: llama.cpp refuses {path}")
+
+
 class Reader:
     """A context that rows are read in, one after the other."""
 
@@ -81,12 +91,15 @@ def answer(reader: Reader, prompt: list[int], end_ids: set[int], max_new_tokens:
     return new
 
 
+def file_of(path: str) -> str:
+    """The GGUF file at a path, which may be the folder it lies in."""
+    return str(next(Path(path).glob("*.gguf"))) if Path(path).is_dir() else path
+
+
 def main() -> None:
     request = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     answers = Path(request["answers"])
-    path = request["model"]
-    if Path(path).is_dir():
-        path = str(next(Path(path).glob("*.gguf")))
+    path = file_of(request["model"])
     llama_cpp.llama_backend_init()
     model = load(path, "texts" in request)
     if "texts" in request:
@@ -96,6 +109,8 @@ def main() -> None:
     new = request["max_new_tokens"]
     rows, prompts = request["rows"], request["prompts"]
     reader = Reader(model, max(*map(len, rows), *(len(prompt) + new for prompt in prompts), 64, 64))
+    if "adapter" in request:
+        add_adapter(reader.context, model, file_of(request["adapter"]))
     logits = {}
     for number, row in enumerate(rows):
         reader.forget()

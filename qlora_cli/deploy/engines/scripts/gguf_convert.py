@@ -37,12 +37,21 @@ def name_cutters(base: Any, is_gpt2: bool) -> None:
     base.TextModel.get_vocab_base_pre = get_vocab_base_pre
 
 
-def begin_with_nothing(gguf: Any) -> None:
-    """Have the file say that no token is put before a text: the model was trained on texts without one."""
+def say_as_trained(gguf: Any, begins: bool, end_of_turn: int | None) -> None:
+    """Have the file say what the tokenizer's files do not.
+
+    Args:
+        gguf: its module.
+        begins: whether the texts of training began with the token for that; if not, none is put before a text.
+        end_of_turn: token that ends an answer besides the end of the sequence: only known ones stop llama.cpp.
+    """
     known = gguf.SpecialVocab.add_to_gguf
 
     def add_to_gguf(self: Any, *arguments: Any, **named: Any) -> Any:
-        self.add_special_token["bos"] = False
+        if not begins:
+            self.add_special_token["bos"] = False
+        if end_of_turn is not None:
+            self.special_token_ids["eot"] = end_of_turn
         return known(self, *arguments, **named)
 
     gguf.SpecialVocab.add_to_gguf = add_to_gguf
@@ -55,8 +64,7 @@ def main() -> None:
     from conversion import base
 
     name_cutters(base, request["is_gpt2"])
-    if not request["begins"]:
-        begin_with_nothing(base.gguf)
+    say_as_trained(base.gguf, request["begins"], request["end_of_turn"])
     sys.argv = ["convert_hf_to_gguf.py", request["plain"], "--outfile", request["out"], "--outtype", request["type"]]
     try:
         convert_hf_to_gguf.main()
