@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qlora_cli.cache_folder import cache_folder
-from qlora_cli.model.integer.making import stored_base
+from qlora_cli.model.integer.making import integer_folder, stored_base
 from qlora_cli.recipe.reader import load_recipe
 from tests.reliability.harness.rank_runs import content, metrics, serving, write_recipe
 
@@ -16,41 +15,56 @@ WRITERS = {
 WEIGHTS = "model.safetensors"
 
 
-@pytest.mark.parametrize("calibration", WRITERS)
-def test_the_first_process_alone_writes_the_base_and_a_resumed_run_is_the_straight_one(
-    calibration, tiny_base, chat_data, empty_cache, tmp_path
-):
-    recipe = write_recipe(
-        tmp_path / "two.yaml",
-        tiny_base,
-        chat_data,
-        quantization={"method": "int", "bits": 3, "group_size": 32, "calibration": calibration},
+@pytest.fixture(scope="module")
+def train(tmp_path_factory):
+    """Runs a recipe in one or two processes, of which the second one dies if it writes a base."""
+    with serving(tmp_path_factory.mktemp("logs")) as ranks:
+
+        def run(recipe, folder, *more, num=2):
+            writer = WRITERS[load_recipe(recipe).quantization.calibration]
+            options = {1: {"killed_at": (writer, 1)}} if num == 2 else None
+            outcome = ranks.run(["train", str(recipe), "--run-dir", str(folder), *more], options=options, num=num)
+            assert outcome.exit_codes == [0] * num, outcome.logs
+
+        yield run
+
+
+def recipe_with(calibration, folder, base, rows):
+    return write_recipe(
+        folder / "two.yaml",
+        base,
+        rows,
+        # no other test leaves this layer out, so that nothing lies in the cache yet
+        quantization={"method": "int", "bits": 3, "calibration": calibration, "skip_modules": ["o_proj"]},
         lora={"use_qalora": True},
-        training={"max_steps": 4, "gradient_accumulation_steps": 1},
+        data={"eval_fraction": None},
+        training={"max_steps": 2, "gradient_accumulation_steps": 1, "save_steps": 1},
+        eval={"eval_strategy": "no", "eval_steps": None},
     )
-    straight, stopped, alone = (tmp_path / name for name in ("straight", "stopped", "alone"))
-    killed_if_it_writes = {1: {"killed_at": (WRITERS[calibration], 1)}}
 
-    def train(run, *more, num=2):
-        options = killed_if_it_writes if num == 2 else None
-        outcome = ranks.run(["train", str(recipe), "--run-dir", str(run), *more], options=options, num=num)
-        assert outcome.exit_codes == [0] * num, outcome.logs
 
-    with serving(tmp_path) as ranks:
-        train(straight)
-        train(stopped, "--stop-after", "2")
-        train(stopped, "--resume")
-        if calibration == "rows":
-            train(alone, "--stop-after", "1", num=1)
-    assert content(stopped, 4) == content(straight, 4)
-    assert metrics(stopped) == metrics(straight)
-    if calibration == "rows":
-        bases = [(run / "integers" / WEIGHTS).read_bytes() for run in (straight, stopped, alone)]
-        assert bases[0] == bases[1] == bases[2]
-        return
-    [folder] = cache_folder("bases").iterdir()
+def test_the_first_process_alone_writes_the_base_into_the_cache(train, tiny_base, chat_data, tmp_path):
+    path = recipe_with("none", tmp_path, tiny_base, chat_data)
+    recipe = load_recipe(path)
+    folder = integer_folder(recipe.model, recipe.quantization)
+    assert not folder.exists()
+    train(path, tmp_path / "run")
     made = (folder / WEIGHTS).read_bytes()
     (folder / WEIGHTS).unlink()
-    asked = load_recipe(recipe)
-    stored_base(asked.model, asked.quantization)
+    stored_base(recipe.model, recipe.quantization)
     assert (folder / WEIGHTS).read_bytes() == made
+
+
+def test_a_run_that_two_processes_resume_is_the_straight_one_and_its_base_that_of_one(
+    train, tiny_base, chat_data, tmp_path
+):
+    recipe = recipe_with("rows", tmp_path, tiny_base, chat_data)
+    straight, stopped, alone = (tmp_path / name for name in ("straight", "stopped", "alone"))
+    train(recipe, straight)
+    train(recipe, stopped, "--stop-after", "1")
+    train(recipe, stopped, "--resume")
+    train(recipe, alone, "--stop-after", "1", num=1)
+    assert content(stopped, 2) == content(straight, 2)
+    assert metrics(stopped) == metrics(straight)
+    bases = [(run / "integers" / WEIGHTS).read_bytes() for run in (straight, stopped, alone)]
+    assert bases[0] == bases[1] == bases[2]
