@@ -22,8 +22,7 @@ def base_logits(tuned: Tuned, rows: Sequence[Sequence[int]]) -> list[torch.Tenso
         rows: token ids.
     """
     if tuned.source.is_base_apart:
-        return record_logits(
-            load_base(tuned.source.model, tuned.source.quantization, source=tuned.source.integers).eval(), rows
-        )
+        source = tuned.source
+        return record_logits(load_base(source.model, source.quantization, source=source.integers_folder).eval(), rows)
     with tuned.model.disable_adapter():
         return record_logits(tuned.model, rows)

@@ -19,9 +19,10 @@ from qlora_cli.deploy.checkpoint import Checkpoint, open_checkpoint
 from qlora_cli.deploy.checkpoint_map import CheckpointMap
 from qlora_cli.deploy.written_weights import WrittenWeights
 from qlora_cli.model.fingerprint import base_folder
-from qlora_cli.model.integer.making import stored_base
+from qlora_cli.model.integer.making import in_integers
 from qlora_cli.model.prequantized import stored_in
 from qlora_cli.model.tuned import TunedSource
+from qlora_cli.recipe.schema import ModelSection
 from qlora_cli.recipe.stored_weights import stored_section
 from qlora_cli.run.files import read_json_object
 
@@ -52,12 +53,18 @@ def is_in_integers(folder: Path) -> bool:
     return stored is not None and stored.is_in_integers
 
 
-def stored_folder(source: TunedSource) -> Path:
-    """The folder whose weights training saw: that of the base, or the base in integers that was made of it.
+def stored_model(source: TunedSource) -> ModelSection:
+    """The base whose weights training saw: itself, or the base in integers that was made of it.
 
     The latter lies in the run's folder, or in the cache where other runs may share it.
     """
-    return base_folder(stored_base(source.stored_model, source.quantization))
+    folder = source.integers_folder
+    return source.model if folder is None else in_integers(source.model, folder)
+
+
+def stored_folder(source: TunedSource) -> Path:
+    """Folder of `stored_model`."""
+    return base_folder(stored_model(source))
 
 
 def can_keep_codes(source: TunedSource) -> bool:

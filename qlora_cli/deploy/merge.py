@@ -21,7 +21,7 @@ from qlora_cli.deploy.checks import (
     refuse_zero_adapter,
 )
 from qlora_cli.deploy.fold_plan import fold_plan, plain_skeleton
-from qlora_cli.deploy.integers import can_keep_codes, folded_in_16_bit
+from qlora_cli.deploy.integers import can_keep_codes, folded_in_16_bit, stored_model
 from qlora_cli.deploy.merged_model import write_model
 from qlora_cli.deploy.model_folder import vocabulary_of, write_generation_settings, write_tokenizer
 from qlora_cli.deploy.onto import better, held_out_losses
@@ -42,7 +42,6 @@ from qlora_cli.errors import ArgumentError
 from qlora_cli.model.adapter import ADAPTER_WEIGHTS
 from qlora_cli.model.device import DTYPES, dtype_name, free_memory, precision_of
 from qlora_cli.model.fingerprint import base_folder
-from qlora_cli.model.integer.making import stored_base
 from qlora_cli.model.tuned import TunedSource, find_tuned, load_tuned
 from qlora_cli.run.claim import refuse_links
 from qlora_cli.run.files import sha256_file, write_json
@@ -230,9 +229,7 @@ def _write_merged(source: TunedSource, options: MergeOptions, stage: Path) -> _R
     trained_in, tokenizer = tuned.model.dtype, tuned.tokenizer
     del tuned
     free_memory()
-    written_from = (
-        source if onto == "original" else replace(source, model=stored_base(source.stored_model, source.quantization))
-    )
+    written_from = source if onto == "original" else replace(source, model=stored_model(source))
     weights = write_model(
         stage, written_from, skeleton, plan, dtype=None if options.dtype == "auto" else DTYPES[options.dtype]
     )

@@ -139,7 +139,7 @@ def visit(contest: Contest, look: Callable[[Subject, Entrant], None]) -> list[Me
 
 def _show_base_apart(entrant: Entrant, show: Callable[[Entrant, Tuned], None]) -> None:
     source = entrant.source
-    base = load_base(source.model, source.quantization, source=source.integers).eval()
+    base = load_base(source.model, source.quantization, source=source.integers_folder).eval()
     show(entrant, Tuned(base, load_tokenizer_of(source), source))
 
 

@@ -7,6 +7,9 @@ from pathlib import Path
 from qlora_cli.errors import IdentityError
 from qlora_cli.hub import is_hub_id
 from qlora_cli.model.adapter_kind import ADAPTER_CONFIG, AdapterKind
+from qlora_cli.recipe.base_files import config_here
+from qlora_cli.recipe.schema import ModelSection
+from qlora_cli.recipe.stored_weights import stored_weights
 from qlora_cli.run.inventory import changed_files
 
 CONFIG_HINT = (
@@ -27,6 +30,13 @@ def placed_base(kind: AdapterKind) -> str:
             f"names no base model, but {base_model!r}", place=str(kind.folder / ADAPTER_CONFIG), hint=CONFIG_HINT
         )
     return base_model
+
+
+def section_without_recipe(base_model: str, revision: str | None = None) -> ModelSection:
+    """A base without a recipe; one that is stored in FP8 or the like can be loaded in one way only."""
+    stored = stored_weights(config_here(base_model, revision) or {})
+    is_dequantized = stored is not None and stored.can_be_dequantized and not stored.is_taken_over
+    return ModelSection(base_model=base_model, revision=revision, dequantize=is_dequantized)
 
 
 def refuse_moved(base_model: str, residual: str | None, integers: str | None, owner: Path) -> None:

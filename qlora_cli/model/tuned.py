@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
@@ -21,17 +22,16 @@ from qlora_cli.model.adapter_kind import ADAPTER_CONFIG, AdapterKind, read_adapt
 from qlora_cli.model.adapter_record import read_adapter_record, saved_tokenizer, tokenizer_section
 from qlora_cli.model.base import load_base
 from qlora_cli.model.base_choice import AS_SAVED, BaseChoice
-from qlora_cli.model.base_place import placed_base, refuse_changed, refuse_moved
+from qlora_cli.model.base_place import placed_base, refuse_changed, refuse_moved, section_without_recipe
 from qlora_cli.model.embedding_limits import tokens_without_rows
 from qlora_cli.model.fingerprint import fingerprint_base, fingerprint_template, fingerprint_tokenizer
-from qlora_cli.model.integer.making import in_integers
+from qlora_cli.model.integer.making import in_integers, stored_base
 from qlora_cli.model.tokenizer import load_tokenizer
 from qlora_cli.recipe.base_files import config_here
 from qlora_cli.recipe.mapping import as_texts
 from qlora_cli.recipe.reader import load_recipe
 from qlora_cli.recipe.schema import ModelSection, QuantizationSection, Recipe
 from qlora_cli.recipe.stored_rules import as_stored
-from qlora_cli.recipe.stored_weights import stored_weights
 from qlora_cli.run.directory import RunDirectory, latest_run, no_model_at, run_around
 from qlora_cli.run.manifest import read_manifest
 from qlora_cli.run.origin import located
@@ -73,6 +73,12 @@ class TunedSource:
     def stored_model(self) -> ModelSection:
         """The base, or what was made of it in integers for its run alone."""
         return self.model if self.integers is None else in_integers(self.model, self.integers)
+
+    @cached_property
+    def integers_folder(self) -> str | None:
+        """Folder that stands in for a base that was trained on in integers, written where it is not there yet."""
+        stored = stored_base(self.stored_model, self.quantization)
+        return None if stored is self.model else stored.base_model
 
     @property
     def is_base_apart(self) -> bool:
@@ -147,7 +153,7 @@ def _found(folder: Path) -> TunedSource:
     if (folder / ADAPTER_CONFIG).is_file():
         return _from_adapter(folder)
     if (folder / "config.json").is_file():
-        return TunedSource(folder, _section(str(folder)))
+        return TunedSource(folder, section_without_recipe(str(folder)))
     raise no_model_at(folder)
 
 
@@ -174,7 +180,7 @@ def _from_adapter(folder: Path) -> TunedSource:
     """An adapter that lies outside of its run, or that another program made."""
     kind, record = read_adapter_kind(folder), read_adapter_record(folder)
     if record is None:
-        model = _section(placed_base(kind), kind.revision)
+        model = section_without_recipe(placed_base(kind), kind.revision)
         config = config_here(model.base_model, model.revision) or {}
         stored = as_stored(None, config, dequantize=model.dequantize)
         return TunedSource(folder, model, stored, folder, kind=kind, tokenizer=saved_tokenizer(folder, model))
@@ -189,13 +195,6 @@ def _from_adapter(folder: Path) -> TunedSource:
         tokenizer=saved_tokenizer(folder, record.model),
         fingerprints=record.fingerprints,
     )
-
-
-def _section(base_model: str, revision: str | None = None) -> ModelSection:
-    """A base without a recipe; one that is stored in FP8 or the like can be loaded in one way only."""
-    stored = stored_weights(config_here(base_model, revision) or {})
-    is_dequantized = stored is not None and stored.can_be_dequantized and not stored.is_taken_over
-    return ModelSection(base_model=base_model, revision=revision, dequantize=is_dequantized)
 
 
 def _from_run(folder: Path, run: RunDirectory) -> TunedSource:
@@ -289,7 +288,7 @@ def load_tuned(found: TunedSource | Path | None) -> Tuned:
     source = find_tuned(found)
     check_base(source)
     tokenizer = load_tokenizer_of(source)
-    base = load_base(source.model, source.quantization, source=source.base_source or source.integers)
+    base = load_base(source.model, source.quantization, source=source.base_source or source.integers_folder)
     model = base.eval() if source.adapter is None else load_adapter(base, source.adapter)
     if source.adapter is not None and (unknown := tokens_without_rows(model, tokenizer)):
         console.note(

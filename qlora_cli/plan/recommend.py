@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from qlora_cli.constants import GIB
 from qlora_cli.errors import RecipeError, ResourceError
@@ -18,6 +19,7 @@ from qlora_cli.plan.trace.request import PlanRequest
 from qlora_cli.plan.trace_cache import Tracer
 from qlora_cli.recipe.schema import Recipe
 from qlora_cli.recipe.starter import Choice, StarterValues
+from qlora_cli.recipe.stored_weights import stored_weights
 
 ROWS_A_STEP = 16
 """Batch size of the QLoRA paper's fine-tuning runs (arXiv:2305.14314, appendix B)."""
@@ -31,6 +33,9 @@ SUBSTITUTES = (
 and PEFT's adapters on the fused experts of a mixture take no dropout."""
 
 LENGTHS = (2048, 1024, 512)
+
+FEWER_BITS, GROUP_SIZE = (3, 2), 64
+"""Of integers, where 4 bits do not fit: 3.5 and 2.5 bits a weight with scales and offsets, 4.127 in NF4."""
 
 FILLED = 0.95
 """Share of a card's memory that a first recipe may fill: what CUDA takes is an estimate, and rows differ."""
@@ -85,10 +90,11 @@ def recommend_values(base_model: str, data: str, card: Gpu) -> StarterValues:
         if needed <= memory:
             of = f"{needed / GIB:.1f} of {(target.memory_bytes or 0) / GIB:.1f} GiB"
             planned = f"Planned for {card.name}: {of}, by tracing {origin}, {num_params / 1e9:.1f}B parameters."
-            return _values(candidate, size, card, planned)
+            return _as_rounded(_values(candidate, size, card, planned), candidate.recipe, card)
     raise ResourceError(
-        f"{base_model} needs {needed / GIB:.1f} GiB in 4 bit with one row of {candidate.recipe.data.max_length} tokens "
-        f"and r 4, and {card.name} has {memory / GIB:.1f} GiB for a process if {1 - FILLED:.0%} are left free",
+        f"{base_model} needs {needed / GIB:.1f} GiB in {_bits(candidate)} bit with one row of "
+        f"{candidate.recipe.data.max_length} tokens and r 4, and {card.name} has {memory / GIB:.1f} GiB for a process "
+        f"if {1 - FILLED:.0%} are left free",
         hint="choose a smaller base or a larger card",
     )
 
@@ -114,21 +120,35 @@ def _supported(request: PlanRequest) -> tuple[PlanRequest, int]:
 
 
 def _candidates(request: PlanRequest, size: Size) -> Iterator[PlanRequest]:
-    """From the first choice down: fewer rows, then shorter ones, then a smaller rank."""
+    """From the first choice down: fewer rows, then shorter ones, then a smaller rank, then fewer bits."""
     lengths = _lengths(request)
     batches = [size.batch_size >> shift for shift in range(size.batch_size.bit_length())]
     tried = [(batch, lengths[0], size.r) for batch in batches]
     tried += [(1, length, size.r) for length in lengths[1:]] + [(1, lengths[-1], 4)]
     for batch, length, r in tried:
-        yield request.changed(
-            {
-                "training.per_device_train_batch_size": batch,
-                "training.gradient_accumulation_steps": ROWS_A_STEP // batch,
-                "data.max_length": length,
-                "lora.r": r,
-                "lora.lora_alpha": 2.0 * r,
-            }
-        )
+        yield request.changed(_sizes(batch, length, r))
+    if stored_weights(request.config.to_dict()) is None:
+        yield from _in_fewer_bits(request, _sizes(*tried[-1]))
+
+
+def _in_fewer_bits(request: PlanRequest, smallest: Mapping[str, Any]) -> Iterator[PlanRequest]:
+    """The smallest step in integers of fewer than 4 bits, where the base's layers can be divided into groups."""
+    for bits in FEWER_BITS:
+        section = {"quantization.method": "int", "quantization.bits": bits, "quantization.group_size": GROUP_SIZE}
+        with suppress(RecipeError):
+            changed = request.changed({**smallest, **section})
+            parameter_counts(changed)
+            yield changed
+
+
+def _sizes(batch: int, length: int, r: int) -> dict[str, Any]:
+    return {
+        "training.per_device_train_batch_size": batch,
+        "training.gradient_accumulation_steps": ROWS_A_STEP // batch,
+        "data.max_length": length,
+        "lora.r": r,
+        "lora.lora_alpha": 2.0 * r,
+    }
 
 
 def _lengths(request: PlanRequest) -> tuple[int, ...]:
@@ -171,6 +191,26 @@ def _substituted(recipe: Recipe) -> dict[str, Choice]:
     if recipe.lora.lora_dropout == 0:
         chosen["lora_dropout"] = Choice("0", "adapters on the fused experts of this base take no dropout")
     return chosen
+
+
+def _as_rounded(values: StarterValues, recipe: Recipe, card: Gpu) -> StarterValues:
+    """The values with the section of a base that is rounded to integers because its 4 bits do not fit."""
+    section = recipe.quantization
+    if section is None or section.method != "int" or section.bits not in FEWER_BITS:
+        return values
+    why = f"nf4 does not fit {card.name}; fewer bits lose more: `qlora eval` says what the tuned model is worth"
+    return replace(
+        values,
+        method=Choice("int", why),
+        bits=Choice(f"{section.bits}", "`calibration: rows` loses less, and loads the base once in 16 bit"),
+        group_size=Choice(f"{section.group_size}", "32 loses less and takes half a bit a weight more"),
+        quant_type=None,
+        double_quant=None,
+    )
+
+
+def _bits(request: PlanRequest) -> int:
+    return 4 if request.recipe.quantization is None else request.recipe.quantization.num_bits
 
 
 def _high_rank(card: Gpu) -> str:

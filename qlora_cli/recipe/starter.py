@@ -19,14 +19,14 @@ from qlora_cli.recipe.secret_values import SECRETS_HINT
 from qlora_cli.secrets import find_secret
 
 TEMPLATE = """\
-# A QLoRA run: 4-bit base model, 16-bit adapter. `qlora validate {file}` checks it, `qlora train {file}` runs it.
+# A QLoRA run: an adapter on a base in few bits. `qlora validate {file}` checks it, `qlora train {file}` runs it.
 # Keys that are left out have defaults; `qlora schema` describes every key.
 {head}name: {name}                   # the run goes to runs/{name}
 
 model:
   base_model: {base}  # Hub id or local folder{attn_implementation}{dequantize}
 
-quantization:                  # {quantization_why}{method}{quant_type}{double_quant}
+quantization:                  # {quantization_why}{method}{bits}{group_size}{quant_type}{double_quant}
 
 lora:
 {r}
@@ -53,7 +53,17 @@ tracking:
   report_to: []                # metrics.jsonl is always written; add tensorboard, wandb, mlflow or trackio
 """
 
-OPTIONAL = ("attn_implementation", "dequantize", "method", "quant_type", "double_quant", "use_qalora", "truncation")
+OPTIONAL = (
+    "attn_implementation",
+    "dequantize",
+    "method",
+    "bits",
+    "group_size",
+    "quant_type",
+    "double_quant",
+    "use_qalora",
+    "truncation",
+)
 """Keys that not every recipe has."""
 
 COLUMN = 31
@@ -90,6 +100,12 @@ class StarterValues:
 
     method: Choice | None = None
     """Only where the base is in integers."""
+
+    bits: Choice | None = None
+    """Only where the base is to be rounded to integers."""
+
+    group_size: Choice | None = None
+    """Only where the base is to be rounded to integers."""
 
     quant_type: Choice | None = Choice(
         "nf4", "the paper's 4-bit type (arXiv:2305.14314); int8 loses less and takes twice as much"

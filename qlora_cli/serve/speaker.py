@@ -41,7 +41,7 @@ def load_speaker(path: TunedSource | Path | None, *, is_base_wanted: bool) -> Tu
     else:
         source = find_tuned(path)
         check_base(source)
-        base = load_base(source.model, source.quantization, source=source.integers).eval()
+        base = load_base(source.model, source.quantization, source=source.integers_folder).eval()
         speaker = Tuned(base, load_tokenizer_of(source), source)
     console.note(_precision_in_words(speaker))
     return speaker

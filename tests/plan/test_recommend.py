@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from transformers import MptConfig
+from transformers import LlamaConfig, MptConfig
 
 from qlora_cli.errors import RecipeError, ResourceError
 from qlora_cli.model.base import read_config
 from qlora_cli.plan.likeness import params_in_name
 from qlora_cli.plan.machine.gpus import MIB, USABLE, find_card
 from qlora_cli.plan.parameter_counts import parameter_counts
-from qlora_cli.plan.recommend import ROWS_A_STEP, recommend_values, size_of
+from qlora_cli.plan.recommend import FILLED, ROWS_A_STEP, recommend_values, size_of
 from qlora_cli.plan.trace.request import PlanRequest
 from qlora_cli.plan.trace_cache import Tracer
 from qlora_cli.recipe.reader import load_recipe
@@ -77,6 +77,33 @@ def test_what_cannot_fit_is_said_with_what_it_needs(tiny_base):
     with pytest.raises(ResourceError) as caught:
         recommend_values(str(tiny_base), "rows.jsonl", card_of(100 * MIB))
     assert "made up has 0.1 GiB" in caught.value.problems[0].text
+
+
+def test_where_four_bits_do_not_fit_integers_of_fewer_do_with_the_reason(tmp_path):
+    base, out = tmp_path / "base", tmp_path / "first.yaml"
+    sizes = {"hidden_size": 512, "intermediate_size": 8192, "num_hidden_layers": 8, "vocab_size": 1024}
+    LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=4).save_pretrained(base)
+    found = {}
+    for section in ({}, {"method": "int", "bits": 2, "group_size": 64}):
+        recipe = Recipe.model_validate(
+            {
+                "name": "new",
+                "model": {"base_model": str(base)},
+                "quantization": section,
+                "lora": {"r": 4, "lora_alpha": 8},
+                "data": {"train": "rows.jsonl", "max_length": 512},
+                "training": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 16},
+            }
+        )
+        request = PlanRequest(recipe, read_config(recipe.model), T4.device)
+        found[recipe.quantization.kind] = Tracer().device_bytes(request)
+    assert found["int2"] < found["nf4"]
+    values = recommend_values(str(base), "rows.jsonl", card_of((found["nf4"] + found["int2"]) / 2 / FILLED))
+    write_starter(out, str(base), "rows.jsonl", overwrite=False, values=values)
+    written = load_recipe(out).quantization
+    assert (written.method, written.group_size) == ("int", 64)
+    assert written.bits in (3, 2)
+    assert "nf4 does not fit made up" in out.read_text()
 
 
 def test_a_base_that_is_not_at_hand_is_planned_by_the_size_in_its_name():

@@ -12,6 +12,8 @@ from qlora_cli.cache_folder import cache_folder
 from qlora_cli.deploy.integers import is_in_integers
 from qlora_cli.deploy.merge import MergeOptions, merge_run
 from qlora_cli.errors import RecipeError
+from qlora_cli.model.fingerprint import fingerprint_base
+from qlora_cli.model.integer import making
 from qlora_cli.model.tuned import load_tuned
 from qlora_cli.recipe.reader import load_recipe
 from qlora_cli.run.directory import RunDirectory
@@ -102,14 +104,17 @@ def test_trained_resumed_to_the_bit_and_merged(case, tiny_base, qwen, recipe_on,
 
 
 def test_a_cache_that_was_deleted_is_made_again_and_a_merged_model_is_a_base(
-    tiny_base, recipe_on, empty_cache, tmp_path
+    tiny_base, recipe_on, empty_cache, tmp_path, monkeypatch
 ):
     first, second = RunDirectory(tmp_path / "first"), RunDirectory(tmp_path / "second")
     train_recipe(recipe_on(tiny_base, in_integers(4), steps=2, use_qalora=True), first, TrainOptions())
     [folder] = cache_folder("bases").iterdir()
     made = {path.name: path.read_bytes() for path in folder.iterdir()}
     shutil.rmtree(folder)
+    hashed = []
+    monkeypatch.setattr(making, "fingerprint_base", lambda model: hashed.append(model) or fingerprint_base(model))
     merged = merge_run(first.path, None, MergeOptions()).path
+    assert len(hashed) == 1  # the folder is looked for once
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == made
 
     recipe = recipe_on(merged, steps=2, use_qalora=True)

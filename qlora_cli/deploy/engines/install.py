@@ -15,12 +15,11 @@ from importlib import metadata
 from pathlib import Path
 
 from qlora_cli.cache_folder import CACHE_ELSEWHERE
-from qlora_cli.console import size_in_words
 from qlora_cli.deploy.engines.process import last_words, run_logged
 from qlora_cli.engine_environment import ENVIRONMENTS, READY_MARK, EngineEnvironment
 from qlora_cli.errors import ArgumentError, ResourceError
 from qlora_cli.progress import progress
-from qlora_cli.run.disk_errors import naming
+from qlora_cli.run.disk_errors import naming, refuse_full_disk
 from qlora_cli.run.files import write_json
 
 BEGUN_MARK = "qlora_environment.begun"
@@ -144,7 +143,8 @@ def make_environment(environment: EngineEnvironment, *, force: bool) -> Installe
         if environment.python is not None and not force:
             return look_at(environment)
         _clear(folder)
-        _refuse_full_disk(environment)
+        what, hint = f"{environment.name} takes about", f"make room, {CACHE_ELSEWHERE}"
+        refuse_full_disk(folder.parent, environment.num_bytes, what=what, hint=hint)
         folder.mkdir(parents=True)
         (folder / BEGUN_MARK).touch()
         log = folder.with_name(f"{environment.name}.log")
@@ -203,14 +203,3 @@ def _clear(folder: Path) -> None:
             path.unlink()
     (folder / BEGUN_MARK).unlink(missing_ok=True)
     folder.rmdir()
-
-
-def _refuse_full_disk(environment: EngineEnvironment) -> None:
-    free_bytes = shutil.disk_usage(environment.folder.parent).free
-    if free_bytes < environment.num_bytes:
-        raise ResourceError(
-            f"{environment.name} takes about {size_in_words(environment.num_bytes)}, and "
-            f"{size_in_words(free_bytes)} are free",
-            place=str(environment.folder.parent),
-            hint=f"make room, {CACHE_ELSEWHERE}",
-        )

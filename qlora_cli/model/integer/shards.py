@@ -8,10 +8,26 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from qlora_cli.cache_folder import CACHE_ELSEWHERE, cache_folder
 from qlora_cli.model.fingerprint import weight_files
+from qlora_cli.run.disk_errors import refuse_full_disk
 from qlora_cli.run.files import write_json
 
 SINGLE = "model.safetensors"
+
+
+def refuse_without_room(out: Path, num_bytes: int) -> None:
+    """Refuse a base in integers that the disk does not hold.
+
+    Args:
+        out: where to; it, or the folder that it will be in, is there.
+        num_bytes: of the base.
+
+    Raises:
+        ResourceError: with the sizes.
+    """
+    hint = f"make room, {CACHE_ELSEWHERE}" if out.is_relative_to(cache_folder("")) else "make room"
+    refuse_full_disk(out, num_bytes, what="the base in integers takes", hint=hint)
 
 
 def write_shards(base: Path, out: Path, tensors_of: Callable[[Path], Iterable[tuple[str, torch.Tensor]]]) -> None:

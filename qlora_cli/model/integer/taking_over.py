@@ -12,10 +12,11 @@ from transformers import PreTrainedConfig
 from qlora_cli.errors import RecipeError
 from qlora_cli.model.integer.foreign import DEQUANTIZE, ORIGINAL, ForeignLayer, foreign_layers
 from qlora_cli.model.integer.layers import layers_taken_over
-from qlora_cli.model.integer.shards import write_shards
+from qlora_cli.model.integer.shards import refuse_without_room, write_shards
 from qlora_cli.model.packed_weights import StoredTensors
 from qlora_cli.progress import progress
 from qlora_cli.recipe.base_files import cached_base
+from qlora_cli.recipe.foreign_integers import weights_of_group
 from qlora_cli.recipe.schema import ModelSection
 from qlora_cli.recipe.stored_weights import StoredWeights, stored_section, stored_weights
 
@@ -43,11 +44,14 @@ def take_over(model: ModelSection, base: Path, config: PreTrainedConfig, out: Pa
 
     Raises:
         RecipeError: if a layer is stored in another way than config.json says, or the model has no such layer.
+        ResourceError: if the disk has no room.
     """
     tensors = StoredTensors(base)
     layers = {layer.stored_names[0]: layer for layer in _layers(tensors, config)}
     layout = _layout(model, config, layers.values())
     hidden = {name for layer in layers.values() for name in layer.stored_names}
+    num_bytes = sum(tensors.num_bytes(name) for name in tensors.names if name not in hidden)
+    refuse_without_room(out, num_bytes + sum(_num_bytes(layer, layout) for layer in layers.values()))
     with progress(f"taking over the integers of {_stored(config)}", len(layers)) as phase:
 
         def tensors_of(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
@@ -116,6 +120,14 @@ def _fitting(values: Iterable[torch.Tensor]) -> torch.dtype:
     """float16 where it holds all values exactly, else float32."""
     fits = all(torch.equal(each.half().float(), each) for each in values)
     return torch.float16 if fits else torch.float32
+
+
+def _num_bytes(layer: ForeignLayer, layout: Layout) -> int:
+    """Of what `_parts` gives."""
+    num_rows, num_columns = layer.shape
+    num_groups = num_columns // weights_of_group(layer.group_size, num_columns)
+    group_bytes = layout.scales.itemsize + layout.offsets.itemsize
+    return num_rows * (num_columns * layer.bits // 8 + num_groups * group_bytes)
 
 
 def _parts(layer: ForeignLayer, layout: Layout) -> dict[str, torch.Tensor]:

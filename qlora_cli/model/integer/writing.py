@@ -23,20 +23,18 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, PreTrainedConfig
 
-from qlora_cli.cache_folder import CACHE_ELSEWHERE, cache_folder
 from qlora_cli.errors import RecipeError
 from qlora_cli.model.fingerprint import base_folder, has_only_pickles
 from qlora_cli.model.integer.bytes_of import FLOAT16_BYTES, integer_bytes
 from qlora_cli.model.integer.layers import LayerChoice, layers_to_round, weight_keys
 from qlora_cli.model.integer.quantizer import IntegerConfig
-from qlora_cli.model.integer.shards import write_shards
+from qlora_cli.model.integer.shards import refuse_without_room, write_shards
 from qlora_cli.model.integer.taking_over import take_over
 from qlora_cli.model.other_files import copy_other_files
 from qlora_cli.model.own_code import refuse_code_from_elsewhere
 from qlora_cli.model.packed_weights import StoredTensors, packed_weights
 from qlora_cli.progress import progress
 from qlora_cli.recipe.schema import ModelSection, QuantizationSection
-from qlora_cli.run.disk_errors import refuse_full_disk
 
 Parts = dict[str, torch.Tensor]
 """`codes`, `scales` and `offsets` of one weight, as they are stored."""
@@ -74,9 +72,7 @@ def plain_base(model: ModelSection, quantization: QuantizationSection, out: Path
     choice = layers_to_round(model, quantization, _config_of(model, folder))
     tensors = PlainTensors(folder)
     layers = weight_keys(choice, tensors.names, model.base_model)
-    hint = f"make room, {CACHE_ELSEWHERE}" if out.is_relative_to(cache_folder("")) else "make room"
-    num_bytes = tensors.num_bytes(set(layers), quantization)
-    refuse_full_disk(out, num_bytes, what="the base in integers takes", hint=hint)
+    refuse_without_room(out, tensors.num_bytes(set(layers), quantization))
     return PlainBase(folder, choice, tensors, layers)
 
 
@@ -113,7 +109,11 @@ def write_integers(
 
 
 def write_taken_over(out: Path, model: ModelSection, quantization: QuantizationSection) -> None:
-    """Write a base that others have stored in integers into an empty folder, as `take_over` does."""
+    """Write a base that others have stored in integers into an empty folder, as `take_over` does.
+
+    Raises:
+        RecipeError, ResourceError: as `take_over`.
+    """
     base = base_folder(model, whole=True)
     kept = take_over(model, base, _config_of(model, base), out)
     _write_other_files(base, out, quantization, kept)
@@ -157,18 +157,16 @@ class PlainTensors:
         """Bytes of the folder's tensors once those of `to_round` are in integers."""
         num_weights = sum(prod(self._shape(name)) for name in to_round)
         others = (name for name in self.names if name not in to_round)
-        kept = sum(prod(self._shape(name)) * self._itemsize(name) for name in others)
+        kept = sum(self._kept_bytes(name) for name in others)
         return kept + integer_bytes(quantization, num_weights, FLOAT16_BYTES)
 
     def _shape(self, name: str) -> tuple[int, ...]:
         packed = self._packed.get(name)
         return self._stored.shape(name) if packed is None else packed.shape
 
-    def _itemsize(self, name: str) -> int:
-        if name in self._packed:
-            return FLOAT16_BYTES
-        part = self._stored.part(name, 0, 1) if self._shape(name) else self._stored.whole(name)
-        return part.element_size()
+    def _kept_bytes(self, name: str) -> int:
+        packed = self._packed.get(name)
+        return self._stored.num_bytes(name) if packed is None else prod(packed.shape) * FLOAT16_BYTES
 
     def in_file(self, path: Path) -> Iterator[str]:
         """Names of the tensors whose first part is in a file."""

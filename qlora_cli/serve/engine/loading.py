@@ -93,7 +93,7 @@ def _one_tokenizer(sources: Sequence[Named]) -> PreTrainedTokenizerBase:
 def _load_model(sources: Sequence[Named]) -> tuple[PeftModel | PreTrainedModel, dict[str, str | None], bool]:
     """The model, the adapter in PEFT behind each name, and whether the base itself can answer."""
     source = sources[0][1]
-    base = load_base(source.model, source.quantization, source=source.base_source or source.integers)
+    base = load_base(source.model, source.quantization, source=source.base_source or source.integers_folder)
     model: PeftModel | PreTrainedModel = base.eval()
     num_rows = model.get_input_embeddings().weight.shape[0]
     adapters: dict[str, str | None] = {}

@@ -107,7 +107,7 @@ def test_a_folder_of_somebody_else_is_refused_and_stays():
 
 
 def test_a_disk_without_room_is_said_before_anything_is_written(tmp_path):
-    with pytest.raises(ResourceError, match="takes about"):
+    with pytest.raises(ResourceError, match=r"the disk is full: toy takes about 1000000\.0 TB, and"):
         make_environment(EngineEnvironment("toy", "toy_engine", ("toy-engine",), num_bytes=10**18), force=False)
     assert not TOY.folder.exists()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from qlora_cli.cache_folder import cache_folder
-from qlora_cli.errors import RecipeError
+from qlora_cli.errors import RecipeError, ResourceError
 from qlora_cli.model.base import load_base
 from qlora_cli.model.integer.linear import IntegerLinear
 from qlora_cli.model.integer.taking_over import layout_of
@@ -121,6 +123,22 @@ def test_dequantized_it_is_plain_as_before(tiny_base, tmp_path):
     assert not layers(model)
     # transformers computes the weights in the bfloat16 of the scales
     assert (logits(model) - logits(load(tmp_path / "base"))).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("make", [w4a16_base, gptq_base])
+def test_a_disk_that_lacks_one_byte_is_refused_before_anything_is_written(tiny_base, tmp_path, make, monkeypatch):
+    make(tiny_base, tmp_path / "base")
+    load(tmp_path / "base")
+    [folder] = cache_folder("bases").iterdir()
+    needed = sum(tensor.nbytes for tensor in load_file(folder / "model.safetensors").values())
+    shutil.rmtree(folder)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=needed - 1))
+    with pytest.raises(ResourceError, match="the disk is full: the base in integers takes") as caught:
+        load(tmp_path / "base")
+    assert "QLORA_CACHE=FOLDER" in caught.value.problems[0].hint
+    assert not folder.exists()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=needed))
+    assert layers(load(tmp_path / "base"))
 
 
 def refusal(folder):
