@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 from statistics import fmean
 
 import pytest
@@ -18,12 +17,22 @@ from qlora_cli.errors import ArgumentError, DataError
 from qlora_cli.evaluate.harness import HarnessRequest, load_harness, run_harness
 from qlora_cli.verdict.paired import Paired, judge_pairs
 from tests.deploy.models import save_llama
+from tests.evaluate import lm_eval_command
 from tests.evaluate.local_benchmarks import write_benchmarks
+from tests.reliability.harness.forkserver import ForkServer
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(find_spec("lm_eval") is None, reason="lm-eval is not installed: pip install 'qlora-cli[eval]'"),
 ]
+
+NUMBERS_OF_EXAMPLES = (0, 2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _task_files_are_read_once():
+    with lm_eval_command.own_files_read_once():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +79,33 @@ def benchmarks(merged, tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module", params=[0, 2], ids=["no examples", "2 examples"])
-def both(request, tuned, merged, benchmarks, tmp_path_factory):
+@pytest.fixture(scope="module")
+def theirs(merged, benchmarks, tmp_path_factory):
+    """What lm-eval's command writes about the merged model: by number of examples, its figures and questions."""
+    asked = {number: tmp_path_factory.mktemp("lm_eval") for number in NUMBERS_OF_EXAMPLES}
+    arguments = ["--model", "hf", "--model_args", f"pretrained={merged},dtype=float32", "--log_samples"]
+    arguments += ["--tasks", "local_choice,local_text", "--include_path", str(benchmarks)]
+    arguments += ["--batch_size", "4", "--device", "cpu"]
+    commands = [[*arguments, "--output_path", str(out), "--num_fewshot", str(number)] for number, out in asked.items()]
+    log = tmp_path_factory.mktemp("log") / "log"
+    with ForkServer() as server:
+        function = f"{lm_eval_command.__name__}:{lm_eval_command.run_each.__name__}"
+        assert server.run(function, {"commands": commands}, log=log) == 0, log.read_text()[-2000:]
+    return {number: written(out) for number, out in asked.items()}
+
+
+def written(out: Path) -> tuple[dict, dict]:
+    """Figures of each task, and what is logged of each of its questions."""
+    (results,) = out.rglob("results_*.json")
+    samples = {
+        path.name.split("_2")[0].removeprefix("samples_"): [json.loads(line) for line in path.open("r")]
+        for path in out.rglob("samples_*.jsonl")
+    }
+    return json.loads(results.read_text("utf-8"))["results"], samples
+
+
+@pytest.fixture(scope="module", params=NUMBERS_OF_EXAMPLES, ids=["no examples", "2 examples"])
+def both(request, tuned, benchmarks, theirs):
     """Figures of ours, of lm-eval's command on the merged model, and ours of the base."""
     model, tokenizer = tuned
     asked = HarnessRequest(("local_choice", "local_text"), num_fewshot=request.param, folders=(benchmarks,))
@@ -79,19 +113,7 @@ def both(request, tuned, merged, benchmarks, tmp_path_factory):
     ours = run_harness(tasks, model, tokenizer, batch_size=4)
     with model.disable_adapter():
         base = run_harness(tasks, model, tokenizer, batch_size=4)
-    out = tmp_path_factory.mktemp("lm_eval")
-    arguments = ["--tasks", "local_choice,local_text", "--include_path", str(benchmarks), "--output_path", str(out)]
-    arguments += ["--num_fewshot", str(request.param), "--batch_size", "4", "--device", "cpu", "--log_samples"]
-    command = [sys.executable, "-m", "lm_eval", "--model", "hf", "--model_args", f"pretrained={merged},dtype=float32"]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    (results,) = out.rglob("results_*.json")
-    samples = {
-        path.name.split("_2")[0].removeprefix("samples_"): [json.loads(line) for line in path.open("r")]
-        for path in out.rglob("samples_*.jsonl")
-    }
-    return ours, json.loads(results.read_text("utf-8"))["results"], samples, base
+    return ours, *theirs[request.param], base
 
 
 def test_the_figures_are_those_of_the_command_on_the_merged_model(both):

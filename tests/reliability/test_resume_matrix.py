@@ -5,9 +5,7 @@ On a CPU the paged optimizers run unpaged (`train/arguments.py`); `tests/gpu/tes
 
 from __future__ import annotations
 
-import gc
 import json
-from collections.abc import Iterator
 from itertools import combinations, product
 from pathlib import Path
 from pkgutil import resolve_name
@@ -145,11 +143,8 @@ class Ground:
 
 
 @pytest.fixture(scope="module")
-def ground(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
-    gc.collect()
-    gc.freeze()  # accelerate collects garbage at each start of a training, a third of its time here
-    yield Ground(tiny_base, tmp_path_factory.mktemp("matrix"))
-    gc.unfreeze()
+def ground(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Ground:
+    return Ground(tiny_base, tmp_path_factory.mktemp("matrix"))
 
 
 def checkpoint(run: RunDirectory, step: int = STEPS) -> Path:

@@ -101,11 +101,13 @@ def hear(ticket) -> Heard:
 
 
 class Alone:
-    """The same models, each loaded by itself, one question at a time."""
+    """The same models, each loaded by itself, one question at a time; each question is answered once."""
 
     def __init__(self, folders: dict[str, Path]) -> None:
         self._folders = folders
         self._loaded = {}
+        self._answers = {}
+        self._logprobs = {}
 
     def tuned(self, name: str):
         if name not in self._loaded:
@@ -115,13 +117,23 @@ class Alone:
         return self._loaded[name]
 
     def answer(self, name: str, number: int, **settings):
-        tuned = self.tuned(name)
         options = SamplingOptions(**{"max_new_tokens": 24} | settings)
-        return generate_answer(tuned, Renderer(tuned.tokenizer), question(number), options, lambda text: None)
+        asked = name, number, options
+        if asked not in self._answers:
+            tuned = self.tuned(name)
+            renderer = Renderer(tuned.tokenizer)
+            self._answers[asked] = generate_answer(tuned, renderer, question(number), options, lambda text: None)
+        return self._answers[asked]
 
-    @torch.no_grad()
     def logprobs(self, name: str, prompt_ids, token_ids) -> torch.Tensor:
         """Of each token of an answer, from one pass over all of it: shape [tokens, vocabulary]."""
+        asked = name, (*prompt_ids,), (*token_ids,)
+        if asked not in self._logprobs:
+            self._logprobs[asked] = self._pass(*asked)
+        return self._logprobs[asked]
+
+    @torch.no_grad()
+    def _pass(self, name: str, prompt_ids, token_ids) -> torch.Tensor:
         ids = torch.tensor([[*prompt_ids, *token_ids]])
         logits = self.tuned(name).model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0].float()
         return logits[-len(token_ids) - 1 : -1].log_softmax(dim=-1)

@@ -32,6 +32,11 @@ def loaded(folders):
         yield loaded
 
 
+@pytest.fixture(scope="module")
+def alone(folders):
+    return Alone(folders)
+
+
 def failing(monkeypatch, loaded, fault, is_hit):
     """Have the model raise `fault` in passes that `is_hit` says yes to, given the names of their rows."""
     model = loaded.engine._model
@@ -45,15 +50,15 @@ def failing(monkeypatch, loaded, fault, is_hit):
     monkeypatch.setattr(model, "run", run_or_fail)
 
 
-def test_few_places_and_short_stretches_of_prompts_change_no_answer(folders):
+def test_few_places_and_short_stretches_of_prompts_change_no_answer(folders, alone):
     limits = EngineLimits(max_rows=3, max_cache_tokens=400, tokens_between_steps=7)
     with serving(folders, limits) as loaded:
-        assert_as_alone(loaded, Alone(folders), mixed_load(loaded.engine.names))
+        assert_as_alone(loaded, alone, mixed_load(loaded.engine.names))
 
 
-def test_random_arrivals_cancellations_and_stop_texts_change_no_other_answer(loaded, folders):
+def test_random_arrivals_cancellations_and_stop_texts_change_no_other_answer(loaded, alone):
     draw = random.Random(0)
-    alone, kept, tickets = Alone(folders), [], []
+    kept, tickets = [], []
     for number in range(40):
         name = draw.choice(loaded.engine.names)
         ticket = loaded.engine.submit(request(loaded, name, number % 9, max_new_tokens=24))
@@ -114,12 +119,11 @@ def test_closing_finishes_what_runs(folders):
         assert {hear(ticket).finish.reason for ticket in tickets} <= {"stop", "length"}
 
 
-def test_a_pass_that_fails_for_one_adapter_ends_its_answers_alone(folders, monkeypatch):
+def test_a_pass_that_fails_for_one_adapter_ends_its_answers_alone(folders, alone, monkeypatch):
     with serving(folders) as loaded:
         failing(monkeypatch, loaded, ValueError("a bad row"), lambda names: "b" in names)
         asked = [(name, number) for number, name in enumerate(["a", "b", "base", "dora", "b", "a"])]
         tickets = [loaded.engine.submit(request(loaded, name, number)) for name, number in asked]
-        alone = Alone(folders)
         for (name, number), ticket in zip(asked, tickets, strict=True):
             heard = hear(ticket)
             if name == "b":
@@ -128,10 +132,10 @@ def test_a_pass_that_fails_for_one_adapter_ends_its_answers_alone(folders, monke
                 assert heard.text == alone.answer(name, number).text
 
 
-def test_where_memory_runs_out_fewer_rows_run_and_every_answer_is_made(folders, monkeypatch):
+def test_where_memory_runs_out_fewer_rows_run_and_every_answer_is_made(folders, alone, monkeypatch):
     with serving(folders) as loaded:
         failing(monkeypatch, loaded, torch.OutOfMemoryError("no"), lambda names: len(names) > 2)
-        assert_as_alone(loaded, Alone(folders), mixed_load(("a", "b", "base")))
+        assert_as_alone(loaded, alone, mixed_load(("a", "b", "base")))
 
 
 def test_a_request_for_which_memory_never_suffices_fails_and_the_next_one_is_answered(folders, monkeypatch):
