@@ -24,7 +24,7 @@ import torch
 
 from qlora_cli.errors import RecipeError
 from qlora_cli.model.integer.codes import CODES_AT_ONCE, unpack
-from qlora_cli.model.packed_weights import StoredTensors
+from qlora_cli.model.stored_tensors import StoredTensors
 from qlora_cli.recipe.foreign_integers import weights_of_group
 
 MIDDLE = 8

@@ -13,7 +13,7 @@ from qlora_cli.errors import RecipeError
 from qlora_cli.model.integer.foreign import DEQUANTIZE, ORIGINAL, ForeignLayer, foreign_layers
 from qlora_cli.model.integer.layers import layers_taken_over
 from qlora_cli.model.integer.shards import refuse_without_room, write_shards
-from qlora_cli.model.packed_weights import StoredTensors
+from qlora_cli.model.stored_tensors import StoredTensors
 from qlora_cli.progress import progress
 from qlora_cli.recipe.base_files import cached_base
 from qlora_cli.recipe.foreign_integers import weights_of_group

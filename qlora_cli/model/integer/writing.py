@@ -32,7 +32,8 @@ from qlora_cli.model.integer.shards import refuse_without_room, write_shards
 from qlora_cli.model.integer.taking_over import take_over
 from qlora_cli.model.other_files import copy_other_files
 from qlora_cli.model.own_code import refuse_code_from_elsewhere
-from qlora_cli.model.packed_weights import StoredTensors, packed_weights
+from qlora_cli.model.packed_weights import packed_weights
+from qlora_cli.model.stored_tensors import StoredTensors
 from qlora_cli.progress import progress
 from qlora_cli.recipe.schema import ModelSection, QuantizationSection
 
