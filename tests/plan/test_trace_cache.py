@@ -13,18 +13,30 @@ from qlora_cli.plan.trace_cache import Tracer, code_fingerprint, plans_root
 from qlora_cli.recipe.shipped import PACKAGE
 from tests.plan.bases import AMPERE, CPU, config_of, request_for
 
+LLAMA = request_for(config_of("llama"), AMPERE)
+
+
+@pytest.fixture(scope="module")
+def trace_of_llama():
+    return trace_step(LLAMA)
+
 
 @pytest.fixture
-def traced(monkeypatch, empty_cache):
-    """The requests that were traced."""
+def traced(monkeypatch, empty_cache, trace_of_llama):
+    """The requests that were traced; `LLAMA` itself, whose trace is at hand, without the work."""
     requests = []
-    monkeypatch.setattr(trace_cache, "trace_step", lambda request: requests.append(request) or trace_step(request))
+
+    def trace(request):
+        requests.append(request)
+        return trace_of_llama if request is LLAMA else trace_step(request)
+
+    monkeypatch.setattr(trace_cache, "trace_step", trace)
     return requests
 
 
 def test_a_tracer_traces_each_step_once(traced):
     one = Tracer()
-    request = request_for(config_of("llama"), AMPERE)
+    request = LLAMA
     more = request.changed({"training.per_device_train_batch_size": 16})
     assert one.device_bytes(more) > one.device_bytes(request)
     again = more.changed({"training.per_device_train_batch_size": 2})
@@ -32,9 +44,9 @@ def test_a_tracer_traces_each_step_once(traced):
     assert len(traced) == 2
 
 
-def test_another_tracer_finds_what_the_first_one_traced(traced):
+def test_another_tracer_finds_what_the_first_one_traced(traced, trace_of_llama):
     request = request_for(config_of("llama"), AMPERE)
-    expected = device_memory(request, trace_step(request))
+    expected = device_memory(request, trace_of_llama)
     assert [Tracer().needs(request) for _ in range(3)] == [expected] * 3
     assert len(traced) == 1
 
@@ -52,25 +64,24 @@ def test_another_tracer_finds_what_the_first_one_traced(traced):
     ids=["device", "layers", "length", "rank", "quantization", "checkpointing"],
 )
 def test_what_differs_is_not_mistaken_for_it(traced, other):
-    first = Tracer().needs(request_for(config_of("llama"), AMPERE))
+    first = Tracer().needs(LLAMA)
     assert Tracer().needs(other) != first
     assert len(traced) == 2
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"allocated_bytes": 1, "reserved_bytes": 1, "overheads": 3}'])
 def test_a_damaged_file_is_traced_anew(traced, content):
-    request = request_for(config_of("llama"), AMPERE)
-    expected = Tracer().needs(request)
+    expected = Tracer().needs(LLAMA)
     [path] = plans_root().iterdir()
     path.write_text(content)
-    assert Tracer().needs(request) == expected
+    assert Tracer().needs(LLAMA) == expected
     assert len(traced) == 2
 
 
-def test_where_nothing_can_be_kept_the_step_is_traced_all_the_same(traced, empty_cache):
+def test_where_nothing_can_be_kept_the_step_is_traced_all_the_same(traced, trace_of_llama):
     plans_root().write_text("a file in place of the folder")
     request = request_for(config_of("llama"), AMPERE)
-    assert Tracer().needs(request) == device_memory(request, trace_step(request))
+    assert Tracer().needs(request) == device_memory(request, trace_of_llama)
 
 
 RUN_BY_A_TRACE = ["plan/budget.py", "model/adapter.py", "recipe/schema.py", "compat.py"]

@@ -11,7 +11,7 @@ from qlora_cli.plan.trace.offload import LEAST_BYTES, NUM_STASHED, FakeOffload, 
 from qlora_cli.plan.trace.step import fake_step
 from tests.plan.bases import AMPERE, request_for
 
-LAYERS, HIDDEN, LENGTH, ROWS = 8, 256, 128, 2
+LAYERS, HIDDEN, LENGTH, ROWS = 6, 256, 128, 2
 ONE_INPUT = ROWS * LENGTH * HIDDEN * 2
 """Bytes of a layer's input in bfloat16."""
 
