@@ -32,10 +32,10 @@ def one_case(root: Path, chance: random.Random) -> tuple[list[str], dict[str, ob
         code = os.waitstatus_to_exitcode(status)
         story.append(f"{command} (killed at {kill_at}): {code}")
         assert code in UNDISTURBED or (code == -9 and kill_at), story
-        lost = {name: value for name, value in before.items() if contents(root, mine).get(name) != value}
-        if lost:
-            return story, before, contents(root, mine)
-        known = set(contents(root))
+        after = contents(root)
+        if any(after.get(name) != value for name, value in before.items()):
+            return story, before, after
+        known = set(after)
         scatter(root, chance, chance.randint(0, 6))
         mine |= set(contents(root)) - known
         before = contents(root, mine)

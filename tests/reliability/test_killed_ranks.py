@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
@@ -138,21 +139,36 @@ def test_one_of_two_processes_killed_at_a_random_moment(ranks, recipe, straight,
     record_property("seconds", check_killed(ranks, recipe, straight, tmp_path / "run", rank, killed_at))
 
 
+class Launcher(Protocol):
+    """A process of torchrun, leading a group of processes."""
+
+    pid: int
+
+    def wait(self) -> int:
+        """Its exit code."""
+
+
+def interpreter(arguments: list[str], log: Path) -> Launcher:
+    """The launcher in a session of its own as a terminal would give it."""
+    with log.open("w") as file:
+        command = [sys.executable, "-m", "torch.distributed.run", *arguments]
+        return subprocess.Popen(command, stdout=file, stderr=file, text=True, start_new_session=True)
+
+
 @contextmanager
-def torchrun(recipe: Path, run: Path, *more: str) -> Iterator[subprocess.Popen[str]]:
-    """The real launcher, in a session of its own as a terminal would give it."""
-    launcher = ["torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port()), "-m", "qlora_cli"]
+def torchrun(start: Callable[[list[str], Path], Launcher], recipe: Path, run: Path, *more: str) -> Iterator[Launcher]:
+    """Two processes of a long run, started by the real launcher; its log is `torchrun.log` beside the run."""
+    launcher = ["--nproc-per-node", "2", "--master-port", str(free_port()), "-m", "qlora_cli"]
     train = ["train", str(recipe), "--run-dir", str(run), "--set", "training.max_steps=5000", *more]
-    with (run.parent / "torchrun.log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", *launcher, *train], stdout=log, stderr=log, text=True, start_new_session=True
-        )
-        try:
-            yield process
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    log = run.parent / "torchrun.log"
+    log.unlink(missing_ok=True)
+    process = start([*launcher, *train], log)
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
@@ -169,22 +185,36 @@ def newest_step(run: Path) -> int:
     return checkpoint.step if checkpoint else 0
 
 
-def test_torchrun_ends_when_a_process_is_killed_and_a_resumed_run_stops_at_ctrl_c_with_a_checkpoint(recipe, tmp_path):
+def exit_code_of(process: Launcher) -> int:
+    """Of a launcher that ends in time."""
+    wait_for(lambda: has_ended(process.pid), SECONDS_TO_END)
+    return process.wait()
+
+
+@pytest.mark.parametrize("is_forked", [True, pytest.param(False, marks=pytest.mark.torture)], ids=["forked", "real"])
+def test_torchrun_ends_when_a_process_is_killed_and_a_resumed_run_stops_at_ctrl_c_with_a_checkpoint(
+    ranks, recipe, tmp_path, is_forked
+):
     """Ctrl-C reaches the processes twice: the terminal sends it to all, torchrun passes it on."""
-    run = tmp_path / "run"
-    with torchrun(recipe, run) as process:
+
+    def fork(arguments: list[str], log: Path) -> Launcher:
+        asked = {"arguments": arguments}
+        return ranks.servers[0].start("tests.reliability.harness.torchrun:torchrun", asked, log=log)
+
+    run, start = tmp_path / "run", fork if is_forked else interpreter
+    with torchrun(start, recipe, run) as process:
         wait_for(lambda: newest_step(run))
         workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         os.kill(int(workers[1]), signal.SIGKILL)
         killed_at = time.monotonic()
-        assert process.wait(timeout=SECONDS_TO_END) != 0
+        assert exit_code_of(process) != 0
         assert time.monotonic() - killed_at < SECONDS_TO_END
         assert all(has_ended(int(worker)) for worker in workers)
     before = newest_step(run)
-    with torchrun(recipe, run, "--resume") as process:
+    with torchrun(start, recipe, run, "--resume") as process:
         wait_for(lambda: newest_step(run) > before)
         os.killpg(process.pid, signal.SIGINT)
-        assert process.wait(timeout=SECONDS_TO_END) != 0
+        assert exit_code_of(process) != 0
     said = (tmp_path / "torchrun.log").read_text()
     assert said.count("stopped at step") == 1
     assert f"stopped at step {newest_step(run)} of 5000; the checkpoint is saved" in said

@@ -224,8 +224,14 @@ class Field:
         assert start(self._arguments(kind, run), cache, log).wait() == 0, log.read_text()
         return time.monotonic() - started
 
-    def disturb(self, start: Start, case: Case, straight: Straight) -> tuple[list[str], list[str]]:
-        """The phases in which the processes of a case were killed, and what is wrong with the run in the end."""
+    def disturb(
+        self, start: Start, case: Case, straight: Straight, last: Start | None = None
+    ) -> tuple[list[str], list[str]]:
+        """The phases in which the processes of a case were killed, and what is wrong with the run in the end.
+
+        Args:
+            last: starts the process that nobody kills; `start` where None.
+        """
         run, cache = (self._folder / f"{name}-{case.kind}-{case.number}" for name in ("run", "cache"))
         log = run.with_suffix(".log")
         phases = []
@@ -241,7 +247,7 @@ class Field:
             if exit_code not in (0, -signal.SIGKILL):
                 return phases, [f"{case}: exit {exit_code} after {phases}: {log.read_text()}"]
             phases.append(phase_of(run, cache))
-        exit_code = start(self._arguments(case.kind, run), cache, log).wait()
+        exit_code = (last or start)(self._arguments(case.kind, run), cache, log).wait()
         if exit_code != 0:
             return phases, [f"{case}: exit {exit_code} after {phases}: {log.read_text()}"]
         return phases, [f"{case}: {problem}, after {phases}" for problem in differences(run, cache, straight.run)]
