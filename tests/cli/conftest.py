@@ -101,16 +101,24 @@ class Forked:
 
 @pytest.fixture
 def fork(tmp_path, monkeypatch):
-    """Start a command in a process of its own, where its imports are not what is tested."""
+    """Start a command in a process of its own, where its imports are not what is tested.
+
+    What still runs when the test ends is killed.
+    """
     monkeypatch.setenv("NO_COLOR", "1")
+    started: list[Forked] = []
     with ForkServer() as server:
 
         def run(*arguments: object) -> Forked:
             out, err = tmp_path / "out.txt", tmp_path / "err.txt"
             asked = {"folder": str(tmp_path), "arguments": [*map(str, arguments)], "out": str(out), "err": str(err)}
-            return Forked(server.start(f"{__name__}:{forked_main.__name__}", asked, log=err), out, err)
+            started.append(Forked(server.start(f"{__name__}:{forked_main.__name__}", asked, log=err), out, err))
+            return started[-1]
 
         yield run
+        for each in started:
+            if each.is_running():
+                each.stop(signal.SIGKILL)
 
 
 @pytest.fixture

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
 
 import httpx
 import pytest
 
 from qlora_cli.cli import serving
+from tests.cli.conftest import Forked
 from tests.deploy.models import save_llama, save_run
 
 pytestmark = pytest.mark.slow
+
+SECONDS_TO_START = 60
 
 
 @pytest.fixture(scope="module")
@@ -24,43 +29,65 @@ def run(tmp_path_factory):
     return save_run(tmp_path_factory.mktemp("run"), base, quantization="none").path
 
 
-def address_of(process) -> str:
-    """Where the server says that it listens."""
-    for line in process.stderr:
-        if found := re.search(r"(http://127\.0\.0\.1:\d+)/v1", line):
-            return found[1]
-    raise AssertionError("the server ended before it was ready")
+def line_of_address(process: Forked) -> str:
+    """What the server says when it listens."""
+    deadline = time.monotonic() + SECONDS_TO_START
+    while time.monotonic() < deadline and process.is_running():
+        for line in process.err.read_text().splitlines(keepends=True):
+            if "/v1" in line and line.endswith("\n"):
+                return line
+        time.sleep(0.02)
+    raise AssertionError(f"the server was not ready: {process.err.read_text()}")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_stop_signal_lets_begun_answers_finish(start, run, number, code):
-    process = start("serve", f"mine={run}", "--port", "0")
-    address = address_of(process)
+def address_in(line: str) -> str:
+    """Where the server says that it listens; "" for another line."""
+    found = re.search(r"(http://127\.0\.0\.1:\d+)/v1", line)
+    return found[1] if found else ""
+
+
+def begin_an_answer(address: str, stop: Callable[[], None]) -> None:
+    """Ask for one, stop the server at its first word, and see that it comes to its end."""
     body = {"model": "mine", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 150, "temperature": 1.5}
     with httpx.stream("POST", f"{address}/v1/chat/completions", json=body | {"stream": True}, timeout=60) as answer:
         lines = answer.iter_lines()
         next(lines)
-        process.send_signal(number)
+        stop()
         rest = [line for line in lines if line]
     assert rest[-1] == "data: [DONE]"
     assert json.loads(rest[-2].removeprefix("data: "))["choices"][0]["finish_reason"] in ("stop", "length")
+
+
+def test_a_stop_signal_lets_begun_answers_finish(start, run):
+    process = start("serve", f"mine={run}", "--port", "0")
+    address = next(address for line in process.stderr if (address := address_in(line)))
+    begin_an_answer(address, lambda: process.send_signal(signal.SIGTERM))
     _, err = process.communicate(timeout=60)
-    assert process.returncode == code
+    assert process.returncode == 143
     assert err.splitlines()[-1].endswith("the server has stopped")
     assert "Traceback" not in err
 
 
-def test_a_second_signal_ends_it_at_once(start, run):
-    process = start("serve", f"mine={run}", "--port", "0")
-    address = address_of(process)
+def test_ctrl_c_lets_begun_answers_finish(fork, run):
+    process = fork("serve", f"mine={run}", "--port", "0")
+    address = address_in(line_of_address(process))
+    begin_an_answer(address, lambda: os.kill(process.child.pid, signal.SIGINT))
+    assert process.child.wait() == 130
+    assert process.err.read_text().splitlines()[-1].endswith("the server has stopped")
+    assert "Traceback" not in process.err.read_text()
+
+
+def test_a_second_signal_ends_it_at_once(fork, run):
+    process = fork("serve", f"mine={run}", "--port", "0")
+    address = address_in(line_of_address(process))
     body = {"model": "mine", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 480, "temperature": 2}
     threading.Thread(target=lambda: _ask(address, body), daemon=True).start()
     time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
+    os.kill(process.child.pid, signal.SIGINT)
     time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=20)
-    assert process.returncode in (-signal.SIGINT, 130)
+    second = time.monotonic()
+    assert process.stop(signal.SIGINT).code in (-signal.SIGINT, 130)
+    assert time.monotonic() - second < 20
 
 
 def _ask(address: str, body: dict) -> None:
@@ -101,14 +128,13 @@ def test_what_is_not_there_is_said_before_any_library_is_loaded(call, run):
     assert "Traceback" not in ran.err
 
 
-def test_a_base_that_has_moved_is_named_and_loaded_as_asked(start, tmp_path):
+def test_a_base_that_has_moved_is_named_and_loaded_as_asked(fork, tmp_path):
     base = save_llama(tmp_path / "base", tie_word_embeddings=False)
     run = save_run(tmp_path / "run", base, quantization="none").path
     moved = base.rename(tmp_path / "moved")
-    process = start("serve", f"mine={run}", "--port", "0", "--base-model", moved, "--set", "model.dtype=bfloat16")
-    said = next(line for line in process.stderr if "/v1" in line)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    process = fork("serve", f"mine={run}", "--port", "0", "--base-model", moved, "--set", "model.dtype=bfloat16")
+    said = line_of_address(process)
+    process.stop(signal.SIGTERM)
     assert said.startswith("mine, base in bfloat16")
 
 
