@@ -25,7 +25,7 @@ def measure(run: str, rows: str) -> int:
     """In a child of the fork server: base and adapter on held-out rows, and generated answers."""
     from qlora_cli import api_reports
 
-    api_reports.evaluate(run, data=rows, tasks=rows, general_text="none", max_new_tokens=8, batch_size=4)
+    api_reports.evaluate(run, data=rows, tasks=rows, general_text="none", max_new_tokens=12, batch_size=4)
     return 0
 
 
@@ -55,7 +55,7 @@ def kill_at(child, moment):
 
 @pytest.mark.parametrize("count", [20, pytest.param(num_cases("EVALUATIONS", 200), marks=pytest.mark.torture)])
 def test_a_killed_evaluation_continues_and_ends_with_the_same_results(count, server, tiny_base, tmp_path):
-    run = save_run(tmp_path / "run", tiny_base, quantization="none").path
+    run = save_run(tmp_path / "run", tiny_base).path
     rows = tmp_path / "rows.jsonl"
     asked = [{"instruction": f"add {n} and {7 * n}" * (1 + n % 3), "output": str(8 * n)} for n in range(NUM_QUESTIONS)]
     rows.write_text("".join(json.dumps(row) + "\n" for row in asked))

@@ -61,8 +61,7 @@ class ForkServer:
 
     Args:
         modules: imported before the first fork, beside `LIBRARIES`.
-        is_light: for children that need no heavy library: without `LIBRARIES` a process is forked in a tenth of the
-            time.
+        is_light: for children that need no heavy library: a small process is forked sooner, and ends sooner.
     """
 
     def __init__(self, *modules: str, is_light: bool = False) -> None:
