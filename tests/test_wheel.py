@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -16,6 +17,22 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", "qlora_cli", "configs", "recipes")
+SEVERAL = """
+import contextlib, io, json, sys
+from qlora_cli.cli.app import main
+ended = []
+for words in json.loads(sys.argv[1]):
+    sys.argv, code = ["qlora", *words], 0
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code or 0
+    ended.append((code, out.getvalue(), err.getvalue()))
+print(json.dumps(ended))
+"""
+"""Commands one after the other in one process, which starts once for all of them."""
+
 QUESTION = "The kettle does not start any more. There is no hurry at all."
 
 pytestmark = pytest.mark.slow
@@ -93,17 +110,26 @@ def test_the_wheel_holds_every_recipe_and_part_and_their_data(wheel):
     assert shipped == {str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern)}
 
 
-def test_every_shipped_recipe_is_listed_printed_and_valid_without_the_repository(qlora, tmp_path):
+def validate(name):
+    """The command, with a base that needs no permission."""
+    return "validate", name, "--set", "model.base_model=Qwen/Qwen3-8B"
+
+
+def test_every_shipped_recipe_is_listed_printed_and_valid_without_the_repository(qlora, installed, tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "train.jsonl").write_text('{"prompt": "Two and two?", "completion": "Four."}\n')
     names = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
     listed = qlora("recipes", "--json")
     assert re.findall(r'"name": "([^"]*)"', listed.stdout) == names
     assert str(ROOT) not in listed.stdout
-    for name in names:
-        assert qlora("recipes", name).stdout == (ROOT / "recipes" / f"{name}.yaml").read_text("utf-8")
-        checked = qlora("validate", name, "--set", "model.base_model=Qwen/Qwen3-8B")
-        assert checked.returncode == 0, checked.stderr
+    assert qlora("recipes", names[0]).stdout == (ROOT / "recipes" / f"{names[0]}.yaml").read_text("utf-8")
+    asked = [words for name in names for words in (("recipes", name), validate(name))]
+    ran = run(installed.parent / "python", "-c", SEVERAL, json.dumps(asked), cwd=tmp_path, HF_HUB_OFFLINE="1")
+    ended = json.loads(ran.stdout)
+    for name, (_, printed, _), (code, _, said) in zip(names, ended[::2], ended[1::2], strict=True):
+        assert printed == (ROOT / "recipes" / f"{name}.yaml").read_text("utf-8")
+        assert code == 0, said
+    assert qlora(*validate(names[0])).returncode == 0
 
 
 def test_smoke_leads_to_an_answer_from_an_empty_folder(qlora, tmp_path):

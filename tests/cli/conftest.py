@@ -111,6 +111,8 @@ def fork(tmp_path, monkeypatch):
 
         def run(*arguments: object) -> Forked:
             out, err = tmp_path / "out.txt", tmp_path / "err.txt"
+            for path in (out, err):
+                path.touch()
             asked = {"folder": str(tmp_path), "arguments": [*map(str, arguments)], "out": str(out), "err": str(err)}
             started.append(Forked(server.start(f"{__name__}:{forked_main.__name__}", asked, log=err), out, err))
             return started[-1]

@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 
@@ -15,6 +16,7 @@ from qlora_cli.deploy.formats.format import WriteJob
 from qlora_cli.deploy.merge import MergeOptions, merge_run
 from qlora_cli.errors import IdentityError, NumericError
 from qlora_cli.model.tuned import find_tuned
+from qlora_cli.run.directory import RunDirectory
 from tests.deploy.models import logits, save_run
 
 READ_WITHOUT_PEFT = """
@@ -35,52 +37,74 @@ def run(tmp_path, llama_folder):
     return save_run(tmp_path / "run", llama_folder)
 
 
-def test_exported_folder_works_without_peft_and_without_us(run, tmp_path):
-    exported = export_run(run.path, tmp_path / "out", ExportOptions())
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory, llama_folder):
+    """A run that nobody changes."""
+    return save_run(tmp_path_factory.mktemp("whole") / "run", llama_folder)
+
+
+@pytest.fixture(scope="module")
+def exported(whole_run, tmp_path_factory):
+    """What comes of exporting that run."""
+    return export_run(whole_run.path, tmp_path_factory.mktemp("exported") / "out", ExportOptions())
+
+
+@pytest.fixture(scope="module")
+def merged_once(whole_run, tmp_path_factory):
+    """That run, merged in float32."""
+    folder = tmp_path_factory.mktemp("merged") / "run"
+    shutil.copytree(whole_run.path, folder)
+    merge_run(folder, None, MergeOptions(dtype="float32"))
+    return folder
+
+
+@pytest.fixture
+def merged_run(merged_once, tmp_path):
+    """A copy of it, for a test to change."""
+    shutil.copytree(merged_once, tmp_path / "run")
+    return RunDirectory(tmp_path / "run")
+
+
+def test_exported_folder_works_without_peft_and_without_us(exported, tmp_path):
     assert exported.is_merged_anew
-    command = [sys.executable, "-c", READ_WITHOUT_PEFT, str(tmp_path / "out")]
+    command = [sys.executable, "-c", READ_WITHOUT_PEFT, str(exported.path)]
     reader = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert reader.stdout.strip() == "True", reader.stderr
 
 
-def test_a_folder_is_loaded_and_compared_with_the_trained_model(run, tmp_path):
-    exported = export_run(run.path, tmp_path / "out", ExportOptions())
-    proof = json.loads((tmp_path / "out" / "qlora_merge.json").read_text())["export"]
+def test_a_folder_is_loaded_and_compared_with_the_trained_model(exported):
+    proof = json.loads((exported.path / "qlora_merge.json").read_text())["export"]
     assert (exported.format, proof["format"]) == ("hf", "hf")
     assert proof["agreement"]["num_positions"] > 0
 
 
-def test_the_merged_model_of_the_run_is_reused(run, tmp_path):
-    merge_run(run.path, None, MergeOptions(dtype="float32"))
-    exported = export_run(run.path, tmp_path / "out", ExportOptions())
+def test_the_merged_model_of_the_run_is_reused(merged_run, tmp_path):
+    exported = export_run(merged_run.path, tmp_path / "out", ExportOptions())
     assert not exported.is_merged_anew
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").dtype is torch.float32
     assert exported.agreement.max_logit_difference < 1e-4
 
 
-def test_a_merged_model_of_an_older_adapter_is_not_reused(run, tmp_path, llama_folder):
-    merge_run(run.path, None, MergeOptions(dtype="float32"))
-    save_run(run.path, llama_folder, r=8)
-    exported = export_run(run.path, tmp_path / "out", ExportOptions())
+def test_a_merged_model_of_an_older_adapter_is_not_reused(merged_run, tmp_path, llama_folder):
+    save_run(merged_run.path, llama_folder, r=8)
+    exported = export_run(merged_run.path, tmp_path / "out", ExportOptions())
     assert exported.is_merged_anew
 
 
-def test_a_merged_model_that_was_changed_since_is_not_exported(run, tmp_path):
-    merge_run(run.path, None, MergeOptions(dtype="float32"))
-    model = AutoModelForCausalLM.from_pretrained(run.merged_path)
+def test_a_merged_model_that_was_changed_since_is_not_exported(merged_run, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(merged_run.merged_path)
     model.get_output_embeddings().weight.data.mul_(-1)
-    model.save_pretrained(run.merged_path)
+    model.save_pretrained(merged_run.merged_path)
     with pytest.raises(NumericError, match="above the bound"):
-        export_run(run.path, tmp_path / "out", ExportOptions())
+        export_run(merged_run.path, tmp_path / "out", ExportOptions())
     assert not (tmp_path / "out").exists()
 
 
-def test_a_template_that_was_changed_since_is_not_exported(run, tmp_path):
-    merge_run(run.path, None, MergeOptions(dtype="float32"))
-    template = run.merged_path / "chat_template.jinja"
+def test_a_template_that_was_changed_since_is_not_exported(merged_run, tmp_path):
+    template = merged_run.merged_path / "chat_template.jinja"
     template.write_text("Please: " + template.read_text())
     with pytest.raises(IdentityError, match="renders another prompt than training saw: 'Please: "):
-        export_run(run.path, tmp_path / "out", ExportOptions())
+        export_run(merged_run.path, tmp_path / "out", ExportOptions())
 
 
 def test_logits_of_the_exported_model_are_those_of_the_merged_one(run, tmp_path):
@@ -90,9 +114,8 @@ def test_logits_of_the_exported_model_are_those_of_the_merged_one(run, tmp_path)
     assert torch.equal(logits(merged), logits(exported))
 
 
-def test_the_record_says_in_which_precision_both_models_were_compared(run, tmp_path):
-    exported = export_run(run.path, tmp_path / "out", ExportOptions())
-    record = json.loads((tmp_path / "out" / "qlora_merge.json").read_text())
+def test_the_record_says_in_which_precision_both_models_were_compared(exported):
+    record = json.loads((exported.path / "qlora_merge.json").read_text())
     assert record["compared_in"] == record["export"]["compared_in"]
     assert record["export"]["compared_in"] == {"tuned": "float32 on cpu", "plain": "float32 on cpu"}
     assert record["export"]["agreement"]["mean_kl"] == exported.agreement.mean_kl

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,10 +25,24 @@ def furnished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def traced(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Needs of steps that tests in a `place` have traced: a trace takes most of a short command's time.
+
+    A trace is kept under a hash of the recipe and the base's configuration, so a base that another test made hostile
+    is not taken for this one.
+    """
+    return tmp_path_factory.mktemp("traced")
+
+
 @pytest.fixture
-def place(furnished, tmp_path, capsys, monkeypatch) -> Iterator[Place]:
+def place(furnished, traced, tmp_path, capsys, monkeypatch) -> Iterator[Place]:
     """Somebody else's files, for a test to make hostile."""
-    monkeypatch.setenv("QLORA_CACHE", str(tmp_path / "root" / "here" / "cache"))
+    cache = tmp_path / "root" / "here" / "cache"
+    monkeypatch.setenv("QLORA_CACHE", str(cache))
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     with a_copy_of(furnished, tmp_path / "root") as root:
+        shutil.copytree(traced, cache / "plans")
         yield Place(root, capsys)
+        if (cache / "plans").is_dir():
+            shutil.copytree(cache / "plans", traced, dirs_exist_ok=True)

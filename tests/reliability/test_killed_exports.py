@@ -13,16 +13,23 @@ import pytest
 from tests.deploy.models import cut_as_gpt2, save_llama, save_run
 from tests.reliability.conftest import num_cases
 from tests.reliability.harness.forkserver import ForkServer
+from tests.reliability.harness.rank_runs import send_at
 
 KILLED = -signal.SIGKILL
 WITH_LLAMA_CPP = pytest.mark.skipif(not os.environ.get("QLORA_GGUF_PYTHON"), reason="llama.cpp is not there")
 
 
-def export(run: str, out: str, format: str) -> int:
-    """In a child of the fork server."""
+POINTS = (("qlora_cli.deploy.merge:write_model", 1), ("qlora_cli.deploy.export_attempts:_write", 1))
+"""Function, and which call of it: as the adapter is merged, and when all that comes before the engine is there."""
+
+
+def export(run: str, out: str, format: str, killed_at: tuple[str, int] | None = None) -> int:
+    """In a child of the fork server, which kills itself before a call of a function where one is named."""
     from qlora_cli.deploy.export import export_run
     from qlora_cli.deploy.export_options import ExportOptions
 
+    if killed_at is not None:
+        send_at(*killed_at, [signal.SIGKILL])
     export_run(Path(run), Path(out), ExportOptions(format=format, force=True, max_kl=10.0, quant=QUANTS[format]))
     return 0
 
@@ -40,35 +47,43 @@ def server():
         yield started
 
 
-CASES = [
-    ("compressed-tensors", 2),
-    *(
-        pytest.param(format, num_cases("EXPORTS", 20), marks=pytest.mark.torture)
-        for format in ("hf", "compressed-tensors")
-    ),
-    pytest.param("gguf", num_cases("EXPORTS", 20), marks=[pytest.mark.torture, WITH_LLAMA_CPP]),
-]
-
-
-@pytest.mark.parametrize(("format", "count"), CASES)
-def test_a_killed_export_leaves_nothing_or_all(format, count, server, tmp_path):
+@pytest.fixture
+def arguments(tmp_path):
+    """Of an export into `exports/out`, but for its format."""
     run = save_run(tmp_path / "run", cut_as_gpt2(save_llama(tmp_path / "base", tie_word_embeddings=False)))
-    before = contents(tmp_path)
-    log, asked = tmp_path / "log", f"{__name__}:export"
-    place = tmp_path / "exports"
-    place.mkdir()
-    out = place / "out"
-    arguments = {"run": str(run.path), "out": str(out), "format": format}
+    (tmp_path / "exports").mkdir()
+    return {"run": str(run.path), "out": str(tmp_path / "exports" / "out")}
+
+
+EXPORT = f"{__name__}:export"
+
+
+def test_an_export_that_is_killed_on_its_way_leaves_nothing_and_the_next_one_clears_it(server, arguments, tmp_path):
+    before, log, out = contents(tmp_path), tmp_path / "log", Path(arguments["out"])
+    arguments["format"] = "compressed-tensors"
+    for point in POINTS:
+        assert server.run(EXPORT, {**arguments, "killed_at": point}, log=log) == KILLED, log.read_text()[-2000:]
+        assert not out.exists()
+        assert list(out.parent.iterdir())
+    assert server.run(EXPORT, arguments, log=log) == 0, log.read_text()[-2000:]
+    assert {path: data for path, data in contents(tmp_path).items() if path in before} == before
+    assert {path.name for path in out.parent.iterdir()} == {"out"}
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("format", ["hf", "compressed-tensors", pytest.param("gguf", marks=WITH_LLAMA_CPP)])
+def test_an_export_killed_at_any_moment_leaves_nothing_or_all(format, server, arguments, tmp_path):
+    before, log, out = contents(tmp_path), tmp_path / "log", Path(arguments["out"])
+    arguments["format"], count = format, num_cases("EXPORTS", 20)
     started = time.monotonic()
-    assert server.run(asked, arguments, log=log) == 0, log.read_text()[-2000:]
+    assert server.run(EXPORT, arguments, log=log) == 0, log.read_text()[-2000:]
     seconds, names = time.monotonic() - started, {path.name for path in contents(out)}
     shutil.rmtree(out)
     chance = random.Random(count)
-    reach = 0.4 if count < 5 else 1.0  # of a run that may be the slowest; few kills must not all come too late
     ended = []
     for number in range(count):
-        child = server.start(asked, arguments, log=log)
-        moment = reach * seconds * (number + chance.random()) / count
+        child = server.start(EXPORT, arguments, log=log)
+        moment = seconds * (number + chance.random()) / count
         with os.fdopen(os.pidfd_open(child.pid)) as process:
             if not select.select([process], [], [], moment)[0]:
                 os.kill(child.pid, signal.SIGKILL)
@@ -78,5 +93,5 @@ def test_a_killed_export_leaves_nothing_or_all(format, count, server, tmp_path):
         assert ended[-1] == KILLED or out.exists()
     assert KILLED in ended
     assert {path: data for path, data in contents(tmp_path).items() if path in before} == before
-    assert server.run(asked, arguments, log=log) == 0
-    assert {path.name for path in place.iterdir()} == {"out"}
+    assert server.run(EXPORT, arguments, log=log) == 0
+    assert {path.name for path in out.parent.iterdir()} == {"out"}

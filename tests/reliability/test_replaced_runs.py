@@ -28,6 +28,7 @@ class Field:
     def __init__(self, server: ForkServer, folder: Path) -> None:
         self._server = server
         self._folder = folder
+        self._calls: dict[bool, list[tuple[str, int]]] = {}
 
     def run(self) -> RunDirectory:
         run = RunDirectory(self._folder / "run")
@@ -39,14 +40,20 @@ class Field:
 
     def faults(self, effect: str, *, can_start: bool) -> list[Fault]:
         """One for each call by which an undisturbed replacement changes the run."""
+        if can_start not in self._calls:
+            self._calls[can_start] = self._trace(can_start)
+        return [Fault(name, number, effect) for name, number in self._calls[can_start]]
+
+    def _trace(self, can_start: bool) -> list[tuple[str, int]]:
+        """Those calls: the name of each, and the how-maniest of that name it is."""
         run, log = self.run(), self._folder / "log.txt"
         arguments = {"run": str(run.path), "can_start": can_start}
-        faults, counts = [], Counter[str]()
+        calls, counts = [], Counter[str]()
         for call in trace_calls(self._server, REPLACE, arguments, log=log, exit_code=ENDS[can_start]):
             counts[call.name] += 1
             if call.path.startswith(str(run.path)):
-                faults.append(Fault(call.name, counts[call.name], effect))
-        return faults
+                calls.append((call.name, counts[call.name]))
+        return calls
 
     def replace(self, run: RunDirectory, fault: Fault, *, can_start: bool) -> int:
         arguments = {"run": str(run.path), "can_start": can_start}
@@ -56,7 +63,7 @@ class Field:
 @pytest.fixture(scope="module")
 def field(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Field]:
     need_strace()
-    with ForkServer("tests.reliability.harness.replaced_runs") as server:
+    with ForkServer("tests.reliability.harness.replaced_runs", is_light=True) as server:
         yield Field(server, tmp_path_factory.mktemp("replaced"))
 
 

@@ -40,6 +40,9 @@ ROOT = Path(__file__).resolve().parents[3]
 LIBRARIES = ("qlora_cli.train.session", "qlora_cli.cli.app", "qlora_cli.deploy.export", "qlora_cli.evaluate.request")
 """Modules that the origin imports; with them come all heavy libraries."""
 
+HEAVY, LIGHT = "origin", "light-origin"
+"""Names of the sockets of the origin with the libraries and of the one without."""
+
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 """Variables that leave the other cores to other processes."""
 
@@ -58,10 +61,11 @@ class ForkServer:
 
     Args:
         modules: imported before the first fork, beside `LIBRARIES`.
+        is_light: for children that need no heavy library: a small process is forked sooner, and ends sooner.
     """
 
-    def __init__(self, *modules: str) -> None:
-        self._connection = _connection()
+    def __init__(self, *modules: str, is_light: bool = False) -> None:
+        self._connection = _connection(LIGHT if is_light else HEAVY)
         self._file = self._connection.makefile("rw", encoding="utf-8")
         self._write({"modules": modules, "environment": os.environ | ONE_THREAD})
 
@@ -103,15 +107,15 @@ class ForkServer:
         return json.loads(line)
 
 
-def _connection() -> socket.socket:
-    """A connection to the origin, which is started if there is none; where two workers ask, one starts it."""
-    folder = Path(os.environ[FOLDER_VARIABLE])
-    with (folder / "origin.lock").open("w") as lock:
+def _connection(name: str) -> socket.socket:
+    """A connection to an origin, which is started if there is none; where two workers ask, one starts it."""
+    address = Path(os.environ[FOLDER_VARIABLE]) / name
+    with address.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with suppress(FileNotFoundError, ConnectionRefusedError):
-            return _connected(folder / "origin")
-        _start_origin(folder / "origin")
-        return _connected(folder / "origin")
+            return _connected(address)
+        _start_origin(address)
+        return _connected(address)
 
 
 def _connected(address: Path) -> socket.socket:
@@ -158,7 +162,7 @@ class Child:
 
 def _be_the_origin(address: str) -> None:
     """Fork a server for each connection, until the process that started this one has ended."""
-    for module in LIBRARIES:
+    for module in LIBRARIES if Path(address).name == HEAVY else ():
         importlib.import_module(module)
     gc.freeze()  # a collection in a child would otherwise copy every page
     with socket.socket(socket.AF_UNIX) as listener:

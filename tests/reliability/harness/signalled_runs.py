@@ -201,6 +201,7 @@ class Scene:
         if not place.exists():
             place.mkdir()
             self._furnish(place, phase.kind, is_trained=phase.command != "train")
+            shutil.copytree(self._folder / "cache" / "plans", place / "cache" / "plans")  # no point is in a trace
         is_resumed = phase.command == "train" and RunDirectory(place / "run").is_started
         asked = {
             "cache": str(place / "cache"),

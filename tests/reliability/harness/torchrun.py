@@ -1,6 +1,6 @@
 """torchrun in a child of a fork server: all of it is the real one, but that its workers are forked and not executed.
 
-An interpreter that imports the libraries takes ten seconds, and a launcher with two workers has three of them.
+An interpreter that imports the libraries takes seconds, and a launcher with two workers has three of them.
 """
 
 from __future__ import annotations
