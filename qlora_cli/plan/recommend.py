@@ -90,7 +90,7 @@ def recommend_values(base_model: str, data: str, card: Gpu) -> StarterValues:
         if needed <= memory:
             of = f"{needed / GIB:.1f} of {(target.memory_bytes or 0) / GIB:.1f} GiB"
             planned = f"Planned for {card.name}: {of}, by tracing {origin}, {num_params / 1e9:.1f}B parameters."
-            return _as_rounded(_values(candidate, size, card, planned), candidate.recipe, card)
+            return _values(candidate, size, card, planned)
     raise ResourceError(
         f"{base_model} needs {needed / GIB:.1f} GiB in {_bits(candidate)} bit with one row of "
         f"{candidate.recipe.data.max_length} tokens and r 4, and {card.name} has {memory / GIB:.1f} GiB for a process "
@@ -166,7 +166,7 @@ def _values(request: PlanRequest, size: Size, card: Gpu, planned: str) -> Starte
     else:
         longer = "longer" if length == LENGTHS[0] else f"{2 * length}"
         length_why = f"in tokens; `qlora plan --gpu '{card.name}' --fit` says whether {longer} fits"
-    return StarterValues(
+    values = StarterValues(
         r=Choice(f"{r}", f"{size.r_why}{_high_rank(card)}"),
         lora_alpha=Choice(f"{2 * r}", "the update is scaled by lora_alpha / r; 2 r keeps the scale at any rank"),
         max_length=Choice(f"{length}", length_why),
@@ -180,6 +180,7 @@ def _values(request: PlanRequest, size: Size, card: Gpu, planned: str) -> Starte
         planned=planned,
         **_substituted(recipe),
     )
+    return _as_rounded(values, recipe, card)
 
 
 def _substituted(recipe: Recipe) -> dict[str, Choice]:

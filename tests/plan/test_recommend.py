@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from transformers import LlamaConfig, MptConfig
+from transformers import MptConfig
 
 from qlora_cli.errors import RecipeError, ResourceError
 from qlora_cli.model.base import read_config
 from qlora_cli.plan.likeness import params_in_name
 from qlora_cli.plan.machine.gpus import MIB, USABLE, find_card
 from qlora_cli.plan.parameter_counts import parameter_counts
-from qlora_cli.plan.recommend import FILLED, ROWS_A_STEP, recommend_values, size_of
+from qlora_cli.plan.recommend import ROWS_A_STEP, _candidates, _values, recommend_values, size_of
 from qlora_cli.plan.trace.request import PlanRequest
 from qlora_cli.plan.trace_cache import Tracer
 from qlora_cli.recipe.reader import load_recipe
@@ -76,34 +76,23 @@ def test_a_smaller_card_gets_fewer_rows_at_once_and_as_many_a_step(tiny_base):
 def test_what_cannot_fit_is_said_with_what_it_needs(tiny_base):
     with pytest.raises(ResourceError) as caught:
         recommend_values(str(tiny_base), "rows.jsonl", card_of(100 * MIB))
+    assert "in 2 bit" in caught.value.problems[0].text
     assert "made up has 0.1 GiB" in caught.value.problems[0].text
 
 
-def test_where_four_bits_do_not_fit_integers_of_fewer_do_with_the_reason(tmp_path):
-    base, out = tmp_path / "base", tmp_path / "first.yaml"
-    sizes = {"hidden_size": 512, "intermediate_size": 8192, "num_hidden_layers": 8, "vocab_size": 1024}
-    LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=4).save_pretrained(base)
-    found = {}
-    for section in ({}, {"method": "int", "bits": 2, "group_size": 64}):
-        recipe = Recipe.model_validate(
-            {
-                "name": "new",
-                "model": {"base_model": str(base)},
-                "quantization": section,
-                "lora": {"r": 4, "lora_alpha": 8},
-                "data": {"train": "rows.jsonl", "max_length": 512},
-                "training": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 16},
-            }
-        )
-        request = PlanRequest(recipe, read_config(recipe.model), T4.device)
-        found[recipe.quantization.kind] = Tracer().device_bytes(request)
-    assert found["int2"] < found["nf4"]
-    values = recommend_values(str(base), "rows.jsonl", card_of((found["nf4"] + found["int2"]) / 2 / FILLED))
-    write_starter(out, str(base), "rows.jsonl", overwrite=False, values=values)
-    written = load_recipe(out).quantization
-    assert (written.method, written.group_size) == ("int", 64)
-    assert written.bits in (3, 2)
-    assert "nf4 does not fit made up" in out.read_text()
+def test_where_four_bits_do_not_fit_integers_of_fewer_are_tried_and_written_with_the_reason(tiny_base, tmp_path):
+    recipe = Recipe.model_validate(
+        {"name": "new", "model": {"base_model": str(tiny_base)}, "quantization": {}, "data": {"train": "rows.jsonl"}}
+    )
+    request, size = PlanRequest(recipe, read_config(recipe.model), T4.device), size_of(1e9)
+    tried = list(_candidates(request, size))
+    assert [each.recipe.quantization.kind for each in tried[-3:]] == ["nf4", "int3", "int2"]
+    for number, bits in ((-2, 3), (-1, 2)):
+        out = tmp_path / f"bits-{bits}.yaml"
+        write_starter(out, str(tiny_base), "rows.jsonl", overwrite=False, values=_values(tried[number], size, T4, ""))
+        written = load_recipe(out).quantization
+        assert (written.method, written.bits, written.group_size) == ("int", bits, 64)
+        assert "nf4 does not fit" in out.read_text()
 
 
 def test_a_base_that_is_not_at_hand_is_planned_by_the_size_in_its_name():
