@@ -72,12 +72,6 @@ class StoredTensors:
         """Shape of a tensor; nothing of its content is read."""
         return tuple(self._files[name].get_slice(name).get_shape())
 
-    def num_bytes(self, name: str) -> int:
-        """Bytes of a tensor; one row of it is read."""
-        shape = self.shape(name)
-        part = self.part(name, 0, 1) if shape else self.whole(name)
-        return prod(shape) * part.element_size()
-
 
 @dataclass(frozen=True)
 class Packed(ABC):

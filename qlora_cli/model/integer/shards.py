@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from math import prod
 from pathlib import Path
 
 import torch
@@ -10,10 +11,18 @@ from safetensors.torch import save_file
 
 from qlora_cli.cache_folder import CACHE_ELSEWHERE, cache_folder
 from qlora_cli.model.fingerprint import weight_files
+from qlora_cli.model.packed_weights import StoredTensors
 from qlora_cli.run.disk_errors import refuse_full_disk
 from qlora_cli.run.files import write_json
 
 SINGLE = "model.safetensors"
+
+
+def stored_bytes(tensors: StoredTensors, name: str) -> int:
+    """Bytes of a tensor in a base's files; one row of it is read."""
+    shape = tensors.shape(name)
+    part = tensors.part(name, 0, 1) if shape else tensors.whole(name)
+    return prod(shape) * part.element_size()
 
 
 def refuse_without_room(out: Path, num_bytes: int) -> None:

@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 from qlora_cli.errors import RecipeError
 from qlora_cli.model.integer.foreign import DEQUANTIZE, ORIGINAL, ForeignLayer, foreign_layers
 from qlora_cli.model.integer.layers import layers_taken_over
-from qlora_cli.model.integer.shards import refuse_without_room, write_shards
+from qlora_cli.model.integer.shards import refuse_without_room, stored_bytes, write_shards
 from qlora_cli.model.packed_weights import StoredTensors
 from qlora_cli.progress import progress
 from qlora_cli.recipe.base_files import cached_base
@@ -50,7 +50,7 @@ def take_over(model: ModelSection, base: Path, config: PreTrainedConfig, out: Pa
     layers = {layer.stored_names[0]: layer for layer in _layers(tensors, config)}
     layout = _layout(model, config, layers.values())
     hidden = {name for layer in layers.values() for name in layer.stored_names}
-    num_bytes = sum(tensors.num_bytes(name) for name in tensors.names if name not in hidden)
+    num_bytes = sum(stored_bytes(tensors, name) for name in tensors.names if name not in hidden)
     refuse_without_room(out, num_bytes + sum(_num_bytes(layer, layout) for layer in layers.values()))
     with progress(f"taking over the integers of {_stored(config)}", len(layers)) as phase:
 

@@ -28,7 +28,7 @@ from qlora_cli.model.fingerprint import base_folder, has_only_pickles
 from qlora_cli.model.integer.bytes_of import FLOAT16_BYTES, integer_bytes
 from qlora_cli.model.integer.layers import LayerChoice, layers_to_round, weight_keys
 from qlora_cli.model.integer.quantizer import IntegerConfig
-from qlora_cli.model.integer.shards import refuse_without_room, write_shards
+from qlora_cli.model.integer.shards import refuse_without_room, stored_bytes, write_shards
 from qlora_cli.model.integer.taking_over import take_over
 from qlora_cli.model.other_files import copy_other_files
 from qlora_cli.model.own_code import refuse_code_from_elsewhere
@@ -166,7 +166,7 @@ class PlainTensors:
 
     def _kept_bytes(self, name: str) -> int:
         packed = self._packed.get(name)
-        return self._stored.num_bytes(name) if packed is None else prod(packed.shape) * FLOAT16_BYTES
+        return stored_bytes(self._stored, name) if packed is None else prod(packed.shape) * FLOAT16_BYTES
 
     def in_file(self, path: Path) -> Iterator[str]:
         """Names of the tensors whose first part is in a file."""
