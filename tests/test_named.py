@@ -52,7 +52,13 @@ ELSEWHERE = {
     *("language_model", "context_fn", "bos_token", "to_json", "save_to_disk", "pydoc_data", "MinHashLSH"),
     *("WANDB_API_KEY", "PGPASSWORD", "hf_xet"),
     *("vllm/lora/peft_helper.py", "vllm/lora/utils.py", "vllm/config/lora.py"),
-    *("PEFTHelper", "parse_fine_tuned_lora_name", "is_base_embedding_weights", "MaxLoRARanks"),  # vLLM
+    *(
+        "PEFTHelper",
+        "parse_fine_tuned_lora_name",
+        "is_base_embedding_weights",
+        "MaxLoRARanks",
+        "cpu_gemm_wna16",
+    ),  # vLLM
 }
 """Names in other projects that no import leads to."""
 

@@ -197,13 +197,16 @@ def test_there_are_hints_to_hold_against_the_product():
     assert len(OVERRIDES) > 15
 
 
+ROOT = typer.main.get_command(app)
+
+
 def options_in(arguments):
     return [word.partition("=")[0] for word in arguments if re.fullmatch(r"--?[a-z][a-z-]*(=.*)?", word)]
 
 
 @pytest.mark.parametrize(("place", "line"), COMMANDS, ids=lambda part: str(part)[:60])
 def test_every_command_that_is_named_exists_with_its_options(place, line):
-    command: click.Command = typer.main.get_command(app)
+    command: click.Command = ROOT
     arguments = shlex.split(line.replace("...", "X"))[1:]
     while isinstance(command, click.Group) or hasattr(command, "commands"):
         assert arguments, line
