@@ -276,7 +276,7 @@ FEWEST_ROUNDS, MOST_ROUNDS = 4, 15
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arguments", [("--help",), ("validate", "chat.yaml")])
-def test_light_commands_take_0_3_seconds_or_little_more_than_their_libraries(tmp_path, arguments):
+def test_light_commands_take_0_3_seconds_or_twice_what_their_libraries_take(tmp_path, arguments):
     """Of several runs, in turn, the fastest: whatever else the machine does only slows them down.
 
     `validate` takes 1.85 times what its libraries take, and with torch it would be five times.
@@ -287,6 +287,6 @@ def test_light_commands_take_0_3_seconds_or_little_more_than_their_libraries(tmp
     for number in range(1, MOST_ROUNDS + 1):
         ours = min(ours, cpu_seconds(python_code(*arguments), tmp_path))
         libraries = min(libraries, cpu_seconds(LIBRARIES, tmp_path))
-        if number >= FEWEST_ROUNDS and ours < max(0.3, 2.5 * libraries):
+        if number >= FEWEST_ROUNDS and ours < max(0.3, 2 * libraries):
             break
-    assert ours < max(0.3, 2.5 * libraries)
+    assert ours < max(0.3, 2 * libraries)

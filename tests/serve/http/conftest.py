@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import threading
 import traceback
-import warnings
 from dataclasses import dataclass, replace
 
 import httpx
@@ -75,7 +74,6 @@ def start_server(folders):
         listening = listen("127.0.0.1", 0)
         ready, servers = threading.Event(), []
         port = listening.getsockname()[1]
-        address = f"http://127.0.0.1:{port}"
 
         def keep(server) -> None:
             servers.append(server)
@@ -87,12 +85,11 @@ def start_server(folders):
         def stop() -> None:
             servers[0].should_exit = True
             thread.join(30)
-            if thread.is_alive():  # how a server ends is tested in tests/cli/test_serving.py
-                where = "".join(traceback.format_stack(sys._current_frames()[thread.ident]))
-                warnings.warn(f"{address} has not ended:\n{where}", RuntimeWarning, stacklevel=1)
+            frame = sys._current_frames().get(thread.ident)
+            assert not thread.is_alive(), "".join(traceback.format_stack(frame))
 
         stops.append(stop)
-        return Running(loaded, serving, address, port)
+        return Running(loaded, serving, f"http://127.0.0.1:{port}", port)
 
     yield start
     for stop in stops:
