@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import doctest
 import importlib
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-WITH_EXAMPLES = [path for path in sorted((ROOT / "qlora_cli").rglob("*.py")) if ">>> " in path.read_text("utf-8")]
+from tests.sources import ROOT, python_files
+
+WITH_EXAMPLES = [path for path in python_files("qlora_cli") if ">>> " in path.read_text("utf-8")]
 
 
 @pytest.mark.parametrize("path", WITH_EXAMPLES, ids=lambda path: str(path.relative_to(ROOT)))
