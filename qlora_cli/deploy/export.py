@@ -172,10 +172,11 @@ def with_base(attempts: Attempts) -> Attempts:
     if form.write_base is None:
         return _with_yardstick(attempts)
     out = attempts.scratch / "opened-on"
-    out.mkdir()
-    job = WriteJob(_plain_base(attempts), out, attempts.source, reference.calibration_rows, attempts.options.of_format)
-    with progress("writing the base"):
-        form.write_base(job)
+    if not out.exists():
+        out.mkdir()
+        rows, options = reference.calibration_rows, attempts.options.of_format
+        with progress("writing the base"):
+            form.write_base(WriteJob(_plain_base(attempts), out, attempts.source, rows, options))
     return replace(attempts, reference=replace(reference, questions=replace(reference.questions, base=out)))
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from qlora_cli.deploy.engines.engine import Answers, Engine, Questions
+from qlora_cli.deploy.export import with_base
 from qlora_cli.deploy.export_attempts import Attempts, smallest_within, usual_or_larger
 from qlora_cli.deploy.export_options import ExportOptions, may_be_larger, way_on
 from qlora_cli.deploy.export_reference import Reference
@@ -85,6 +86,15 @@ def test_a_type_without_the_group_that_was_asked_for_is_not_tried(attempts, tmp_
 
     _, chosen = usual_or_larger(replace(attempts, form=replace(attempts.form, check=check)), tmp_path / "out")
     assert chosen.quant == "4"
+
+
+def test_the_base_that_an_adapter_is_opened_on_is_written_once_for_all_types(attempts, tmp_path):
+    written = []
+    form = replace(attempts.form, loses_nothing=True, write_base=written.append)
+    (tmp_path / "scratch" / "base").mkdir()
+    opened_on = {with_base(replace(attempts, form=form)).reference.questions.base for _ in range(2)}
+    assert opened_on == {written[0].out}
+    assert len(written) == 1
 
 
 def test_a_search_asks_for_logits_alone_until_one_type_is_within_the_bound(attempts, asked, tmp_path):

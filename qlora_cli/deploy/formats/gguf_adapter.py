@@ -10,7 +10,7 @@ import json
 import math
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -24,7 +24,7 @@ from qlora_cli.deploy.engines.llama_cpp import LLAMA_CPP, converter_folder, run_
 from qlora_cli.deploy.formats import gguf
 from qlora_cli.deploy.formats.format import Format, FormatOptions, WriteJob
 from qlora_cli.engine_environment import GGUF
-from qlora_cli.errors import ArgumentError, Problem
+from qlora_cli.errors import ArgumentError
 from qlora_cli.model.adapter_kind import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterKind, read_settings
 from qlora_cli.model.tuned import TunedSource, load_tokenizer_of
 
@@ -41,33 +41,31 @@ def check(source: TunedSource, _: FormatOptions) -> None:
     """Refuse an adapter that is more than updates of linear layers.
 
     Raises:
-        ArgumentError: with every reason, and the command that folds it in.
+        ArgumentError: with the reason, and the command that folds it in.
     """
     if source.adapter is None or source.kind is None:
         raise ArgumentError("holds no adapter", place=str(source.folder), hint="name a run or an adapter folder")
-    reasons = list(refusals(source.kind, read_settings(source.adapter)))
-    if reasons:
-        place = str(source.adapter)
+    if (reason := reason_against(source.kind, read_settings(source.adapter))) is not None:
         hint = f"fold it into its base: `qlora export {quote(str(source.folder))} --format gguf --out FOLDER`"
-        raise ArgumentError([Problem(f"llama.cpp cannot add it to a base: {each}", place, hint) for each in reasons])
+        raise ArgumentError(f"llama.cpp cannot add it to a base: {reason}", place=str(source.adapter), hint=hint)
 
 
-def refusals(kind: AdapterKind, settings: Mapping[str, Any]) -> Iterator[str]:
-    """What llama.cpp does not compute of an adapter, or its converter leaves out."""
-    if kind.method != "LORA" or kind.variant is not None:
-        yield f"it is {kind.variant or kind.title}, and llama.cpp adds LoRA alone"
-    elif settings.get("use_dora"):
-        yield "it is DoRA (use_dora)"
-    elif kind.changes_base:
-        yield f"it stands on other weights than the base's own (init_lora_weights: {kind.init})"
-    elif kind.lora_bias or settings.get("bias", "none") != "none":
-        yield "it has biases"
-    elif kind.modules_to_save or kind.trainable_token_indices:
-        yield "it holds whole modules or rows of embeddings (modules_to_save, trainable_token_indices)"
-    elif settings.get("target_parameters"):
-        yield "it updates parameters of experts (target_parameters)"
-    elif others := [name for name in kind.shapes if not UPDATE.match(name)]:
-        yield f"its file holds '{others[0]}', which is no update of a linear layer"
+def reason_against(kind: AdapterKind, settings: Mapping[str, Any]) -> str | None:
+    """The first thing about an adapter that llama.cpp does not compute, or its converter leaves out, if any."""
+    other = next((name for name in kind.shapes if not UPDATE.match(name)), "")
+    reasons = (
+        (kind.method != "LORA" or kind.variant, f"it is {kind.variant or kind.title}, and llama.cpp adds LoRA alone"),
+        (settings.get("use_dora"), "it is DoRA (use_dora)"),
+        (kind.changes_base, f"it stands on other weights than the base's own (init_lora_weights: {kind.init})"),
+        (kind.lora_bias or settings.get("bias", "none") != "none", "it has biases"),
+        (
+            kind.modules_to_save or kind.trainable_token_indices,
+            "it holds whole modules or rows of embeddings (modules_to_save, trainable_token_indices)",
+        ),
+        (settings.get("target_parameters"), "it updates parameters of experts (target_parameters)"),
+        (other, f"its file holds '{other}', which is no update of a linear layer"),
+    )
+    return next((text for is_so, text in reasons if is_so), None)
 
 
 def write(job: WriteJob) -> None:
