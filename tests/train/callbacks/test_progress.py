@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -21,7 +22,7 @@ class TrainOptions:
 
     def __init__(self, path: Path, monkeypatch, max_steps: int = 10) -> None:
         self.seconds = 100.0
-        monkeypatch.setattr(progress.time, "monotonic", lambda: self.seconds)
+        monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: self.seconds))
         self.callback = ProgressCallback(path, tokens_per_epoch=1000)
         self.state = TrainerState(global_step=0, max_steps=max_steps, epoch=0)
         self.callback.on_train_begin(None, self.state, TrainerControl())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from qlora_cli.run.own_files import run_files
@@ -27,7 +29,7 @@ def timed(run, monkeypatch):
             pages.append(now[0])
             return True
 
-        monkeypatch.setattr(report_page.time, "monotonic", lambda: now[0])
+        monkeypatch.setattr(report_page, "time", SimpleNamespace(monotonic=lambda: now[0]))
         monkeypatch.setattr(report_page, "write_page", write)
         callback = ReportPageCallback(run)
         callback.on_train_begin(None, None, None)
