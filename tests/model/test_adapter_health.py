@@ -21,7 +21,8 @@ from qlora_cli.run.adapter_health import (
     read_adapter_health,
     write_adapter_health,
 )
-from tests.deploy.models import QUANTIZATIONS, save_gpt2, save_llama
+from tests.deploy import models
+from tests.deploy.models import save_gpt2, save_llama
 
 
 @pytest.fixture(scope="module")
@@ -92,12 +93,7 @@ def test_norms_are_those_of_the_weights_that_peft_merges(base, options, request)
 @pytest.mark.parametrize("quantization", ["nf4", "fp4", "int8"])
 @pytest.mark.parametrize("use_dora", [False, True])
 def test_a_quantized_weight_counts_with_its_dequantized_values(llama, quantization, use_dora):
-    if quantization == "int8" and not torch.cuda.is_available():
-        pytest.importorskip("bitsandbytes")
-    base = AutoModelForCausalLM.from_pretrained(
-        llama, dtype=torch.float32, quantization_config=QUANTIZATIONS[quantization]
-    )
-    model = adapted(base, use_dora=use_dora)
+    model = adapted(models.load_base(llama, quantization), use_dora=use_dora)
     layer = model.base_model.model.model.layers[1].mlp.up_proj
     identity = torch.eye(layer.in_features)
     (module,) = (one for one in adapter_health(model).modules if one.name == "model.layers.1.mlp.up_proj")
