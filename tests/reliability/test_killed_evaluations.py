@@ -25,7 +25,7 @@ def measure(run: str, rows: str) -> int:
     """In a child of the fork server: base and adapter on held-out rows, and generated answers."""
     from qlora_cli import api_reports
 
-    api_reports.evaluate(run, data=rows, tasks=rows, general_text="none", max_new_tokens=12, batch_size=4)
+    api_reports.evaluate(run, data=rows, tasks=rows, general_text="none", max_new_tokens=4, batch_size=4)
     return 0
 
 

@@ -37,8 +37,15 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[3]
 
-LIBRARIES = ("qlora_cli.train.session", "qlora_cli.cli.app", "qlora_cli.deploy.export", "qlora_cli.evaluate.request")
-"""Modules that the origin imports; with them come all heavy libraries."""
+LIBRARIES = (
+    "qlora_cli.train.session",
+    "qlora_cli.cli.app",
+    "qlora_cli.deploy.export",
+    "qlora_cli.evaluate.request",
+    "transformers.models.llama.modeling_llama",
+    "pytest",
+)
+"""Modules that the origin imports: all heavy libraries, what tests' bases are made of and tests import."""
 
 HEAVY, LIGHT = "origin", "light-origin"
 """Names of the sockets of the origin with the libraries and of the one without."""
@@ -200,10 +207,12 @@ def _serve(connection: socket.socket) -> None:
         gc.freeze()
         answer({"ready": True})
         for line in iter(file.readline, ""):
+            asked = json.loads(line)
+            importlib.import_module(asked["function"].partition(":")[0])  # once, not in each child
             pid = os.fork()
             if pid == 0:
                 os.close(connection.detach())
-                _work(json.loads(line))
+                _work(asked)
             answer({"pid": pid})
             _, status = os.waitpid(pid, os.WUNTRACED)
             if os.WIFSTOPPED(status):
