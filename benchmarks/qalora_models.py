@@ -23,7 +23,7 @@ from qlora_cli.data.read.examples import read_examples
 from qlora_cli.data.render.renderer import Renderer, TokenRow
 from qlora_cli.deploy.engines.engine import Questions
 from qlora_cli.deploy.engines.llama_cpp import LLAMA_CPP
-from qlora_cli.deploy.engines.process import SCRIPTS, ask_script
+from qlora_cli.deploy.engines.script_call import SCRIPTS, ask_script
 from qlora_cli.deploy.export_reference import NUM_CALIBRATION_ROWS
 from qlora_cli.deploy.formats.format import FormatOptions, WriteJob
 from qlora_cli.deploy.formats.gguf import write as write_gguf

@@ -15,7 +15,7 @@ from typing import Any
 
 from qlora_cli.choices import ExportFormat, Onto
 from qlora_cli.constants import MERGE_RECORD
-from qlora_cli.deploy.engines.process import required_python
+from qlora_cli.deploy.engines.script_call import required_python
 from qlora_cli.deploy.export_attempts import Attempt, Attempts, attempt_export, smallest_within, usual_or_larger
 from qlora_cli.deploy.export_options import ExportOptions, check_options, format_for, may_be_larger, way_on
 from qlora_cli.deploy.export_proof import Proof, refuse_unlike

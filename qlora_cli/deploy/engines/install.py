@@ -11,12 +11,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 
 from qlora_cli.cache_folder import CACHE_ELSEWHERE
 from qlora_cli.deploy.engines.process import last_words, run_logged
-from qlora_cli.engine_environment import ENVIRONMENTS, READY_MARK, EngineEnvironment
+from qlora_cli.engine_environment import ENVIRONMENTS, READY_MARK, EngineEnvironment, OwnEnvironment
 from qlora_cli.errors import ArgumentError, ResourceError
 from qlora_cli.progress import progress
 from qlora_cli.run.disk_errors import naming, refuse_full_disk
@@ -84,9 +84,20 @@ def engine_version(environment: EngineEnvironment) -> str | None:
     """The version of an engine; None where it is not there, or its module cannot be imported."""
     if environment.python is None:
         return None
+    if isinstance(environment, OwnEnvironment):
+        return _own_version(environment)
     done = subprocess.run(_check(environment, environment.python), capture_output=True, text=True, check=False)
     lines = done.stdout.split()
     return lines[-1] if done.returncode == 0 and lines else None
+
+
+def _own_version(environment: OwnEnvironment) -> str | None:
+    """Its version in this Python, where most of what it imports is loaded: another process would take seconds."""
+    try:
+        import_module(environment.module)
+    except (ImportError, OSError):
+        return None
+    return metadata.version(environment.distribution or environment.module)
 
 
 def _check(environment: EngineEnvironment, python: Path) -> list[str]:
@@ -182,6 +193,7 @@ def _locked(environment: EngineEnvironment) -> Iterator[int]:
             ) from fault
         yield lock
     finally:
+        fcntl.flock(lock, fcntl.LOCK_UN)  # also for a process of pip's session that has yet to close its copy
         os.close(lock)
 
 

@@ -17,7 +17,8 @@ from typing import Any
 from qlora_cli.cache_folder import CACHE_ELSEWHERE, cache_folder
 from qlora_cli.deploy.engines.engine import Answers, Engine, Questions
 from qlora_cli.deploy.engines.install import engine_version
-from qlora_cli.deploy.engines.process import SCRIPTS, ask_script, call_script, last_words, run_logged
+from qlora_cli.deploy.engines.process import last_words, run_logged
+from qlora_cli.deploy.engines.script_call import SCRIPTS, ask_script, call_script
 from qlora_cli.engine_environment import GGUF, LLAMA_CPP_PYTHON
 from qlora_cli.errors import ResourceError
 from qlora_cli.progress import progress

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-import torch
-from safetensors.torch import load_file
-
-from qlora_cli.deploy.engines.engine import Answers, Questions
-from qlora_cli.deploy.verify import NUM_LAST_POSITIONS
-from qlora_cli.engine_environment import NOT_INHERITED, EngineEnvironment
-from qlora_cli.errors import ResourceError
-from qlora_cli.progress import progress
+from qlora_cli.engine_environment import NOT_INHERITED
 from qlora_cli.secrets import redacted
 
 LONGEST_LAST_WORDS = 300
 
-SCRIPTS = Path(__file__).parent / "scripts"
-"""Programs that run in another Python; they import nothing of this project."""
+UNTIL_WE_END = '{ read -r word < "/dev/fd/$0" || kill -s KILL 0; } & exec "$@"'
+"""A shell that becomes a command, and kills it and all of its group where a pipe is closed before a line came.
+
+Who holds the other end of the pipe cannot do so itself after `kill -9`.
+"""
 
 
 def run_logged(
@@ -33,7 +26,8 @@ def run_logged(
 ) -> int:
     """Run a command to its end and return its exit code; what it prints is added to `log`.
 
-    It has a session of its own: when this process is interrupted the command is killed with all that it started.
+    It has a session of its own: when this process is interrupted or killed, the command is killed with all that it
+    started.
 
     Args:
         command: program and arguments.
@@ -43,18 +37,23 @@ def run_logged(
     """
     environment = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
     environment |= variables or {}
-    with log.open("ab") as file:
+    reading, writing = os.pipe()
+    with log.open("ab") as file, open(writing, "wb", buffering=0) as life:
         process = subprocess.Popen(
-            [os.fspath(word) for word in command],
+            ["sh", "-c", UNTIL_WE_END, str(reading), *(os.fspath(word) for word in command)],
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
             env=environment,
             start_new_session=True,
-            pass_fds=held,
+            pass_fds=(reading, *held),
         )
+        os.close(reading)
         try:
-            return process.wait()
+            code = process.wait()
+            with suppress(BrokenPipeError):
+                life.write(b"it has ended\n")
+            return code
         except BaseException:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -68,96 +67,3 @@ def last_words(log: Path) -> str:
     errors = [line for line in lines if "error" in line.lower()]
     words = redacted((errors or lines or ["it said nothing"])[-1])
     return words if len(words) <= LONGEST_LAST_WORDS else words[:LONGEST_LAST_WORDS] + "..."
-
-
-def required_python(environment: EngineEnvironment) -> Path:
-    """The Python of an engine.
-
-    Raises:
-        ResourceError: if the engine is not installed, with the command that installs it.
-    """
-    if environment.python is None:
-        raise ResourceError(
-            f"{environment.module} is not installed",
-            hint=f"install it with `{environment.install}`",
-        )
-    return environment.python
-
-
-def call_script(environment: EngineEnvironment, script: Path, request: Mapping[str, Any], folder: Path) -> Path:
-    """Run one of our scripts in an engine's Python: `python SCRIPT REQUEST.json`, which writes into `folder`.
-
-    Args:
-        environment: of the engine.
-        script: imports nothing of this project.
-        request: for the script, as JSON; it finds `folder` under "answers".
-        folder: for request, log and answers.
-
-    Returns:
-        `folder`.
-
-    Raises:
-        ResourceError: if the engine is not installed, or the script fails, with its last words.
-    """
-    python = required_python(environment)
-    folder.mkdir(parents=True, exist_ok=True)
-    path, log = folder / "request.json", folder / "log.txt"
-    path.write_text(json.dumps({**request, "answers": str(folder)}), encoding="utf-8")
-    variables = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONNOUSERSITE": "1"}
-    code = run_logged([python, script, path], log, variables=variables)
-    if code != 0:
-        kept = _kept(log, environment.name)
-        raise ResourceError(
-            f"{environment.module} failed (exit code {code}): {last_words(kept)}",
-            place=str(kept),
-            hint="the log has all of it; --format hf needs no other program",
-        )
-    return folder
-
-
-def _kept(log: Path, name: str) -> Path:
-    """A copy of a log where it outlives the folder of the call."""
-    descriptor, path = tempfile.mkstemp(prefix=f"qlora-{name}-", suffix=".log")
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(log.read_bytes())
-    return Path(path)
-
-
-def ask_script(
-    environment: EngineEnvironment,
-    script: Path,
-    model: Path,
-    questions: Questions,
-    more: Mapping[str, Any] | None = None,
-) -> Answers:
-    """Have one of our scripts open a model in its engine and answer.
-
-    The script writes `logits.safetensors` (float32 [L, V] under the number of each row) and `answers.json` with
-    "texts" and "tokens_per_second".
-
-    Args:
-        environment: of the engine.
-        script: as `call_script` takes it.
-        model: folder to open.
-        questions: what is asked.
-        more: added to the request.
-
-    Raises:
-        ResourceError: as `call_script`.
-    """
-    request = {
-        "model": str(model),
-        "rows": [list(row) for row in questions.rows],
-        "prompts": [list(prompt) for prompt in questions.prompts],
-        "end_ids": sorted(questions.end_ids),
-        "max_new_tokens": questions.max_new_tokens,
-        "num_last": NUM_LAST_POSITIONS,
-        "trust_remote_code": questions.trust_remote_code,
-        **(more or {}),
-    }
-    with tempfile.TemporaryDirectory(prefix="qlora-") as temporary, progress(f"asking {environment.module}"):
-        folder = call_script(environment, script, request, Path(temporary))
-        answers = json.loads((folder / "answers.json").read_text(encoding="utf-8"))
-        tensors = load_file(folder / "logits.safetensors") if questions.rows else {}
-        logits = [tensors[str(number)].to(torch.float32) for number in range(len(questions.rows))]
-    return Answers(logits, answers["texts"], answers["tokens_per_second"])

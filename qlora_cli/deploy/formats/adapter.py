@@ -16,7 +16,7 @@ from typing import Any
 from qlora_cli import console
 from qlora_cli.deploy.engines.engine import Answers, Engine, Questions
 from qlora_cli.deploy.engines.install import engine_version
-from qlora_cli.deploy.engines.process import SCRIPTS, ask_script
+from qlora_cli.deploy.engines.script_call import SCRIPTS, ask_script
 from qlora_cli.deploy.formats.format import Format, FormatOptions, WriteJob
 from qlora_cli.engine_environment import COMPRESSED_TENSORS, OwnEnvironment
 from qlora_cli.errors import ArgumentError, Problem, ResourceError

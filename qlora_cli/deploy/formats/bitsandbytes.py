@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from qlora_cli.deploy.checkpoint import Checkpoint, open_checkpoint
 from qlora_cli.deploy.engines.engine import Engine
 from qlora_cli.deploy.engines.install import engine_version
-from qlora_cli.deploy.engines.process import SCRIPTS, ask_script
+from qlora_cli.deploy.engines.script_call import SCRIPTS, ask_script
 from qlora_cli.deploy.formats.format import Format, WriteJob
 from qlora_cli.deploy.formats.linear_weights import WEIGHT, LinearWeights, linear_weights
 from qlora_cli.deploy.weights_file import INDEX

@@ -20,7 +20,7 @@ from qlora_cli import console
 from qlora_cli.deploy.checkpoint import Checkpoint, open_checkpoint
 from qlora_cli.deploy.engines.engine import Engine
 from qlora_cli.deploy.engines.install import engine_version
-from qlora_cli.deploy.engines.process import SCRIPTS, ask_script
+from qlora_cli.deploy.engines.script_call import SCRIPTS, ask_script
 from qlora_cli.deploy.formats.format import Format, FormatOptions, WriteJob
 from qlora_cli.deploy.formats.linear_weights import WEIGHT, LinearWeights, linear_weights
 from qlora_cli.deploy.formats.rounding import PER_WORD, pack, quantize_rows

@@ -10,7 +10,7 @@ from pathlib import Path
 from qlora_cli import console
 from qlora_cli.deploy.engines.engine import Engine
 from qlora_cli.deploy.engines.install import engine_version
-from qlora_cli.deploy.engines.process import SCRIPTS, ask_script, call_script
+from qlora_cli.deploy.engines.script_call import SCRIPTS, ask_script, call_script
 from qlora_cli.deploy.formats.format import CodesFormat, Format, FormatOptions, WriteJob
 from qlora_cli.deploy.formats.mlx_codes import quant_of_codes, write_codes
 from qlora_cli.deploy.formats.taken_over import take_over

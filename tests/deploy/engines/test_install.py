@@ -1,5 +1,6 @@
 """Environments made by pip for real, from a wheel that lies in a folder: no network."""
 
+import importlib.metadata
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from qlora_cli.deploy.engines.install import command_lines, engine_version, make_environment
-from qlora_cli.engine_environment import EngineEnvironment
+from qlora_cli.engine_environment import TRANSFORMERS, EngineEnvironment, OwnEnvironment
 from qlora_cli.errors import ArgumentError, ResourceError
 
 TOY = EngineEnvironment("toy", "toy_engine", ("toy-engine==1.2",), distribution="toy-engine", num_bytes=1)
@@ -117,3 +118,13 @@ def test_a_variable_that_names_another_python_wins(monkeypatch):
     assert TOY.python == Path(sys.executable)
     with pytest.raises(ArgumentError, match="QLORA_TOY_PYTHON names a Python elsewhere"):
         make_environment(TOY, force=True)
+
+
+def test_an_engine_of_this_python_has_the_version_that_is_installed_and_none_where_it_cannot_be_imported(
+    tmp_path, monkeypatch
+):
+    assert engine_version(TRANSFORMERS) == importlib.metadata.version("transformers")
+    (tmp_path / "toy_broken.py").write_text("import a_module_that_nobody_has\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert engine_version(OwnEnvironment("toy", "toy_broken", ())) is None
+    assert engine_version(OwnEnvironment("toy", "toy_absent", ())) is None
