@@ -23,6 +23,10 @@ from qlora_cli.model.tuned import TunedSource, find_tuned
 from qlora_cli.recipe.schema import ModelSection
 from qlora_cli.run.files import read_json_object
 
+FOR_FEW_BITS = "bfloat16"
+"""What vLLM computes in on a base in 4-bit integers that training computed on in float32: its kernels for such weights
+take 16 bits alone, and in version 0.32 the one for CPUs fails at the first request."""
+
 
 @dataclass(frozen=True)
 class ServedBase:
@@ -30,7 +34,7 @@ class ServedBase:
 
     folder: Path
     dtype: str
-    """Precision of the computation, as in training: float32, bfloat16 or float16."""
+    """Precision of the computation, as in training where the engine has it: float32, bfloat16 or float16."""
 
     arguments: tuple[str, ...] = ()
     """Of `qlora`: the command that writes the folder; empty where it is there for another reason."""
@@ -55,6 +59,9 @@ def served_base(source: TunedSource) -> ServedBase:
     stood_on = source.stored_model if source.base_source is None else ModelSection(base_model=source.base_source)
     fingerprint = fingerprint_base(stood_on)
     if source.quantization is None or source.quantization.is_served_as_stored:
+        if source.quantization is not None and dtype == "float32":
+            dtype = FOR_FEW_BITS
+            console.note(f"vLLM computes on a base in 4-bit integers in {dtype}, training did so in float32")
         return ServedBase(base_folder(stood_on, whole=True).absolute(), dtype, identity=fingerprint)
     stored = json.dumps(source.quantization.model_dump(mode="json"), sort_keys=True)
     identity = f"{fingerprint} {stored}"

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.model.tuned import load_tuned
 from qlora_cli.serve.generation import SamplingOptions
 from qlora_cli.serve.remote import RemoteSession
+from tests.model.foreign_bases import w4a16_base
 
 VLLM_PYTHON = os.environ.get("QLORA_VLLM_PYTHON")
 """Interpreter of an environment with vLLM and the `openai` client, which vLLM brings."""
@@ -114,20 +116,26 @@ def started(port, how, runs, **options):
     )
 
 
+@contextmanager
+def serving(runs, tmp_path_factory):
+    """The server's URL; it is ended by SIGINT, which reaches vLLM itself."""
+    port, log = free_port(), tmp_path_factory.mktemp("log") / "log.txt"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QLORA_CACHE", str(tmp_path_factory.mktemp("cache")))
+        with log.open("w") as file:
+            process = started(port, "run", runs, stdout=file, stderr=subprocess.STDOUT)
+        try:
+            wait_until_up(process, port, log)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(60)
+
+
 @pytest.fixture(scope="module")
 def server(runs, tmp_path_factory):
-    """The server's URL; it is ended by SIGINT, which reaches vLLM itself."""
-    os.environ["QLORA_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-    port, log = free_port(), tmp_path_factory.mktemp("log") / "log.txt"
-    with log.open("w") as file:
-        process = started(port, "run", runs, stdout=file, stderr=subprocess.STDOUT)
-    try:
-        wait_until_up(process, port, log)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.wait(60)
-        del os.environ["QLORA_CACHE"]
+    with serving(runs, tmp_path_factory) as url:
+        yield url
 
 
 def greedy(tuned, ids, end_ids, num_tokens=12):
@@ -138,9 +146,8 @@ def greedy(tuned, ids, end_ids, num_tokens=12):
     return [token for token in made if token not in end_ids]
 
 
-@pytest.fixture(scope="module")
-def expected(runs):
-    """Name -> the texts that base and adapter give here; the base once more with the adapter switched off."""
+def answers_here(runs):
+    """Name -> the texts that base and adapter give here, the base once more with the adapter switched off; prompts."""
     said, prompts = {}, []
     for name, path in runs.items():
         tuned = load_tuned(path)
@@ -157,18 +164,55 @@ def expected(runs):
     return said, prompts
 
 
+@pytest.fixture(scope="module")
+def expected(runs):
+    return answers_here(runs)
+
+
+def answers_of(url, prompts):
+    """Name -> the texts that the server gives to prompts and to chats, by vLLM's own client."""
+    asked = json.dumps({"prompts": prompts, "messages": MESSAGES})
+    done = subprocess.run(
+        [VLLM_PYTHON, "-c", CLIENT, f"{url}/v1", "sesame"], input=asked, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
 def test_the_official_client_gets_the_trained_answers_of_each_adapter_and_of_the_base(server, expected):
     texts, prompts = expected
     assert len({tuple(each) for each in texts.values()}) == 3
-    asked = json.dumps({"prompts": prompts, "messages": MESSAGES})
-    done = subprocess.run(
-        [VLLM_PYTHON, "-c", CLIENT, f"{server}/v1", "sesame"], input=asked, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    said = json.loads(done.stdout)
+    said = answers_of(server, prompts)
     assert {name: said[name] for name in texts} == texts
     assert {name: said[f"{name} chat"] for name in texts} == texts
     assert set(said) == {*texts, *(f"{name} chat" for name in texts)}
+
+
+def test_an_adapter_on_w4a16_is_served_on_the_very_folder_that_was_named(trained_base, tmp_path_factory):
+    """Of rank 32 on all linear layers, which vLLM was reported to compute wrongly on such a base.
+
+    Its kernels for 4-bit integers compute in 16 bits; on CPUs they need AVX512.
+    """
+    folder = tmp_path_factory.mktemp("w4a16")
+    w4a16_base(trained_base, folder / "base")
+    recipe = {
+        "name": "w4a16",
+        "model": {"base_model": str(folder / "base"), "dtype": "bfloat16"},
+        "lora": {"target_modules": "all-linear", "r": 32},
+        "data": {"train": str(ROOT / "recipes" / "data" / "tickets_train.jsonl"), "max_length": 256},
+        "training": {"max_steps": 6, "learning_rate": 0.02, "per_device_train_batch_size": 4},
+    }
+    path = folder / "w4a16.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    runs = {"w4a16": Path(train(path, run_dir=folder / "run").run)}
+    texts, prompts = answers_here(runs)
+    assert texts["w4a16"] != texts["base"]
+    printed = started(1, "print", runs, stdout=subprocess.PIPE).communicate()[0]
+    assert f" {folder / 'base'} " in printed
+    assert " --dtype bfloat16 " in printed
+    with serving(runs, tmp_path_factory) as url:
+        said = answers_of(url, prompts)
+    assert {name: said[name] for name in texts} == texts
 
 
 def test_a_chat_is_the_prefix_of_a_trained_row(server, expected):

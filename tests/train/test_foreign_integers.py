@@ -45,6 +45,7 @@ def test_w4a16_is_trained_resumed_merged_and_served_as_it_is(tiny_base, chat_dat
     served = served_base(source)
     assert served.folder == base
     assert served.is_there
+    assert served.dtype == "bfloat16"  # the kernels of vLLM for 4-bit integers take 16 bits alone
 
     with pytest.raises(ArgumentError, match="holds its weights in W4A16 in groups of 32 only"):
         merge_run(source, tmp_path / "original", MergeOptions(onto="original"))
