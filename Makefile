@@ -87,9 +87,12 @@ test-engines: install-dev test-vllm ## merged folders opened by transformers 4.5
 	QLORA_OLDER_PYTHON=$(CURDIR)/$(OLDER) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/engines/test_older_transformers.py
 	$(BIN)/qlora env mlx
 	$(BIN)/qlora env gptq
+	$(BIN)/qlora env gguf
 	cache=$${QLORA_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/qlora}/environments; \
 	QLORA_MLX_PYTHON=$$cache/mlx/bin/python QLORA_GPTQ_PYTHON=$$cache/gptq/bin/python \
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/engines/test_formats.py tests/engines/test_codes.py
+	QLORA_GGUF_PYTHON=$$cache/gguf/bin/python OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/engines/test_formats.py \
+	tests/engines/test_codes.py tests/engines/test_gguf_adapter.py tests/engines/test_gguf_ends.py \
+	tests/engines/test_gguf_vocabulary.py
 
 # Trackio needs other versions of libraries than constraints.txt has.
 TRACKERS := .venv-trackers/bin/python

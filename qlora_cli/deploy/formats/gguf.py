@@ -42,7 +42,7 @@ PROBES = (
     "Größe, naïve café, 東京で会いましょう, привет мир, مرحبا, 👩‍🚀🚀  two  spaces   three",
     "a  b\r\nc\u00a0d 3 33 333 3333 I'M WE'LL ------ ==== ...",
 )
-"""Texts that tell kinds of pre-tokenizers apart."""
+"""Texts that tell kinds of pre-tokenizers apart, each after a special token, as in a chat."""
 
 
 def write(job: WriteJob) -> None:
@@ -98,6 +98,7 @@ def _convert(job: WriteJob, file: Path, type: str, scratch: Path) -> dict[str, A
         "type": type,
         "is_gpt2": cuts_as_gpt2(job.plain),
         "begins": _begins(tokenizer, job.calibration_rows),
+        "adds_no_space": adds_no_space(tokenizer),
         "end_of_turn": _end_of_turn(tokenizer),
     }
     _refuse_unknown_cutter(run_step("gguf_convert.py", request, scratch / "convert"), job.plain)
@@ -108,6 +109,22 @@ def _convert(job: WriteJob, file: Path, type: str, scratch: Path) -> dict[str, A
 def _begins(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]]) -> bool:
     """Whether texts began with the tokenizer's token for that in training: llama.cpp is told to add it, or not to."""
     return all(list(row[:1]) == [tokenizer.bos_token_id] for row in rows)
+
+
+def adds_no_space(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a text after a special token is cut otherwise than one at the start, which gets a space before it.
+
+    So SentencePiece tokenizers do that are not `legacy`. llama.cpp knows "before every text" and "before none"; chats
+    begin with a special token.
+    """
+    mark = first_mark(tokenizer)
+    after = tokenizer(mark + "x", add_special_tokens=False).input_ids[1:]
+    return bool(mark) and after != tokenizer("x", add_special_tokens=False).input_ids
+
+
+def first_mark(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A special token that a text can come after; empty where the tokenizer has none."""
+    return tokenizer.bos_token or next(iter(tokenizer.all_special_tokens), "")
 
 
 def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
@@ -148,7 +165,7 @@ def refuse_other_tokens(tokenizer: PreTrainedTokenizerBase, job: WriteJob, file:
         ArgumentError: with the text.
     """
     texts = [tokenizer.decode(row, clean_up_tokenization_spaces=False) for row in job.calibration_rows]
-    texts += PROBES
+    texts += [first_mark(tokenizer) + probe for probe in PROBES]
     for text, mine in zip(texts, cut_with_llama_cpp(file, texts), strict=True):
         trained = tokenizer(text, add_special_tokens=False).input_ids
         if mine != trained:
