@@ -72,17 +72,23 @@ def main() -> None:
     parser.add_argument("--only", choices=FORMATS, nargs="+", help="these; only --missing writes the page then")
     parser.add_argument("--missing", action="store_true", help="keep the rows of the page, which must be of this run")
     arguments = parser.parse_args()
-    before, rest = PAGE.read_text("utf-8").split(MARKS[0])
-    table, after = rest.split(MARKS[1])
-    rows = rows_of(table) if arguments.missing else {}
+    rows = rows_of(_page()[1]) if arguments.missing else {}
     wanted = [kind for kind in kinds() if kind.format in (arguments.only or FORMATS) and kind.cells not in rows]
     print(line(HEAD), line(("---",) * len(HEAD)), sep="\n", flush=True)
     for cells in measured(arguments.run, wanted):
         print(line(cells), flush=True)
         rows[cells[:2]] = cells
-    if arguments.missing or not arguments.only:
-        lines = [line(HEAD), line(("---",) * len(HEAD)), *(line(rows[k.cells]) for k in kinds() if k.cells in rows)]
-        PAGE.write_text("\n".join([before + MARKS[0], *lines, "", MARKS[1] + after]), "utf-8")
+        if arguments.missing or not arguments.only:
+            lines = [line(HEAD), line(("---",) * len(HEAD)), *(line(rows[k.cells]) for k in kinds() if k.cells in rows)]
+            before, _, after = _page()
+            PAGE.write_text("\n".join([before + MARKS[0], *lines, "", MARKS[1] + after]), "utf-8")
+
+
+def _page() -> tuple[str, str, str]:
+    """What is before the table, the table, and what comes after it; read anew for each row, for a row takes minutes."""
+    before, rest = PAGE.read_text("utf-8").split(MARKS[0])
+    table, after = rest.split(MARKS[1])
+    return before, table, after
 
 
 def line(cells: tuple[str, ...]) -> str:

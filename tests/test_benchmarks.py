@@ -99,4 +99,4 @@ def test_verdicts_of_the_qalora_benchmark_take_a_row_once_for_all_seeds(load):
     assert loss.startswith("better: -0.1875 ")  # 80 of row % 5 and 115 of row % 7 in 40 rows, less 40, in 400 tokens
     assert right.startswith("no evidence: +0.0000")
     assert alone == "better, better"
-    assert qalora._judged(records[:2], records[2:])["loss"].num_questions == 40
+    assert qalora.judged(records[:2], records[2:])["loss"].num_questions == 40

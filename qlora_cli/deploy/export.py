@@ -112,7 +112,7 @@ def export_run(path: TunedSource | Path | None, out: Path, options: ExportOption
         else:
             tried, chosen = [], attempt_export(attempts, stage)
         if chosen.proof is not None:
-            refuse_unlike(chosen.proof, options.max_kl, way_on(form, options, chosen.quant))
+            refuse_unlike(chosen.proof, way_on(form, options, chosen.quant))
         exported = _exported(out, attempts, chosen, tried)
         if form.write is not None:
             shutil.copy2(attempts.plain / MERGE_RECORD, stage / MERGE_RECORD)

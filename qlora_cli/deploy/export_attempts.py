@@ -72,7 +72,9 @@ def _opened(attempts: Attempts, out: Path) -> Attempt:
         return Attempt(quant, _num_bytes(out), None)
     base, answers = _answers_of_base(attempts, options), form.engine.ask(out, attempts.reference.questions)
     name = f"{form.engine.name} {attempts.version}"
-    return Attempt(quant, _num_bytes(out), prove(name, answers, attempts.reference, base, attempts.max_kl_of_merge))
+    proof = prove(name, answers, attempts.reference, base, attempts.max_kl_of_merge)
+    asked = attempts.options.max_kl
+    return Attempt(quant, _num_bytes(out), proof if asked is None else replace(proof, max_kl=asked))
 
 
 def usual_or_larger(attempts: Attempts, out: Path) -> tuple[list[Attempt], Attempt]:

@@ -27,7 +27,7 @@ class Proof:
     """The base against the base written the same way; None where the format rounds nothing."""
 
     max_kl: float
-    """Bound on the mean KL that it was held to, in nats per token."""
+    """Bound on the mean KL that it was held to, in nats per token; what `--max-kl` says where it was given."""
 
     num_equal_texts: int
     """Answers that are token for token those of base and adapter."""
@@ -92,25 +92,23 @@ def prove(engine: str, answers: Answers, reference: Reference, base: Answers | N
     )
 
 
-def refuse_unlike(proof: Proof, bound: float | None, way_on: str) -> None:
+def refuse_unlike(proof: Proof, way_on: str) -> None:
     """Refuse an exported model that is further from the trained one than its bound.
 
     Args:
         proof: what was measured.
-        bound: of `--max-kl`, in place of the documented one.
         way_on: what to type instead.
 
     Raises:
         NumericError: if the mean KL is above the bound, or not a number.
     """
-    max_kl = proof.max_kl if bound is None else bound
-    if proof.agreement.mean_kl <= max_kl:
+    if proof.is_within:
         return
     base = proof.base_agreement
     beside = "" if base is None else f"; the base loses {base.mean_kl:.3g} in this format"
     raise NumericError(
         f"the exported model is not the model that was trained: {proof.engine} finds a mean KL of "
-        f"{proof.agreement.mean_kl:.3g} nats per token, above the bound {max_kl:.3g} "
+        f"{proof.agreement.mean_kl:.3g} nats per token, above the bound {proof.max_kl:.3g} "
         f"(top-1 agreement {proof.agreement.top1_agreement:.1%}){beside}; nothing was written",
         hint=way_on,
     )

@@ -101,6 +101,7 @@ def test_a_search_asks_for_logits_alone_until_one_type_is_within_the_bound(attem
     tried, chosen = smallest_within(replace(attempts, options=ExportOptions("gguf", max_kl=0.05)), tmp_path / "out")
     assert [attempt.quant for attempt in tried] == ["2", "4", "5"]
     assert (chosen.quant, chosen.proof.num_equal_texts) == ("5", 1)
+    assert chosen.proof.figures()["mean KL allowed"] == "0.05"
     assert asked == [("tuned", "2", 0), ("tuned", "4", 0), ("tuned", "5", 0), ("base", "5", 0), ("tuned", "5", 1)]
 
 

@@ -11,7 +11,15 @@ import os
 import pytest
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, trainers
-from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from qlora_cli.deploy.engines.llama_cpp import cut_with_llama_cpp
 from qlora_cli.deploy.formats.gguf import GGUF_FILE, adds_no_space
@@ -97,6 +105,24 @@ def test_llama_cpp_cuts_as_a_tokenizer_json_says(family, tmp_path):
     expected = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
     assert cut_with_llama_cpp(out / "model-f32.gguf", texts) == expected
     assert {path.name: path.read_bytes() for path in (tmp_path / "base").iterdir()} == before
+
+
+@WITH_LLAMA_CPP
+def test_marks_of_phi_3_take_the_line_break_after_them_along(tmp_path):
+    """llama.cpp does so for models of that name alone, so the file has the name of the base."""
+    tokenizer, base = tokenizer_of("llama, legacy"), tmp_path / "Phi-3-tiny"
+    marks = ["<|user|>", "<|assistant|>", "<|end|>", "<|endoftext|>"]
+    tokens = [AddedToken(mark, normalized=False, special=True, rstrip=True) for mark in marks]
+    tokenizer.add_special_tokens({"additional_special_tokens": tokens})
+    sizes = SIZES | {"vocab_size": len(tokenizer) + 10, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    torch.manual_seed(0)
+    Phi3ForCausalLM(Phi3Config(**sizes)).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    out = written(GGUF_FILE, base, tmp_path / "out", quant="f32")
+    text = "<|user|>\nHi again<|end|>\n<|assistant|>\n ok<|end|>\n"
+    expected = tokenizer(text, add_special_tokens=False).input_ids
+    assert len(expected) < len(tokenizer(text.replace("\n", "x"), add_special_tokens=False).input_ids)
+    assert cut_with_llama_cpp(out / "model-f32.gguf", [text]) == [expected]
 
 
 @pytest.mark.parametrize(("family", "expected"), [("llama, legacy", False), ("llama", True), ("gemma", False)])

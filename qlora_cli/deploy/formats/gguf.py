@@ -94,6 +94,7 @@ def _convert(job: WriteJob, file: Path, type: str, scratch: Path) -> dict[str, A
     request = {
         "converter": str(converter_folder()),
         "plain": str(job.plain),
+        "name": Path(job.source.model.base_model).name,
         "out": str(file),
         "type": type,
         "is_gpt2": cuts_as_gpt2(job.plain),

@@ -133,10 +133,12 @@ def main() -> None:
     from conversion import base
 
     name_cutters(base, request["is_gpt2"])
-    say_as_trained(base.gguf, request["begins"], request.get("adds_no_space", False), request["end_of_turn"])
+    say_as_trained(base.gguf, request["begins"], request["adds_no_space"], request["end_of_turn"])
     answers = Path(request["answers"])
     plain = as_it_reads(Path(request["plain"]), answers / "model")
-    sys.argv = ["convert_hf_to_gguf.py", str(plain), "--outfile", request["out"], "--outtype", request["type"]]
+    # llama.cpp knows Phi-3, whose marks take the line break after them along, by this name alone.
+    named = ["--model-name", request["name"]]
+    sys.argv = ["convert_hf_to_gguf.py", str(plain), "--outfile", request["out"], "--outtype", request["type"], *named]
     try:
         convert_hf_to_gguf.main()
     except UnknownCutterError as fault:
