@@ -15,7 +15,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # Tests start many processes; each that had to compile the project's code again would take a second longer.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help install install-dev demo test test-quick test-gpu torture check check-latest test-engines test-vllm test-trackers format fuzz bench-data bench-checkpoint bench-merge bench-gpu bench-plan bench-eval bench-verdicts bench-serve bench-export bench-qalora bench-linear clean
+.PHONY: help install install-dev demo test test-quick test-gpu torture check check-latest test-engines test-vllm test-trackers format fuzz bench-data bench-checkpoint bench-merge bench-gpu bench-plan bench-eval bench-verdicts bench-serve bench-export bench-qalora bench-rank bench-linear clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -145,6 +145,9 @@ TEST ?=
 
 bench-qalora: install ## QA-LoRA beside QLoRA rounded again (BASE=FOLDER TRAIN=FILE TEST=FILE), into docs/quantization.md
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/qalora.py --base '$(BASE)' --train '$(TRAIN)' --test '$(TEST)'
+
+bench-rank: install ## int8 at a low rank beside NF4 at higher ones (BASE=, TRAIN=, TEST= as above), into docs/quantization.md
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/rank.py --base '$(BASE)' --train '$(TRAIN)' --test '$(TEST)'
 
 bench-linear: install ## memory and speed of a linear layer in integers beside NF4
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/linear.py

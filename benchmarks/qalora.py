@@ -118,7 +118,7 @@ def _measure_missing(setting: Setting, options: argparse.Namespace, results: Pat
 
 def _rate(records: Sequence[Record], arm: str) -> float:
     """The learning rate whose model has the lowest loss on the rows of the choice."""
-    return float(min(_choices(records, arm), key=_loss)["learning_rate"])
+    return float(min(_choices(records, arm), key=loss)["learning_rate"])
 
 
 def _choices(records: Sequence[Record], arm: str) -> list[Record]:
@@ -127,7 +127,7 @@ def _choices(records: Sequence[Record], arm: str) -> list[Record]:
     return sorted(found, key=lambda one: float(one["learning_rate"]))
 
 
-def _loss(record: Record) -> float:
+def loss(record: Record) -> float:
     """In nats a token."""
     return float(sum(record["nats"]) / sum(record["tokens"]))
 
@@ -173,7 +173,7 @@ def report(setting: Setting, results: Path) -> str:
     of_arm = {name: rates[names[arm.bits is not None]] for name, arm in ARMS.items()}
     records = [one for one in kept if one["learning_rate"] == of_arm.get(one["arm"], BASE[2])]
     (r, trained), (grouped_r, grouped_trained) = ranks(setting)
-    tried = [f"{name} {one['learning_rate']:g}: {_loss(one):.4f}" for name in names for one in _choices(kept, name)]
+    tried = [f"{name} {one['learning_rate']:g}: {loss(one):.4f}" for name in names for one in _choices(kept, name)]
     return "\n\n".join(
         [
             f"{setting.steps} steps of {setting.rows_per_step} packed rows of {setting.max_length} tokens, groups of "
@@ -182,10 +182,10 @@ def report(setting: Setting, results: Path) -> str:
             f"learning rate of the lowest loss on {setting.choice_rows} other rows ({'; '.join(tried)}). Measured on "
             f"the answers of {setting.test_rows} held-out rows. ± is the standard deviation over seeds; KL is in nats "
             "a token, from the model as it was trained, for the base from its 16 bits.",
-            _table(HEAD, list(_model_rows(records))),
+            table(HEAD, list(_model_rows(records))),
             "Verdicts on the same rows, of each row its mean over seeds: the second model against the first, with the "
             "95% interval of the difference.",
-            _table(VERDICT_HEAD, list(_verdicts(records))),
+            table(VERDICT_HEAD, list(_verdicts(records))),
         ]
     )
 
@@ -195,21 +195,21 @@ def _model_rows(records: Sequence[Record]) -> Iterator[tuple[str, ...]]:
         models = dict.fromkeys(record["model"] for record in records if record["init"] == init)
         for model in models:
             of_model = [one for one in records if (one["model"], one["init"]) == (model, init)]
-            losses = [_loss(one) for one in of_model]
+            losses = [loss(one) for one in of_model]
             shares = [sum(one["right"]) / sum(one["tokens"]) for one in of_model]
             yield (
                 model,
                 init,
                 str(len(of_model)) if init else "",
                 f"{mean(one['megabytes'] for one in of_model):.2f}",
-                _spread(losses, 4),
+                spread(losses, 4),
                 f"{math.exp(mean(losses)):.3f}",
-                _spread([100 * share for share in shares], 2, "%"),
+                spread([100 * share for share in shares], 2, "%"),
                 f"{mean(one['kl'] for one in of_model):.1e}",
             )
 
 
-def _spread(values: Sequence[float], digits: int, unit: str = "") -> str:
+def spread(values: Sequence[float], digits: int, unit: str = "") -> str:
     spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{mean(values):.{digits}f}{unit}{spread}"
 
@@ -229,16 +229,16 @@ def _verdicts(records: Sequence[Record]) -> Iterator[tuple[str, ...]]:
             seeds = sorted(before.keys() & after.keys())
             if not seeds:
                 continue
-            together = _judged([before[seed] for seed in seeds], [after[seed] for seed in seeds])
-            alone = [_judged([before[seed]], [after[seed]])["loss"].outcome for seed in seeds]
-            yield first, second, init, _said(together["loss"]), _said(together["right tokens"]), ", ".join(alone)
+            together = judged([before[seed] for seed in seeds], [after[seed] for seed in seeds])
+            alone = [judged([before[seed]], [after[seed]])["loss"].outcome for seed in seeds]
+            yield first, second, init, said(together["loss"]), said(together["right tokens"]), ", ".join(alone)
 
 
 def _by_seed(records: Sequence[Record], model: str, init: str) -> dict[int, Record]:
     return {one["seed"]: one for one in records if (one["model"], one["init"]) == (model, init)}
 
 
-def _judged(before: Sequence[Record], after: Sequence[Record]) -> dict[str, Any]:
+def judged(before: Sequence[Record], after: Sequence[Record]) -> dict[str, Any]:
     """A verdict for both measures. A row is one question, however many seeds it was measured with."""
     weights = [float(count) for count in before[0]["tokens"]]
 
@@ -250,11 +250,11 @@ def _judged(before: Sequence[Record], after: Sequence[Record]) -> dict[str, Any]
     return judge_pairs(pairs)
 
 
-def _said(verdict: Any) -> str:
+def said(verdict: Any) -> str:
     return f"{verdict.outcome}: {verdict.difference:+.4f} ({verdict.low:+.4f} to {verdict.high:+.4f})"
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in (head, ("---",) * len(head), *rows))
 
 

@@ -145,7 +145,7 @@ def base_records(setting: Setting) -> Iterator[Record]:
     sources = {"base, 16 bit": plain, "base, NF4": _with(plain, QuantizationSection())}
     sources |= {f"base, INT{bits}": _with(plain, setting.integers(bits)) for bits in BITS}
     for name, source in sources.items():
-        record = measured(rows, _of_source(source), reference)
+        record = measured(rows, of_source(source), reference)
         yield record | {"model": name, "megabytes": _megabytes_of(setting, source)}
 
 
@@ -153,7 +153,7 @@ def choice_record(setting: Setting, arm: Arm, seed: int, folder: Path) -> Record
     """The trained model on the rows that the learning rate is chosen by."""
     train(recipe(setting, arm, seed), run_dir=folder / "run", overwrite=True)
     rows = held_out(setting)[setting.test_rows :]
-    return measured(rows, _of_source(find_tuned(folder / "run")), [])
+    return measured(rows, of_source(find_tuned(folder / "run")), [])
 
 
 def trained_records(setting: Setting, arm: Arm, seed: int, folder: Path) -> Iterator[Record]:
@@ -166,21 +166,21 @@ def trained_records(setting: Setting, arm: Arm, seed: int, folder: Path) -> Iter
     assert source.adapter is not None
     adapter_bytes = _num_bytes(source.adapter)
     reference: list[torch.Tensor] = []
-    record = measured(rows, _of_source(source), reference) | {"cpu_seconds": seconds}
+    record = measured(rows, of_source(source), reference) | {"cpu_seconds": seconds}
     megabytes = _megabytes_of(setting, source) + adapter_bytes / 1e6
     yield record | {"model": f"{arm.name} + adapter", "megabytes": megabytes, "trained": _num_parameters(source)}
     merged = folder / "merged"
     merge_run(source, merged, MergeOptions(force=True))
     plain = TunedSource(merged, setting.model(merged))
     if arm.bits is not None:
-        record = measured(rows, _of_source(plain), reference)
+        record = measured(rows, of_source(plain), reference)
         yield record | {"model": f"{arm.name}, merged", "megabytes": _num_bytes(merged) / 1e6}
         return
-    record = measured(rows, _of_source(plain), reference)
+    record = measured(rows, of_source(plain), reference)
     yield record | {"model": f"{arm.name}, merged, 16 bit", "megabytes": _num_bytes(merged) / 1e6}
     deployed = ((f"INT{bits}", _with(plain, setting.integers(bits))) for bits in BITS)
     for name, rounded in chain(deployed, _by_gptq(setting, merged, folder)):
-        record = measured(rows, _of_source(rounded), reference)
+        record = measured(rows, of_source(rounded), reference)
         yield record | {"model": f"{arm.name}, merged, {name}", "megabytes": _megabytes_of(setting, rounded)}
     if LLAMA_CPP.version() is not None:
         out = folder / "gguf"
@@ -238,7 +238,7 @@ def _tokenizer(setting: Setting) -> Any:
     return load_tokenizer_of(TunedSource(setting.base, setting.model(setting.base)))
 
 
-def _of_source(source: TunedSource) -> LogitsOf:
+def of_source(source: TunedSource) -> LogitsOf:
     @torch.no_grad()
     def logits_of(rows: list[TokenRow]) -> Iterator[torch.Tensor]:
         model = load_tuned(source).model
