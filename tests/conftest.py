@@ -23,7 +23,6 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from qlora_cli.model.tiny import TinyOptions, make_tiny_base
 from tests.reliability.harness.forkserver import FOLDER_VARIABLE
 from tests.slowness import (  # noqa: F401 - hooks of pytest
-    longest_first,
     pytest_ignore_collect,
     pytest_itemcollected,
     pytest_runtest_call,
@@ -77,7 +76,6 @@ def _write_into_memory() -> None:
 @pytest.hookimpl(tryfirst=True)  # before `-m` is looked at
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave long versions, marked `torture`, out unless `-m` names them."""
-    longest_first(items)
     take_every(items)
     if "torture" in (config.option.markexpr or ""):
         return

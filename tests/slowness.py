@@ -18,15 +18,6 @@ ROOMS = ("deploy", "evaluate", "gpu", "model", "plan", "reliability", "serve", "
 
 TESTS = Path(__file__).parent
 
-LONGEST = (
-    "test_wheel.py",
-    "test_killed_exports.py",
-    "test_killed_evaluations.py",
-    "test_random_kills.py",
-    "test_signals.py",
-)
-"""Files with tests of half a minute and more. At the end of a session the other worker would wait for them."""
-
 PROCESS_STARTS = ("os.fork", "os.forkpty", "os.posix_spawn", "subprocess.Popen")
 """Audit events of the interpreter."""
 
@@ -42,11 +33,6 @@ def room_of(path: Path) -> str:
     """
     parts = path.relative_to(TESTS).parts if path.is_relative_to(TESTS) else ()
     return parts[0] if parts and not parts[0].endswith(".py") else ""
-
-
-def longest_first(items: list[pytest.Item]) -> None:
-    """Begin with the files whose tests take longest; all others keep their order."""
-    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
