@@ -3,6 +3,8 @@
 import os
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from qlora_cli.deploy.formats.table import FORMATS
 from tests.deploy.formats.jobs import written
@@ -25,3 +27,10 @@ def test_it_is_written_and_keeps_tokenizer_template_and_settings(name, quant, tm
     for file in ("tokenizer.json", "chat_template.jinja", "generation_config.json"):
         assert (out / file).read_bytes() == (base / file).read_bytes()
     assert list(out.glob("*.safetensors"))
+
+
+def test_mlx_in_16_bits_has_16_bits_of_a_base_in_float32_too(tmp_path):
+    base = save_llama(tmp_path / "base", tie_word_embeddings=False)
+    assert {tensor.dtype for tensor in load_file(base / "model.safetensors").values()} == {torch.float32}
+    out = written(FORMATS["mlx"], base, tmp_path / "out", quant="bf16")
+    assert {tensor.dtype for tensor in load_file(out / "model.safetensors").values()} == {torch.bfloat16}

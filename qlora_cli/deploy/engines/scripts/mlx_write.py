@@ -16,8 +16,8 @@ def main(path: str) -> None:
     with open(path, encoding="utf-8") as file:
         request = json.load(file)
     bits = request["bits"]
-    quantized = {"quantize": True, "q_bits": bits, "q_group_size": request["group_size"]} if bits else {}
-    convert(request["plain"], request["out"], **quantized)
+    rounded = {"quantize": True, "q_bits": bits, "q_group_size": request["group_size"]}
+    convert(request["plain"], request["out"], **(rounded if bits else {"dtype": "bfloat16"}))
     model, _ = load(request["out"])
     parts = ("weight", "scales", "biases")
     names = {
