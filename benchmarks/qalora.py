@@ -58,7 +58,7 @@ VERDICT_HEAD = ("first", "second", "start", "loss", "right tokens", "loss, each 
 def main() -> None:
     """Measure what is not measured yet, print the tables, and write the page."""
     options = _options()
-    setting = Setting(**{field.name: getattr(options, field.name) for field in fields(Setting)})
+    setting = setting_of(options)
     work = options.work or cache_folder("bench-qalora")
     work.mkdir(parents=True, exist_ok=True)
     results = work / "results.jsonl"
@@ -67,32 +67,48 @@ def main() -> None:
     text = report(setting, results)
     print(text)
     if options.page:
-        before, _, rest = PAGE.read_text("utf-8").partition(BEGIN)
-        _, _, after = rest.partition(END)
-        PAGE.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}", "utf-8")
+        write_between(PAGE, BEGIN, END, text)
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--base", type=Path, required=True, help="model folder in 16 or 32 bit")
-    parser.add_argument("--train", type=Path, required=True, help="rows to train on")
-    parser.add_argument("--test", type=Path, required=True, help="held-out rows")
-    parser.add_argument("--columns", type=json.loads, default={"instruction": "question", "output": "answer"})
-    parser.add_argument("--r", type=int, default=13, help="of LoRA; that of QA-LoRA follows")
-    parser.add_argument("--group-size", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--rows-per-step", type=int, default=2)
-    parser.add_argument("--max-length", type=int, default=512)
-    parser.add_argument("--learning-rates", type=float, nargs="+", default=[3e-4, 1e-3, 3e-3])
-    parser.add_argument("--test-rows", type=int, default=100)
-    parser.add_argument("--choice-rows", type=int, default=50, help="rows after them, which choose the learning rate")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser = setting_parser((__doc__ or "").splitlines()[0], r=13, learning_rates=[3e-4, 1e-3, 3e-3])
     parser.add_argument("--inits", nargs="+", choices=INITS, default=list(INITS))
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="trainings")
     parser.add_argument("--work", type=Path, help="folder for the results")
     parser.add_argument("--no-measure", dest="measure", action="store_false", help="print what is there")
     parser.add_argument("--no-page", dest="page", action="store_false", help="print only")
     return parser.parse_args()
+
+
+def setting_parser(description: str, *, r: int, learning_rates: list[float]) -> argparse.ArgumentParser:
+    """Options of a `Setting`, the learning rates to choose from and the seeds."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--base", type=Path, required=True, help="model folder in 16 or 32 bit")
+    parser.add_argument("--train", type=Path, required=True, help="rows to train on")
+    parser.add_argument("--test", type=Path, required=True, help="held-out rows")
+    parser.add_argument("--columns", type=json.loads, default={"instruction": "question", "output": "answer"})
+    parser.add_argument("--r", type=int, default=r, help="lowest rank of LoRA; others follow")
+    parser.add_argument("--group-size", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--rows-per-step", type=int, default=2)
+    parser.add_argument("--max-length", type=int, default=512)
+    parser.add_argument("--learning-rates", type=float, nargs="+", default=learning_rates)
+    parser.add_argument("--test-rows", type=int, default=100)
+    parser.add_argument("--choice-rows", type=int, default=50, help="rows after them, which choose the learning rate")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    return parser
+
+
+def setting_of(options: argparse.Namespace) -> Setting:
+    """The setting that options name."""
+    return Setting(**{field.name: getattr(options, field.name) for field in fields(Setting)})
+
+
+def write_between(page: Path, begin: str, end: str, text: str) -> None:
+    """Put a text between two marks of a page."""
+    before, _, rest = page.read_text("utf-8").partition(begin)
+    _, _, after = rest.partition(end)
+    page.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", "utf-8")
 
 
 def _measure_missing(setting: Setting, options: argparse.Namespace, results: Path) -> None:
@@ -210,8 +226,8 @@ def _model_rows(records: Sequence[Record]) -> Iterator[tuple[str, ...]]:
 
 
 def spread(values: Sequence[float], digits: int, unit: str = "") -> str:
-    spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{mean(values):.{digits}f}{unit}{spread}"
+    deviation = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{mean(values):.{digits}f}{unit}{deviation}"
 
 
 def _verdicts(records: Sequence[Record]) -> Iterator[tuple[str, ...]]:

@@ -7,8 +7,6 @@ Each arm has the learning rate that is better for it, by seed 1 on other held-ou
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import sys
 import tempfile
@@ -17,15 +15,13 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from qalora import judged, loss, said, spread, table
+from qalora import CHOICE_SEED, PAGE, judged, loss, said, setting_of, setting_parser, spread, table, write_between
 from qalora_models import NF4_BITS, Arm, Record, Setting, held_out, linear_shapes, measured, of_source, recipe
 
 from qlora_cli.api import train
 from qlora_cli.model.tuned import find_tuned
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "quantization.md"
 BEGIN, END = "<!-- made by benchmarks/rank.py -->", "<!-- end of its table -->"
-CHOICE_SEED = 1
 HEAD = (
     "base",
     "r",
@@ -47,39 +43,26 @@ class Choice:
     r: int
 
 
-CHOICES = (Choice("int8", 16), Choice("nf4", 16), Choice("nf4", 32), Choice("nf4", 64))
-
-
 def main() -> None:
     """Train, measure, print the table, and write it into the page."""
-    options = _options()
-    setting = Setting(
-        options.base, options.train, options.test, options.columns, 16, 32, options.steps, 2, 512, 100, 50
-    )
+    options = setting_parser((__doc__ or "").splitlines()[0], r=16, learning_rates=[1e-3, 3e-3]).parse_args()
+    setting = setting_of(options)
+    choices = (Choice("int8", setting.r), *(Choice("nf4", factor * setting.r) for factor in (1, 2, 4)))
     found: dict[Choice, tuple[float, list[Record]]] = {}
-    for choice in CHOICES:
-        rate = min(options.learning_rates, key=lambda rate: loss(_record(setting, choice, rate, CHOICE_SEED, True)))
+    for choice in choices:
+        losses = {
+            rate: loss(_record(setting, choice, rate, CHOICE_SEED, is_for_choice=True))
+            for rate in options.learning_rates
+        }
+        rate = min(losses, key=losses.__getitem__)
         found[choice] = rate, [_record(setting, choice, rate, seed) for seed in options.seeds]
-    rows = [_row(setting, choice, *found[choice], found[CHOICES[0]][1]) for choice in CHOICES]
+    rows = [_row(setting, choice, *found[choice], found[choices[0]][1]) for choice in choices]
     text = table(HEAD, rows)
     print(text)
-    before, _, rest = PAGE.read_text("utf-8").partition(BEGIN)
-    PAGE.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.partition(END)[2]}", "utf-8")
+    write_between(PAGE, BEGIN, END, text)
 
 
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--base", type=Path, required=True, help="model folder in 16 or 32 bit")
-    parser.add_argument("--train", type=Path, required=True, help="rows to train on")
-    parser.add_argument("--test", type=Path, required=True, help="held-out rows")
-    parser.add_argument("--columns", type=json.loads, default={"instruction": "question", "output": "answer"})
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--learning-rates", type=float, nargs="+", default=[1e-3, 3e-3])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    return parser.parse_args()
-
-
-def _record(setting: Setting, choice: Choice, rate: float, seed: int, is_for_choice: bool = False) -> Record:
+def _record(setting: Setting, choice: Choice, rate: float, seed: int, *, is_for_choice: bool = False) -> Record:
     """The trained model on the rows of the table, or on those that choose the learning rate."""
     print(choice, rate, seed, file=sys.stderr, flush=True)
     settings = recipe(replace(setting, r=choice.r), Arm("", "default", None, learning_rate=rate), seed)
