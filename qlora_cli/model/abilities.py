@@ -17,12 +17,14 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from qlora_cli.model.adapter_kind import AdapterKind
+from qlora_cli.model.integer.adapter import IntegerLoraLinear
 
 PROBE_ROWS, PROBE_TOKENS = 3, 2
 """Shape of the batch that is sent through the model to see which of its layers get whole rows."""
 
-MIXABLE_LAYERS = {Linear, Embedding}
-"""PEFT's layers that run each row with its own adapter. Its layers for 4 and 8 bit are told by their names."""
+MIXABLE_LAYERS = {Linear, Embedding, IntegerLoraLinear}
+"""Layers that add B A to what the base gives, and so can do it for each row apart. PEFT's for 4 and 8 bit are told by
+their names."""
 
 MIXABLE_NAMES = {"Linear4bit", "Linear8bitLt"}
 
@@ -104,8 +106,8 @@ def _is_stacked(cache: Any) -> bool:
 def _probe(model: PeftModel | PreTrainedModel, base: PreTrainedModel) -> tuple[Any, set[nn.Module]]:
     """The cache after a pass of three rows, and the adapters' layers that were given whole rows.
 
-    The experts of a mixture get tokens in an order of their own, and a router gets them all in one row: there PEFT's
-    mixed batches would give a token another row's adapter.
+    The experts of a mixture get tokens in an order of their own, and a router gets them all in one row: there a token
+    would get another row's adapter.
     """
     shapes: dict[nn.Module, list[tuple[int, ...]]] = {}
     layers = _lora_layers(model)
@@ -126,7 +128,7 @@ def _note_shape(shapes: dict[nn.Module, list[tuple[int, ...]]], layer: nn.Module
 
 
 def _is_plain(model: PeftModel | PreTrainedModel, name: str, kind: AdapterKind, whole: set[nn.Module]) -> bool:
-    """Whether PEFT's mixed batches compute this adapter as it computes it alone."""
+    """Whether all of this adapter is B A in layers that are given whole rows."""
     assert isinstance(model, PeftModel)
     config = model.peft_config[name]
     is_lora = kind.method == "LORA" and kind.variant is None and not getattr(config, "use_dora", False)

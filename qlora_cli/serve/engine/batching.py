@@ -117,6 +117,7 @@ class BatchingEngine:
             live = self._counted(live)
         self._scheduler.end_all(CLOSED)
         self._counted(live)
+        self._model.close()
 
     def _next_round(self, live: list[Row]) -> bool:
         """Wait for something to do, and take in what has arrived.

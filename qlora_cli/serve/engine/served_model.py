@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
 from qlora_cli.model.abilities import Abilities, layers_of
-
-PEFT_BASE = "__base__"
-"""PEFT's word for a row without an adapter in a mixed batch."""
+from qlora_cli.model.stacked_lora import StackedLora
 
 
 @dataclass(frozen=True)
@@ -48,11 +45,8 @@ class ServedModel:
         self._model = model
         self._adapters = adapters
         self._switches = ExitStack()
-        self._row_adapters: list[str] | None = None
-        """Adapter of each row while a mixed batch is computed."""
-
-        for layer in layers_of(model, abilities.mixed):
-            layer.register_forward_pre_hook(self._tell_adapters, with_kwargs=True)
+        mixed = {name for name in abilities.mixed if name is not None}
+        self._stacked = StackedLora(layers_of(model, mixed), mixed)
         self._active: str | None = _active(model)
         self._is_off = False
         taken = inspect.signature(_inner(model).forward).parameters
@@ -67,7 +61,7 @@ class ServedModel:
     def lane_of(self, name: str) -> str:
         """Rows of one lane stand in one batch; each adapter that cannot be mixed has its own."""
         adapter = self._adapters[name]
-        return "mixed" if adapter in self.abilities.mixed else f"alone {adapter or PEFT_BASE}"
+        return "mixed" if adapter in self.abilities.mixed else f"alone {adapter or ''}"
 
     def keeps_cache(self, name: str) -> bool:
         """Whether what was computed for a row can be kept for its next token."""
@@ -105,33 +99,26 @@ class ServedModel:
             inputs["position_ids"] = positions[:, -input_ids.shape[1] :]
         if self._takes_logits_to_keep and use_cache:
             inputs["logits_to_keep"] = 1
-        self._row_adapters = self._switched([self._adapters[name] for name in names])
-        try:
+        with self._switched([self._adapters[name] for name in names]):
             output = self._model(**inputs)
-        finally:
-            self._row_adapters = None
         return Outcome(output.logits[:, -1].to(torch.float32, copy=True), getattr(output, "past_key_values", None))
 
-    def _tell_adapters(
-        self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """What `PeftModel.forward(adapter_names=...)` does with hooks for each call; its own stay after one that fails,
-        and every later call, whoever's it is, is then given the adapters of that one."""
-        return None if self._row_adapters is None else (args, kwargs | {"adapter_names": self._row_adapters})
+    def close(self) -> None:
+        """Leave the model with PEFT's layers switched on, as it came: PEFT cannot do so when the interpreter ends."""
+        self._switches.close()
+        self._is_off = False
 
-    def _switched(self, adapters: list[str | None]) -> list[str] | None:
-        """Switch on what the rows need.
-
-        Returns:
-            The adapter of each row in PEFT's words, where there are several.
-        """
-        wanted = set(adapters)
-        if wanted == {None}:
+    def _switched(self, adapters: list[str | None]) -> AbstractContextManager[None]:
+        """Within it each row has its adapter: as stacks, on top of the base, or as PEFT's active one."""
+        if self.abilities.mixed.issuperset(adapters):
             self._switch_off()
-            return None
-        # What is not told about rows, such as whole modules of other adapters, goes by the active adapter.
-        self._switch_on(next(adapter for adapter in adapters if adapter is not None))
-        return None if len(wanted) == 1 else [adapter or PEFT_BASE for adapter in adapters]
+            return self._stacked.computing(adapters)
+        [adapter] = {*adapters}
+        if adapter is None:
+            self._switch_off()
+        else:
+            self._switch_on(adapter)
+        return nullcontext()
 
     def _switch_off(self) -> None:
         if not self._is_off and isinstance(self._model, PeftModel):

@@ -1,5 +1,8 @@
 """Every answer of a mixed load is the one that its model gives alone, whatever the base and the adapters are."""
 
+import json
+from functools import partial
+
 import pytest
 import torch
 from transformers import (
@@ -11,8 +14,10 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from tests.deploy.integers import save_integers
 from tests.deploy.models import save_gpt2, save_llama
 from tests.model.bases import MULTIMODAL, TEXT_ONLY, save_toy
+from tests.model.foreign_bases import w4a16_base
 from tests.serve.engine.asking import SIZES, Alone, assert_as_alone, mixed_load, save_adapter, save_model, serving
 
 DENSE = {
@@ -38,6 +43,23 @@ def test_adapters_of_a_dense_base_answer_in_one_batch_as_alone(tmp_path, kind):
         "all": save_adapter(tmp_path / "all", base, 1),
         "few": save_adapter(tmp_path / "few", base, 2, target_modules=["c_attn"] if kind == "gpt2" else ["q_proj"]),
     }
+    with serving(folders) as loaded:
+        assert loaded.num_together == 3
+        assert_as_alone(loaded, Alone(folders), mixed_load(loaded.engine.names))
+
+
+@pytest.mark.parametrize("make", [partial(save_integers, bits=3, group_size=64), w4a16_base], ids=["int", "w4a16"])
+def test_adapters_of_a_base_in_integers_answer_in_one_batch_as_alone(tmp_path, make):
+    plain = save_llama(tmp_path / "plain", tie_word_embeddings=False)
+    make(plain, tmp_path / "base")
+    folders = {
+        "all": save_adapter(tmp_path / "all", plain, 1),
+        "few": save_adapter(tmp_path / "few", plain, 2, target_modules=["down_proj"]),
+    }
+    for folder in folders.values():
+        config = json.loads((folder / "adapter_config.json").read_text())
+        config["base_model_name_or_path"] = str(tmp_path / "base")
+        (folder / "adapter_config.json").write_text(json.dumps(config))
     with serving(folders) as loaded:
         assert loaded.num_together == 3
         assert_as_alone(loaded, Alone(folders), mixed_load(loaded.engine.names))

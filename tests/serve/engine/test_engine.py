@@ -112,6 +112,15 @@ def test_a_full_queue_refuses_and_a_closed_engine_too(folders):
             loaded.engine.submit(request(loaded, "a", 1))
 
 
+def test_closing_leaves_the_adapters_switched_on(folders):
+    with serving(folders) as loaded:
+        model = loaded.engine._model._model
+        for name in ("dora", "a", "base"):
+            hear(loaded.engine.submit(request(loaded, name, 3)))
+        assert model.get_model_status().enabled is False
+    assert model.get_model_status().enabled is True
+
+
 def test_closing_finishes_what_runs(folders):
     with serving(folders) as loaded:
         tickets = [loaded.engine.submit(request(loaded, "a", number)) for number in range(5)]
