@@ -136,7 +136,7 @@ bench-export: install ## every export format of a run (RUN=FOLDER), into docs/ex
 bench-verdicts: install ## coverage, false alarms and power of verdicts, into docs/evaluation.md
 	$(BIN)/python benchmarks/verdicts.py
 
-bench-serve: install ## tokens/s and latency of the serving engine at 1, 8 and 32 clients
+bench-serve: install ## tokens/s and latency of `qlora serve` and `transformers serve` at 1, 8 and 32 clients
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/serve.py
 
 BASE ?=

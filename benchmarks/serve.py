@@ -1,11 +1,12 @@
-"""Tokens per second and latency of the engine behind `qlora serve`, beside one request at a time.
+"""Tokens per second and latency of `qlora serve`, beside `transformers serve`, both over HTTP and asked in turns.
 
     make bench-serve
     .venv/bin/python benchmarks/serve.py --base FOLDER --clients 1 8 32 --adapters 1 8
     .venv/bin/python benchmarks/serve.py --url http://127.0.0.1:8000 --models a b --clients 1 8 32
 
-Without `--base` a small one is made by `qlora tiny`; adapters are random. With `--url` a server that runs already is
-asked over its OpenAI routes, ours or another such as `transformers serve`.
+Without `--base` a small one is made by `qlora tiny`; adapters are random, of rank 16 on all linear layers. A model of
+`transformers serve`, which answers to no adapter folder, is one adapter merged. With `--url` a server that runs already
+is asked, ours or another that speaks OpenAI's API.
 """
 
 from __future__ import annotations
@@ -13,47 +14,68 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import socket
 import statistics
+import subprocess
+import sys
 import tempfile
 import threading
 import time
+import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoTokenizer
 
 from qlora_cli.model.base import load_base
 from qlora_cli.model.tiny import TinyOptions, make_tiny_base
-from qlora_cli.model.tuned import find_tuned
 from qlora_cli.recipe.schema import ModelSection
-from qlora_cli.serve.engine.loading import LoadedEngine, load_engine
-from qlora_cli.serve.engine.requests import Finish, GenerationRequest
 
 ROOT = Path(__file__).resolve().parents[1]
+BIN = Path(sys.executable).parent
+SECONDS_TO_START = 120
 
-Ask = Callable[[str, int], int]
-"""From a model's name and the number of a question to the tokens of the answer."""
+
+@dataclass(frozen=True)
+class Server:
+    """One that answers, with the names that its models have there."""
+
+    label: str
+    url: str
+    models: list[str]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one load of requests took."""
+
+    tokens_per_second: float
+    latencies: list[float]
+    """Seconds from a request to the end of its answer."""
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print a row for each load and server."""
     options = _options()
+    print("| models | clients | server | tokens/s | latency, median | latency, p95 |\n|---|---|---|---|---|---|")
     if options.url:
-        _table(lambda model, number: _ask_over_http(options, model, number), options.models, "server", options)
+        _measure([Server("server", options.url, options.models)], options)
         return
     with tempfile.TemporaryDirectory() as scratch:
         base = options.base or _tiny_base(Path(scratch) / "base", options.steps)
         for num_adapters in options.adapters:
-            folders = {f"a{n}": _adapter(Path(scratch) / f"{num_adapters}-{n}", base, n) for n in range(num_adapters)}
-            loaded = load_engine([(name, find_tuned(folder)) for name, folder in folders.items()])
-            ask = _asking(loaded, options.max_new_tokens)
-            ask("a0", 0)  # the first calls of torch take longer
-            _table(ask, list(folders), f"{num_adapters} adapters", options)
-            loaded.engine.close(0)
+            folders = [Path(scratch) / f"{num_adapters}-{n}" for n in range(num_adapters)]
+            for n, folder in enumerate(folders):
+                _save_adapter(folder, base, n)
+            with _both(folders) as servers:
+                _measure(servers, options)
 
 
 def _options() -> argparse.Namespace:
@@ -62,7 +84,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--adapters", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--requests", type=int, default=64)
-    parser.add_argument("--max-new-tokens", type=int, default=48)
+    parser.add_argument("--max-new-tokens", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=3, help="printed is the one in the middle by tokens/s")
     parser.add_argument("--steps", type=int, default=100, help="of the tiny base")
     parser.add_argument("--url", help="of a server that runs already")
     parser.add_argument("--models", nargs="+", default=["base"], help="names that the server knows")
@@ -75,70 +98,105 @@ def _tiny_base(folder: Path, steps: int) -> Path:
     return folder
 
 
-def _adapter(folder: Path, base: Path, seed: int) -> Path:
-    """A random adapter of rank 16 on all linear layers."""
+def _save_adapter(folder: Path, base: Path, seed: int) -> None:
+    """A random adapter, and beside it what the base becomes when it is merged."""
     torch.manual_seed(seed)
     config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     tuned = get_peft_model(load_base(ModelSection(base_model=str(base)), None), config)
+    assert isinstance(tuned, PeftModel)
     with torch.no_grad():
         for name, parameter in tuned.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(std=0.01)
     tuned.save_pretrained(folder)
-    return folder
+    tuned.merge_and_unload().save_pretrained(_merged(folder))
+    AutoTokenizer.from_pretrained(base).save_pretrained(_merged(folder))
 
 
-def _question(number: int) -> list[dict[str, str]]:
-    return [{"role": "user", "content": f"Ticket {number}: the printer on floor {number % 7} is out of paper." * 2}]
+def _merged(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}-merged")
 
 
-def _asking(loaded: LoadedEngine, max_new_tokens: int) -> Ask:
-    prompts: dict[int, tuple[int, ...]] = {}
-    lock = threading.Lock()
+@contextmanager
+def _both(folders: list[Path]) -> Iterator[list[Server]]:
+    """Both servers; they end with the block."""
+    ours, theirs = _free_port(), _free_port()
+    names = [f"a{number}" for number in range(len(folders))]
+    named = [f"{name}={folder}" for name, folder in zip(names, folders, strict=True)]
+    with ExitStack() as started:
+        started.enter_context(_process([BIN / "qlora", "serve", *named, "--port", ours]))
+        started.enter_context(_process([BIN / "transformers", "serve", "--port", theirs, "--log-level", "error"]))
+        servers = [
+            Server("`qlora serve`", f"http://127.0.0.1:{ours}", names),
+            Server("`transformers serve`", f"http://127.0.0.1:{theirs}", [str(_merged(folder)) for folder in folders]),
+        ]
+        for server in servers:
+            _wait(server)
+        yield servers
 
-    def ask(model: str, number: int) -> int:
-        with lock:
-            if number not in prompts:
-                prompts[number] = tuple(loaded.renderer.prompt_ids(_question(number)))
-        *_, finish = loaded.engine.submit(GenerationRequest(prompts[number], model, max_new_tokens)).events()
-        assert isinstance(finish, Finish)
-        assert not finish.error, finish.error
-        return finish.num_new_tokens
 
-    return ask
+@contextmanager
+def _process(command: list[object]) -> Iterator[None]:
+    process = subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(60)
 
 
-def _ask_over_http(options: argparse.Namespace, model: str, number: int) -> int:
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        return int(one.getsockname()[1])
+
+
+def _wait(server: Server) -> None:
+    """Until it answers to the first request for each of its models, which loads it."""
+    deadline = time.monotonic() + SECONDS_TO_START
+    for model in server.models:
+        while True:
+            try:
+                _ask(server.url, model, 0, 2)
+                break
+            except (urllib.error.URLError, ConnectionError):
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.5)
+
+
+def _ask(url: str, model: str, number: int, max_new_tokens: int) -> int:
+    """Put one of the questions; how many tokens the answer has."""
+    question = f"Ticket {number}: the printer on floor {number % 7} is out of paper." * 2
     body = {
         "model": model,
-        "messages": _question(number),
-        "max_tokens": options.max_new_tokens,
+        "messages": [{"role": "user", "content": question}],
+        "max_tokens": max_new_tokens,
         "temperature": 0,
         "stream": False,
     }
-    asked = urllib.request.Request(
-        f"{options.url.rstrip('/')}/v1/chat/completions",
-        json.dumps(body).encode(),
-        {"Content-Type": "application/json"},
-    )
+    headers = {"Content-Type": "application/json"}
+    asked = urllib.request.Request(f"{url.rstrip('/')}/v1/chat/completions", json.dumps(body).encode(), headers)
     with urllib.request.urlopen(asked, timeout=600) as answer:
         return int(json.load(answer)["usage"]["completion_tokens"])
 
 
-def _table(ask: Ask, models: list[str], what: str, options: argparse.Namespace) -> None:
+def _measure(servers: list[Server], options: argparse.Namespace) -> None:
+    """Each load in turns, as many rounds as asked for; print the round in the middle."""
     for num_clients in options.clients:
-        latencies, num_tokens, seconds = _load(ask, models, num_clients, options.requests)
-        p95 = statistics.quantiles(latencies, n=20)[-1]
-        print(
-            f"{what}, {num_clients} clients: {num_tokens / seconds:,.0f} tokens/s, "
-            f"latency {statistics.median(latencies):.2f} s (median), {p95:.2f} s (p95)",
-            flush=True,
-        )
+        rounds = [[_load(server, num_clients, options) for server in servers] for _ in range(options.rounds)]
+        for server, measured in zip(servers, zip(*rounds, strict=True), strict=True):
+            middle = sorted(measured, key=lambda one: one.tokens_per_second)[len(measured) // 2]
+            p95 = statistics.quantiles(middle.latencies, n=20)[-1]
+            print(
+                f"| {len(server.models)} | {num_clients} | {server.label} | {middle.tokens_per_second:,.0f} "
+                f"| {statistics.median(middle.latencies):.2f} s | {p95:.2f} s |",
+                flush=True,
+            )
 
 
-def _load(ask: Ask, models: list[str], num_clients: int, num_requests: int) -> tuple[list[float], int, float]:
-    """Latencies in seconds, new tokens in all, and seconds in all; each client asks again once it has its answer."""
-    numbers = iter(range(num_requests))
+def _load(server: Server, num_clients: int, options: argparse.Namespace) -> Measured:
+    """Clients that ask again once they have their answer, for one model after the other."""
+    numbers = iter(range(options.requests))
     lock = threading.Lock()
     latencies: list[float] = []
     num_tokens = 0
@@ -151,7 +209,7 @@ def _load(ask: Ask, models: list[str], num_clients: int, num_requests: int) -> t
             if number is None:
                 return
             started = time.perf_counter()
-            answered = ask(models[number % len(models)], number)
+            answered = _ask(server.url, server.models[number % len(server.models)], number, options.max_new_tokens)
             with lock:
                 latencies.append(time.perf_counter() - started)
                 num_tokens += answered
@@ -162,7 +220,8 @@ def _load(ask: Ask, models: list[str], num_clients: int, num_requests: int) -> t
         client.start()
     for client in clients:
         client.join()
-    return latencies, num_tokens, time.perf_counter() - started
+    assert len(latencies) == options.requests, "some requests got no answer"
+    return Measured(num_tokens / (time.perf_counter() - started), latencies)
 
 
 if __name__ == "__main__":
