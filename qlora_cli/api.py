@@ -128,6 +128,7 @@ def export(
     quant: str | None = None,
     group_size: int | None = None,
     max_kl: float | None = None,
+    base_quant: str | None = None,
     force: bool = False,
     base_model: AnyPath | None = None,
     revision: str | None = None,
@@ -141,6 +142,7 @@ def export(
         format: "hf", a folder that plain `transformers` loads, or another of `qlora export --help`.
         quant, group_size: type of the stored numbers, and weights that share a scale; the usual ones when None.
         max_kl: bound on the mean KL in nats per token; without a `quant`, the smallest type within it is taken.
+        base_quant: of "gguf-adapter": write the base beside it, in this type.
         run, force, base_model, revision, quantization, overrides: as `merge`.
 
     Raises:
@@ -158,7 +160,7 @@ def export(
 
     with console.library_noise_to(None):
         source = choose_tuned(run, base_model, revision, quantization, overrides)
-        return export_run(source, Path(out), ExportOptions(format, quant, group_size, max_kl, force))
+        return export_run(source, Path(out), ExportOptions(format, quant, group_size, max_kl, base_quant, force))
 
 
 @called

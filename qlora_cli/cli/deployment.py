@@ -89,6 +89,10 @@ def export(
         float | None,
         typer.Option(help="Bound on the mean KL: the smallest type within it is taken.", show_default="documented"),
     ] = None,
+    base_quant: Annotated[
+        str | None,
+        typer.Option(help="With gguf-adapter: write its base too, as this type.", show_default="the adapter alone"),
+    ] = None,
     force: Force = False,
     base_model: BaseModel = None,
     revision: Revision = None,
@@ -104,6 +108,7 @@ def export(
         quant=quant,
         group_size=group_size,
         max_kl=max_kl,
+        base_quant=base_quant,
         force=force,
         base_model=base_model,
         revision=revision,

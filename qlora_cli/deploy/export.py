@@ -113,7 +113,7 @@ def export_run(path: TunedSource | Path | None, out: Path, options: ExportOption
             tried, chosen = [], attempt_export(attempts, stage)
         if chosen.proof is not None:
             refuse_unlike(chosen.proof, way_on(form, options, chosen.quant))
-        exported = _exported(out, attempts, chosen, tried)
+        exported = _exported(out, attempts, _with_base_beside(attempts, chosen, stage), tried)
         if form.write is not None:
             shutil.copy2(attempts.plain / MERGE_RECORD, stage / MERGE_RECORD)
         _add_to_record(stage, exported)
@@ -178,6 +178,18 @@ def with_base(attempts: Attempts) -> Attempts:
         with progress("writing the base"):
             form.write_base(WriteJob(_plain_base(attempts), out, attempts.source, rows, options))
     return replace(attempts, reference=replace(reference, questions=replace(reference.questions, base=out)))
+
+
+def _with_base_beside(attempts: Attempts, chosen: Attempt, stage: Path) -> Attempt:
+    """Move the base that the adapter was opened on to it, where it is to be handed on."""
+    opened_on = attempts.reference.questions.base
+    if opened_on is None or attempts.options.base_quant is None:
+        return chosen
+    num_bytes = chosen.num_bytes
+    for path in opened_on.iterdir():
+        num_bytes += path.stat().st_size
+        shutil.move(path, stage / path.name)
+    return replace(chosen, num_bytes=num_bytes)
 
 
 def _with_yardstick(attempts: Attempts) -> Attempts:

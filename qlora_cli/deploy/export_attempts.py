@@ -151,11 +151,15 @@ def smallest_within(attempts: Attempts, out: Path) -> tuple[list[Attempt], Attem
 
 def _answers_of_base(attempts: Attempts, options: FormatOptions) -> Answers | None:
     """What the engine says of the base written the same way; only its logits are asked for."""
+    questions = replace(attempts.reference.questions, prompts=(), base=None)
+    opened_on = attempts.reference.questions.base
+    if opened_on is not None:
+        return None if attempts.form.loses_nothing else attempts.form.engine.ask(opened_on, questions)
     if attempts.base is None:
         return None
     with TemporaryDirectory(dir=attempts.scratch) as folder:
         _write(attempts, attempts.base, Path(folder), options)
-        return attempts.form.engine.ask(Path(folder), replace(attempts.reference.questions, prompts=()))
+        return attempts.form.engine.ask(Path(folder), questions)
 
 
 def _write(attempts: Attempts, plain: Path, out: Path, options: FormatOptions) -> None:

@@ -26,13 +26,16 @@ class ExportOptions:
     max_kl: float | None = None
     """Bound on the mean KL in nats per token: the smallest type within it is taken, where no type is named."""
 
+    base_quant: str | None = None
+    """Hand on the base beside the adapter, in this type."""
+
     force: bool = False
     """Replace a model folder that is already there."""
 
     @property
     def of_format(self) -> FormatOptions:
         """What the format's own functions take."""
-        return FormatOptions(self.quant, self.group_size)
+        return FormatOptions(self.quant, self.group_size, self.base_quant)
 
     @property
     def is_searched(self) -> bool:
@@ -41,8 +44,11 @@ class ExportOptions:
 
 
 def format_for(source: TunedSource, options: ExportOptions) -> Format:
-    """The format as this model takes it: a QA-LoRA run keeps its codes where the format and the options let it."""
+    """The format as this model takes it: a QA-LoRA run keeps its codes where the format and the options let it, and an
+    adapter that comes with its base loses what the base's type loses."""
     form = FORMATS[options.format]
+    if options.base_quant is not None:
+        return replace(form, loses_nothing=False)
     if form.codes is None or options.is_searched or not can_keep_codes(source):
         return form
     settings = integer_settings(stored_folder(source))
@@ -70,6 +76,8 @@ def may_be_larger(form: Format, options: ExportOptions) -> bool:
 
 def way_on(form: Format, options: ExportOptions, quant: str | None) -> str:
     """What to type where a type was written and is not near enough."""
+    if options.base_quant is not None:
+        return f"take a type with more bits: --base-quant {'f16' if options.base_quant == 'q8_0' else 'q8_0'}"
     rest = form.larger[form.larger.index(quant) + 1 :] if quant in form.larger else form.larger
     if form.loses_nothing or not rest:
         return "merge again with `qlora merge --force`; if it fails too, run `qlora doctor` and report this"
@@ -95,6 +103,13 @@ def check_options(options: ExportOptions) -> None:
         _refuse("--quant", options.format, lambda other: bool(other.quants))
     if options.group_size is not None and not form.group_sizes:
         _refuse("--group-size", options.format, lambda other: bool(other.group_sizes))
+    if options.base_quant is not None and options.base_quant not in form.base_quants:
+        if form.base_quants:
+            raise ArgumentError(
+                f"--base-quant {options.base_quant} is none of {options.format}",
+                hint=f"use one of {', '.join(form.base_quants)}",
+            )
+        _refuse("--base-quant", options.format, lambda other: bool(other.base_quants))
     if options.max_kl is not None and not (math.isfinite(options.max_kl) and options.max_kl > 0):
         raise ArgumentError(f"--max-kl {options.max_kl} is no bound", hint="name a number above 0, such as 0.01")
 

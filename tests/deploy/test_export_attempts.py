@@ -1,14 +1,15 @@
 """Which type of a format is taken, with an engine that loses a known amount in each."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from qlora_cli.deploy.engines.engine import Answers, Engine, Questions
 from qlora_cli.deploy.export import with_base
-from qlora_cli.deploy.export_attempts import Attempts, smallest_within, usual_or_larger
-from qlora_cli.deploy.export_options import ExportOptions, may_be_larger, way_on
+from qlora_cli.deploy.export_attempts import Attempts, attempt_export, smallest_within, usual_or_larger
+from qlora_cli.deploy.export_options import ExportOptions, check_options, format_for, may_be_larger, way_on
 from qlora_cli.deploy.export_reference import Reference
 from qlora_cli.deploy.formats.format import Format
 from qlora_cli.deploy.formats.table import FORMATS
@@ -95,6 +96,53 @@ def test_the_base_that_an_adapter_is_opened_on_is_written_once_for_all_types(att
     opened_on = {with_base(replace(attempts, form=form)).reference.questions.base for _ in range(2)}
     assert opened_on == {written[0].out}
     assert len(written) == 1
+
+
+def opened_together(asked):
+    """An engine that opens an adapter on its base, or the base alone; what the base loses both lose."""
+
+    def ask(folder, questions):
+        opened_on = questions.base or folder
+        kind = "base" if questions.base is None else "tuned"
+        asked.append((kind, len(questions.prompts)))
+        quant = (opened_on / "base").read_text()
+        return Answers([LOGITS[kind] + LOST["base"][quant] * NOISE], [[3] for _ in questions.prompts], 1.0, "")
+
+    return Engine("toy", "nothing", lambda: "1", ask)
+
+
+@pytest.mark.parametrize("quant", ["2", "4", "8"])
+def test_a_base_that_is_handed_on_beside_its_adapter_is_the_yardstick(attempts, asked, tmp_path, quant):
+    def write_base(job):
+        (job.out / "base").write_text(job.options.base_quant)
+
+    options = ExportOptions("gguf-adapter", base_quant=quant)
+    form = replace(attempts.form, write_base=write_base, engine=opened_together(asked), loses_nothing=False)
+    (tmp_path / "scratch" / "base").mkdir()
+    chosen = attempt_export(with_base(replace(attempts, form=form, options=options, base=None)), tmp_path / "out")
+    assert asked == [("base", 0), ("tuned", 1)]
+    assert chosen.proof.base_agreement.mean_kl > 0
+    assert chosen.proof.max_kl == pytest.approx(max(1.2 * chosen.proof.base_agreement.mean_kl, 1e-4))
+
+
+def test_a_base_is_handed_on_by_formats_of_adapters_alone_and_as_a_type_that_there_is():
+    adapter = find_format("gguf-adapter", base_quant="q4_k_m")
+    assert not adapter.loses_nothing
+    assert find_format("gguf-adapter").loses_nothing
+    assert "--base-quant q8_0" in way_on(adapter, ExportOptions("gguf-adapter", base_quant="q4_k_m"), "f32")
+    assert "--base-quant f16" in way_on(adapter, ExportOptions("gguf-adapter", base_quant="q8_0"), "f32")
+    with pytest.raises(ArgumentError, match=r"--base-quant q9 is none of gguf-adapter\nhint: use one of q4_k_m, f32"):
+        find_format("gguf-adapter", base_quant="q9")
+    with pytest.raises(
+        ArgumentError, match=r"--base-quant does not go with --format gguf\n.*--format gguf-adapter takes"
+    ):
+        find_format("gguf", base_quant="q4_k_m")
+
+
+def find_format(name, **options):
+    asked = ExportOptions(name, **options)
+    check_options(asked)
+    return format_for(TunedSource(Path(), ModelSection(base_model="toy")), asked)
 
 
 def test_a_search_asks_for_logits_alone_until_one_type_is_within_the_bound(attempts, asked, tmp_path):

@@ -21,6 +21,9 @@ class FormatOptions:
     group_size: int | None = None
     """Weights that share a scale; None for the format's usual number."""
 
+    base_quant: str | None = None
+    """Type of the base that is handed on beside an adapter; None where it is not."""
+
 
 @dataclass(frozen=True)
 class WriteJob:
@@ -81,6 +84,9 @@ class Format:
 
     write_base: Callable[[WriteJob], None] | None = None
     """Write the base that the engine opens the files on; None where they are a whole model."""
+
+    base_quants: tuple[str, ...] = ()
+    """Values of `FormatOptions.base_quant`; empty where no base can be handed on."""
 
     keeps_codes: bool = False
     """The merged model that is handed on, or written, is one in the integers of training."""

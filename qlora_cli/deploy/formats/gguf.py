@@ -53,7 +53,7 @@ def write(job: WriteJob) -> None:
         ResourceError: if llama.cpp is not there, or one of its steps fails.
     """
     quant, trust = job.options.quant or USUAL, job.source.model.trust_remote_code
-    file = job.out / f"model-{quant}.gguf"
+    file = file_of(job.out, quant)
     with tempfile.TemporaryDirectory(prefix=".gguf-", dir=job.out) as temporary:
         scratch = Path(temporary)
         is_last = quant in UNROUNDED
@@ -68,6 +68,11 @@ def write(job: WriteJob) -> None:
                 importance = str(measured)
             rounding = request | {"wide": str(wide), "out": str(file), "type": quant, "importance": importance}
             run_step("gguf_quantize.py", rounding, scratch / "quantize")
+
+
+def file_of(folder: Path, quant: str) -> Path:
+    """Where `write` puts a model."""
+    return folder / f"model-{quant}.gguf"
 
 
 def write_codes(job: WriteJob) -> None:
@@ -85,7 +90,7 @@ def write_codes(job: WriteJob) -> None:
         request = _convert(replace(job, plain=plain), wide, "f16", scratch)
         shutil.rmtree(plain)
         request |= {"wide": str(wide), "model": str(job.plain), "bits": integer_settings(job.plain).bits}
-        run_step("gguf_codes.py", request | {"out": str(job.out / f"model-{OF_CODES}.gguf")}, scratch / "codes")
+        run_step("gguf_codes.py", request | {"out": str(file_of(job.out, OF_CODES))}, scratch / "codes")
 
 
 def _convert(job: WriteJob, file: Path, type: str, scratch: Path) -> dict[str, Any]:

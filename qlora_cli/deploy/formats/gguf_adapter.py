@@ -11,6 +11,7 @@ import math
 import re
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -32,7 +33,7 @@ FILE = "adapter.gguf"
 TEMPLATE = "chat_template.jinja"
 QUANTS = ("f32", "f16")
 OF_BASE = "f16"
-"""Type of the base that the adapter is opened on."""
+"""Type of the base that the adapter is opened on where none is handed on."""
 
 UPDATE = re.compile(r"^base_model\.model\.(?P<module>.+)\.lora_(?P<part>[AB])\.weight$")
 
@@ -93,7 +94,7 @@ def write(job: WriteJob) -> None:
         run_step("gguf_adapter.py", request, Path(temporary) / "convert")
     template = load_tokenizer_of(job.source).get_chat_template()
     (job.out / TEMPLATE).write_text(str(template), encoding="utf-8")
-    _say_how_to_use(job.source)
+    _say_how_to_use(job)
 
 
 def write_scaled(adapter: Path, out: Path) -> None:
@@ -123,16 +124,31 @@ def scaling(settings: Mapping[str, Any], module: str, rank: int) -> float:
 
 
 def write_base(job: WriteJob) -> None:
-    """The base that the adapter is opened on, as GGUF."""
-    gguf.write(WriteJob(job.plain, job.out, job.source, job.calibration_rows, FormatOptions(OF_BASE)))
+    """The base that the adapter is opened on, as `base-TYPE.gguf`."""
+    quant = job.options.base_quant or OF_BASE
+    gguf.write(replace(job, options=FormatOptions(quant)))
+    gguf.file_of(job.out, quant).rename(job.out / base_file(quant))
 
 
-def _say_how_to_use(source: TunedSource) -> None:
-    run = quote(str(source.folder))
-    console.note(
-        f"its base as GGUF: `qlora merge {run} --base-only --out BASE`, then llama.cpp's convert_hf_to_gguf.py"
-    )
-    console.note(f"`llama-server -m BASE.gguf --lora {FILE} --jinja --chat-template-file {TEMPLATE}` serves it")
+def base_file(quant: str) -> str:
+    """Name of the base's file."""
+    return f"base-{quant}.gguf"
 
 
-FORMAT = Format(write, LLAMA_CPP, writer=GGUF, quants=QUANTS, loses_nothing=True, check=check, write_base=write_base)
+def _say_how_to_use(job: WriteJob) -> None:
+    base = "BASE.gguf" if job.options.base_quant is None else base_file(job.options.base_quant)
+    console.note(f"`llama-server -m {base} --lora {FILE} --jinja --chat-template-file {TEMPLATE}` serves it")
+    if job.options.base_quant is None:
+        console.note("its base as GGUF comes with --base-quant, as --base-quant q4_k_m; other adapters can share it")
+
+
+FORMAT = Format(
+    write,
+    LLAMA_CPP,
+    writer=GGUF,
+    quants=QUANTS,
+    loses_nothing=True,
+    check=check,
+    write_base=write_base,
+    base_quants=gguf.GGUF_FILE.quants,
+)
