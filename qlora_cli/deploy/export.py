@@ -59,6 +59,9 @@ class Exported:
     tried: list[Attempt]
     """What was measured on the way: by `--max-kl`, or of the usual type that was not near enough."""
 
+    base_quant: str | None = None
+    """Type of the base that is handed on beside an adapter."""
+
     not_opened: str = ""
     """Why nobody has opened it, and the commands that do."""
 
@@ -74,6 +77,7 @@ class Exported:
     def figures(self) -> dict[str, str]:
         """Label and value, for people."""
         kind = self.format if self.quant is None else f"{self.format} {self.quant}"
+        kind += "" if self.base_quant is None else f" with its base as {self.base_quant}"
         compared = {} if self.compared_in is None else {"compared in": str(self.compared_in)}
         return {
             "format": f"{kind}, {self.num_bytes / 1e6:,.1f} MB",
@@ -229,6 +233,7 @@ def _exported(out: Path, attempts: Attempts, chosen: Attempt, tried: list[Attemp
         proof=proof,
         compared_in=Precisions(tuned_in, proof.precision) if proof is not None and proof.precision else None,
         tried=tried,
+        base_quant=attempts.options.base_quant,
         not_opened=not_opened,
     )
 

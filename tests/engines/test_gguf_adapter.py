@@ -58,6 +58,7 @@ def test_an_adapter_comes_with_its_base_and_both_are_opened_as_they_lie_there(tm
     assert exported.num_bytes == sum((exported.path / name).stat().st_size for name in names)
     assert exported.proof.base_agreement.mean_kl > 0
     assert exported.proof.is_within
+    assert exported.figures()["format"].startswith("gguf-adapter f32 with its base as q8_0, ")
     again = FORMAT.engine.ask(
         exported.path / "adapter.gguf",
         Questions(ROWS, ROWS[:1], frozenset({3}), 4, base=exported.path / "base-q8_0.gguf"),

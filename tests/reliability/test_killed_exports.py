@@ -16,8 +16,6 @@ from tests.reliability.harness.forkserver import ForkServer
 from tests.reliability.harness.rank_runs import send_at
 
 KILLED = -signal.SIGKILL
-WITH_LLAMA_CPP = pytest.mark.skipif(not os.environ.get("QLORA_GGUF_PYTHON"), reason="llama.cpp is not there")
-
 
 POINTS = (("qlora_cli.deploy.merge:write_model", 1), ("qlora_cli.deploy.export_attempts:_write", 1))
 """Function, and which call of it: as the adapter is merged, and when all that comes before the engine is there."""
@@ -30,11 +28,24 @@ def export(run: str, out: str, format: str, killed_at: tuple[str, int] | None = 
 
     if killed_at is not None:
         send_at(*killed_at, [signal.SIGKILL])
-    export_run(Path(run), Path(out), ExportOptions(format=format, force=True, max_kl=10.0, quant=QUANTS[format]))
+    export_run(Path(run), Path(out), ExportOptions(format=format, force=True, max_kl=10.0, **CHOICES[format]))
     return 0
 
 
-QUANTS = {"hf": None, "compressed-tensors": "w8a16", "gguf": "q8_0"}
+CHOICES = {
+    "hf": {},
+    "adapter": {},
+    "compressed-tensors": {"quant": "w8a16"},
+    "bnb": {"quant": "int8"},
+    "gguf": {"quant": "q8_0"},
+    "ollama": {"quant": "q8_0"},
+    "gguf-adapter": {"quant": "f32", "base_quant": "q8_0"},
+    "mlx": {"quant": "8bit", "group_size": 32},
+    "gptq": {"quant": "w8a16", "group_size": 32},
+}
+
+ENVIRONMENTS = {"gguf": "GGUF", "ollama": "GGUF", "gguf-adapter": "GGUF", "mlx": "MLX", "gptq": "GPTQ"}
+"""Format -> the environment that it needs, whose interpreter QLORA_..._PYTHON names."""
 
 
 def contents(folder):
@@ -71,8 +82,10 @@ def test_an_export_that_is_killed_on_its_way_leaves_nothing_and_the_next_one_cle
 
 
 @pytest.mark.torture
-@pytest.mark.parametrize("format", ["hf", "compressed-tensors", pytest.param("gguf", marks=WITH_LLAMA_CPP)])
+@pytest.mark.parametrize("format", CHOICES)
 def test_an_export_killed_at_any_moment_leaves_nothing_or_all(format, server, arguments, tmp_path):
+    if format in ENVIRONMENTS and not os.environ.get(f"QLORA_{ENVIRONMENTS[format]}_PYTHON"):
+        pytest.skip(f"needs QLORA_{ENVIRONMENTS[format]}_PYTHON, as `make test-engines` sets it")
     before, log, out = contents(tmp_path), tmp_path / "log", Path(arguments["out"])
     arguments["format"], count = format, num_cases("EXPORTS", 20)
     started = time.monotonic()
