@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import nn
+from torch.nn.functional import linear, pad
 
 # A = adapters in a stack, G = groups of rows, M = rows of the longest group, N = tokens of M rows, R = rank,
 # I and O = inputs and outputs of a layer
@@ -130,14 +131,14 @@ class _Stack:
         self._is_embedding = names[0] in layer.lora_embedding_A
         factors = [_factors(layer, name) for name in names]
         rank = max(len(a) for a, _ in factors)
-        a_ARI = torch.stack([nn.functional.pad(a.data, (0, 0, 0, rank - len(a))) for a, _ in factors])
-        b_AOR = torch.stack([nn.functional.pad(b.data, (0, rank - b.shape[1])) for _, b in factors])
+        a_ARI = torch.stack([pad(a.data, (0, 0, 0, rank - len(a))) for a, _ in factors])
+        b_AOR = torch.stack([pad(b.data, (0, rank - b.shape[1])) for _, b in factors])
         for (a, b), whole_a, whole_b in zip(factors, a_ARI, b_AOR, strict=True):
             a.data, b.data = whole_a[: len(a)], whole_b[:, : b.shape[1]]
-        self._inward = a_ARI.mT
-        self._outward = b_AOR.mT
-        self._bias_A1O = None if self._is_embedding else _biases(layer, names)
-        self._scaling_A11 = b_AOR.new_tensor([_scaling(layer, name) for name in names])[:, None, None]
+        self._a_ARI, self._b_AOR = a_ARI, b_AOR
+        self._bias_AO = None if self._is_embedding else _biases(layer, names)
+        self._scaling = [_scaling(layer, name) for name in names]
+        self._scaling_A11 = b_AOR.new_tensor(self._scaling)[:, None, None]
 
     def add(self, output: torch.Tensor, inputs: torch.Tensor, groups: Groups) -> torch.Tensor:
         """The layer's output with what the adapters add to their rows.
@@ -147,34 +148,34 @@ class _Stack:
             inputs: of the layer: tokens of an embedding, else of shape [rows, tokens, inputs].
             groups: of the rows.
         """
-        chosen = _chosen(groups, len(self.names))
-        grouped = inputs[None] if groups.only is not None else inputs[groups.rows]
-        inner_GNR = self._inner(grouped.flatten(1, 2), chosen)
-        if self._bias_A1O is None:
-            added_GNO = inner_GNR @ self._outward[chosen]
-        else:
-            added_GNO = torch.baddbmm(self._bias_A1O[chosen], inner_GNR, self._outward[chosen])
-        added_GNO = added_GNO * self._scaling_A11[chosen]
         if groups.only is not None:
-            return (output + added_GNO.view_as(output)).to(output.dtype)
-        added = added_GNO.view(-1, *output.shape[1:])[groups.places]
+            return self._with_one(output, inputs, groups.only)
+        added = self._of_groups(inputs[groups.rows].flatten(1, 2), groups)
+        added = added.view(-1, *output.shape[1:])[groups.places]
         if len(groups.places) == len(output):
             return (output + added).to(output.dtype)
         return output.index_add(0, groups.adapted, added.to(output.dtype))
 
-    def _inner(self, grouped: torch.Tensor, chosen: slice | torch.Tensor) -> torch.Tensor:
-        """Inputs times A, of shape [groups, tokens, rank]."""
-        if not self._is_embedding:
-            return grouped.to(self._inward.dtype) @ self._inward[chosen]
-        adapters = torch.arange(len(self.names), device=grouped.device)[chosen]
-        return self._inward[adapters[:, None], grouped]
+    def _with_one(self, output: torch.Tensor, inputs: torch.Tensor, member: int) -> torch.Tensor:
+        """As `add`, where every row has the same adapter: nothing is put together."""
+        a_RI, b_OR = self._a_ARI[member], self._b_AOR[member]
+        inner = a_RI.T[inputs] if self._is_embedding else linear(inputs.to(a_RI.dtype), a_RI)
+        bias = None if self._bias_AO is None else self._bias_AO[member]
+        return torch.add(output, linear(inner, b_OR, bias), alpha=self._scaling[member]).to(output.dtype)
 
-
-def _chosen(groups: Groups, num_adapters: int) -> slice | torch.Tensor:
-    """Index of the groups' adapters in a stack. Only where some are left out are factors copied for it."""
-    if groups.only is not None:
-        return slice(groups.only, groups.only + 1)
-    return slice(None) if len(groups.members) == num_adapters else groups.members
+    def _of_groups(self, inputs_GNI: torch.Tensor, groups: Groups) -> torch.Tensor:
+        """What the adapters add to their groups' inputs, of shape [G, N, O]; factors are copied only where adapters of
+        the stack are left out."""
+        chosen = slice(None) if len(groups.members) == len(self.names) else groups.members
+        if self._is_embedding:
+            inner_GNR = self._a_ARI.mT[groups.members[:, None], inputs_GNI]
+        else:
+            inner_GNR = inputs_GNI.to(self._a_ARI.dtype) @ self._a_ARI[chosen].mT
+        if self._bias_AO is None:
+            added_GNO = inner_GNR @ self._b_AOR[chosen].mT
+        else:
+            added_GNO = torch.baddbmm(self._bias_AO[chosen][:, None], inner_GNR, self._b_AOR[chosen].mT)
+        return added_GNO * self._scaling_A11[chosen]
 
 
 def _biases(layer: LoraLayer, names: tuple[str, ...]) -> torch.Tensor | None:
@@ -183,7 +184,7 @@ def _biases(layer: LoraLayer, names: tuple[str, ...]) -> torch.Tensor | None:
     if all(bias is None for bias in biases):
         return None
     like = layer.lora_B[names[0]].weight
-    return torch.stack([like.new_zeros(len(like)) if bias is None else bias.data for bias in biases])[:, None]
+    return torch.stack([like.new_zeros(len(like)) if bias is None else bias.data for bias in biases])
 
 
 def _scaling(layer: LoraLayer, name: str) -> float:
