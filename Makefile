@@ -92,7 +92,7 @@ test-engines: install-dev test-vllm ## merged folders opened by transformers 4.5
 	QLORA_MLX_PYTHON=$$cache/mlx/bin/python QLORA_GPTQ_PYTHON=$$cache/gptq/bin/python \
 	QLORA_GGUF_PYTHON=$$cache/gguf/bin/python OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/engines/test_formats.py \
 	tests/engines/test_codes.py tests/engines/test_gguf_adapter.py tests/engines/test_gguf_ends.py \
-	tests/engines/test_gguf_vocabulary.py
+	tests/engines/test_gguf_vocabulary.py tests/engines/test_gguf_prediction_layers.py
 
 # Trackio needs other versions of libraries than constraints.txt has.
 TRACKERS := .venv-trackers/bin/python

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -64,6 +65,6 @@ def run_logged(
 def last_words(log: Path) -> str:
     """The line of a log that says best why a program ended: the last that names an error, else the last at all."""
     lines = [line.strip() for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
-    errors = [line for line in lines if "error" in line.lower()]
+    errors = [line for line in lines if re.search("error|assert", line, re.IGNORECASE)]
     words = redacted((errors or lines or ["it said nothing"])[-1])
     return words if len(words) <= LONGEST_LAST_WORDS else words[:LONGEST_LAST_WORDS] + "..."

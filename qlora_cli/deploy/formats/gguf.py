@@ -17,6 +17,7 @@ from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.deploy.engines.llama_cpp import LLAMA_CPP, converter_folder, cut_with_llama_cpp, run_step
 from qlora_cli.deploy.formats.format import CodesFormat, Format, WriteJob
 from qlora_cli.deploy.formats.importance import write_importance
+from qlora_cli.deploy.formats.prediction_layers import holds_prediction_layers
 from qlora_cli.deploy.integers import integer_settings
 from qlora_cli.deploy.plain_copy import write_plain_copy
 from qlora_cli.engine_environment import GGUF
@@ -106,6 +107,7 @@ def _convert(job: WriteJob, file: Path, type: str, scratch: Path) -> dict[str, A
         "begins": _begins(tokenizer, job.calibration_rows),
         "adds_no_space": adds_no_space(tokenizer),
         "end_of_turn": _end_of_turn(tokenizer),
+        "predicts": holds_prediction_layers(job.plain),
     }
     _refuse_unknown_cutter(run_step("gguf_convert.py", request, scratch / "convert"), job.plain)
     refuse_other_tokens(tokenizer, job, file)

@@ -24,6 +24,7 @@ from qlora_cli import console
 from qlora_cli.deploy.engines.llama_cpp import LLAMA_CPP, converter_folder, run_step
 from qlora_cli.deploy.formats import gguf
 from qlora_cli.deploy.formats.format import Format, FormatOptions, WriteJob
+from qlora_cli.deploy.formats.prediction_layers import holds_prediction_layers
 from qlora_cli.engine_environment import GGUF
 from qlora_cli.errors import ArgumentError
 from qlora_cli.model.adapter_kind import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterKind, read_settings
@@ -90,6 +91,7 @@ def write(job: WriteJob) -> None:
             "out": str(job.out / FILE),
             "type": job.options.quant or QUANTS[0],
             "trust_remote_code": job.source.model.trust_remote_code,
+            "predicts": holds_prediction_layers(job.plain),
         }
         run_step("gguf_adapter.py", request, Path(temporary) / "convert")
     template = load_tokenizer_of(job.source).get_chat_template()

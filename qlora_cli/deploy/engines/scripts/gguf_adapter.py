@@ -9,6 +9,9 @@ from pathlib import Path
 def main() -> None:
     request = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     sys.path.insert(0, request["converter"])
+    from conversion import base
+
+    base.ModelBase.no_mtp = not request["predicts"]
     program = str(Path(request["converter"]) / "convert_lora_to_gguf.py")
     sys.argv = [program, "--base", request["plain"], "--outfile", request["out"], "--outtype", request["type"]]
     sys.argv += [*(["--trust-remote-code"] if request["trust_remote_code"] else []), request["adapter"]]

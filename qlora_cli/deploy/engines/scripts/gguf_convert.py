@@ -134,6 +134,7 @@ def main() -> None:
 
     name_cutters(base, request["is_gpt2"])
     say_as_trained(base.gguf, request["begins"], request["adds_no_space"], request["end_of_turn"])
+    base.ModelBase.no_mtp = not request["predicts"]
     answers = Path(request["answers"])
     plain = as_it_reads(Path(request["plain"]), answers / "model")
     # llama.cpp knows Phi-3, whose marks take the line break after them along, by this name alone.
