@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from qlora_cli.choices import ExportFormat
 from qlora_cli.deploy.formats.format import Format, FormatOptions
+from qlora_cli.deploy.formats.gguf import UNROUNDED
 from qlora_cli.deploy.formats.table import FORMATS
 from qlora_cli.deploy.integers import can_keep_codes, integer_settings, stored_folder
 from qlora_cli.errors import ArgumentError
@@ -76,7 +77,7 @@ def may_be_larger(form: Format, options: ExportOptions) -> bool:
 
 def way_on(form: Format, options: ExportOptions, quant: str | None) -> str:
     """What to type where a type was written and is not near enough."""
-    if options.base_quant is not None:
+    if options.base_quant is not None and options.base_quant not in UNROUNDED:
         return f"take a type with more bits: --base-quant {'f16' if options.base_quant == 'q8_0' else 'q8_0'}"
     rest = form.larger[form.larger.index(quant) + 1 :] if quant in form.larger else form.larger
     if form.loses_nothing or not rest:

@@ -131,6 +131,7 @@ def test_a_base_is_handed_on_by_formats_of_adapters_alone_and_as_a_type_that_the
     assert find_format("gguf-adapter").loses_nothing
     assert "--base-quant q8_0" in way_on(adapter, ExportOptions("gguf-adapter", base_quant="q4_k_m"), "f32")
     assert "--base-quant f16" in way_on(adapter, ExportOptions("gguf-adapter", base_quant="q8_0"), "f32")
+    assert "merge again" in way_on(adapter, ExportOptions("gguf-adapter", base_quant="f16"), "f32")
     with pytest.raises(ArgumentError, match=r"--base-quant q9 is none of gguf-adapter\nhint: use one of q4_k_m, f32"):
         find_format("gguf-adapter", base_quant="q9")
     with pytest.raises(
