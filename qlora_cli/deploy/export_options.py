@@ -96,23 +96,23 @@ def check_options(options: ExportOptions) -> None:
         ArgumentError: naming what fits.
     """
     form = FORMATS[options.format]
-    if options.quant is not None and options.quant not in form.quants:
-        if form.quants:
-            raise ArgumentError(
-                f"--quant {options.quant} is none of {options.format}", hint=f"use one of {', '.join(form.quants)}"
-            )
-        _refuse("--quant", options.format, lambda other: bool(other.quants))
+    _check_type("--quant", options.quant, options.format, lambda other: other.quants)
     if options.group_size is not None and not form.group_sizes:
         _refuse("--group-size", options.format, lambda other: bool(other.group_sizes))
-    if options.base_quant is not None and options.base_quant not in form.base_quants:
-        if form.base_quants:
-            raise ArgumentError(
-                f"--base-quant {options.base_quant} is none of {options.format}",
-                hint=f"use one of {', '.join(form.base_quants)}",
-            )
-        _refuse("--base-quant", options.format, lambda other: bool(other.base_quants))
+    _check_type("--base-quant", options.base_quant, options.format, lambda other: other.base_quants)
     if options.max_kl is not None and not (math.isfinite(options.max_kl) and options.max_kl > 0):
         raise ArgumentError(f"--max-kl {options.max_kl} is no bound", hint="name a number above 0, such as 0.01")
+
+
+def _check_type(
+    option: str, value: str | None, format: ExportFormat, types_of: Callable[[Format], tuple[str, ...]]
+) -> None:
+    types = types_of(FORMATS[format])
+    if value is None or value in types:
+        return
+    if types:
+        raise ArgumentError(f"{option} {value} is none of {format}", hint=f"use one of {', '.join(types)}")
+    _refuse(option, format, lambda other: bool(types_of(other)))
 
 
 def _refuse(option: str, format: ExportFormat, takes: Callable[[Format], bool]) -> None:

@@ -17,6 +17,7 @@ import pytest
 from qlora_cli.cli import serving
 from tests.cli.conftest import Forked
 from tests.deploy.models import save_llama, save_run
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -91,7 +92,7 @@ def test_a_second_signal_ends_it_at_once(fork, run_of_long_answers):
     with ExitStack() as connections:
         answers = [connections.enter_context(begun_answer(address, seed)) for seed in range(8)]
         os.kill(process.child.pid, signal.SIGINT)
-        wait_until(lambda: "once more ends at once" in process.err.read_text())
+        wait_until(lambda: "once more ends at once" in process.err.read_text(), SECONDS_TO_START)
         assert process.stop(signal.SIGINT).code in (-signal.SIGINT, 130)
         with pytest.raises(httpx.RemoteProtocolError):
             for answer in answers:  # one may have come to its end before
@@ -106,14 +107,6 @@ def begun_answer(address: str, seed: int) -> Iterator[Iterator[str]]:
         lines = answer.iter_lines()
         assert "content" in next(lines)
         yield lines
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    """Look at it again and again, for as long as a server may take to start."""
-    deadline = time.monotonic() + SECONDS_TO_START
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_other_machines_need_a_key(call, run, monkeypatch):

@@ -27,6 +27,21 @@ from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.manifest import write_manifest
 
 VOCABULARY = 264  # 256 bytes, 4 special tokens, 4 merges
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 32,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.2,
+    "bos_token_id": 0,
+    "eos_token_id": 3,
+}
+"""Of toys: two layers, widths that are multiples of 64, the block of NF4."""
+
 QUANTIZATIONS = {
     "none": None,
     "nf4": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True),
@@ -37,20 +52,7 @@ QUANTIZATIONS = {
 
 def save_llama(folder, *, tie_word_embeddings):
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=256,
-        initializer_range=0.2,
-        bos_token_id=0,
-        eos_token_id=3,
-        tie_word_embeddings=tie_word_embeddings,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=tie_word_embeddings)).save_pretrained(folder)
     save_tokenizer(folder)
     return folder
 

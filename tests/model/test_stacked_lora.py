@@ -11,18 +11,7 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig, GPT2Config, GPT2LM
 
 from qlora_cli.model.abilities import layers_of
 from qlora_cli.model.stacked_lora import StackedLora, group
-from tests.deploy.models import VOCABULARY
-
-SIZES = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 32,
-    "initializer_range": 0.2,
-}
+from tests.deploy.models import SIZES, VOCABULARY
 
 BASES = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),

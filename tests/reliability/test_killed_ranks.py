@@ -21,6 +21,7 @@ from qlora_cli.run.directory import RunDirectory
 from tests.reliability.conftest import num_cases
 from tests.reliability.harness.killed_runs import leftovers
 from tests.reliability.harness.rank_runs import Ranks, content, free_port, has_ended, metrics, serving, write_recipe
+from tests.waiting import wait_until
 
 SECONDS_TO_END = 30
 
@@ -171,14 +172,6 @@ def torchrun(start: Callable[[list[str], Path], Launcher], recipe: Path, run: Pa
         process.wait()
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
-    """Until something holds."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "out of patience"
-        time.sleep(0.02)
-
-
 def newest_step(run: Path) -> int:
     """Of the checkpoints that are whole."""
     checkpoint, _ = newest_whole(run / "checkpoints")
@@ -187,7 +180,7 @@ def newest_step(run: Path) -> int:
 
 def exit_code_of(process: Launcher) -> int:
     """Of a launcher that ends in time."""
-    wait_for(lambda: has_ended(process.pid), SECONDS_TO_END)
+    wait_until(lambda: has_ended(process.pid), SECONDS_TO_END)
     return process.wait()
 
 
@@ -203,7 +196,7 @@ def test_torchrun_ends_when_a_process_is_killed_and_a_resumed_run_stops_at_ctrl_
 
     run, start = tmp_path / "run", fork if is_forked else interpreter
     with torchrun(start, recipe, run) as process:
-        wait_for(lambda: newest_step(run))
+        wait_until(lambda: newest_step(run), 120)
         workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         os.kill(int(workers[1]), signal.SIGKILL)
         killed_at = time.monotonic()
@@ -212,7 +205,7 @@ def test_torchrun_ends_when_a_process_is_killed_and_a_resumed_run_stops_at_ctrl_
         assert all(has_ended(int(worker)) for worker in workers)
     before = newest_step(run)
     with torchrun(start, recipe, run, "--resume") as process:
-        wait_for(lambda: newest_step(run) > before)
+        wait_until(lambda: newest_step(run) > before, 120)
         os.killpg(process.pid, signal.SIGINT)
         assert exit_code_of(process) != 0
     said = (tmp_path / "torchrun.log").read_text()

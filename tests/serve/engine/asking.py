@@ -15,21 +15,7 @@ from qlora_cli.serve.engine.loading import load_engine
 from qlora_cli.serve.engine.requests import Finish, GenerationRequest, Piece
 from qlora_cli.serve.generation import SamplingOptions, generate_answer
 from qlora_cli.serve.speaker import load_speaker
-from tests.deploy.models import VOCABULARY, save_tokenizer, with_adapter
-
-SIZES = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 32,
-    "max_position_embeddings": 256,
-    "initializer_range": 0.2,
-    "bos_token_id": 0,
-    "eos_token_id": 3,
-}
+from tests.deploy.models import save_tokenizer, with_adapter
 
 
 def save_model(folder, model):

@@ -15,10 +15,10 @@ from transformers import (
 )
 
 from tests.deploy.integers import save_integers
-from tests.deploy.models import save_gpt2, save_llama
+from tests.deploy.models import SIZES, save_gpt2, save_llama
 from tests.model.bases import MULTIMODAL, TEXT_ONLY, save_toy
 from tests.model.foreign_bases import w4a16_base
-from tests.serve.engine.asking import SIZES, Alone, assert_as_alone, mixed_load, save_adapter, save_model, serving
+from tests.serve.engine.asking import Alone, assert_as_alone, mixed_load, save_adapter, save_model, serving
 
 DENSE = {
     "llama": lambda folder: save_llama(folder, tie_word_embeddings=False),

@@ -6,9 +6,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from qlora_cli.errors import IdentityError, QloraError
 from qlora_cli.model.tuned import load_tuned
+from tests.deploy.models import SIZES
 from tests.model.foreign_adapters import ADAPTERS, LORAS, lora, save_adapter_of
 from tests.serve.engine.asking import (
-    SIZES,
     Alone,
     assert_as_alone,
     find,

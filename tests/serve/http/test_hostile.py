@@ -16,6 +16,7 @@ from qlora_cli.serve.engine.scheduler import EngineLimits
 from qlora_cli.serve.http.serving import Access
 from tests.serve.http.conftest import with_limits
 from tests.serve.http.hostile import CHAT, GOOD, REQUESTS, chat
+from tests.waiting import wait_until
 
 
 def sent(port: int, data: bytes, *, seconds: float = 20) -> bytes:
@@ -28,13 +29,6 @@ def sent(port: int, data: bytes, *, seconds: float = 20) -> bytes:
             while b"\r\n\r\n" not in received and (part := line.recv(1 << 16)):
                 received += part
         return received
-
-
-def wait_until(is_so, seconds: float = 20) -> None:
-    until = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < until
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
@@ -92,11 +86,11 @@ def test_a_client_that_goes_away_frees_its_place(server, is_streamed):
         line = socket.create_connection(("127.0.0.1", server.port), timeout=20)
         line.sendall(chat(json.dumps(endless).encode()))
         lines.append(line)
-    wait_until(lambda: server.loaded.engine.state().num_running == 3)
+    wait_until(lambda: server.loaded.engine.state().num_running == 3, 20)
     new_before = server.loaded.engine.state().num_new_tokens
     for line in lines:
         line.close()
-    wait_until(lambda: server.loaded.engine.state().num_running == 0)
+    wait_until(lambda: server.loaded.engine.state().num_running == 0, 20)
     assert server.loaded.engine.state().num_new_tokens - new_before < 3 * 400
 
 
@@ -123,7 +117,7 @@ def test_an_answer_that_takes_too_long_is_a_timeout(start_server):
     assert (answer.status_code, answer.json()["error"]["type"]) == (504, "timeout_error")
     streamed = hasty.post(CHAT, asked | {"stream": True})
     assert "timeout_error" in streamed.text
-    wait_until(lambda: hasty.loaded.engine.state().num_running == 0)
+    wait_until(lambda: hasty.loaded.engine.state().num_running == 0, 20)
 
 
 def test_a_closing_server_takes_nothing_on(start_server):
@@ -178,4 +172,4 @@ def test_memory_stays_flat(server, num_before, num_requests):
     after = resident_mib(server, num_requests)
     print(f"{before:.1f} MiB, and {after:.1f} MiB after {num_requests} more requests, half of them hostile")
     assert after - before < 20
-    wait_until(lambda: threading.active_count() <= num_threads + 1)
+    wait_until(lambda: threading.active_count() <= num_threads + 1, 20)
