@@ -75,8 +75,9 @@ class Case:
     is_group: bool
     """Whether the workers that a process has forked are killed with it."""
 
-    after_step: int = 0
-    """Moments count from when a checkpoint of this step is there, or a later one; 0 for the start of the process."""
+    after_step: int | None = None
+    """Moments count from when a checkpoint of this step is there, or a later one, of step 0 from when the run is; None
+    for the start of the process."""
 
 
 @dataclass(frozen=True)
@@ -108,16 +109,24 @@ def draw_late_cases(count: int, kinds: list[str]) -> list[Case]:
 
 
 def draw_cases(count: int, kinds: list[str]) -> list[Case]:
-    """Cases of every kind in turn; first kills fall evenly over a life, a fifth of the runs are killed again."""
+    """Cases of every kind in turn; first kills fall evenly over a life, a fifth of the runs are killed again.
+
+    A ninth of them falls just after a run has begun: before its first checkpoint there is little time, and a life that
+    was measured while others ran may have been so much longer that no share of it ends there.
+    """
     chance = random.Random(count)
     order = chance.sample(range(count), count)
     cases = []
     for number in range(count):
         moments = [OVERRUN * (order[number] + chance.random()) / count]
+        is_early = number % 9 == 3
+        if is_early:
+            moments = [0.01 * chance.random()]
         if number % 5 == 0:
             moments += [OVERRUN * chance.random() for _ in range(chance.randint(1, 2))]
         is_group = number // len(kinds) % 2 == 0
-        cases.append(Case(number, kinds[number % len(kinds)], tuple(moments), is_group))
+        kind = kinds[number % len(kinds)]
+        cases.append(Case(number, kind, tuple(moments), is_group, after_step=0 if is_early else None))
     return cases
 
 
@@ -185,9 +194,11 @@ def kill_after(life: Allocation, seconds: float, *, is_group: bool, is_time: Cal
             signal.pidfd_send_signal(process.fileno(), signal.SIGKILL)
 
 
-def has_step(run: Path, step: int) -> bool:
-    """Whether a checkpoint of this step is visible, or a later one."""
-    return step == 0 or any(one.step >= step for one in list_checkpoints(run / "checkpoints"))
+def has_step(run: Path, step: int | None) -> bool:
+    """Whether a checkpoint of this step is visible, or a later one; of step 0, whether the run has begun."""
+    if step == 0:
+        return RunDirectory(run).is_started
+    return step is None or any(one.step >= step for one in list_checkpoints(run / "checkpoints"))
 
 
 def phase_of(run: Path, cache: Path) -> str:
