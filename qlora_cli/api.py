@@ -60,11 +60,13 @@ def train(
     with monitored(launch) as monitor:
         if resume and overwrite:
             raise ArgumentError("--resume and --overwrite exclude each other", hint="leave one of them out")
+        from qlora_cli.model.at_hand import refuse_missing_folder
         from qlora_cli.recipe.mapping import as_texts
         from qlora_cli.recipe.reader import load_recipe
 
         source = recipe if isinstance(recipe, Mapping) else Path(recipe)
         loaded = load_recipe(source, as_texts(overrides), console.note if monitor.is_main_process else lambda _: None)
+        refuse_missing_folder(loaded.model.base_model)
         start_asking(loaded.model.base_model)
 
         with progress(STARTING):

@@ -5,15 +5,29 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-from huggingface_hub import try_to_load_from_cache
-
 from qlora_cli import console
 from qlora_cli.errors import RecipeError
 from qlora_cli.hub import is_hub_id, why_offline
+from qlora_cli.recipe.shipped import command_for_base
 
 
 class UnreachableBaseError(RecipeError):
     """The base is not on this machine, and the Hub cannot be asked for it. Exit code 2."""
+
+
+def refuse_missing_folder(name: str) -> None:
+    """Refuse, before any library is loaded, a base that can only be a folder of this machine and is not there.
+
+    Raises:
+        RecipeError: if it is the path of a folder, or what a command makes, which the Hub is not asked for.
+    """
+    if Path(name).exists():
+        return
+    if command := command_for_base(name):
+        text = f"model.base_model '{name}' is not there yet: it is not downloaded, but made here"
+        raise RecipeError(text, hint=f"make it first: `{command}`")
+    if not is_hub_id(name):
+        raise RecipeError(f"model.base_model '{name}' cannot be loaded: no such folder", hint=_path_hint(name))
 
 
 def look_for_base(name: str, revision: str | None = None) -> None:
@@ -25,15 +39,13 @@ def look_for_base(name: str, revision: str | None = None) -> None:
 
     Raises:
         UnreachableBaseError: if it is on the Hub at best, and that does not answer.
-        RecipeError: if it is the path of a folder that is not there.
+        RecipeError: as `refuse_missing_folder`.
     """
-    if Path(name).exists():
+    refuse_missing_folder(name)
+    if Path(name).exists() or not (reason := why_offline()):
         return
-    if not is_hub_id(name):
-        raise RecipeError(f"model.base_model '{name}' cannot be loaded: no such folder", hint=_path_hint(name))
-    reason = why_offline()
-    if not reason:
-        return
+    from huggingface_hub import try_to_load_from_cache  # 0.2 s that a refusal needs not
+
     if isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
         _say_once(reason)
         return

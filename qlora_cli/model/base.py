@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,7 +31,6 @@ from qlora_cli.model.towers.own_names import note_own_class
 from qlora_cli.model.towers.skeleton import kept_modules
 from qlora_cli.progress import progress
 from qlora_cli.recipe.schema import ModelSection, QuantizationSection
-from qlora_cli.recipe.shipped import command_for_base
 from qlora_cli.recipe.stored_weights import stored_weights
 from qlora_cli.secrets import redacted_values
 
@@ -53,14 +51,6 @@ class reading:  # noqa: N801 - reads like a function: `with reading(name):`
         self._name, self._revision = name, revision
 
     def __enter__(self) -> None:
-        """Refuse a base that a command makes and that is not there: the Hub is not asked for a folder of this machine.
-
-        Raises:
-            RecipeError: with that command.
-        """
-        if not os.path.exists(self._name) and (command := command_for_base(self._name)):
-            text = f"model.base_model '{self._name}' is not there yet: it is not downloaded, but made here"
-            raise RecipeError(text, hint=f"make it first: `{command}`")
         look_for_base(self._name, self._revision)
 
     def __exit__(

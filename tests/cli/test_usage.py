@@ -105,3 +105,18 @@ def test_a_model_that_is_not_there_is_refused_before_any_library_is_loaded(comma
     )
     said = "'nowhere' is not a run directory" if model else "there is no run in 'runs'"
     assert (ran.returncode, said in ran.stderr) == (2, True), ran.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("train smoke", "is not there yet: it is not downloaded, but made here"),
+        ("train guanaco --set model.base_model=./nowhere", "'./nowhere' cannot be loaded: no such folder"),
+    ],
+)
+def test_a_base_whose_folder_is_not_there_is_refused_before_any_library_is_loaded(command, said, tmp_path):
+    ran = subprocess.run(
+        [sys.executable, "-c", LOADING, *command.split()], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (ran.returncode, said in ran.stderr) == (2, True), ran.stderr
