@@ -79,9 +79,15 @@ def cache_key(data: DataSection, renderer: Renderer, seed: int) -> str | None:
         "sources": sources,
         "renderer": renderer.fingerprint,
         "code": _code_fingerprint(),
-        "libraries": {name: version(name) for name in LIBRARIES},
+        "libraries": library_versions(),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+@cache
+def library_versions() -> dict[str, str]:
+    """Version of each library that shapes prepared data."""
+    return {name: version(name) for name in LIBRARIES}
 
 
 def _identity(source: SourceSection) -> list[str] | None:

@@ -169,8 +169,10 @@ class Child:
 
 def _be_the_origin(address: str) -> None:
     """Fork a server for each connection, until the process that started this one has ended."""
-    for module in LIBRARIES if Path(address).name == HEAVY else ():
-        importlib.import_module(module)
+    if Path(address).name == HEAVY:
+        for module in LIBRARIES:
+            importlib.import_module(module)
+        _ask_once()
     gc.freeze()  # a collection in a child would otherwise copy every page
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
@@ -188,6 +190,24 @@ def _be_the_origin(address: str) -> None:
                 listener.close()
                 _serve(connection)
             connection.close()
+
+
+def _ask_once() -> None:
+    """Ask what every process asks once and keeps, so that each child has the answers: a tenth of a small run."""
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+    from qlora_cli import upstream
+    from qlora_cli.data import cache
+    from qlora_cli.plan import trace_cache
+    from qlora_cli.run import manifest
+    from qlora_cli.upstream_row import Road
+
+    get_checkpoint_conversion_mapping("llama")  # compiles the patterns of all architectures
+    cache.library_versions()
+    manifest.library_versions()
+    trace_cache.code_fingerprint()
+    for road in (Road.TRAINING, Road.TEMPLATES, Road.BASE, Road.QUANTIZED, Road.MERGE, Road.PLAN):
+        upstream.check(road)
 
 
 def _serve(connection: socket.socket) -> None:
