@@ -1,7 +1,8 @@
 """Which tests `make test-quick` leaves out: folders that work on models, property tests, and what is marked `slow`.
 
 The mark cannot be forgotten: whichever way the tests are run, one without it that takes a step of an optimizer, on real
-weights or on the fake ones of a plan, or starts a process, fails and says so. `tests/conftest.py` takes the hooks.
+weights or on the fake ones of a plan, or starts a process, fails and says so. A plugin of pytest, which
+`tests/conftest.py` loads where tests run.
 """
 
 from __future__ import annotations

@@ -79,11 +79,25 @@ def installed(wheel, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def qlora(installed, tmp_path):
-    """Run the installed command in an empty folder."""
+def surroundings(tmp_path):
+    """Options of `run` for an empty folder."""
+    return {"cwd": tmp_path, "QLORA_CACHE": str(tmp_path / ".cache"), "HF_HUB_OFFLINE": "1"}
 
-    def call(*words):
-        return run(installed, *words, cwd=tmp_path, QLORA_CACHE=str(tmp_path / ".cache"), HF_HUB_OFFLINE="1")
+
+@pytest.fixture
+def qlora(installed, surroundings):
+    """Run the installed command in an empty folder."""
+    return lambda *words: run(installed, *words, **surroundings)
+
+
+@pytest.fixture
+def several(installed, surroundings):
+    """Run commands in one process of the installed package: exit code, output and errors of each."""
+
+    def call(*commands):
+        ran = run(installed.parent / "python", "-c", SEVERAL, json.dumps(commands), **surroundings)
+        assert ran.returncode == 0, ran.stderr
+        return json.loads(ran.stdout)
 
     return call
 
@@ -115,7 +129,7 @@ def validate(name):
     return "validate", name, "--set", "model.base_model=Qwen/Qwen3-8B"
 
 
-def test_every_shipped_recipe_is_listed_printed_and_valid_without_the_repository(qlora, installed, tmp_path):
+def test_every_shipped_recipe_is_listed_printed_and_valid_without_the_repository(qlora, several, tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "train.jsonl").write_text('{"prompt": "Two and two?", "completion": "Four."}\n')
     names = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
@@ -123,26 +137,26 @@ def test_every_shipped_recipe_is_listed_printed_and_valid_without_the_repository
     assert re.findall(r'"name": "([^"]*)"', listed.stdout) == names
     assert str(ROOT) not in listed.stdout
     assert qlora("recipes", names[0]).stdout == (ROOT / "recipes" / f"{names[0]}.yaml").read_text("utf-8")
-    asked = [words for name in names for words in (("recipes", name), validate(name))]
-    ran = run(installed.parent / "python", "-c", SEVERAL, json.dumps(asked), cwd=tmp_path, HF_HUB_OFFLINE="1")
-    ended = json.loads(ran.stdout)
+    ended = several(*(words for name in names for words in (("recipes", name), validate(name))))
     for name, (_, printed, _), (code, _, said) in zip(names, ended[::2], ended[1::2], strict=True):
         assert printed == (ROOT / "recipes" / f"{name}.yaml").read_text("utf-8")
         assert code == 0, said
     assert qlora(*validate(names[0])).returncode == 0
 
 
-def test_smoke_leads_to_an_answer_from_an_empty_folder(qlora, tmp_path):
+def test_smoke_leads_to_an_answer_from_an_empty_folder(qlora, several, tmp_path):
     refused = qlora("train", "smoke")
     assert refused.returncode == 2
     [command] = re.findall(r"hint: make it first: `qlora (.*)`", refused.stderr)
-    made = qlora(*shlex.split(command), "--steps", "40")
-    assert made.returncode == 0, made.stderr
-    trained = qlora("train", "smoke", "--set", "training.max_steps=30")
-    assert trained.returncode == 0, trained.stderr
-    answered = qlora("generate", "--prompt", QUESTION, "--max-new-tokens", "12")
-    assert answered.returncode == 0, answered.stderr
-    assert answered.stdout.startswith("team: ")
+    made, trained, answered = several(
+        [*shlex.split(command), "--steps", "25"],
+        ["train", "smoke", "--set", "training.max_steps=20"],
+        ["generate", "--prompt", QUESTION, "--max-new-tokens", "12"],
+    )
+    for code, _, said in (made, trained, answered):
+        assert code == 0, said
+    _, answer, _ = answered
+    assert answer.startswith("team: ")
     assert "recipes/data/tickets_train.jsonl" in (tmp_path / "runs" / "smoke" / "recipe.yaml").read_text("utf-8")
 
 

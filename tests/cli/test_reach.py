@@ -7,7 +7,7 @@ import json
 import pytest
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from tests.conftest import byte_tokenizer
+from tests.tiny_models import byte_tokenizer
 
 pytestmark = pytest.mark.slow
 

@@ -14,8 +14,8 @@ from qlora_cli.data.cache import cache_key, cache_root, clear, code_files, list_
 from qlora_cli.data.prepare import prepare_data
 from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.recipe.data_schema import DataSection
-from tests.conftest import byte_tokenizer
 from tests.run.leftovers import half_written_folder
+from tests.tiny_models import byte_tokenizer
 
 pytestmark = pytest.mark.usefixtures("empty_cache")
 

@@ -23,8 +23,8 @@ from transformers import (
 
 from qlora_cli.deploy.engines.llama_cpp import cut_with_llama_cpp
 from qlora_cli.deploy.formats.gguf import GGUF_FILE, adds_no_space
-from tests.conftest import CHATML
 from tests.deploy.formats.jobs import written
+from tests.tiny_models import CHATML
 
 pytestmark = pytest.mark.slow
 WITH_LLAMA_CPP = pytest.mark.skipif("QLORA_GGUF_PYTHON" not in os.environ, reason="needs QLORA_GGUF_PYTHON")

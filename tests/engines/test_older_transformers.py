@@ -12,11 +12,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.deploy.model_folder import write_generation_settings, write_tokenizer
-from tests.conftest import byte_tokenizer
 from tests.deploy.merging import write_merged
 from tests.deploy.models import with_adapter
 from tests.deploy.test_merged_model import load
 from tests.model.bases import save_toy
+from tests.tiny_models import byte_tokenizer
 
 OLDER_PYTHON = os.environ.get("QLORA_OLDER_PYTHON")
 """Interpreter of an environment with transformers 4.57."""

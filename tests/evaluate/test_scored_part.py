@@ -6,8 +6,8 @@ import pytest
 
 from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.evaluate.scored_part import ScoredPart
-from tests.conftest import byte_tokenizer
 from tests.data.render.templates import TEMPLATES
+from tests.tiny_models import byte_tokenizer
 
 HARMONY = ("<|channel|>", "<|message|>", "<|start|>", "<|end|>", "<|return|>")
 

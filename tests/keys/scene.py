@@ -10,9 +10,9 @@ import datasets
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.conftest import byte_tokenizer, tiny_llama
 from tests.model.packed_bases import packed_base
 from tests.plan.bases import config_of
+from tests.tiny_models import byte_tokenizer, tiny_llama
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -16,7 +16,7 @@ import torch
 import transformers as hf
 from safetensors.torch import save_file
 
-from tests.conftest import byte_tokenizer
+from tests.tiny_models import byte_tokenizer
 
 VOCABULARY = 272
 """The byte tokenizer's 256 and its special tokens, those of images, and some that are never met."""

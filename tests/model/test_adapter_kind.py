@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from qlora_cli.errors import ArgumentError, IdentityError
 from qlora_cli.model.adapter_kind import ADAPTER_WEIGHTS, read_adapter_kind
-from tests.conftest import tiny_llama
+from tests.tiny_models import tiny_llama
 
 VOCABULARY = 259
 

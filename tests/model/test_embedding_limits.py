@@ -20,8 +20,8 @@ from transformers import (
 
 from qlora_cli.errors import RecipeError
 from qlora_cli.model.embedding_limits import check_length, check_tokens, has_position_table, num_positions
-from tests.conftest import byte_tokenizer
 from tests.plan.bases import config_of
+from tests.tiny_models import byte_tokenizer
 
 POSITIONS = 24
 GPT2_SHAPE = {"n_embd": 32, "n_layer": 1, "n_head": 2, "vocab_size": 64, "n_positions": POSITIONS}

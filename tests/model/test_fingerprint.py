@@ -9,7 +9,7 @@ import pytest
 from qlora_cli.errors import IdentityError
 from qlora_cli.model.fingerprint import fingerprint_base
 from qlora_cli.recipe.schema import ModelSection
-from tests.conftest import tiny_llama
+from tests.tiny_models import tiny_llama
 
 
 def fingerprint(folder):

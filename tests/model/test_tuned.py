@@ -22,9 +22,9 @@ from qlora_cli.model.tuned import find_tuned, load_tuned
 from qlora_cli.recipe.schema import QuantizationSection, Recipe
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.train.session import TrainOptions, train_recipe
-from tests.conftest import CHATML, byte_tokenizer, tiny_llama
 from tests.model.foreign_adapters import change_config, lora, plain_base, save_adapter_of
 from tests.model.packed_bases import packed_base
+from tests.tiny_models import CHATML, byte_tokenizer, tiny_llama
 
 
 def train(folder, base, data, *, steps=2, chat_template=None, **lora) -> RunDirectory:

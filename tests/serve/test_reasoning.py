@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from qlora_cli.data.render.answer_frame import AnswerFrame
 from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.serve.reasoning import ReasoningSplitter, visible_frame
-from tests.conftest import byte_tokenizer
+from tests.tiny_models import byte_tokenizer
 
 THINK = AnswerFrame(opening="<think>", closing="</think>")
 OPENED = AnswerFrame(opening="<think>", closing="</think>", opens_in_prompt=True)

@@ -16,9 +16,9 @@ from qlora_cli.deploy.merge import MergeOptions, merge_run
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.metrics import read_metrics
 from qlora_cli.train.session import TrainOptions, train_recipe
-from tests.conftest import byte_tokenizer
 from tests.model.bases import MULTIMODAL, save_toy
 from tests.plan.bases import config_of
+from tests.tiny_models import byte_tokenizer
 from tests.turns import in_turn
 
 NO_DROPOUT = {"lora": {"lora_dropout": 0}}

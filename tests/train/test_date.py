@@ -11,7 +11,7 @@ from qlora_cli.data.cache import cache_root
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.manifest import read_manifest
 from qlora_cli.train.session import TrainOptions, train_recipe
-from tests.conftest import CHATML
+from tests.tiny_models import CHATML
 
 PRINTS_TODAY = "{{ '<|im_start|>system\nToday: ' + strftime_now('%d %b %Y') + '<|im_end|>\n' }}" + CHATML
 

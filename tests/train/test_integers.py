@@ -18,8 +18,8 @@ from qlora_cli.model.tuned import load_tuned
 from qlora_cli.recipe.reader import load_recipe
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.train.session import TrainOptions, train_recipe
-from tests.conftest import byte_tokenizer
 from tests.deploy.models import save_gpt2
+from tests.tiny_models import byte_tokenizer
 from tests.train.integer_recipe import integer_recipe
 
 IDS = torch.arange(1, 60)[None]

@@ -14,8 +14,8 @@ from qlora_cli.recipe.reader import load_recipe
 from qlora_cli.recipe.schema import Recipe
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.train.session import TrainOptions, train_recipe
-from tests.conftest import byte_tokenizer
 from tests.model.packed_bases import packed_base
+from tests.tiny_models import byte_tokenizer
 
 STORED = {
     "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},

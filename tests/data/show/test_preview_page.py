@@ -13,7 +13,7 @@ from qlora_cli.data.show.preview import ShownRow
 from qlora_cli.data.show.preview_page import NUM_TOKENS_DRAWN, NUM_TOKENS_OPEN, page, write_page
 from qlora_cli.data.token_row import TokenRow
 from qlora_cli.errors import ArgumentError
-from tests.conftest import byte_tokenizer
+from tests.tiny_models import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
 PLACE = Place("a.jsonl", 3, 3)

@@ -15,7 +15,7 @@ from qlora_cli.data.example import Place
 from qlora_cli.data.show.token_pieces import REPLACEMENT, pieces_of, runs_of
 from qlora_cli.data.token_row import TokenRow
 from qlora_cli.visible_text import visible
-from tests.conftest import byte_tokenizer
+from tests.tiny_models import byte_tokenizer
 
 
 def sentencepiece_tokenizer():

@@ -9,8 +9,8 @@ import pytest
 
 from qlora_cli.data.render.renderer import Renderer
 from qlora_cli.deploy.formats.ollama import CONVERSATIONS, modelfile, plain_template
-from tests.conftest import byte_tokenizer
 from tests.data.render.templates import TEMPLATES
+from tests.tiny_models import byte_tokenizer
 
 
 def render_with(template):

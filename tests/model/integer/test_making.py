@@ -20,9 +20,9 @@ from qlora_cli.model.integer.making import integer_folder, stored_base
 from qlora_cli.model.towers.auto_class import auto_class
 from qlora_cli.model.towers.text_reach import text_reach
 from qlora_cli.recipe.schema import ModelSection, QuantizationSection
-from tests.conftest import byte_tokenizer, tiny_llama
 from tests.model.bases import save_toy
 from tests.model.packed_bases import packed_base
+from tests.tiny_models import byte_tokenizer, tiny_llama
 
 SKIPPED = "v_proj"
 INTEGERS = QuantizationSection(method="int", bits=4, group_size=32)

@@ -18,7 +18,7 @@ from peft import LoraConfig, get_peft_model
 
 from qlora_cli.cli.app import main
 from qlora_cli.model.adapter import save_adapter
-from tests.conftest import byte_tokenizer, tiny_llama
+from tests.tiny_models import byte_tokenizer, tiny_llama
 
 REFUSED = (2, 3)
 """Exit codes of an error that says what to do about somebody else's files."""

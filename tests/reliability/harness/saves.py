@@ -18,7 +18,7 @@ from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.disk_errors import storage_faults
 from qlora_cli.run.folders import replaced_folder
 from qlora_cli.train.checkpoint.state_io import random_state, save_optimizer, save_state
-from tests.conftest import tiny_llama
+from tests.tiny_models import tiny_llama
 
 FACTS = {f"{section}_fingerprint": section[0] * 64 for section in ("base", "tokenizer", "template", "data")}
 KEPT = 2

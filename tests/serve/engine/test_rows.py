@@ -8,7 +8,7 @@ import torch
 from qlora_cli.serve.engine.requests import Finish, GenerationRequest
 from qlora_cli.serve.engine.rows import Row
 from qlora_cli.serve.engine.tickets import QueuedTicket
-from tests.conftest import byte_tokenizer
+from tests.tiny_models import byte_tokenizer
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from qlora_cli.serve.engine.requests import Finish
 from qlora_cli.serve.http.answer_parts import AnswerParts, Part
 from qlora_cli.serve.http.telling import ChatTelling
 from qlora_cli.serve.http.tool_format import ToolFormat, find_tool_format
-from tests.conftest import byte_tokenizer
+from tests.tiny_models import byte_tokenizer
 
 TEMPLATES = {path.stem: path for path in (Path(__file__).parents[2] / "data" / "render").rglob("*.jinja")}
 

@@ -10,8 +10,8 @@ import torch
 
 from qlora_cli.data.example import Conversation, Place
 from qlora_cli.data.render.renderer import Renderer
-from tests.conftest import byte_tokenizer, tiny_llama
 from tests.deploy.models import save_run
+from tests.tiny_models import byte_tokenizer, tiny_llama
 
 TEMPLATE = Path(__file__).parents[2] / "data" / "render" / "shapes" / "tools_and_calls_as_json" / "hermes.jinja"
 TOOL = {

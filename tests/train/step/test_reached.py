@@ -14,7 +14,7 @@ from qlora_cli.errors import RecipeError
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.train.session import TrainOptions, train_recipe
 from qlora_cli.train.step.reached import refuse_untouched
-from tests.conftest import byte_tokenizer, tiny_llama
+from tests.tiny_models import byte_tokenizer, tiny_llama
 
 WITH_A_SPARE_LAYER = """
 from torch import nn
