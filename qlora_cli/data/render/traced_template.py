@@ -17,17 +17,22 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from jinja2 import Template, nodes
-from jinja2.visitor import NodeTransformer
+from jinja2 import Template
 
-# What `apply_chat_template` does before it renders, and the environment that it renders with: sandbox, filters,
-# extensions. Neither has a public name.
-from transformers.utils.chat_template_utils import _alias_reasoning_fields, _compile_jinja_template
+# What `apply_chat_template` does before it renders. It has no public name.
+from transformers.utils.chat_template_utils import _alias_reasoning_fields
 
 from qlora_cli import upstream
 from qlora_cli.data.example import Message
-from qlora_cli.data.render.quick_sandbox import quick_getattr
-from qlora_cli.data.render.template_tree import loop_before_constant_tail, markup_read, prints, reads
+from qlora_cli.data.render.template_code import (
+    MARK_GENERATION,
+    MARK_LOOP_END,
+    MARK_MESSAGE,
+    NO_MESSAGE,
+    NOTHING,
+    compiled,
+    environment_of,
+)
 
 Span = tuple[int, int]
 """First character and the one after the last."""
@@ -35,8 +40,6 @@ Span = tuple[int, int]
 # A mark is its name, m0 or m1 or ..., between two of these: a code point that Unicode keeps out of all text. A chat
 # that holds it is refused, and so is one whose marks came out changed, for example reversed.
 _EDGE = "\ufdd1"
-_NO_MESSAGE = -1
-_NOTHING = "_nothing"  # name of a variable for marks that look at none
 _GENERATION = -1  # stands for the loop's number in the marks of a {% generation %} block
 
 _Mark = tuple[int, int]
@@ -69,42 +72,6 @@ class AmbiguousTraceError(ValueError):
     """The template prints a message at more than one place, or the text holds the marks' characters."""
 
 
-class _MarkInserter(NodeTransformer):
-    """Puts the marks into a parsed template.
-
-    A mark is printed by a filter (`{{ message | mark_message(0) }}`): the sandbox checks every call of a function
-    at a cost of a microsecond, and no filter.
-    """
-
-    def __init__(self) -> None:
-        self.num_loops = 0
-        self.has_generation_blocks = False
-
-    def visit_For(self, node: nodes.For) -> list[nodes.Node]:  # noqa: N802 - the name that Jinja calls
-        loop = self.num_loops
-        self.num_loops += 1
-        self.generic_visit(node)
-        if isinstance(node.target, nodes.Name) and any(map(prints, node.body)):
-            node.body.insert(0, _print_filtered(node.lineno, node.target.name, "mark_message", loop))
-        return [node, _print_filtered(node.lineno, _NOTHING, "mark_loop_end", loop)]
-
-    def visit_CallBlock(self, node: nodes.CallBlock) -> nodes.Node:  # noqa: N802 - the name that Jinja calls
-        self.generic_visit(node)
-        called = node.call.node
-        if isinstance(called, nodes.ExtensionAttribute) and called.name == "_generation_support":
-            self.has_generation_blocks = True
-            start = _print_filtered(node.lineno, _NOTHING, "mark_generation", 0)
-            end = _print_filtered(node.lineno, _NOTHING, "mark_generation", _NO_MESSAGE)
-            node.body = [start, *node.body, end]
-        return node
-
-
-def _print_filtered(line: int, variable: str, filter_name: str, number: int) -> nodes.Output:
-    """The node of `{{ variable | filter_name(number) }}`."""
-    shown = nodes.Filter(nodes.Name(variable, "load"), filter_name, [nodes.Const(number)], [], None, None)
-    return nodes.Output([shown], lineno=line)
-
-
 class TracedTemplate:
     """A chat template that records which characters each message made."""
 
@@ -120,31 +87,18 @@ class TracedTemplate:
             ResourceError: if an installed library lacks what this needs of it.
         """
         upstream.check(upstream.Road.TEMPLATES)
-        shared = _compile_jinja_template(source).environment
-        environment = shared.overlay()
-        environment.getattr = quick_getattr(environment)
-        environment.filters = {
-            **shared.filters,
-            "mark_message": self._mark_message,
-            "mark_loop_end": self._mark_loop_end,
-            "mark_generation": self._mark_generation,
-        }
-        tree = environment.parse(source)
-        unchanged = Template.from_code(environment, environment.compile(source), environment.make_globals(None))
-        self.markup_read = markup_read(tree)
-        """Words that the template looks for in the messages, such as `</think>`."""
-        self.reads_clock = reads(tree, "strftime_now")
-        """Whether it may print today's date."""
-        self._last_loop = loop_before_constant_tail(tree)
-        inserter = _MarkInserter()
-        tree = inserter.visit(tree)
-        tree.set_environment(environment)
-        self.has_generation_blocks = inserter.has_generation_blocks
-        template = Template.from_code(environment, environment.compile(tree), environment.make_globals(None))
+        self._code = compiled(source)
+        environment = environment_of(source)
+        marks = {MARK_MESSAGE: self._mark_message, MARK_LOOP_END: self._mark_loop_end}
+        environment.filters = {**environment.filters, **marks, MARK_GENERATION: self._mark_generation}
+        template, unchanged = (
+            Template.from_code(environment, code, environment.make_globals(None))
+            for code in (self._code.marked, self._code.unchanged)
+        )
         self._new_context = template.new_context
         self._print = template.root_render_func
         self._print_unchanged = unchanged.root_render_func
-        self._variables = {**template.globals, "documents": None, _NOTHING: None, **special_tokens}
+        self._variables = {**template.globals, "documents": None, NOTHING: None, **special_tokens}
         if date is not None:
             self._variables["strftime_now"] = datetime.datetime.combine(date, datetime.time()).strftime
         self._index_of: dict[int, int] = {}
@@ -152,6 +106,21 @@ class TracedTemplate:
         self._marks: list[_Mark] = []
         self.printing: int | None = None
         """Index of the message that the last rendering came to; None where it came to none."""
+
+    @property
+    def markup_read(self) -> frozenset[str]:
+        """Words that the template looks for in the messages, such as `</think>`."""
+        return self._code.markup_read
+
+    @property
+    def reads_clock(self) -> bool:
+        """Whether it may print today's date."""
+        return self._code.reads_clock
+
+    @property
+    def has_generation_blocks(self) -> bool:
+        """Whether it marks by itself what the assistant writes."""
+        return self._code.has_generation_blocks
 
     def render(
         self, messages: Sequence[Message], tools: list[dict[str, Any]] | None, *, add_generation_prompt: bool
@@ -171,7 +140,8 @@ class TracedTemplate:
         marked = "".join(self._print(context))
         trace = _read_marks(marked, self._marks)
         # The tree shows what follows the last loop; the marks, that this loop printed the last message.
-        trace.ends_constantly = self._last_loop is not None and self._marks[-1:] == [(self._last_loop, _NO_MESSAGE)]
+        last_loop = self._code.last_loop
+        trace.ends_constantly = last_loop is not None and self._marks[-1:] == [(last_loop, NO_MESSAGE)]
         return trace
 
     def plain(
@@ -202,13 +172,13 @@ class TracedTemplate:
             self._open_loops.add(loop)
             return self._mark(loop, index)
         # A message that the template made up, e.g. a default system turn, ends the one before it.
-        return self._mark(loop, _NO_MESSAGE) if loop in self._open_loops else ""
+        return self._mark(loop, NO_MESSAGE) if loop in self._open_loops else ""
 
     def _mark_loop_end(self, _: Any, loop: int) -> str:
         if loop not in self._open_loops:
             return ""
         self._open_loops.discard(loop)
-        return self._mark(loop, _NO_MESSAGE)
+        return self._mark(loop, NO_MESSAGE)
 
     def _mark_generation(self, _: Any, index: int) -> str:
         return self._mark(_GENERATION, index)
@@ -259,7 +229,7 @@ def _read_marks(marked: str, marks: Sequence[_Mark]) -> RenderTrace:
         before = open_marks.pop(loop, None)
         if before is not None:
             _close(trace, loop, *before, position)
-        if index != _NO_MESSAGE:
+        if index != NO_MESSAGE:
             open_marks[loop] = (index, position)
     return trace
 
