@@ -93,9 +93,11 @@ def cache(
 
 def _load(recipe: Path, overrides: Sequence[str] | None) -> tuple[Recipe, PreTrainedTokenizerBase, Renderer]:
     """The recipe, and what makes tokens of its data."""
+    from qlora_cli.model.at_hand import refuse_missing_folder
     from qlora_cli.recipe.reader import load_recipe
 
     loaded = load_recipe(recipe, overrides or ())
+    refuse_missing_folder(loaded.model.base_model)
     start_asking(loaded.model.base_model, *(source.path for source in loaded.data.train))
 
     with progress(STARTING):

@@ -64,11 +64,14 @@ def plan(
         _calibrate(is_all=is_all, as_json=as_json)
         if is_all:
             return
-    from qlora_cli.plan.trace.step import gc_disabled
+    from qlora_cli.model.at_hand import refuse_missing_folder
 
     loaded = _load(recipe, overrides or [], is_sketch=is_sketch)
     if not is_sketch:
+        refuse_missing_folder(loaded.model.base_model)
         start_asking(loaded.model.base_model)
+    with progress(STARTING):
+        from qlora_cli.plan.trace.step import gc_disabled
     with gc_disabled(), console.library_noise_to(None):
         report = _work_out(loaded, sketch, (gpu, memory_gb, num_gpus), is_fitted=fit)
     fits, savings = _search(report) if fit else ([], [])

@@ -44,6 +44,7 @@ def init(
         _translate(source, out, {option: value for option, value in given.items() if option in named}, force=force)
         return
     from qlora_cli.hub import start_asking
+    from qlora_cli.model.at_hand import refuse_missing_folder
     from qlora_cli.recipe.starter import StarterValues, refuse_name, write_starter
     from qlora_cli.recipe.starter_base import fitted_to_base
 
@@ -54,6 +55,7 @@ def init(
 
         hint = f"For another card leave --gpu out; then `qlora plan {out} --memory-gb 24` says whether it fits"
         card = find_card(gpu, otherwise=hint)
+        refuse_missing_folder(base)
         start_asking(base)
         with progress(STARTING):
             from qlora_cli.plan.recommend import recommend_values

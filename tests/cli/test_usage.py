@@ -108,15 +108,17 @@ def test_a_model_that_is_not_there_is_refused_before_any_library_is_loaded(comma
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("command", ["train", "plan", "data show", "data check"])
 @pytest.mark.parametrize(
-    ("command", "said"),
+    ("recipe", "said"),
     [
-        ("train smoke", "is not there yet: it is not downloaded, but made here"),
-        ("train guanaco --set model.base_model=./nowhere", "'./nowhere' cannot be loaded: no such folder"),
+        ("smoke", "is not there yet: it is not downloaded, but made here"),
+        ("guanaco --set model.base_model=./nowhere", "'./nowhere' cannot be loaded: no such folder"),
     ],
 )
-def test_a_base_whose_folder_is_not_there_is_refused_before_any_library_is_loaded(command, said, tmp_path):
+def test_a_base_whose_folder_is_not_there_is_refused_before_any_library_is_loaded(command, recipe, said, tmp_path):
+    arguments = [*command.split(), *recipe.split()]
     ran = subprocess.run(
-        [sys.executable, "-c", LOADING, *command.split()], cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, "-c", LOADING, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert (ran.returncode, said in ran.stderr) == (2, True), ran.stderr
