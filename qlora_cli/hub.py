@@ -24,6 +24,8 @@ HUB_FILES = "hf://datasets/"
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
 
+_ADDRESS = re.compile(r"(https?://)?(www\.)?(huggingface|hf)\.co/|hf://")
+
 
 def is_hub_id(name: str) -> bool:
     """Whether a name can be one of a model or a dataset on the Hub.
@@ -32,6 +34,19 @@ def is_hub_id(name: str) -> bool:
     [True, True, False, False, False, False]
     """
     return _HUB_ID.fullmatch(name) is not None
+
+
+def hub_id_in(text: str) -> str | None:
+    """The Hub id that an address holds, or a path that ends with a stroke.
+
+    >>> hub_id_in("https://huggingface.co/Qwen/Qwen3-8B/tree/main"), hub_id_in("hf://gpt2"), hub_id_in("Qwen/Qwen3-8B/")
+    ('Qwen/Qwen3-8B', 'gpt2', 'Qwen/Qwen3-8B')
+    >>> [hub_id_in(text) for text in ("Qwen/Qwen3-8B", "./models/llama/", "/", "https://huggingface.co/")]
+    [None, None, None, None]
+    """
+    address = _ADDRESS.match(text)
+    name = "/".join(text[address.end() :].split("/")[:2]) if address else text.rstrip("/")
+    return name if name != text and is_hub_id(name) else None
 
 
 def endpoint() -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from qlora_cli import console
 from qlora_cli.errors import RecipeError
 from qlora_cli.hub import is_hub_id, why_offline
+from qlora_cli.recipe.base_files import path_hint
 from qlora_cli.recipe.shipped import command_for_base
 
 
@@ -23,11 +24,11 @@ def refuse_missing_folder(name: str) -> None:
     """
     if Path(name).exists():
         return
-    if command := command_for_base(name):
+    if command_for_base(name):
         text = f"model.base_model '{name}' is not there yet: it is not downloaded, but made here"
-        raise RecipeError(text, hint=f"make it first: `{command}`")
+        raise RecipeError(text, hint=path_hint(name))
     if not is_hub_id(name):
-        raise RecipeError(f"model.base_model '{name}' cannot be loaded: no such folder", hint=_path_hint(name))
+        raise RecipeError(f"model.base_model '{name}' cannot be loaded: no such folder", hint=path_hint(name))
 
 
 def look_for_base(name: str, revision: str | None = None) -> None:
@@ -69,7 +70,3 @@ def way_to_the_hub(reason: str) -> str:
 def _say_once(reason: str) -> None:
     if not reason.endswith(" is set"):  # else it is what the user wants
         console.note(f"{reason}; the files in the Hub's cache are taken")
-
-
-def _path_hint(name: str) -> str:
-    return f"paths start at the current directory, {Path.cwd()}; a Hub id has the form Qwen/Qwen3-8B"

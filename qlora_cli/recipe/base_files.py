@@ -9,7 +9,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from qlora_cli.hub import is_hub_id
+from qlora_cli.hub import hub_id_in, is_hub_id
+from qlora_cli.recipe.shipped import command_for_base
 from qlora_cli.recipe.stored_rules import KEY, check_stored
 from qlora_cli.recipe.written import Conflict, RawRecipe, at, conflict
 
@@ -37,7 +38,7 @@ def check_base(written: RawRecipe) -> Iterator[Conflict]:
     elif folder.exists():
         yield conflict(KEY, (), f"'{KEY}: {name}' is a file", CONFIG_HINT)
     elif not is_hub_id(name) or _is_meant_here(folder):
-        yield conflict(KEY, (), f"'{KEY}: {name}' is not there", _path_hint(folder))
+        yield conflict(KEY, (), f"'{KEY}: {name}' is not there", path_hint(name))
     elif (cached := cached_base(name, at(written, "model.revision"))) is not None:
         config = read_config(cached)
         if isinstance(config, dict):
@@ -170,10 +171,15 @@ def _is_meant_here(path: Path) -> bool:
     return bool(parent) and Path(parent).is_dir() and (parent in LOCAL_PARENTS or bool(_close(path)))
 
 
-def _path_hint(path: Path) -> str:
+def path_hint(name: str) -> str:
+    """What to type in place of a base that is neither a folder here nor a Hub id."""
+    if command := command_for_base(name):
+        return f"make it first: `{command}`"
+    path = Path(name).expanduser() if name.startswith("~") else Path(name)
     if close := _close(path):
-        return "did you mean " + " or ".join(f"'{path.parent / name}'" for name in close) + "?"
-    return f"paths start at the current directory, {Path.cwd()}; a Hub id has the form Qwen/Qwen3-8B"
+        return "did you mean " + " or ".join(f"'{path.parent / one}'" for one in close) + "?"
+    hub = f"on the Hub it is {found}" if (found := hub_id_in(name)) else "a Hub id has the form Qwen/Qwen3-8B"
+    return f"paths start at the current directory, {Path.cwd()}; {hub}"
 
 
 def _close(path: Path) -> list[str]:

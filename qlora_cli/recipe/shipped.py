@@ -93,7 +93,7 @@ def close_shipped(missing: Path) -> str | None:
 def command_for_base(base_model: str) -> str | None:
     """The command that makes `base_model`, if it is the base of a shipped recipe that is made, not downloaded."""
     for recipe in list_shipped():
-        if shlex.split(recipe.first)[2:3] == [base_model]:  # qlora tiny FOLDER
+        if shlex.split(recipe.first)[2:3] == [os.path.normpath(base_model)]:  # qlora tiny FOLDER
             return recipe.first
     return None
 

@@ -112,8 +112,13 @@ def test_a_model_that_is_not_there_is_refused_before_any_library_is_loaded(comma
 @pytest.mark.parametrize(
     ("recipe", "said"),
     [
-        ("smoke", "is not there yet: it is not downloaded, but made here"),
+        (
+            "smoke",
+            "is not there yet: it is not downloaded, but made here\nhint: make it first: `qlora tiny runs/tiny-base ",
+        ),
+        ("smoke --set model.base_model=./runs/tiny-base/", "hint: make it first: `qlora tiny runs/tiny-base "),
         ("guanaco --set model.base_model=./nowhere", "'./nowhere' cannot be loaded: no such folder"),
+        ("guanaco --set model.base_model=https://hf.co/Qwen/Qwen3-8B", "; on the Hub it is Qwen/Qwen3-8B\n"),
     ],
 )
 def test_a_base_whose_folder_is_not_there_is_refused_before_any_library_is_loaded(command, recipe, said, tmp_path):
