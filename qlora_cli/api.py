@@ -60,21 +60,21 @@ def train(
     with monitored(launch) as monitor:
         if resume and overwrite:
             raise ArgumentError("--resume and --overwrite exclude each other", hint="leave one of them out")
-        from qlora_cli.model.at_hand import refuse_missing_folder
         from qlora_cli.recipe.mapping import as_texts
         from qlora_cli.recipe.reader import load_recipe
+        from qlora_cli.run.directory import RUNS_FOLDER, RunDirectory
+        from qlora_cli.train.preflight.at_once import refuse_at_once
 
         source = recipe if isinstance(recipe, Mapping) else Path(recipe)
         loaded = load_recipe(source, as_texts(overrides), console.note if monitor.is_main_process else lambda _: None)
-        refuse_missing_folder(loaded.model.base_model)
+        run = RunDirectory(RUNS_FOLDER / loaded.name if run_dir is None else Path(run_dir))
+        if monitor.is_main_process:
+            refuse_at_once(loaded, run, resume=resume, overwrite=overwrite)
         start_asking(loaded.model.base_model)
-
         with progress(STARTING):
-            from qlora_cli.run.directory import RUNS_FOLDER, RunDirectory
             from qlora_cli.train.session import TrainOptions, train_recipe
 
         options = TrainOptions(resume, overwrite, stop_after, check_memory=True, force=force)
-        run = RunDirectory(RUNS_FOLDER / loaded.name if run_dir is None else Path(run_dir))
         return replace(train_recipe(loaded, run, options, monitor), rank=launch.rank)
 
 

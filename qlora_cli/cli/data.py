@@ -93,11 +93,14 @@ def cache(
 
 def _load(recipe: Path, overrides: Sequence[str] | None) -> tuple[Recipe, PreTrainedTokenizerBase, Renderer]:
     """The recipe, and what makes tokens of its data."""
+    from qlora_cli.data.read.places import refuse_missing
     from qlora_cli.model.at_hand import refuse_missing_folder
     from qlora_cli.recipe.reader import load_recipe
 
     loaded = load_recipe(recipe, overrides or ())
     refuse_missing_folder(loaded.model.base_model)
+    for source in (*loaded.data.train, *(loaded.data.eval or ())):
+        refuse_missing(source)
     start_asking(loaded.model.base_model, *(source.path for source in loaded.data.train))
 
     with progress(STARTING):

@@ -77,6 +77,20 @@ def mark(run: RunDirectory) -> None:
         write_json(run.manifest_path, {**MARKER, "status": "preparing"})
 
 
+def refuse_held(run: RunDirectory) -> None:
+    """Refuse to start a run where one was begun.
+
+    Raises:
+        ArgumentError: with the ways on.
+    """
+    if run.is_started:
+        state = "a finished run" if run.is_finished else "an unfinished run"
+        raise ArgumentError(
+            f"run directory '{run.path}' already holds {state}",
+            hint="continue with --resume, start over with --overwrite, or choose another --run-dir",
+        )
+
+
 def refuse_place(run: RunDirectory) -> None:
     """Refuse to start a run in a place that is not a folder of its own.
 

@@ -95,14 +95,17 @@ LOADING = "\n".join(
 )
 
 
+def run_without_libraries(folder, *arguments):
+    """A command that ends with a traceback where it loads a library."""
+    command = [sys.executable, "-c", LOADING, *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["merge", "export --out out", "chat", "generate --prompt Hi", "eval"])
 @pytest.mark.parametrize("model", ["nowhere", None])
 def test_a_model_that_is_not_there_is_refused_before_any_library_is_loaded(command, model, tmp_path):
-    arguments = [*command.split(), *([model] if model else [])]
-    ran = subprocess.run(
-        [sys.executable, "-c", LOADING, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    ran = run_without_libraries(tmp_path, *command.split(), *([model] if model else []))
     said = "'nowhere' is not a run directory" if model else "there is no run in 'runs'"
     assert (ran.returncode, said in ran.stderr) == (2, True), ran.stderr
 
@@ -112,18 +115,33 @@ def test_a_model_that_is_not_there_is_refused_before_any_library_is_loaded(comma
 @pytest.mark.parametrize(
     ("recipe", "said"),
     [
-        (
-            "smoke",
-            "is not there yet: it is not downloaded, but made here\nhint: make it first: `qlora tiny runs/tiny-base ",
-        ),
+        ("smoke", "not downloaded, but made here\nhint: make it first: `qlora tiny runs/tiny-base "),
         ("smoke --set model.base_model=./runs/tiny-base/", "hint: make it first: `qlora tiny runs/tiny-base "),
         ("guanaco --set model.base_model=./nowhere", "'./nowhere' cannot be loaded: no such folder"),
         ("guanaco --set model.base_model=https://hf.co/Qwen/Qwen3-8B", "; on the Hub it is Qwen/Qwen3-8B\n"),
     ],
 )
 def test_a_base_whose_folder_is_not_there_is_refused_before_any_library_is_loaded(command, recipe, said, tmp_path):
-    arguments = [*command.split(), *recipe.split()]
-    ran = subprocess.run(
-        [sys.executable, "-c", LOADING, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    ran = run_without_libraries(tmp_path, *command.split(), *recipe.split())
     assert (ran.returncode, said in ran.stderr) == (2, True), ran.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["train", "data show", "data check"])
+@pytest.mark.parametrize("key", ["train", "eval"])
+def test_data_that_are_not_there_are_refused_before_any_library_is_loaded(command, key, tmp_path):
+    (tmp_path / "chats.jsonl").touch()
+    base, data = "model.base_model=meta-llama/Llama-3.1-8B", f"data.{key}=chat.jsonl"
+    ran = run_without_libraries(tmp_path, *command.split(), "guanaco", "--set", base, "--set", data)
+    said = "error: chat.jsonl: no such file or folder\nhint: did you mean 'chats.jsonl'?\n"
+    assert (ran.returncode, said in ran.stderr) == (2, True), ran.stderr
+
+
+@pytest.mark.slow
+def test_a_run_that_is_there_is_refused_before_any_library_is_loaded(tmp_path):
+    (tmp_path / "runs" / "guanaco").mkdir(parents=True)
+    (tmp_path / "runs" / "guanaco" / "recipe.yaml").touch()
+    ran = run_without_libraries(tmp_path, "train", "guanaco")
+    assert (ran.returncode, "already holds an unfinished run" in ran.stderr) == (2, True), ran.stderr
+    for option in ("--resume", "--overwrite"):
+        assert "import of torch halted" in run_without_libraries(tmp_path, "train", "guanaco", option).stderr

@@ -7,7 +7,6 @@ name lines) and `columnar`; `hub` reads what is not here.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -20,12 +19,11 @@ from qlora_cli.data.read.folders import files_of_folder, files_of_pattern, has_p
 from qlora_cli.data.read.hub import read_hub
 from qlora_cli.data.read.json_array import read_json
 from qlora_cli.data.read.jsonl import parse_line, read_jsonl
+from qlora_cli.data.read.places import TEXT_SUFFIXES, file_suffix, is_on_hub, missing_file
 from qlora_cli.data.rejection import RejectionReason, RowError
 from qlora_cli.errors import DataError
-from qlora_cli.hub import HUB_FILES, is_hub_id
 from qlora_cli.recipe.data_schema import SourceSection
 
-TEXT_SUFFIXES = (".json", ".jsonl", ".csv")
 FILE_READERS: dict[str, Callable[[Path], Iterator[RawRow]]] = {
     ".json": read_json,
     ".jsonl": read_jsonl,
@@ -94,12 +92,12 @@ def source_files(source: SourceSection) -> list[Path]:
     path = Path(source.path).expanduser()
     if path.is_dir() and is_saved_dataset(path):
         return sorted(entry for entry in path.rglob("*") if entry.is_file())
-    return [] if _is_on_hub(source.path, path) else _local_files(source, path)
+    return [] if is_on_hub(source.path) else _local_files(source, path)
 
 
 def _reader(source: SourceSection) -> Iterator[RawRow]:
     path = Path(source.path).expanduser()
-    if _is_on_hub(source.path, path):
+    if is_on_hub(source.path):
         return read_hub(source)
     if path.is_dir() and is_saved_dataset(path):
         _refuse_keys(source, "subset", "revision", "streaming")
@@ -120,16 +118,7 @@ def _local_files(source: SourceSection, path: Path) -> list[Path]:
         return [path]
     if has_pattern(source.path):
         return files_of_pattern(str(path), source.split, _file_reader)
-    raise _missing_file(path)
-
-
-def _is_on_hub(name: str, path: Path) -> bool:
-    """Whether a source is none of this machine: it has the form of a dataset id, and no file or folder has its name."""
-    return name.startswith(HUB_FILES) or (not path.exists() and _is_hub_id(name))
-
-
-def _is_hub_id(path: str) -> bool:
-    return is_hub_id(path) and _file_suffix(Path(path)) not in FILE_READERS
+    raise missing_file(path)
 
 
 def _refuse_keys(source: SourceSection, *keys: str) -> None:
@@ -146,18 +135,8 @@ def _refuse_keys(source: SourceSection, *keys: str) -> None:
             )
 
 
-def _file_suffix(path: Path) -> str:
-    """Lower-case suffix, the one before a final .gz.
-
-    >>> _file_suffix(Path("a/train.JSONL.gz"))
-    '.jsonl'
-    """
-    name = path.name.lower().removesuffix(".gz")
-    return Path(name).suffix
-
-
 def _file_reader(path: Path) -> Callable[[Path], Iterator[RawRow]]:
-    suffix = _file_suffix(path)
+    suffix = file_suffix(path)
     if suffix not in FILE_READERS:
         known = ", ".join(FILE_READERS)
         raise DataError(
@@ -168,19 +147,3 @@ def _file_reader(path: Path) -> Callable[[Path], Iterator[RawRow]]:
     if path.suffix.lower() == ".gz" and suffix not in TEXT_SUFFIXES:
         raise DataError(f"a gzipped {suffix} file is not read", place=str(path), hint=f"unpack it: `gunzip {path}`")
     return FILE_READERS[suffix]
-
-
-def _missing_file(path: Path) -> DataError:
-    folder = path.parent
-    if not folder.is_dir():
-        return DataError(
-            "no such file or folder",
-            place=str(path),
-            hint=f"folder '{folder}' does not exist (paths start at the current directory, {Path.cwd()})",
-        )
-    close = difflib.get_close_matches(path.name, [entry.name for entry in folder.iterdir()], n=3)
-    if close:
-        hint = "did you mean " + " or ".join(f"'{folder / name}'" for name in close) + "?"
-    else:
-        hint = f"nothing of a like name in {folder.resolve()} (paths start at the current directory)"
-    return DataError("no such file or folder", place=str(path), hint=hint)

@@ -11,11 +11,11 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import IntervalStrategy
 
 from qlora_cli import console
-from qlora_cli.errors import ArgumentError, IdentityError
+from qlora_cli.errors import IdentityError
 from qlora_cli.recipe.reader import load_recipe
 from qlora_cli.recipe.schema import Recipe, TrainingSection
 from qlora_cli.run.checkpoints import Checkpoint, newest_whole
-from qlora_cli.run.claim import foreign, mark, refuse_place
+from qlora_cli.run.claim import foreign, mark, refuse_held, refuse_place
 from qlora_cli.run.directory import RunDirectory
 from qlora_cli.run.folders import named, refuse_foreign
 from qlora_cli.run.manifest import read_manifest, recorded_fingerprint
@@ -32,14 +32,10 @@ def prepare_run_directory(run: RunDirectory, *, overwrite: bool) -> None:
         ArgumentError: if an earlier run is there and `overwrite` is not given, or something else would be lost.
     """
     refuse_foreign_parts(run)
+    if not overwrite:
+        refuse_held(run)
     if not run.is_started:
         return
-    if not overwrite:
-        state = "a finished run" if run.is_finished else "an unfinished run"
-        raise ArgumentError(
-            f"run directory '{run.path}' already holds {state}",
-            hint="continue with --resume, start over with --overwrite, or choose another --run-dir",
-        )
     refuse_place(run)
     if others := foreign(run):
         console.note(f"kept in {run.path}, not part of the run: {named(others)}")
