@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
 from qlora_cli.cli.usage import without_debug
+from qlora_cli.run.claim import mark
+from qlora_cli.run.directory import RunDirectory
 
 SEE = "`qlora {} --help` shows what it takes"
 WRONG = [
@@ -85,35 +90,46 @@ def test_completion_knows_commands_and_options(start, monkeypatch):
         assert out.split() == [expected]
 
 
-LOADING = "\n".join(
-    (
-        "import sys",
-        "sys.modules['torch'] = None  # importing it would raise",
-        "from qlora_cli.cli.app import main",
-        "main()",
-    )
-)
+WITHOUT_LIBRARIES = """
+import contextlib, io, json, sys
+sys.modules["torch"] = None  # importing it raises
+from qlora_cli.cli.app import main
+ended = []
+for words in json.loads(sys.argv[1]):
+    sys.argv, code = ["qlora", *words], None
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code
+        except ImportError as fault:
+            said.write(str(fault))
+    ended.append((code, said.getvalue()))
+print(json.dumps(ended))
+"""
+"""Commands one after the other in a process that cannot load torch."""
 
 
-def run_without_libraries(folder, *arguments):
-    """A command that ends with a traceback where it loads a library."""
-    command = [sys.executable, "-c", LOADING, *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+def without_libraries(folder: Path, commands: Sequence[str]) -> dict[str, tuple[int | None, str]]:
+    """How each command ended, and what it said; one that loads a library has no exit code."""
+    asked = json.dumps([command.split() for command in commands])
+    ran = subprocess.run([sys.executable, "-c", WITHOUT_LIBRARIES, asked], cwd=folder, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    return dict(zip(commands, json.loads(ran.stdout), strict=True))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["merge", "export --out out", "chat", "generate --prompt Hi", "eval"])
-@pytest.mark.parametrize("model", ["nowhere", None])
-def test_a_model_that_is_not_there_is_refused_before_any_library_is_loaded(command, model, tmp_path):
-    ran = run_without_libraries(tmp_path, *command.split(), *([model] if model else []))
-    said = "'nowhere' is not a run directory" if model else "there is no run in 'runs'"
-    assert (ran.returncode, said in ran.stderr) == (2, True), ran.stderr
+def test_a_model_that_is_not_there_is_refused_before_any_library_is_loaded(tmp_path):
+    commands = ["merge", "export --out out", "chat", "generate --prompt Hi", "eval"]
+    for command, (code, said) in without_libraries(tmp_path, commands).items():
+        assert (code, "there is no run in 'runs'" in said) == (2, True), (command, said)
+    for command, (code, said) in without_libraries(tmp_path, [f"{each} nowhere" for each in commands]).items():
+        assert (code, "'nowhere' is not a run directory" in said) == (2, True), (command, said)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["train", "plan", "data show", "data check"])
 @pytest.mark.parametrize(
-    ("recipe", "said"),
+    ("recipe", "expected"),
     [
         ("smoke", "not downloaded, but made here\nhint: make it first: `qlora tiny runs/tiny-base "),
         ("smoke --set model.base_model=./runs/tiny-base/", "hint: make it first: `qlora tiny runs/tiny-base "),
@@ -121,27 +137,33 @@ def test_a_model_that_is_not_there_is_refused_before_any_library_is_loaded(comma
         ("guanaco --set model.base_model=https://hf.co/Qwen/Qwen3-8B", "; on the Hub it is Qwen/Qwen3-8B\n"),
     ],
 )
-def test_a_base_whose_folder_is_not_there_is_refused_before_any_library_is_loaded(command, recipe, said, tmp_path):
-    ran = run_without_libraries(tmp_path, *command.split(), *recipe.split())
-    assert (ran.returncode, said in ran.stderr) == (2, True), ran.stderr
+def test_a_base_whose_folder_is_not_there_is_refused_before_any_library_is_loaded(recipe, expected, tmp_path):
+    commands = [f"{command} {recipe}" for command in ("train", "plan", "data show", "data check")]
+    for command, (code, said) in without_libraries(tmp_path, commands).items():
+        assert (code, expected in said) == (2, True), (command, said)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["train", "data show", "data check"])
-@pytest.mark.parametrize("key", ["train", "eval"])
-def test_data_that_are_not_there_are_refused_before_any_library_is_loaded(command, key, tmp_path):
+def test_data_that_are_not_there_are_refused_before_any_library_is_loaded(tmp_path):
     (tmp_path / "chats.jsonl").touch()
-    base, data = "model.base_model=meta-llama/Llama-3.1-8B", f"data.{key}=chat.jsonl"
-    ran = run_without_libraries(tmp_path, *command.split(), "guanaco", "--set", base, "--set", data)
-    said = "error: chat.jsonl: no such file or folder\nhint: did you mean 'chats.jsonl'?\n"
-    assert (ran.returncode, said in ran.stderr) == (2, True), ran.stderr
+    recipe = "guanaco --set model.base_model=meta-llama/Llama-3.1-8B --set"
+    commands = [
+        f"{command} {recipe} data.{key}=chat.jsonl"
+        for command in ("train", "data show", "data check")
+        for key in ("train", "eval")
+    ]
+    expected = "error: chat.jsonl: no such file or folder\nhint: did you mean 'chats.jsonl'?\n"
+    for command, (code, said) in without_libraries(tmp_path, commands).items():
+        assert (code, expected in said) == (2, True), (command, said)
 
 
 @pytest.mark.slow
 def test_a_run_that_is_there_is_refused_before_any_library_is_loaded(tmp_path):
-    (tmp_path / "runs" / "guanaco").mkdir(parents=True)
-    (tmp_path / "runs" / "guanaco" / "recipe.yaml").touch()
-    ran = run_without_libraries(tmp_path, "train", "guanaco")
-    assert (ran.returncode, "already holds an unfinished run" in ran.stderr) == (2, True), ran.stderr
-    for option in ("--resume", "--overwrite"):
-        assert "import of torch halted" in run_without_libraries(tmp_path, "train", "guanaco", option).stderr
+    run = RunDirectory(tmp_path / "runs" / "guanaco")
+    run.path.mkdir(parents=True)
+    mark(run)
+    run.recipe_path.touch()
+    ended = without_libraries(tmp_path, ["train guanaco", "train guanaco --resume", "train guanaco --overwrite"])
+    (code, said), *others = ended.values()
+    assert (code, "already holds an unfinished run" in said) == (2, True), said
+    assert [(code, "import of torch halted" in said) for code, said in others] == [(None, True)] * 2
