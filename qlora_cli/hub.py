@@ -37,7 +37,7 @@ def is_hub_id(name: str) -> bool:
 
 
 def hub_id_in(text: str) -> str | None:
-    """The Hub id that an address holds, or a path that ends with a stroke.
+    """The Hub id that an address holds, or a path that ends with a slash.
 
     >>> hub_id_in("https://huggingface.co/Qwen/Qwen3-8B/tree/main"), hub_id_in("hf://gpt2"), hub_id_in("Qwen/Qwen3-8B/")
     ('Qwen/Qwen3-8B', 'gpt2', 'Qwen/Qwen3-8B')
