@@ -15,24 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.several import SEVERAL
+
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", "qlora_cli", "configs", "recipes")
-SEVERAL = """
-import contextlib, io, json, sys
-from qlora_cli.cli.app import main
-ended = []
-for words in json.loads(sys.argv[1]):
-    sys.argv, code = ["qlora", *words], 0
-    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code or 0
-    ended.append((code, out.getvalue(), err.getvalue()))
-print(json.dumps(ended))
-"""
-"""Commands one after the other in one process, which starts once for all of them."""
-
 QUESTION = "The kettle does not start any more. There is no hurry at all."
 
 pytestmark = pytest.mark.slow

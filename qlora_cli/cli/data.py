@@ -99,8 +99,7 @@ def _load(recipe: Path, overrides: Sequence[str] | None) -> tuple[Recipe, PreTra
 
     loaded = load_recipe(recipe, overrides or ())
     refuse_missing_folder(loaded.model.base_model)
-    for source in (*loaded.data.train, *(loaded.data.eval or ())):
-        refuse_missing(source)
+    refuse_missing(loaded.data)
     start_asking(loaded.model.base_model, *(source.path for source in loaded.data.train))
 
     with progress(STARTING):

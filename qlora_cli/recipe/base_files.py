@@ -32,7 +32,7 @@ def check_base(written: RawRecipe) -> Iterator[Conflict]:
     name = at(written, KEY)
     if not isinstance(name, str) or not name:
         return
-    folder = Path(name).expanduser() if name.startswith("~") else Path(name)
+    folder = Path(name).expanduser()
     if folder.is_dir():
         yield from _check_folder(folder, written)
     elif folder.exists():
@@ -175,7 +175,7 @@ def path_hint(name: str) -> str:
     """What to type in place of a base that is neither a folder here nor a Hub id."""
     if command := command_for_base(name):
         return f"make it first: `{command}`"
-    path = Path(name).expanduser() if name.startswith("~") else Path(name)
+    path = Path(name).expanduser()
     if close := _close(path):
         return "did you mean " + " or ".join(f"'{path.parent / one}'" for one in close) + "?"
     hub = f"on the Hub it is {found}" if (found := hub_id_in(name)) else "a Hub id has the form Qwen/Qwen3-8B"

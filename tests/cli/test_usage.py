@@ -13,6 +13,7 @@ import pytest
 from qlora_cli.cli.usage import without_debug
 from qlora_cli.run.claim import mark
 from qlora_cli.run.directory import RunDirectory
+from tests.several import SEVERAL
 
 SEE = "`qlora {} --help` shows what it takes"
 WRONG = [
@@ -90,24 +91,7 @@ def test_completion_knows_commands_and_options(start, monkeypatch):
         assert out.split() == [expected]
 
 
-WITHOUT_LIBRARIES = """
-import contextlib, io, json, sys
-sys.modules["torch"] = None  # importing it raises
-from qlora_cli.cli.app import main
-ended = []
-for words in json.loads(sys.argv[1]):
-    sys.argv, code = ["qlora", *words], None
-    with contextlib.redirect_stderr(io.StringIO()) as said:
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code
-        except ImportError as fault:
-            said.write(str(fault))
-    ended.append((code, said.getvalue()))
-print(json.dumps(ended))
-"""
-"""Commands one after the other in a process that cannot load torch."""
+WITHOUT_LIBRARIES = f"import sys; sys.modules['torch'] = None  # importing it raises\n{SEVERAL}"
 
 
 def without_libraries(folder: Path, commands: Sequence[str]) -> dict[str, tuple[int | None, str]]:
@@ -115,7 +99,8 @@ def without_libraries(folder: Path, commands: Sequence[str]) -> dict[str, tuple[
     asked = json.dumps([command.split() for command in commands])
     ran = subprocess.run([sys.executable, "-c", WITHOUT_LIBRARIES, asked], cwd=folder, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
-    return dict(zip(commands, json.loads(ran.stdout), strict=True))
+    ended = [(code, said) for code, _, said in json.loads(ran.stdout)]
+    return dict(zip(commands, ended, strict=True))
 
 
 @pytest.mark.slow

@@ -8,22 +8,23 @@ from pathlib import Path
 from qlora_cli.data.read.folders import has_pattern
 from qlora_cli.errors import DataError
 from qlora_cli.hub import HUB_FILES, is_hub_id
-from qlora_cli.recipe.data_schema import SourceSection
+from qlora_cli.recipe.data_schema import DataSection
 
 TEXT_SUFFIXES = (".json", ".jsonl", ".csv")
 SUFFIXES = (*TEXT_SUFFIXES, ".parquet", ".arrow")
 """Of the files that are read. The text kinds may also end in .gz."""
 
 
-def refuse_missing(source: SourceSection) -> None:
-    """Refuse a source that can only be a file or folder of this machine and is not there.
+def refuse_missing(data: DataSection) -> None:
+    """Refuse data whose source can only be a file or folder of this machine and is not there.
 
     Raises:
         DataError: naming it, with files of a like name.
     """
-    path = Path(source.path).expanduser()
-    if not (path.exists() or has_pattern(source.path) or is_on_hub(source.path)):
-        raise missing_file(path)
+    for source in (*data.train, *(data.eval or ())):
+        path = Path(source.path).expanduser()
+        if not (path.exists() or has_pattern(source.path) or is_on_hub(source.path)):
+            raise missing_file(path)
 
 
 def is_on_hub(name: str) -> bool:

@@ -102,17 +102,17 @@ class ChatMask:
     @property
     def markup_read(self) -> frozenset[str]:
         """Words that the template looks for in the messages, such as `</think>`."""
-        return self._traced.markup_read
+        return self._traced.code.markup_read
 
     @property
     def reads_clock(self) -> bool:
         """Whether the template may print today's date."""
-        return self._traced.reads_clock
+        return self._traced.code.reads_clock
 
     @property
     def has_generation_blocks(self) -> bool:
         """Whether the template says itself what the assistant says."""
-        return self._traced.has_generation_blocks
+        return self._traced.code.has_generation_blocks
 
     def trace(
         self, messages: Sequence[Message], tools: Tools = None, *, add_generation_prompt: bool = False

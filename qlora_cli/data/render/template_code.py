@@ -44,6 +44,7 @@ class TemplateCode:
     """Number of its last loop, where all that follows is the same after every conversation."""
 
     has_generation_blocks: bool
+    """Whether the template says itself what the assistant says."""
 
 
 def environment_of(source: str) -> Environment:

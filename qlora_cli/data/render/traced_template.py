@@ -87,13 +87,13 @@ class TracedTemplate:
             ResourceError: if an installed library lacks what this needs of it.
         """
         upstream.check(upstream.Road.TEMPLATES)
-        self._code = compiled(source)
+        self.code = compiled(source)
         environment = environment_of(source)
         marks = {MARK_MESSAGE: self._mark_message, MARK_LOOP_END: self._mark_loop_end}
         environment.filters = {**environment.filters, **marks, MARK_GENERATION: self._mark_generation}
         template, unchanged = (
             Template.from_code(environment, code, environment.make_globals(None))
-            for code in (self._code.marked, self._code.unchanged)
+            for code in (self.code.marked, self.code.unchanged)
         )
         self._new_context = template.new_context
         self._print = template.root_render_func
@@ -106,21 +106,6 @@ class TracedTemplate:
         self._marks: list[_Mark] = []
         self.printing: int | None = None
         """Index of the message that the last rendering came to; None where it came to none."""
-
-    @property
-    def markup_read(self) -> frozenset[str]:
-        """Words that the template looks for in the messages, such as `</think>`."""
-        return self._code.markup_read
-
-    @property
-    def reads_clock(self) -> bool:
-        """Whether it may print today's date."""
-        return self._code.reads_clock
-
-    @property
-    def has_generation_blocks(self) -> bool:
-        """Whether it marks by itself what the assistant writes."""
-        return self._code.has_generation_blocks
 
     def render(
         self, messages: Sequence[Message], tools: list[dict[str, Any]] | None, *, add_generation_prompt: bool
@@ -140,7 +125,7 @@ class TracedTemplate:
         marked = "".join(self._print(context))
         trace = _read_marks(marked, self._marks)
         # The tree shows what follows the last loop; the marks, that this loop printed the last message.
-        last_loop = self._code.last_loop
+        last_loop = self.code.last_loop
         trace.ends_constantly = last_loop is not None and self._marks[-1:] == [(last_loop, NO_MESSAGE)]
         return trace
 

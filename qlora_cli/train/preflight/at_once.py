@@ -27,5 +27,4 @@ def refuse_at_once(recipe: Recipe, run: RunDirectory, *, resume: bool, overwrite
     with storage_faults(run):
         if not overwrite and is_ours(run):
             refuse_held(run)
-    for source in (*recipe.data.train, *(recipe.data.eval or ())):
-        refuse_missing(source)
+    refuse_missing(recipe.data)
