@@ -15,7 +15,7 @@ from qlora_cli.calling import AnyPath, called, check_choice, check_range
 from qlora_cli.choices import ExportFormat, LoadedAs, MergedDtype, Onto
 from qlora_cli.errors import ArgumentError
 from qlora_cli.hub import start_asking
-from qlora_cli.progress import STARTING, progress
+from qlora_cli.progress import loading_libraries
 
 if TYPE_CHECKING:
     from qlora_cli.deploy.export import Exported
@@ -71,7 +71,7 @@ def train(
         if monitor.is_main_process:
             refuse_at_once(loaded, run, resume=resume, overwrite=overwrite)
         start_asking(loaded.model.base_model)
-        with progress(STARTING):
+        with loading_libraries():
             from qlora_cli.train.session import TrainOptions, train_recipe
 
         options = TrainOptions(resume, overwrite, stop_after, check_memory=True, force=force)
@@ -112,7 +112,7 @@ def merge(
     from qlora_cli.run.directory import refuse_absent
 
     refuse_absent(run)
-    with progress(STARTING):
+    with loading_libraries():
         from qlora_cli.deploy.merge import MergeOptions, merge_run
         from qlora_cli.model.tuned import choose_tuned
 
@@ -155,7 +155,7 @@ def export(
     from qlora_cli.run.directory import refuse_absent
 
     refuse_absent(run)
-    with progress(STARTING):
+    with loading_libraries():
         from qlora_cli.deploy.export import export_run
         from qlora_cli.deploy.export_options import ExportOptions
         from qlora_cli.model.tuned import choose_tuned
@@ -249,7 +249,7 @@ def chat(
     from qlora_cli.run.directory import refuse_absent
 
     refuse_absent(run)
-    with progress(STARTING):
+    with loading_libraries():
         from qlora_cli.model.tuned import choose_tuned
         from qlora_cli.serve.chat import ChatSession
         from qlora_cli.serve.generation import SamplingOptions

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from qlora_cli import console
 from qlora_cli.calling import AnyPath, called
 from qlora_cli.choices import LoadedAs
-from qlora_cli.progress import STARTING, progress
+from qlora_cli.progress import loading_libraries
 
 if TYPE_CHECKING:
     from qlora_cli.deploy.push.push import Pushed
@@ -61,7 +61,7 @@ def evaluate(
 
     folders: list[AnyPath | None] = [run] if run is None or isinstance(run, str | os.PathLike) else list(run) or [None]
     refuse_absent(*folders)
-    with progress(STARTING):
+    with loading_libraries():
         from qlora_cli.evaluate.request import measure, request_of
         from qlora_cli.model.tuned import choose_tuned, find_tuned
 
@@ -138,7 +138,7 @@ def push(
         QloraError: if there is nothing to push, a file holds a secret, or the Hub refuses or fails.
         KeyboardInterrupt: after Ctrl-C; the repository is as it was.
     """
-    with progress(STARTING):
+    with loading_libraries():
         from qlora_cli.deploy.push.push import PushOptions, push_folder
 
     made_from = None if of_run is None else Path(of_run)

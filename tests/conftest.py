@@ -16,7 +16,7 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # as the command line has it
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # as the command line has it while it imports
 
 import pytest
 
@@ -53,6 +53,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(shared.cleanup)
         config.add_cleanup(cache.cleanup)
     if is_worker or config.getoption("dist", "no") == "no":
+        gc.disable()  # until all tests are collected: a quarter of that time went into looking for what can be freed
         for plugin in PLUGINS:
             config.pluginmanager.import_plugin(plugin)
 
@@ -81,7 +82,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish() -> None:
-    set_aside()
+    gc.freeze()
+    gc.enable()  # see `pytest_configure`
 
 
 @pytest.hookimpl(wrapper=True)

@@ -22,6 +22,7 @@ FLOORS = {
     "console": 0,
     "compat": 0,
     "environment": 0,
+    "garbage": 0,
     "engine_environment": 0,
     "upstream": 0,
     "upstream_names": 0,

@@ -12,7 +12,7 @@ from qlora_cli import console
 from qlora_cli.cli.options import AsJson, Overrides
 from qlora_cli.console import size_in_words
 from qlora_cli.hub import start_asking
-from qlora_cli.progress import STARTING, progress
+from qlora_cli.progress import loading_libraries
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -102,7 +102,7 @@ def _load(recipe: Path, overrides: Sequence[str] | None) -> tuple[Recipe, PreTra
     refuse_missing(loaded.data)
     start_asking(loaded.model.base_model, *(source.path for source in loaded.data.train))
 
-    with progress(STARTING):
+    with loading_libraries():
         from qlora_cli.data.render.for_data import data_renderer
         from qlora_cli.model.tokenizer import load_tokenizer
 

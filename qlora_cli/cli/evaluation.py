@@ -12,7 +12,7 @@ from qlora_cli import api_reports, console
 from qlora_cli.choices import MetricName
 from qlora_cli.cli.options import BaseModel, LoadingOverrides, Quantization, Revision
 from qlora_cli.errors import ArgumentError
-from qlora_cli.progress import STARTING, progress
+from qlora_cli.progress import loading_libraries, progress
 
 if TYPE_CHECKING:
     from qlora_cli.run.eval_results import EvalResults
@@ -87,7 +87,7 @@ def tiny(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Make a small Llama-style base model and its tokenizer, without a network."""
-    with progress(STARTING):
+    with loading_libraries():
         from qlora_cli.model.tiny import TinyOptions, make_tiny_base
 
     options = TinyOptions(tuple(corpus or ()), hidden, layers, heads, vocab, steps=steps, seed=seed)

@@ -9,7 +9,7 @@ import typer
 from qlora_cli import console
 from qlora_cli.choices import RunOrder
 from qlora_cli.cli.options import AsJson
-from qlora_cli.progress import STARTING, progress
+from qlora_cli.progress import loading_libraries, progress
 
 
 def runs(
@@ -32,7 +32,7 @@ def runs(
 
 def doctor(as_json: AsJson = False) -> None:
     """Show versions and devices, and try on this machine what training needs."""
-    with progress(STARTING):
+    with loading_libraries():
         from qlora_cli.plan.machine.doctor import examine
 
     with console.library_noise_to(None), progress("trying what training needs"):

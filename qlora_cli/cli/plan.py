@@ -10,8 +10,9 @@ import typer
 from qlora_cli import console
 from qlora_cli.cli.options import AsJson, Overrides
 from qlora_cli.errors import ArgumentError
+from qlora_cli.garbage import collector_off
 from qlora_cli.hub import start_asking
-from qlora_cli.progress import STARTING, progress
+from qlora_cli.progress import loading_libraries
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,10 +71,7 @@ def plan(
     if not is_sketch:
         refuse_missing_folder(loaded.model.base_model)
         start_asking(loaded.model.base_model)
-    with progress(STARTING):
-        from qlora_cli.plan.trace.step import gc_disabled
-    with gc_disabled(), console.library_noise_to(None):
-        report = _work_out(loaded, sketch, (gpu, memory_gb, num_gpus), is_fitted=fit)
+    report = _work_out(loaded, sketch, (gpu, memory_gb, num_gpus), is_fitted=fit)
     fits, savings = _search(report) if fit else ([], [])
     if timeline is not None:
         from qlora_cli.plan.timeline_page import write_timeline
@@ -88,9 +86,10 @@ def plan(
 def _calibrate(*, is_all: bool, as_json: bool) -> None:
     from dataclasses import asdict
 
-    from qlora_cli.plan.calibrate import calibrate
-    from qlora_cli.plan.machine.calibration import save_overheads
-    from qlora_cli.plan.report_view import show_overheads
+    with loading_libraries():
+        from qlora_cli.plan.calibrate import calibrate
+        from qlora_cli.plan.machine.calibration import save_overheads
+        from qlora_cli.plan.report_view import show_overheads
 
     with console.library_noise_to(None):
         overheads = calibrate()
@@ -121,24 +120,25 @@ def _work_out(
     *,
     is_fitted: bool,
 ) -> PlanReport:
-    with progress(STARTING):
+    with loading_libraries():
         from qlora_cli.model.prequantized import recipe_on
         from qlora_cli.plan.likeness import config_to_plan
         from qlora_cli.plan.report import choose_target, make_report
         from qlora_cli.plan.sketch import sketch_config
         from qlora_cli.plan.trace.request import PlanRequest
 
-    target = choose_target(*devices)
-    params, hidden, layers = sketch
-    if params is not None and hidden is not None and layers is not None:
-        config, note = sketch_config(int(params), hidden_size=hidden, num_layers=layers), ""
-    else:
-        config, note = config_to_plan(recipe.model)
-        recipe = recipe_on(recipe, config)
-    request = PlanRequest(recipe, config, target.device)
-    if is_fitted and target.memory_bytes is None:
-        raise ArgumentError("--fit needs to know the memory", hint="name a card: --gpu 4090, or --memory-gb 24")
-    return make_report(request, target, with_data=params is None).noted(note)
+    with collector_off(), console.library_noise_to(None):
+        target = choose_target(*devices)
+        params, hidden, layers = sketch
+        if params is not None and hidden is not None and layers is not None:
+            config, note = sketch_config(int(params), hidden_size=hidden, num_layers=layers), ""
+        else:
+            config, note = config_to_plan(recipe.model)
+            recipe = recipe_on(recipe, config)
+        request = PlanRequest(recipe, config, target.device)
+        if is_fitted and target.memory_bytes is None:
+            raise ArgumentError("--fit needs to know the memory", hint="name a card: --gpu 4090, or --memory-gb 24")
+        return make_report(request, target, with_data=params is None).noted(note)
 
 
 def _search(report: PlanReport) -> tuple[list[Fit], list[MemorySaving]]:

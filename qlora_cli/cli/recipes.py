@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qlora_cli.cli.options import AsJson
-from qlora_cli.progress import STARTING, progress
+from qlora_cli.progress import loading_libraries
 
 if TYPE_CHECKING:
     from qlora_cli.recipe.starter import StarterValues
@@ -57,7 +57,7 @@ def init(
         card = find_card(gpu, otherwise=hint)
         refuse_missing_folder(base)
         start_asking(base)
-        with progress(STARTING):
+        with loading_libraries():
             from qlora_cli.plan.recommend import recommend_values
 
         console.note(f"planning {base} on {card.name}")

@@ -11,7 +11,7 @@ from qlora_cli import console
 from qlora_cli.choices import ServingEngine
 from qlora_cli.cli.options import BaseModel, LoadingOverrides, Quantization, Revision
 from qlora_cli.errors import ArgumentError, ResourceError
-from qlora_cli.progress import STARTING, progress
+from qlora_cli.progress import loading_libraries
 
 Models = Annotated[
     list[str] | None,
@@ -56,7 +56,7 @@ def serve(
     from qlora_cli.serve.named_models import named_models
 
     named = named_models(models or ())
-    with progress(STARTING):
+    with loading_libraries():
         from qlora_cli.model.base_choice import BaseChoice
         from qlora_cli.serve.http import command
 

@@ -35,6 +35,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from qlora_cli.garbage import collector_off
+
 ROOT = Path(__file__).resolve().parents[3]
 
 LIBRARIES = (
@@ -170,9 +172,10 @@ class Child:
 def _be_the_origin(address: str) -> None:
     """Fork a server for each connection, until the process that started this one has ended."""
     if Path(address).name == HEAVY:
-        for module in LIBRARIES:
-            importlib.import_module(module)
-        _ask_once()
+        with collector_off():
+            for module in LIBRARIES:
+                importlib.import_module(module)
+            _ask_once()
     gc.freeze()  # a collection in a child would otherwise copy every page
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
