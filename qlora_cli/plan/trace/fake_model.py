@@ -40,6 +40,7 @@ from qlora_cli.model.towers.own_names import note_own_class
 from qlora_cli.model.towers.skeleton import kept_modules
 from qlora_cli.plan.trace.cuda_attention import attention_on
 from qlora_cli.plan.trace.fake_experts import mark_experts, pack_marked, refuse_experts_to_come
+from qlora_cli.plan.trace.quick_fakes import QuickFakes
 from qlora_cli.plan.trace.request import PlanRequest
 from qlora_cli.recipe.base_files import cached_base
 from qlora_cli.recipe.schema import QuantizationSection
@@ -59,7 +60,7 @@ def fake_tensors() -> FakeTensorMode:
     real tensor is quantized first.
     """
     bnb.functional.quantize_4bit(torch.zeros(64, 64), quant_type="nf4", compress_statistics=True)
-    return FakeTensorMode(allow_non_fake_inputs=True)
+    return QuickFakes(allow_non_fake_inputs=True)
 
 
 def fake_model(request: PlanRequest, mode: FakeTensorMode) -> PeftModel:

@@ -95,7 +95,10 @@ Workspace = Callable[[Sequence[Any]], Sequence[tuple[MemoryKind, int]]]
 _DEQUANTIZING = frozenset(
     {torch.ops.bitsandbytes.dequantize_4bit.default, torch.ops.bitsandbytes.dequantize_blockwise.default}
 )
-_DEVICE = torch.ops.prim.device.default
+
+DEVICE_OF = torch.ops.prim.device.default
+"""Asked of every fake tensor, again and again."""
+
 _HANDED_ON = frozenset({torch.ops.aten.add.Tensor, torch.ops.aten._to_copy.default})
 """Their results from a dequantized tensor are part of the dequantization: the offset, the cast."""
 
@@ -161,7 +164,7 @@ class LiveMemory(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is _DEVICE:  # asked of every fake tensor, again and again
+        if func is DEVICE_OF:
             return func(*args)
         rule = self._workspaces.get(func)
         scratch = [] if rule is None else [self._birth(size, kind) for kind, size in rule(args) if size]
