@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +65,10 @@ class RunRecord:
         """Whether all steps are done, or the run was stopped early by its own rule."""
         return self.status == "finished"
 
-    @cached_property
-    def recipe(self) -> dict[str, Any]:
+    @property
+    def recipe(self) -> Mapping[str, Any]:
         """Dotted key -> value; empty where the recipe cannot be read."""
-        root = parse_yaml(self.recipe_text, "recipe.yaml").root if self.recipe_text else None
-        plain = None if root is None else root.plain()
-        return dict(flattened(plain)) if isinstance(plain, dict) else {}
+        return _values_of(self.recipe_text)
 
     def curve(self, key: str) -> Curve:
         """The values of a key of metrics.jsonl."""
@@ -102,6 +100,14 @@ class RunRecord:
         """A number of the recipe; None where it is missing or something else."""
         value = self.recipe.get(key)
         return float(value) if is_number(value) else None
+
+
+@lru_cache(maxsize=8)
+def _values_of(recipe_text: str) -> Mapping[str, Any]:
+    """Kept, since a page is written again and again while a run goes on, and reading YAML is half of its cost."""
+    root = parse_yaml(recipe_text, "recipe.yaml").root if recipe_text else None
+    plain = None if root is None else root.plain()
+    return dict(flattened(plain)) if isinstance(plain, dict) else {}
 
 
 def flattened(values: Mapping[str, Any], prefix: str = "", *, with_lists: bool = False) -> Iterator[tuple[str, Any]]:

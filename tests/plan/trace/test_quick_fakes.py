@@ -72,7 +72,7 @@ def nothing_known(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("step", STEPS)
-@pytest.mark.every(4)
+@pytest.mark.every(9)
 @pytest.mark.parametrize("name", CONFIGS)
 def test_each_result_of_a_step_is_torchs_own(nothing_known, monkeypatch, name, step):
     device, settings = STEPS[step]
