@@ -8,6 +8,7 @@ from __future__ import annotations
 import signal
 import sys
 
+from qlora_cli.garbage import expect_one_command
 from qlora_cli.interruption import Interruption, interruptible
 
 
@@ -17,6 +18,7 @@ def main() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # before and after the block Ctrl-C ends without a traceback
     try:
         with interruptible():
+            expect_one_command()
             from qlora_cli.cli.app import main as run_command_line
 
             run_command_line()

@@ -30,7 +30,9 @@ def expect_one_command() -> None:
 def set_imports_aside() -> None:
     """Have collections leave out what the first imports of a command made; each would look through all of it.
 
-    In a process of the user's own nothing is set aside: it might be the user's, and could then never be freed.
+    Once, and not in a process of the user's own: what is there might be the user's, and could then never be freed.
     """
-    if _is_for_one_command and not gc.get_freeze_count():
+    global _is_for_one_command
+    if _is_for_one_command:
         gc.freeze()
+        _is_for_one_command = False

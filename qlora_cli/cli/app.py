@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from qlora_cli import compat, console, environment, garbage
+from qlora_cli import compat, console, environment
 from qlora_cli.cli import (
     chat,
     data,
@@ -90,7 +90,6 @@ def main() -> None:
     """Run the command line and exit with the code that `errors.py` gives the failure."""
     try:
         with interruptible():
-            garbage.expect_one_command()
             environment.let_idle_threads_sleep()
             environment.skip_pydantic_plugins()
             compat.keep_imports_quiet()

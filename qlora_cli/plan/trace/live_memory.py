@@ -165,7 +165,7 @@ class LiveMemory(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func is DEVICE_OF:
-            return func(*args)
+            return args[0].device
         rule = self._workspaces.get(func)
         scratch = [] if rule is None else [self._birth(size, kind) for kind, size in rule(args) if size]
         result = self._stand_ins.get(func, func)(*args, **(kwargs or {}))
