@@ -107,13 +107,14 @@ def _maker_of_one(result: Any, tensors: Sequence[FakeTensor]) -> Maker | None:
         return lambda mode, given: result
     if type(result) is not FakeTensor or result.constant is not None or result.requires_grad or result.dtype.is_complex:
         return None
-    for index, tensor in enumerate(tensors):
-        if tensor is result:
-            return lambda mode, given: given[index]
-    for index, tensor in enumerate(tensors):
-        if tensor.untyped_storage()._cdata == result.untyped_storage()._cdata:
-            return _maker_of_view(result, index)
-    return _maker_of_storage(result)
+    storage = result.untyped_storage()._cdata
+    of_storage = [index for index, tensor in enumerate(tensors) if tensor.untyped_storage()._cdata == storage]
+    if not of_storage:
+        return _maker_of_storage(result)
+    if len(of_storage) > 1:  # next time they may be different storages, and which one is meant cannot be seen
+        return None
+    (index,) = of_storage
+    return (lambda mode, given: given[index]) if tensors[index] is result else _maker_of_view(result, index)
 
 
 def _maker_of_view(view: FakeTensor, index: int) -> Maker:

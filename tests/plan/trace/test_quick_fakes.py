@@ -30,6 +30,10 @@ class Checked(QuickFakes):
 
     remembered: ClassVar[Counter] = Counter()
 
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.cache_enabled = False  # torch's own memory forgets that a view without elements is one
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         num_known = len(quick_fakes._known)
         quick = super().__torch_dispatch__(func, types, args, kwargs)
@@ -81,6 +85,46 @@ def test_each_result_of_a_step_is_torchs_own(nothing_known, monkeypatch, name, s
     fake_step(request_for(config_of(name), device, **settings))
     assert Checked.remembered.total() > 200
     assert len(Checked.remembered) > 20
+
+
+def rows(*shape, dtype=torch.float32):
+    return torch.empty(shape, dtype=dtype)
+
+
+def second_with(first, second):
+    """Operators whose result says nothing of which argument it came from where both are the same."""
+    return [first.add_(second), torch.ops.aten.copy_.default(first, second), torch.where(first > 0, first, second)]
+
+
+AWKWARD = {
+    "of arguments that are one, then two": lambda: [
+        second_with(x := rows(3, 4), x),
+        second_with(rows(3, 4), rows(3, 4)),
+        second_with(x := rows(3, 4), x.view(3, 4)),
+    ],
+    "without elements": lambda: [rows(0, 8).view(8, 0), rows(0, 8).as_strided((0, 2), (2, 1)), rows(0).clone()],
+    "views that are not called so": lambda: [torch.ops.aten._unsafe_view.default(rows(4, 6), [2, 12])],
+    "of storages larger than a tensor": lambda: [rows(100)[10:20].as_strided((3,), (2,)), rows(4, 8)[:, ::2].clone()],
+    "in another dtype": lambda: [rows(4, 8).view(torch.int16), rows(4, dtype=torch.complex64).real],
+    "in place of the form": lambda: [rows(4, 8).t_(), rows(4, 1).squeeze_(1), rows(4).unsqueeze_(0), rows(4).t_()],
+    "in another order": lambda: [rows(2, 3, 4, 5).to(memory_format=torch.channels_last), rows(4, 5).t().contiguous()],
+    "several at once": lambda: [*rows(4, 6).split(2, 1), *rows(6, 4).unbind(0), *torch.sort(rows(7))],
+    "of numbers that are equal": lambda: [rows(3) * 2, rows(3) * 2.0, rows(3) * True, rows(3, dtype=torch.int64) * 2.0],
+    "for other defaults": lambda: [torch.ones(3), rows(3).new_ones(2), torch.arange(4), torch.arange(4.0)],
+}
+"""Where remembering went wrong in torch's own memory of fake results, or might."""
+
+
+@pytest.mark.parametrize("results", AWKWARD)
+def test_awkward_results_are_torchs_own_the_first_time_and_from_memory(nothing_known, results):
+    with Checked(allow_non_fake_inputs=True):
+        for _ in range(3):
+            AWKWARD[results]()
+        torch.set_default_dtype(torch.float64)
+        try:
+            AWKWARD[results]()
+        finally:
+            torch.set_default_dtype(torch.float32)
 
 
 def memory_over(trace):
