@@ -75,7 +75,7 @@ def _form(
 def _add(form: list[Any], values: Iterable[Any], tensors: list[FakeTensor]) -> bool:
     for value in values:
         if isinstance(value, torch.Tensor):
-            if not isinstance(value, FakeTensor) or value.constant is not None or value.dtype.is_complex:
+            if not isinstance(value, FakeTensor) or not _is_plain(value):
                 return False
             tensors.append(value)
             form += (value.dtype, value.shape, value.stride(), value.storage_offset(), value.fake_device)
@@ -88,6 +88,12 @@ def _add(form: list[Any], values: Iterable[Any], tensors: list[FakeTensor]) -> b
         else:
             return False
     return True
+
+
+def _is_plain(tensor: FakeTensor) -> bool:
+    """Whether a tensor is no more than its form: without values, and not read as something else than is stored."""
+    is_read_as_stored = not (tensor.dtype.is_complex or tensor.is_neg())
+    return tensor.constant is None and is_read_as_stored and tensor.layout is torch.strided
 
 
 def _maker(result: Any, tensors: Sequence[FakeTensor]) -> Maker | None:
@@ -105,7 +111,7 @@ def _maker(result: Any, tensors: Sequence[FakeTensor]) -> Maker | None:
 def _maker_of_one(result: Any, tensors: Sequence[FakeTensor]) -> Maker | None:
     if result is None or type(result) in (bool, int, float):
         return lambda mode, given: result
-    if type(result) is not FakeTensor or result.constant is not None or result.requires_grad or result.dtype.is_complex:
+    if type(result) is not FakeTensor or result.requires_grad or not _is_plain(result):
         return None
     storage = result.untyped_storage()._cdata
     of_storage = [index for index, tensor in enumerate(tensors) if tensor.untyped_storage()._cdata == storage]

@@ -106,6 +106,7 @@ AWKWARD = {
     "views that are not called so": lambda: [torch.ops.aten._unsafe_view.default(rows(4, 6), [2, 12])],
     "of storages larger than a tensor": lambda: [rows(100)[10:20].as_strided((3,), (2,)), rows(4, 8)[:, ::2].clone()],
     "in another dtype": lambda: [rows(4, 8).view(torch.int16), rows(4, dtype=torch.complex64).real],
+    "of numbers read as others": lambda: [rows(4, dtype=torch.complex64).conj().imag + 1, rows(4).neg() + 1],
     "in place of the form": lambda: [rows(4, 8).t_(), rows(4, 1).squeeze_(1), rows(4).unsqueeze_(0), rows(4).t_()],
     "in another order": lambda: [rows(2, 3, 4, 5).to(memory_format=torch.channels_last), rows(4, 5).t().contiguous()],
     "several at once": lambda: [*rows(4, 6).split(2, 1), *rows(6, 4).unbind(0), *torch.sort(rows(7))],
@@ -125,6 +126,14 @@ def test_awkward_results_are_torchs_own_the_first_time_and_from_memory(nothing_k
             AWKWARD[results]()
         finally:
             torch.set_default_dtype(torch.float32)
+
+
+def test_a_memory_that_is_full_begins_again(nothing_known, monkeypatch):
+    monkeypatch.setattr(quick_fakes, "MOST_KNOWN", 5)
+    with QuickFakes():
+        for width in range(1, 20):
+            assert (rows(3, width) + 1).shape == rows(3, width).shape == (3, width)
+            assert len(quick_fakes._known) <= 5
 
 
 def memory_over(trace):
