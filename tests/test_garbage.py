@@ -15,9 +15,10 @@ from qlora_cli.progress import loading_libraries
 ROOT = Path(__file__).resolve().parents[1]
 
 IMPORTING = """
-import gc, weakref
+import gc, sys, weakref
+from contextlib import suppress
 
-from qlora_cli import garbage
+from qlora_cli.__main__ import main
 from qlora_cli.progress import loading_libraries
 
 class Link:
@@ -38,6 +39,12 @@ gc.collect()
 print(gc.isenabled(), set_aside > 0, is_set_aside_once, its_end() is None)
 """
 """A ring of references that was there before the imports; only a collection frees it."""
+
+COMMAND = """
+sys.argv = ["qlora", "--version"]
+with suppress(SystemExit):
+    main()
+"""
 
 
 @pytest.fixture
@@ -62,12 +69,12 @@ def test_the_collector_is_off_in_the_block_and_on_again_after_a_fault(block, col
 
 def printed_by(program):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
-    return done.stdout.split()
+    return done.stdout.splitlines()[-1].split()
 
 
 @pytest.mark.slow
 def test_a_command_sets_its_imports_aside_once():
-    assert printed_by(IMPORTING.format(first="garbage.expect_one_command()")) == ["True", "True", "True", "False"]
+    assert printed_by(IMPORTING.format(first=COMMAND)) == ["True", "True", "True", "False"]
 
 
 @pytest.mark.slow
